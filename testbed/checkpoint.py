@@ -1,0 +1,35 @@
+"""Puts the trained parts into one checkpoint in Stable Diffusion 1.5's layout."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from .models import LATENT_SCALE
+
+WEIGHTS = Path(__file__).parent / "weights" / "iconcanvas.safetensors"
+PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "text": "cond_stage_model.transformer.text_model.",
+    "encoder": "first_stage_model.taesd_encoder.",
+    "decoder": "first_stage_model.taesd_decoder.",
+}
+
+
+def assemble(folder: Path, file: Path = WEIGHTS) -> None:
+    """Write the checkpoint from the final states in `folder`, in float16."""
+    tensors = {}
+    for stage, parts in (("unet", ("unet",)), ("text", ("text",)), ("autoencoder", ("encoder", "decoder"))):
+        state = torch.load(folder / f"{stage}.final.pt", weights_only=True)["modules"]
+        for key, value in state.items():
+            part = next((p for p in parts if key.startswith(p + ".")), parts[0])
+            if not key.endswith("position_ids"):
+                tensors[PREFIXES[part] + key.removeprefix(part + ".")] = value.half().contiguous()
+    # The UNet's latents are the encoder's output as it is; the host divides and multiplies by these.
+    tensors["first_stage_model.vae_scale"] = torch.tensor(LATENT_SCALE)
+    tensors["first_stage_model.vae_shift"] = torch.tensor(0.0)
+    file.parent.mkdir(exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    save_file(tensors, temporary, {"format": "pt", "model": "IconCanvas", "license": "Apache-2.0"})
+    temporary.replace(file)
+    print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")

@@ -1,0 +1,105 @@
+"""What the tests share: the real ComfyUI, in this process and as a server, and the test model.
+
+`unlearn` and `testbed` are imported as usual. The pack's own `nodes` package is not: that name is
+ComfyUI's nodes.py, and the pack is loaded by path, as ComfyUI does, through the fixture `pack`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+# Before torch is imported: the test model is many times faster on one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+import testbed.host  # noqa: E402
+from testbed.server import Server  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: those without ComfyUI, then those in its process, then the server's."""
+
+    def rank(item: pytest.Item) -> int:
+        names = getattr(item, "fixturenames", ())
+        return 2 if "server" in names else 1 if "host" in names else 0
+
+    items.sort(key=rank)
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    """The test model in ComfyUI's checkpoint format."""
+    return _weights("iconcanvas.safetensors")
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """ComfyUI in this process, its folders temporary, with IconCanvas: its module `nodes`.
+
+    After this `import comfy`, `import folder_paths` and the like work in the test.
+    """
+    testbed.host.start()
+    import folder_paths
+    import nodes
+    from server import PromptServer
+
+    folder = tmp_path_factory.mktemp("host")
+    folder_paths.set_output_directory(str(folder / "output"))
+    folder_paths.set_temp_directory(str(folder / "temp"))
+    folder_paths.set_user_directory(str(folder / "user"))
+    folder_paths.set_input_directory(str(_input_folder(folder)))
+    # Nodes report to PromptServer.instance. It is not run, so nothing is sent.
+    PromptServer(asyncio.new_event_loop())
+    _load(nodes, ROOT / "testbed" / "iconcanvas")
+    return nodes
+
+
+@pytest.fixture(scope="session")
+def pack(host: ModuleType) -> ModuleType:
+    """The pack as ComfyUI loads it; `pack.nodes.few_shot` and the like are its modules.
+
+    Its `unlearn` is loaded by path as well, so its classes are not those of `import unlearn`.
+    """
+    return _load(host, ROOT)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server with the pack and IconCanvas, its folders temporary."""
+    folder = tmp_path_factory.mktemp("server")
+    with Server(folder, input_folder=_input_folder(folder)) as running:
+        yield running
+
+
+def _weights(name: str) -> Path:
+    path = ROOT / "testbed" / "weights" / name
+    if not path.is_file():
+        pytest.fail(f"{path} is missing; it is part of the repository.")
+    return path
+
+
+def _input_folder(parent: Path) -> Path:
+    """A copy of the drawings that dev.py shows in ComfyUI's input folder."""
+    folder = parent / "input"
+    folder.mkdir()
+    for picture in (testbed.host.path() / "input").glob("iconcanvas_*.png"):
+        shutil.copy(picture, folder)
+    return folder
+
+
+def _load(nodes: ModuleType, folder: Path) -> ModuleType:
+    if not asyncio.run(nodes.load_custom_node(str(folder))):
+        pytest.fail(f"ComfyUI cannot load {folder}; the captured log says why.")
+    return sys.modules[str(folder).replace(".", "_x_")]
