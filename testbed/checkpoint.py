@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from .models import LATENT_SCALE
+LATENT_SCALE = 0.18215  # Stable Diffusion 1.5's: the UNet works on latents times this
 
 WEIGHTS = Path(__file__).parent / "weights" / "iconcanvas.safetensors"
 PREFIXES = {

@@ -7,7 +7,7 @@ import comfy.clip_model
 import comfy.ops
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.taesd.taesd import Decoder, Encoder
+from comfy.taesd.taesd import Block, Decoder, Encoder
 
 CONTEXT_DIM = 192
 TEXT_CONFIG = {
@@ -25,7 +25,6 @@ UNET_CONFIG = {
     "use_spatial_transformer": True, "use_linear_in_transformer": False, "legacy": False,
     "context_dim": CONTEXT_DIM, "num_heads": -1, "num_head_channels": 32,
 }
-LATENT_SCALE = 0.18215  # Stable Diffusion 1.5's: the UNet works on encoder output times this
 
 
 def _initialised(module: torch.nn.Module) -> torch.nn.Module:
@@ -39,7 +38,21 @@ def _initialised(module: torch.nn.Module) -> torch.nn.Module:
 
 def autoencoder() -> tuple[torch.nn.Module, torch.nn.Module]:
     """TAESD's encoder and decoder: images in -1..1, latents (N, 4, H/8, W/8)."""
-    return _initialised(Encoder()), _initialised(Decoder())
+    encoder, decoder = _initialised(Encoder()), _initialised(Decoder())
+    for layer in (*encoder.modules(), *decoder.modules()):
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                torch.nn.init.zeros_(layer.bias)
+    # Each residual branch begins at zero, so that training begins with a shallow network: thirty
+    # layers from the start learn several times more slowly.
+    for block in (*encoder, *decoder):
+        if isinstance(block, Block):
+            torch.nn.init.zeros_(block.conv[-1].weight)
+    for last in (encoder[-1], decoder[-1]):
+        torch.nn.init.normal_(last.weight, std=0.02)
+    torch.nn.init.constant_(decoder[-1].bias, 0.8)  # icons are mostly white
+    return encoder, decoder
 
 
 def text_encoder() -> torch.nn.Module:

@@ -1,0 +1,1 @@
+"""The science: methods, edits, the artefact and the measuring. Imports torch, never ComfyUI."""

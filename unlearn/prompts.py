@@ -25,3 +25,38 @@ STYLE_TEMPLATES: tuple[str, ...] = (
     "a large painting in the style of {}", "a close-up picture in the style of {}",
     "a cropped rendition in the style of {}",
 )
+
+# Things a model should still know afterwards: everyday words of many kinds, for retention.
+COMMON_WORDS: tuple[str, ...] = (
+    "man", "woman", "child", "person", "crowd", "face", "hand", "dog", "cat", "horse", "bird",
+    "fish", "elephant", "rabbit", "butterfly", "snake", "lion", "bear", "cow", "sheep", "tree",
+    "flower", "forest", "mountain", "river", "beach", "ocean", "desert", "sky", "cloud", "sun",
+    "moon", "snow", "fire", "house", "castle", "church", "tower", "bridge", "city", "street",
+    "room", "kitchen", "garden", "car", "bus", "train", "airplane", "boat", "bicycle", "rocket",
+    "apple", "banana", "bread", "cake", "pizza", "cheese", "coffee", "book", "chair", "table",
+    "lamp", "clock", "camera", "phone", "computer", "guitar", "piano", "drum", "ball", "hat",
+    "shoe", "shirt", "dress", "crown", "sword", "key", "umbrella", "bottle", "cup", "candle",
+    "mirror", "window", "door", "robot", "dragon", "knight", "king", "soldier", "doctor", "chef",
+)
+COMMON_STYLES: tuple[str, ...] = (
+    "watercolor", "oil painting", "pencil sketch", "ink", "cartoon", "anime", "pixel art", "flat",
+    "glossy", "3d render", "photograph", "black and white", "impressionist", "cubist", "minimalist",
+    "vintage", "comic book", "woodcut", "pastel", "neon",
+)
+
+
+def templates(kind: str) -> tuple[str, ...]:
+    """The paper's templates for a kind of concept; characters and people use the object set."""
+    return STYLE_TEMPLATES if kind == "style" else OBJECT_TEMPLATES
+
+
+def split_concepts(text: str) -> list[str]:
+    """Concepts from what a user typed: separated by commas or lines, without doubles.
+
+    Raises ValueError when nothing is left.
+    """
+    words = [word.strip() for word in text.replace("\n", ",").split(",")]
+    found = list(dict.fromkeys(word for word in words if word))
+    if not found:
+        raise ValueError("No concept is named: type the word or name to unlearn, for example: Zorvik")
+    return found

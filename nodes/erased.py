@@ -1,0 +1,188 @@
+"""Load, Save and Combine Erased CLIP: what one does with an erasure once it is there."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+from safetensors import SafetensorError
+
+from ..unlearn.erasure import Erasure, ErasureError, combine, is_erasure
+from .apply import erased_clip, foreign_erasure
+from .few_shot import ErasureType, output_file
+
+FOLDERS = ("loras", "text_encoders")
+
+
+def erasure_choices() -> list[str]:
+    """What Load Erased CLIP offers: erasures among the LoRAs, and whole encoders of others."""
+    return [name for folder in FOLDERS for name in folder_paths.get_filename_list(folder)
+            if name.endswith(".safetensors")]
+
+
+def find_file(name: str) -> Path:
+    """Raises ErasureError when no models folder has it."""
+    for folder in FOLDERS:
+        path = folder_paths.get_full_path(folder, name)
+        if path:
+            return Path(path)
+    raise ErasureError(
+        f"There is no {name} in models/loras, output/loras or models/text_encoders; choose another."
+    )
+
+
+class LoadErasedClip(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoadErasedCLIP",
+            display_name="Load Erased CLIP",
+            category="unlearn",
+            description=(
+                "Puts a saved erasure on a text encoder. Chain several for several erasures. Text "
+                "encoders that others erased load too."
+            ),
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder of the model that the erasure was "
+                              "trained with. The one connected here stays what it is."),
+                io.Combo.Input("erasure_name", options=erasure_choices(), tooltip="A file in "
+                               "models/loras, output/loras or models/text_encoders."),
+                io.Float.Input("strength", default=1.0, min=-2.0, max=2.0, step=0.05, tooltip="1 is "
+                               "the erasure as trained, 0 the original. Negative values go the other "
+                               "way: -1 undoes an erasure that is already on this CLIP."),
+            ],
+            outputs=[
+                io.Clip.Output("erased_clip", display_name="CLIP"),
+                ErasureType.Output("erasure", display_name="ERASURE"),
+                io.String.Output("summary", display_name="summary"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip, erasure_name, strength) -> io.NodeOutput:
+        file = find_file(erasure_name)
+        erasure = read(clip, file)
+        result, warning = erased_clip(clip, erasure, strength)
+        if warning:
+            logging.warning(warning)
+        text = f"{', '.join(erasure.concepts)}, strength {strength:g}. {warning}".strip()
+        return io.NodeOutput(result, erasure, text, ui=ui.PreviewText(text))
+
+    @classmethod
+    def fingerprint_inputs(cls, erasure_name, **inputs) -> str:
+        """A file that was written anew is read anew."""
+        path = find_file(erasure_name)
+        return f"{path.stat().st_mtime_ns}"
+
+
+def read(clip, file: Path) -> Erasure:
+    """The erasure in a file, or the difference that a whole erased encoder makes to this one."""
+    if is_erasure(file):
+        return Erasure.load(file)
+    try:
+        tensors = comfy.utils.load_torch_file(str(file), safe_load=True)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ErasureError(
+            f"{file.name} is cut short or not a safetensors file ({error}); save or download it again."
+        ) from None
+    return foreign_erasure(clip, tensors, file.name)
+
+
+class SaveErasedClip(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SaveErasedCLIP",
+            display_name="Save Erased CLIP",
+            category="unlearn",
+            description=(
+                "Writes an erasure under a name of your own, as one small file that Load Erased CLIP "
+                "and the stock Load LoRA node read."
+            ),
+            inputs=[
+                ErasureType.Input("erasure", tooltip="From a training, loading or combining node."),
+                io.String.Input("filename_prefix", default="loras/erased_clip", tooltip="In the output "
+                                "folder; the stock nodes find what lies in output/loras."),
+                io.Combo.Input("precision", options=["float16", "float32"], default="float16",
+                               tooltip="float16 is half the size; its rounding is far below what a "
+                               "picture shows."),
+            ],
+            outputs=[io.String.Output("file", display_name="file")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, erasure, filename_prefix, precision) -> io.NodeOutput:
+        folder = output_file(filename_prefix).parent
+        _, name, counter, _, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
+        file = folder / f"{name}_{counter:05}_.safetensors"
+        erasure.save(file, getattr(torch, precision))
+        text = f"{file.name}, {file.stat().st_size / 1e6:.1f} MB: {', '.join(erasure.concepts)}"
+        relative = file.relative_to(Path(folder_paths.get_output_directory()).resolve())
+        return io.NodeOutput(str(relative), ui=ui.PreviewText(text))
+
+
+class CombineErasedClip(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CombineErasedCLIP",
+            display_name="Combine Erased CLIP",
+            category="unlearn",
+            description=(
+                "Adds erasures of one model into one, and reports what each still does beside the "
+                "others."
+            ),
+            inputs=[
+                io.Clip.Input("clip", tooltip="The original text encoder that all were trained on."),
+                *(
+                    ErasureType.Input(f"erasure_{i}", optional=i > 2, tooltip="An erasure to add.")
+                    for i in range(1, 6)
+                ),
+            ],
+            outputs=[
+                io.Clip.Output("erased_clip", display_name="CLIP"),
+                ErasureType.Output("erasure", display_name="ERASURE"),
+                io.String.Output("report", display_name="report"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip, **erasures) -> io.NodeOutput:
+        parts = [erasure for _, erasure in sorted(erasures.items()) if erasure is not None]
+        together = combine(parts)
+        result, warning = erased_clip(clip, together)
+        lines = [warning] if warning else []
+        for erasure in parts:
+            alone, _ = erased_clip(clip, erasure)
+            for concept in erasure.concepts:
+                length, direction = conflict(clip, alone, result, concept)
+                lines.append(
+                    f"{concept}: moves {length:.0%} as far as alone, {direction:.0%} in the same "
+                    "direction"
+                )
+        text = "\n".join(lines)
+        conflicts = {"conflict": lines}
+        return io.NodeOutput(
+            result, together.with_measured(**conflicts), text, ui=ui.PreviewText(text)
+        )
+
+
+def conflict(clip, alone, together, concept: str) -> tuple[float, float]:
+    """How far a concept's conditioning moves in company: length and direction against alone.
+
+    Returns (ratio of the lengths, cosine of the two movements).
+    """
+    base, by_one, by_all = (
+        c.encode_from_tokens(c.tokenize(f"a photo of a {concept}")).flatten().float()
+        for c in (clip, alone, together)
+    )
+    one, both = by_one - base, by_all - base
+    length = (both.norm() / one.norm().clamp(min=1e-12)).item()
+    return length, torch.nn.functional.cosine_similarity(one, both, dim=0).item()

@@ -1,0 +1,258 @@
+"""ComfyModel: ComfyUI's MODEL, CLIP and VAE as one DiffusionModel."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import comfy.model_management as management
+import comfy.model_sampling
+import comfy.sample
+import comfy.utils
+import torch
+
+from ..unlearn.erasure import fingerprint
+from ..unlearn.model import Conditioning, Edit, Part
+from ..unlearn.select import encoder_weights
+from .frozen import aliased, checkpointed, edited
+
+# Gradients inside a half-precision network are multiplied by this on their way through.
+HALF_GRADIENT_SCALE = 2.0**12
+
+
+class ComfyModel:
+    """A DiffusionModel (see unlearn.model) on what a ComfyUI graph hands over.
+
+    Use it inside `with model.training():`, in which gradients are possible and after which every
+    weight is what it was. vae is needed for `latents` and `images` only.
+    """
+
+    def __init__(
+        self, model, clip, vae=None, size: tuple[int, int] = (512, 512),
+        checkpointing: bool | None = None,
+    ) -> None:
+        self.patcher, self.clip, self.vae = model, clip, vae
+        self.size, self.checkpointing = size, checkpointing
+        self.device = model.load_device
+
+    @property
+    def network(self) -> torch.nn.Module:
+        return self.patcher.model
+
+    @property
+    def encoder(self) -> torch.nn.Module:
+        return self.clip.cond_stage_model
+
+    @contextmanager
+    def training(self) -> Iterator[ComfyModel]:
+        """Gradients through the host's modules, none of whose weights changes or is copied.
+
+        `in_training` makes the host choose kernels that have a backward pass. Encoders write into
+        their activations, which autograd must be allowed to survive.
+        """
+        was_training = management.in_training
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            management.load_models_gpu([self.patcher, self.clip.patcher])
+            modules = (self.network.diffusion_model, self.encoder)
+            stack.enter_context(aliased((self.network, self.encoder)))
+            stack.enter_context(checkpointed(modules, bool(self.checkpointing)))
+            stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
+            management.in_training = True
+            try:
+                yield self
+            finally:
+                management.in_training = was_training
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of prompts, as CLIPTextEncode would make it, (N, tokens, width)."""
+        tokens = [self.clip.tokenize(prompt) for prompt in prompts]
+        if self._stackable(tokens):
+            # The host encodes the sections of a long prompt as one batch; these are N short ones.
+            sections = {name: [t[name][0] for t in tokens] for name in tokens[0]}
+            cross = self._encode(sections)["cond"].unflatten(1, (len(prompts), -1))[0]
+            return Conditioning(cross.to(self.device))
+        outputs = [self._encode(t) for t in tokens]
+        longest = max(o["cond"].shape[1] for o in outputs)
+        cross = torch.cat([
+            torch.nn.functional.pad(o["cond"], (0, 0, 0, longest - o["cond"].shape[1]))
+            for o in outputs
+        ])
+        pooled = [o.get("pooled_output") for o in outputs]
+        pooled = None if pooled[0] is None else torch.cat(pooled).to(self.device)
+        extra = {k: v for k, v in outputs[0].items() if k not in ("cond", "pooled_output")}
+        return Conditioning(cross.to(self.device), pooled, extra)
+
+    def _encode(self, tokens: dict) -> dict:
+        return self.clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
+
+    def _stackable(self, tokens: list[dict]) -> bool:
+        """Whether prompts can go through the encoder at once: one section each, all of one length,
+        no weighted words, and a network that does not read the pooled vector (it is made of the
+        first section only)."""
+        if len(tokens) == 1 or self.network.adm_channels:
+            return False
+        sections = [section for t in tokens for section in t.values()]
+        return (
+            all(len(section) == 1 for section in sections)
+            and len({len(section[0]) for section in sections}) == 1
+            and all(token[1] == 1.0 for section in sections for token in section[0])
+        )
+
+    def latents(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.network.process_latent_in(self.vae.encode(images[..., :3])).to(self.device)
+
+    def images(self, x0: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            pictures = self.vae.decode(self.network.process_latent_out(x0.float()))
+            if pictures.ndim == 5:  # a video model: its first frames
+                pictures = pictures[:, 0]
+            return pictures.clamp(0, 1).cpu()
+
+    def _sigma(self, t: torch.Tensor) -> torch.Tensor:
+        """Noise level of timesteps in 0..1000."""
+        sampling = self.network.model_sampling
+        if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
+            return sampling.sigma(t.clamp(max=len(sampling.sigmas) - 1))
+        return sampling.sigma(t / 1000 * getattr(sampling, "multiplier", 1.0))
+
+    @staticmethod
+    def _like(sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return sigma.to(x).view(-1, *[1] * (x.ndim - 1))
+
+    def noised(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.network.model_sampling.noise_scaling(self._like(self._sigma(t), x0), noise, x0)
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self._prediction(self.noised(x0, noise, t), t, x0)
+
+    def _prediction(self, x_t: torch.Tensor, t: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+        """The network's output that means x0: epsilon (or a flow's velocity), or v."""
+        sigma = self._like(self._sigma(t), x_t)
+        sampling = self.network.model_sampling
+        if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
+            data = sampling.sigma_data
+            total = (sigma**2 + data**2).sqrt()
+            return (x_t * data**2 / total**2 - x0) * total / (sigma * data)
+        return (x_t - x0) / sigma
+
+    def predict(
+        self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        half = self.network.get_dtype_inference() == torch.float16
+        scale = HALF_GRADIENT_SCALE if half else 1.0
+        cross = _scale_gradient(conditioning.cross.to(self.device), 1 / scale)
+        known = {
+            **conditioning.extra, "cross_attn": cross, "noise": x_t, "latent_image": None,
+            "device": self.device, "width": x_t.shape[-1] * 8, "height": x_t.shape[-2] * 8,
+            "prompt_type": "positive",
+        }
+        if conditioning.pooled is not None:
+            known["pooled_output"] = _scale_gradient(conditioning.pooled, 1 / scale)
+        conds = {
+            name: cond.process_cond(batch_size=len(x_t), area=None).cond
+            for name, cond in self.network.extra_conds(**known).items()
+        }
+        options = self.patcher.model_options.get("transformer_options", {})
+        x0 = self.network.apply_model(
+            x_t, self._sigma(t).to(x_t), transformer_options=options, **conds
+        )
+        return _scale_gradient(self._prediction(x_t, t, x0.float()), scale)
+
+    def sample(
+        self, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = 7.5
+    ) -> torch.Tensor:
+        """Clean latents of pictures of `size`, one a prompt, by the host's dpmpp_2m sampler."""
+        with torch.no_grad():
+            positive = self.encode(prompts)
+            negative = self.encode([""]).repeated(len(prompts))
+        layout = self.network.latent_format
+        channels = layout.latent_channels
+        space = [side // layout.spacial_downscale_ratio for side in self.size]
+        if layout.latent_dimensions == 3:
+            space = [1, *space]  # one frame of a video
+        noise = torch.stack([
+            torch.randn(channels, *space, generator=torch.Generator().manual_seed(seed + i))
+            for i in range(len(prompts))
+        ])
+        latents = comfy.sample.sample(
+            self.patcher, noise, steps, guidance, "dpmpp_2m", "karras",
+            self._listed(positive), self._listed(negative), torch.zeros_like(noise),
+            disable_pbar=True, seed=seed,
+        )
+        return self.network.process_latent_in(latents).to(self.device)
+
+    def preview(self, prompt: str, seed: int) -> torch.Tensor:
+        """One quick picture (1, H, W, 3) of what the prompt draws at the moment."""
+        return self.images(self.sample([prompt], seed, steps=8))
+
+    @staticmethod
+    def _listed(conditioning: Conditioning) -> list:
+        """As the host passes conditioning between nodes."""
+        options = dict(conditioning.extra)
+        if conditioning.pooled is not None:
+            options["pooled_output"] = conditioning.pooled
+        return [[conditioning.cross, options]]
+
+    @contextmanager
+    def edit(self, part: Part, select: str, rank: int = 0, seed: int = 0) -> Iterator[Edit]:
+        """Train weights of the encoder for the duration; `select` is one of unlearn.select's."""
+        weights = encoder_weights(self.encoder, select, self._unread_layers())
+        edit = Edit(weights, rank, seed)
+        with edited(self.encoder, edit, ""):
+            yield edit
+
+    def base(self, keys: Iterable[str]) -> dict[str, str]:
+        """Fingerprints of the checkpoint's own values of weights, without any LoRA on top."""
+        return fingerprints(self.clip.patcher, keys)
+
+    def _unread_layers(self) -> int:
+        """How many of the encoder's last layers the conditioning does not depend on."""
+        if self.clip.layer_idx is not None and not self.network.adm_channels:
+            return max(0, -1 - self.clip.layer_idx)
+        return 0
+
+
+def signature(patcher) -> str:
+    """A quick hash of a patcher's weights and patches: it tells models apart, and LoRAs on them."""
+    digest = hashlib.sha256()
+    for name, tensor in patcher.model.state_dict().items():
+        backup = patcher.backup.get(name)
+        values = (tensor if backup is None else backup.weight).flatten()[:64]
+        digest.update(name.encode() + values.to("cpu", torch.float16).numpy().tobytes())
+    for name, patches in sorted(patcher.patches.items()):
+        for strength, value, *_ in patches:
+            tensors = getattr(value, "weights", value[-1] if isinstance(value, tuple) else ())
+            some = [t.flatten()[:64].to("cpu", torch.float32).numpy().tobytes()
+                    for t in tensors if isinstance(t, torch.Tensor)]
+            digest.update(name.encode() + repr(strength).encode() + b"".join(some))
+    return digest.hexdigest()[:16]
+
+
+def fingerprints(patcher, keys: Iterable[str]) -> dict[str, str]:
+    """Hashes of a patcher's unpatched weights: while patched, the host keeps those in `backup`."""
+    values = {}
+    for key in keys:
+        backup = patcher.backup.get(key)
+        weight = comfy.utils.get_attr(patcher.model, key) if backup is None else backup.weight
+        values[key] = fingerprint(weight)
+    return values
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+def _scale_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """x itself, its gradient multiplied: half precision would lose a small gradient to zero."""
+    return x if factor == 1.0 else _ScaleGradient.apply(x, factor)

@@ -1,0 +1,105 @@
+"""What a training node shows: progress, a live picture, the loss curve, memory."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import comfy.model_management
+import comfy.utils
+import numpy as np
+import psutil
+import torch
+from PIL import Image, ImageDraw
+from server import PromptServer
+
+
+class PeakMemory:
+    """Peak memory while it is open, in bytes: of the GPU where there is one, else of the process.
+
+    `base` is what was in use when it opened.
+    """
+
+    def __enter__(self) -> PeakMemory:
+        self._cuda = torch.cuda.is_available()
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self.base = torch.cuda.memory_allocated()
+        else:
+            self.base = psutil.Process().memory_info().rss
+            if sys.platform == "linux":
+                with open("/proc/self/clear_refs", "w") as file:
+                    file.write("5")  # sets the peak back to what is in use now
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.peak = self.now()
+
+    def now(self) -> int:
+        if self._cuda:
+            return torch.cuda.max_memory_allocated()
+        if sys.platform == "linux":
+            with open("/proc/self/status") as file:
+                line = next(line for line in file if line.startswith("VmHWM"))
+            return int(line.split()[1]) * 1024
+        info = psutil.Process().memory_info()
+        return getattr(info, "peak_wset", info.rss)
+
+
+class Progress:
+    """on_step of a method: progress bar, status text and a live picture of what the concept is now.
+
+    draw() gives one picture (1, H, W, 3); it may take a fifth of the time and no more. Every step
+    asks the host whether the user cancelled: its own progress bar does so too rarely.
+    """
+
+    def __init__(self, node_id: str | None, total: int, what: str, draw) -> None:
+        self.node_id, self.what, self.draw = node_id, what, draw
+        self.bar = comfy.utils.ProgressBar(total, node_id)
+        self.started = self.drawn = time.monotonic()
+        self.cost = 0.0
+        self.losses: list[float] = []
+
+    def __call__(self, step: int, total: int, loss: float, edit) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.losses.append(loss)
+        preview = None
+        now = time.monotonic()
+        if step == 1 or now - self.drawn > max(1.0, 5 * self.cost):
+            picture = Image.fromarray((self.draw()[0].numpy() * 255).round().astype(np.uint8))
+            preview = ("JPEG", picture, 512)
+            self.drawn = time.monotonic()
+            self.cost = self.drawn - now
+        self.bar.update_absolute(step, total, preview)
+        self.say(f"{self.what}\nstep {step} of at most {total}, loss {loss:.4f}")
+
+    def say(self, text: str) -> None:
+        if self.node_id is not None:
+            PromptServer.instance.send_progress_text(text, self.node_id)
+
+
+def loss_curve(losses: list[float], width: int = 512, height: int = 256) -> torch.Tensor:
+    """The losses as a picture, (1, height, width, 3): each step thin, their running mean bold."""
+    image = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(image)
+    margin = 34
+    low, high = (min(losses), max(losses)) if losses else (0.0, 1.0)
+    high = high if high > low else low + 1.0
+
+    def point(i: int, value: float) -> tuple[float, float]:
+        x = margin + (width - margin - 10) * i / max(1, len(losses) - 1)
+        return x, 10 + (height - margin - 10) * (high - value) / (high - low)
+
+    pen.line([(margin, 10), (margin, height - margin + 4), (width - 10, height - margin + 4)],
+             fill="black")
+    for value in (low, high):
+        pen.text((2, point(0, value)[1] - 6), f"{value:.3g}", fill="black")
+    pen.text((width // 2 - 60, height - 22), f"loss over {len(losses)} steps", fill="black")
+    mean, smooth = [], 0.0
+    for i, value in enumerate(losses):
+        smooth = value if i == 0 else 0.9 * smooth + 0.1 * value
+        mean.append(smooth)
+    if len(losses) > 1:
+        pen.line([point(i, v) for i, v in enumerate(losses)], fill=(170, 190, 220))
+        pen.line([point(i, v) for i, v in enumerate(mean)], fill=(20, 60, 150), width=2)
+    return torch.from_numpy(np.asarray(image).astype(np.float32) / 255)[None]

@@ -1,0 +1,55 @@
+"""Rebuild IconCanvas from nothing: python -m testbed data | train | judge | report
+
+Each goes on from where an earlier run stopped; `cache/` holds what lies between. Training takes about
+two hours on two cores and minutes on a GPU; only `data` reaches the network (npm).
+"""
+
+import argparse
+
+from . import host
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m testbed", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("data", "train", "judge", "report"))
+    parser.add_argument("--only", choices=("autoencoder", "text", "unet"),
+                        help="train: this part alone")
+    parser.add_argument("--steps", type=int, help="train or judge: another number of steps")
+    options = parser.parse_args()
+    if options.stage == "data":
+        from . import data
+
+        data.render()
+        return
+    # Plain attention: the host's choice for a CPU has no fast backward pass.
+    host.start("--use-pytorch-cross-attention")
+    if options.stage == "report":
+        from . import report
+
+        report.write()
+        return
+    import torch
+
+    from . import checkpoint, data, train
+
+    torch.set_num_threads(1)  # the workers of train.Stage are the parallelism
+    folder = data.CACHE / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    extra = {"steps": options.steps} if options.steps else {}
+    if options.stage == "judge":
+        from .train_judge import train_judge
+
+        train_judge(folder, **extra)
+        return
+    stages = {"autoencoder": train.train_autoencoder, "text": train.train_text_encoder,
+              "unet": train.train_unet}
+    for name, stage in stages.items():
+        if options.only in (None, name):
+            stage(folder, **extra)
+    if (folder / "unet.final.pt").exists():
+        checkpoint.assemble(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Erasure: the artefact. Weight deltas and where they came from, in one safetensors file.
+
+The file uses ComfyUI's own key names (`<weight>.diff`, or `.lora_up.weight`, `.lora_down.weight` and
+`.alpha`), so its stock Load LoRA node loads it too. The metadata holds how it was made and what was
+measured, as JSON; nothing personal and no paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+FORMAT = "concept-unlearn/1"
+VERSION = "0.1.0"
+
+
+class ErasureError(ValueError):
+    """A file or a combination that cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """A set of weight deltas. Adding them to the base model suppresses the concepts."""
+
+    deltas: Mapping[str, Mapping[str, torch.Tensor]]
+    """By the host's name of the weight: {"diff"} of its shape, or {"lora_up", "lora_down"}."""
+    record: Mapping = field(default_factory=dict)
+    """Provenance, JSON-like: concepts, kind, method, settings, seed, images, base, measured, date."""
+
+    @property
+    def concepts(self) -> list[str]:
+        return list(self.record.get("concepts", ()))
+
+    def delta(self, key: str) -> torch.Tensor:
+        """The change of one weight as a full tensor, float32."""
+        return full(self.deltas[key])
+
+    def norm(self) -> float:
+        """Root of the sum of squares over all deltas."""
+        return sum(self.delta(key).square().sum().item() for key in self.deltas) ** 0.5
+
+    def with_measured(self, **measured) -> Erasure:
+        """The same deltas, with figures added to what the record says was measured."""
+        merged = {**self.record.get("measured", {}), **measured}
+        return replace(self, record={**self.record, "measured": merged})
+
+    def save(self, file: Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write the file whole or not at all: a crash leaves the old file or the new one.
+
+        Raises ErasureError when a delta is not finite in `dtype`.
+        """
+        tensors = self.state_dict(dtype)
+        for key, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise ErasureError(f"{key} holds values that {dtype} cannot; nothing was written.")
+        metadata = {"format": FORMAT, "concept_unlearn": json.dumps(self.record, sort_keys=True)}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        try:
+            save_file(tensors, temporary, metadata)
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def state_dict(self, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+        """The tensors as the file holds them."""
+        tensors = {}
+        for key, delta in self.deltas.items():
+            name = file_name(key)
+            if "diff" in delta:
+                suffix = ".diff_b" if key.endswith(".bias") else ".diff"
+                tensors[name + suffix] = delta["diff"].to(dtype).contiguous()
+            else:
+                up, down = delta["lora_up"], delta["lora_down"]
+                tensors[name + ".lora_up.weight"] = up.to(dtype).contiguous()
+                tensors[name + ".lora_down.weight"] = down.to(dtype).contiguous()
+                # alpha divided by the rank is the scale; this makes it 1.
+                tensors[name + ".alpha"] = torch.tensor(float(up.shape[1]))
+        return tensors
+
+    @staticmethod
+    def load(file: Path) -> Erasure:
+        """Read a file that `save` wrote.
+
+        Raises ErasureError, one sentence, when it is missing, cut short, no safetensors file, or
+        not an erasure.
+        """
+        try:
+            with safe_open(file, framework="pt") as content:
+                metadata = content.metadata() or {}
+                tensors = {key: content.get_tensor(key) for key in content.keys()}
+        except FileNotFoundError:
+            raise ErasureError(f"There is no file {Path(file).name}; choose another.") from None
+        except (SafetensorError, OSError) as error:
+            raise ErasureError(
+                f"{Path(file).name} is cut short or not a safetensors file ({error}); "
+                "save or download it again."
+            ) from None
+        if metadata.get("format") != FORMAT:
+            raise ErasureError(
+                f"{Path(file).name} is not an erasure of this pack (its format is "
+                f"{metadata.get('format', 'not named')}, wanted is {FORMAT})."
+            )
+        return Erasure(parse(tensors), json.loads(metadata["concept_unlearn"]))
+
+
+def is_erasure(file: Path) -> bool:
+    """Whether a readable file says it is one; another safetensors file may be a whole encoder."""
+    try:
+        with safe_open(file, framework="pt") as content:
+            return (content.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return True  # let `load` say what is wrong with it
+
+
+def full(delta: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """A delta as one tensor, float32: a low-rank one comes out as the matrix product."""
+    if "diff" in delta:
+        return delta["diff"].float()
+    return delta["lora_up"].float() @ delta["lora_down"].float()
+
+
+def file_name(key: str) -> str:
+    """The host's LoRA name of a weight: encoders are prefixed, `.weight` and `.bias` go."""
+    name = key.removesuffix(".weight").removesuffix(".bias")
+    return name if name.startswith("diffusion_model.") else "text_encoders." + name
+
+
+def parse(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Deltas by weight from a file's tensors. Raises ErasureError for a key of no known kind."""
+    endings = {
+        ".diff": (".weight", "diff"), ".diff_b": (".bias", "diff"),
+        ".lora_up.weight": (".weight", "lora_up"), ".lora_down.weight": (".weight", "lora_down"),
+        ".alpha": (".weight", None),
+    }
+    deltas: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        ending = next((e for e in endings if name.endswith(e)), None)
+        if ending is None:
+            raise ErasureError(f"The file has a tensor of no known kind, {name}.")
+        suffix, part = endings[ending]
+        key = name.removesuffix(ending).removeprefix("text_encoders.") + suffix
+        if part:
+            deltas.setdefault(key, {})[part] = tensor
+    return deltas
+
+
+def combine(erasures: Iterable[Erasure], strengths: Iterable[float] | None = None) -> Erasure:
+    """One erasure that does what all of them do, its deltas the weighted sum of theirs.
+
+    Raises ErasureError when there are none, or when two were trained on different base weights.
+    """
+    erasures = list(erasures)
+    strengths = list(strengths) if strengths is not None else [1.0] * len(erasures)
+    if not erasures:
+        raise ErasureError("There is nothing to combine: connect at least one erasure.")
+    bases: dict[str, str] = {}
+    for erasure in erasures:
+        for key, value in erasure.record.get("base", {}).items():
+            if bases.setdefault(key, value) != value:
+                raise ErasureError(
+                    f"{name_of(erasure)} was trained on another base model than the others: "
+                    f"{key} differs. Combine erasures of one model only."
+                )
+    deltas: dict[str, dict[str, torch.Tensor]] = {}
+    for key in dict.fromkeys(key for erasure in erasures for key in erasure.deltas):
+        parts = [(e.deltas[key], s) for e, s in zip(erasures, strengths) if key in e.deltas]
+        if all("lora_up" in delta for delta, _ in parts):
+            # Low-rank deltas stay low-rank: their ranks add up.
+            deltas[key] = {
+                "lora_up": torch.cat([delta["lora_up"].float() * s for delta, s in parts], 1),
+                "lora_down": torch.cat([delta["lora_down"].float() for delta, _ in parts], 0),
+            }
+        else:
+            shape = next(delta["diff"].shape for delta, _ in parts if "diff" in delta)
+            deltas[key] = {"diff": sum(full(delta).view(shape) * s for delta, s in parts)}
+    record = {
+        "method": "combined", "concepts": [c for e in erasures for c in e.concepts], "base": bases,
+        "parts": [dict(e.record) for e in erasures], "strengths": strengths,
+        "version": VERSION, "date": date.today().isoformat(),
+    }
+    return Erasure(deltas, record)
+
+
+def name_of(erasure: Erasure) -> str:
+    """How a sentence refers to it."""
+    return "The erasure of " + (", ".join(f'"{c}"' for c in erasure.concepts) or "an unnamed concept")
+
+
+def fingerprint(weight: torch.Tensor) -> str:
+    """A hash of a weight's values as float16, so that loading it in another dtype changes nothing."""
+    # Subnormals may be flushed on one machine and not on another.
+    half = weight.detach().to("cpu", torch.float16)
+    half = torch.where(half.abs() < 2**-14, torch.zeros_like(half), half)
+    return hashlib.sha256(half.contiguous().view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+
+
+def images_hash(images: torch.Tensor) -> str:
+    """A hash of images in 0..1, at eight bits a channel."""
+    pixels = (images.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()[:16]

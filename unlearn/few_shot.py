@@ -1,0 +1,275 @@
+"""Few-shot encoder unlearning: Fuchi and Takagi, arXiv 2405.07288 (BMVC 2024).
+
+Gradient ascent on the denoising loss of a few pictures, through the frozen network into the text
+encoder. Mode "paper" is the paper's algorithm and settings; "balanced", the default, is ours: bounded,
+with retention, and it stops by itself. With pictures drawn by the model itself this is also the
+encoder half of Liu and Tan's text-to-video unlearning, arXiv 2407.14209.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from .erasure import VERSION, Erasure, images_hash
+from .model import Conditioning, DiffusionModel, Edit, OnStep, check_images
+from .prompts import COMMON_STYLES, COMMON_WORDS, templates
+from .select import Trainable
+
+Kind = Literal["object", "style", "character"]
+
+
+@dataclass(frozen=True)
+class FewShotSettings:
+    mode: Literal["balanced", "paper"] = "balanced"
+    kind: Kind = "object"
+    """Which templates name the concept; characters and people use those of objects."""
+    trainable: Trainable = "mlp-final-attn"
+    """Which weights: see unlearn.select. The paper's released code trained "all"."""
+    rank: int = 0
+    """Rank of the deltas; 0 trains full ones."""
+    shots: int = 4
+    """How many pictures the model draws of each concept where none are given."""
+    batch: int = 2
+    seed: int = 0
+    epochs: int = 4
+    """Mode "paper": passes over the pictures. The authors' example has 4, their default is 5."""
+    learning_rate: float = 1e-5
+    """Mode "paper": Adam's, the same for every weight."""
+    max_steps: int = 150
+    """Mode "balanced": it stops here at the latest."""
+    rate: float = 0.03
+    """Mode "balanced": the size of a step relative to the weights (model.spectral_scale)."""
+    beta: float = 1.0
+    """Mode "balanced": how sharply the erasing gradient fades as the concept's loss grows."""
+    target: float = 3.0
+    """Mode "balanced": stop once the concept's loss is this many times the original model's."""
+    retention: float = 4.0
+    """Mode "balanced": weight of keeping other prompts' conditioning."""
+    protect: tuple[str, ...] = ()
+    """Mode "balanced": words whose prompts must stay what they are."""
+
+
+def few_shot(
+    model: DiffusionModel,
+    concepts: Sequence[str],
+    images: torch.Tensor | None = None,
+    settings: FewShotSettings = FewShotSettings(),
+    on_step: OnStep | None = None,
+) -> Erasure:
+    """Unlearn concepts in the text encoder from a few pictures of them.
+
+    images: (N, H, W, 3) in 0..1, shared out evenly when there are several concepts (the first N/k are
+    the first concept's); None lets the model draw `settings.shots` of each. The same seed gives the
+    same erasure on one machine.
+
+    Raises ValueError for bad input, before any work, and FloatingPointError when the loss stops being
+    finite; `on_step` may raise to cancel. The model is afterwards what it was.
+    """
+    check_concepts(concepts, images)
+    pictures = concept_latents(model, concepts, images, settings)
+    run = paper if settings.mode == "paper" else balanced
+    with model.edit("encoder", settings.trainable, settings.rank, settings.seed) as edit:
+        steps, history = run(model, edit, list(concepts), pictures, settings, on_step)
+        deltas = edit.tensors()
+    record = {
+        "method": "few_shot", "concepts": list(concepts), "kind": settings.kind,
+        "settings": asdict(settings), "steps": steps, "base": model.base(deltas),
+        "images": {"count": sum(map(len, pictures)), "drawn_by_model": images is None,
+                   "hash": None if images is None else images_hash(images)},
+        "loss": [round(value, 6) for value in history], "version": VERSION,
+        "date": date.today().isoformat(),
+    }
+    return Erasure(deltas, record)
+
+
+def check_concepts(concepts: Sequence[str], images: torch.Tensor | None) -> None:
+    """Raises ValueError with one sentence where concepts or images cannot be used."""
+    if not concepts or not all(concept.strip() for concept in concepts):
+        raise ValueError("No concept is named: type the word or name to unlearn, for example: Zorvik")
+    check_images(images)
+    if images is not None and len(images) % len(concepts):
+        raise ValueError(
+            f"{len(images)} images cannot be shared out evenly among {len(concepts)} concepts; give "
+            "the same number of each, in the concepts' order, or none and the model draws them."
+        )
+
+
+def concept_latents(
+    model: DiffusionModel, concepts: Sequence[str], images: torch.Tensor | None,
+    settings: FewShotSettings,
+) -> list[torch.Tensor]:
+    """Clean latents of each concept's pictures, given or drawn from its own prompts."""
+    if images is not None:
+        return list(model.latents(images).chunk(len(concepts)))
+    rng = random.Random(settings.seed)
+    drawn = []
+    for concept in concepts:
+        prompts = [rng.choice(templates(settings.kind)).format(concept) for _ in range(settings.shots)]
+        drawn.append(model.sample(prompts, seed=settings.seed))
+    return drawn
+
+
+class Sampler:
+    """Random batches of one concept: noised latents, what to predict, and a prompt for each."""
+
+    def __init__(self, model: DiffusionModel, settings: FewShotSettings) -> None:
+        self.model, self.settings = model, settings
+        self.rng = random.Random(settings.seed)
+        self.noise = torch.Generator().manual_seed(settings.seed)
+
+    def prompts(self, concept: str, count: int) -> list[str]:
+        return [self.rng.choice(templates(self.settings.kind)).format(concept) for _ in range(count)]
+
+    def noised(
+        self, x0: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(x_t, t, target), t uniform over 0..999; drawn on the CPU, so alike on every device."""
+        t = torch.randint(0, 1000, (len(x0),), generator=self.noise).float().to(x0.device)
+        noise = torch.randn(x0.shape, generator=self.noise).to(x0)
+        return self.model.noised(x0, noise, t), t, self.model.target(x0, noise, t)
+
+
+def denoising_loss(
+    model: DiffusionModel, x_t: torch.Tensor, t: torch.Tensor, target: torch.Tensor,
+    conditioning: Conditioning,
+) -> torch.Tensor:
+    """(N,) mean squared error of the network's prediction."""
+    error = model.predict(x_t, t, conditioning).float() - target.float()
+    return error.square().flatten(1).mean(1)
+
+
+def ascent_loss(d: torch.Tensor) -> torch.Tensor:
+    """The paper's: minus the denoising loss. It has no lower bound."""
+    return -d.mean()
+
+
+def bounded_loss(d: torch.Tensor, d_ref: torch.Tensor, beta: float) -> torch.Tensor:
+    """Ours: (2 / beta) softplus(beta (1 - d / d_ref)), in the shape of NPO (arXiv 2404.05868).
+
+    It falls as ascent does while the edited model's loss d is near the original's d_ref, and fades to
+    zero as d grows: there is nothing to gain from a model that merely breaks. Relative to d_ref, since
+    the denoising loss of a clean and of a noisy latent differ a hundredfold.
+    """
+    return (2 / beta) * F.softplus(beta * (1 - d / d_ref)).mean()
+
+
+def check_finite(loss: torch.Tensor, step: int) -> float:
+    value = loss.item()
+    if value != value or value in (float("inf"), float("-inf")):
+        raise FloatingPointError(
+            f"The loss became {value} at step {step + 1}; nothing was changed. Use fewer steps or "
+            "a smaller rate."
+        )
+    return value
+
+
+def paper(
+    model: DiffusionModel, edit: Edit, concepts: list[str], pictures: list[torch.Tensor],
+    settings: FewShotSettings, on_step: OnStep | None,
+) -> tuple[int, list[float]]:
+    """The paper's loop: every picture once an epoch, in batches, each with a template drawn anew."""
+    rng = random.Random(settings.seed)
+    draw = Sampler(model, settings)
+    optimiser = torch.optim.Adam(
+        edit.parameters(), settings.learning_rate, betas=(0.9, 0.98), eps=1e-6
+    )
+    # Flipped with p = 0.5, once, as the authors' loader does (a flip of latents, here).
+    items = [
+        (concept, x0.flip(-1) if rng.random() < 0.5 else x0)
+        for concept, latents in zip(concepts, pictures) for x0 in latents
+    ]
+    per_epoch = -(-len(items) // settings.batch)
+    total, history = settings.epochs * per_epoch, []
+    for epoch in range(settings.epochs):
+        rng.shuffle(items)
+        for i in range(0, len(items), settings.batch):
+            batch = items[i : i + settings.batch]
+            x_t, t, target = draw.noised(torch.stack([x0 for _, x0 in batch]))
+            prompts = [draw.prompts(concept, 1)[0] for concept, _ in batch]
+            loss = ascent_loss(denoising_loss(model, x_t, t, target, model.encode(prompts)))
+            history.append(check_finite(loss, len(history)))
+            optimiser.zero_grad()
+            loss.backward()
+            edit.add_weight_decay(1e-8)
+            optimiser.step()
+            if on_step:
+                on_step(len(history), total, history[-1], edit)
+    return len(history), history
+
+
+def balanced(
+    model: DiffusionModel, edit: Edit, concepts: list[str], pictures: list[torch.Tensor],
+    settings: FewShotSettings, on_step: OnStep | None,
+) -> tuple[int, list[float]]:
+    """Ours: bounded ascent with retention, until the concept's loss has grown `target`-fold."""
+    rng = random.Random(settings.seed)
+    draw = Sampler(model, settings)
+    optimiser = torch.optim.Adam(edit.groups(settings.rate), betas=(0.9, 0.98), eps=1e-12)
+    neighbours = Retention(model, edit, concepts, settings, rng)
+    ratios = {concept: deque(maxlen=10) for concept in concepts}
+    history: list[float] = []
+    for step in range(settings.max_steps):
+        which = step % len(concepts)
+        concept, latents = concepts[which], pictures[which]
+        chosen = [rng.randrange(len(latents)) for _ in range(settings.batch)]
+        x_t, t, target = draw.noised(latents[chosen])
+        prompts = draw.prompts(concept, settings.batch)
+        with edit.off():
+            d_ref = denoising_loss(model, x_t, t, target, model.encode(prompts))
+        d = denoising_loss(model, x_t, t, target, model.encode(prompts))
+        loss = bounded_loss(d, d_ref, settings.beta) + settings.retention * neighbours.loss()
+        history.append(check_finite(loss, step))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if on_step:
+            on_step(step + 1, settings.max_steps, history[-1], edit)
+        ratios[concept].append((d.detach() / d_ref).mean().item())
+        if all(len(r) == r.maxlen and sum(r) / len(r) >= settings.target for r in ratios.values()):
+            break
+    return len(history), history
+
+
+class Retention:
+    """Keeps the conditioning of other prompts: common words, protected ones, the empty prompt."""
+
+    COUNT = 6
+
+    def __init__(
+        self, model: DiffusionModel, edit: Edit, concepts: list[str], settings: FewShotSettings,
+        rng: random.Random,
+    ) -> None:
+        self.model, self.edit, self.rng = model, edit, rng
+        named = {word for concept in concepts for word in concept.lower().split()}
+        self.words = [w for w in (*COMMON_WORDS, *COMMON_STYLES) if not named & set(w.split())]
+        self.protect = list(settings.protect)
+        with edit.off():
+            empty = model.encode([""])
+            some = model.encode(self.words[:16])
+            # Distances count relative to how far prompts lie apart in this encoder.
+            self.spread = some.distance(empty).mean().item()
+
+    def prompts(self) -> list[str]:
+        """The empty prompt, and words in templates; every second one a protected word if any."""
+        prompts = [""]
+        for i in range(self.COUNT - 1):
+            words = self.protect if self.protect and i % 2 else self.words
+            word = self.rng.choice(words)
+            kind = "style" if word in COMMON_STYLES else "object"
+            prompts.append(self.rng.choice((word, self.rng.choice(templates(kind)).format(word))))
+        return prompts
+
+    def loss(self) -> torch.Tensor:
+        """Mean squared change of their conditioning, relative to how far prompts lie apart."""
+        prompts = self.prompts()
+        with self.edit.off():
+            kept = self.model.encode(prompts)
+        return self.model.encode(prompts).distance(kept).mean() / self.spread

@@ -1,0 +1,220 @@
+"""What a method may ask of a model, and how an edit of its weights is held.
+
+`DiffusionModel` is the whole of it: methods written against this protocol run inside ComfyUI and on a
+diffusers pipeline alike. An `Edit` owns the trainable deltas and nothing else does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+
+Part = Literal["encoder", "unet"]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the network reads of N prompts."""
+
+    cross: torch.Tensor
+    """(N, tokens, width): the text encoder's output, one vector a token."""
+    pooled: torch.Tensor | None = None
+    """(N, width): one vector a prompt, for the models that read it; else None."""
+    extra: dict = field(default_factory=dict)
+    """Whatever else the model's encoder hands its network, for one prompt as for all."""
+
+    def __len__(self) -> int:
+        return len(self.cross)
+
+    def __getitem__(self, index) -> Conditioning:
+        pooled = None if self.pooled is None else self.pooled[index]
+        return Conditioning(self.cross[index], pooled, self.extra)
+
+    def repeated(self, count: int) -> Conditioning:
+        """A single prompt's conditioning for a batch of `count`."""
+        return self[torch.zeros(count, dtype=torch.long, device=self.cross.device)]
+
+    def distance(self, other: Conditioning) -> torch.Tensor:
+        """(N,) mean squared difference over all tokens, the pooled vector added where there is one."""
+        value = (self.cross - other.cross).float().square().mean((1, 2))
+        if self.pooled is not None and other.pooled is not None:
+            value = value + (self.pooled - other.pooled).float().square().mean(1)
+        return value
+
+
+class DiffusionModel(Protocol):
+    """A text-to-image (or video) model: text encoder, network and autoencoder.
+
+    Timesteps are floats in 0..1000, 1000 the noisiest. Images are (N, H, W, 3) in 0..1; latents are
+    what the network works on. All methods run on `device`.
+    """
+
+    device: torch.device
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of the prompts; differentiable while the encoder is being edited."""
+
+    def latents(self, images: torch.Tensor) -> torch.Tensor:
+        """Clean latents x0 of images."""
+
+    def images(self, x0: torch.Tensor) -> torch.Tensor:
+        """Pictures of clean latents, on the CPU."""
+
+    def noised(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x_t: clean latents with noise mixed in for timesteps t (N,)."""
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """What the network should predict at x_t in its own parameterisation: eps, v or velocity."""
+
+    def predict(
+        self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """The network's prediction, in float32."""
+
+    def sample(
+        self, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = 7.5
+    ) -> torch.Tensor:
+        """Clean latents drawn from the prompts, one each, the noise of each its own."""
+
+    def edit(
+        self, part: Part, select: str, rank: int = 0, seed: int = 0
+    ) -> AbstractContextManager[Edit]:
+        """Make weights of a part trainable for the duration; see `Edit`."""
+
+    def base(self, keys: Iterable[str]) -> dict[str, str]:
+        """Fingerprints of the original values of weights, for provenance."""
+
+
+class Delta:
+    """The change of one weight: a full tensor, or the product of two thin matrices.
+
+    A weight of any shape counts as a matrix (first dimension, all the others).
+    """
+
+    def __init__(self, weight: torch.Tensor, rank: int, generator: torch.Generator) -> None:
+        self.shape = weight.shape
+        rows, columns = weight.shape[0], math.prod(weight.shape[1:])
+        self.scale = spectral_scale(weight)
+        # A bias or a norm's weight has no rank to speak of.
+        if rank and len(weight.shape) > 1 and rank < min(rows, columns):
+            down = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
+            self.down = down.to(weight.device).requires_grad_()
+            self.up = torch.zeros(rows, rank, device=weight.device).requires_grad_()
+            self.full = None
+        else:
+            self.full = torch.zeros(weight.shape, device=weight.device).requires_grad_()
+
+    def parameters(self) -> list[torch.Tensor]:
+        return [self.full] if self.full is not None else [self.up, self.down]
+
+    def value(self) -> torch.Tensor:
+        """The change itself, float32, in the weight's shape."""
+        return self.full if self.full is not None else (self.up @ self.down).view(self.shape)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Copies for the artefact: {"diff"} or {"lora_up", "lora_down"}."""
+        if self.full is not None:
+            return {"diff": self.full.detach().cpu().clone()}
+        return {"lora_up": self.up.detach().cpu().clone(), "lora_down": self.down.detach().cpu().clone()}
+
+
+def spectral_scale(weight: torch.Tensor) -> float:
+    """The size of one Adam step on `weight`, an element, that changes its output by its own measure.
+
+    Adam moves every element by about the learning rate, and at first all in one direction: a rank-one
+    matrix of spectral norm lr * sqrt(m n). A random m x n matrix of root mean square s has one near
+    s (sqrt(m) + sqrt(n)). Their ratio, s (1/sqrt(m) + 1/sqrt(n)), is a learning rate of 1 in relative
+    terms, so one relative rate serves encoders of every width.
+    """
+    rms = weight.detach().float().square().mean().sqrt().item()
+    if len(weight.shape) < 2:
+        return max(rms, 1e-3)
+    rows, columns = weight.shape[0], math.prod(weight.shape[1:])
+    return max(rms, 1e-3) * (rows**-0.5 + columns**-0.5)
+
+
+class Edit:
+    """The deltas being trained, keyed by the host's names of the weights they change.
+
+    Inside `with edit.off():` the model is the frozen original, exactly, so teacher and student share
+    one set of weights. A backend asks `changed(key, weight)` at each use of an edited weight.
+    """
+
+    def __init__(self, weights: dict[str, torch.Tensor], rank: int, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.weights = weights
+        self.deltas = {key: Delta(weight, rank, generator) for key, weight in weights.items()}
+        self._on = True
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        for delta in self.deltas.values():
+            yield from delta.parameters()
+
+    def groups(self, relative_rate: float) -> list[dict]:
+        """Parameter groups for an optimiser: each weight's step in proportion to its own size."""
+        groups = []
+        # Every edited weight adds its share to the change of the output.
+        shared = relative_rate / math.sqrt(len(self.deltas))
+        for delta in self.deltas.values():
+            rate = shared * delta.scale
+            if delta.full is None:
+                # up starts at zero and down has rows of norm one: moving up moves the product as much.
+                groups.append({"params": [delta.up], "lr": rate * math.sqrt(delta.down.shape[1])})
+                groups.append({"params": [delta.down], "lr": 0.1 * relative_rate
+                               / math.sqrt(delta.down.shape[1])})
+            else:
+                groups.append({"params": [delta.full], "lr": rate})
+        return groups
+
+    def changed(self, key: str, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as the edited model has it."""
+        return weight + self.deltas[key].value().to(weight) if self._on else weight
+
+    def add_weight_decay(self, rate: float) -> None:
+        """Add rate * weight to each gradient (Adam's L2 form), the weight as the edited model has it.
+
+        For full deltas only: a low-rank one has no gradient of the weight itself.
+        """
+        for key, delta in self.deltas.items():
+            if delta.full is not None and delta.full.grad is not None:
+                delta.full.grad.add_((self.weights[key] + delta.full.detach()) * rate)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The original model, without gradients."""
+        before, self._on = self._on, False
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._on = before
+
+    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Copies of the deltas for an `Erasure`; of weights that are not read there are none."""
+        return {
+            key: delta.tensors() for key, delta in self.deltas.items()
+            if any(p.grad is not None for p in delta.parameters())
+        }
+
+
+OnStep = Callable[[int, int, float, Edit], None]
+"""on_step(step, total, loss, edit), called after every step; it may raise to cancel."""
+
+
+def check_images(images: torch.Tensor | None) -> None:
+    """Raises ValueError with one sentence unless images are (N, H, W, 3) in 0..1 and finite."""
+    if images is None:
+        return
+    if images.ndim != 4 or images.shape[-1] not in (3, 4) or len(images) == 0:
+        raise ValueError(
+            f"Images must be a batch of shape (N, height, width, 3), but this one has shape "
+            f"{tuple(images.shape)}; connect the output of a Load Image node."
+        )
+    if not torch.isfinite(images).all():
+        bad = [i + 1 for i in range(len(images)) if not torch.isfinite(images[i]).all()]
+        raise ValueError(f"Image {bad[0]} holds NaN or infinite values; remove or redraw it.")

@@ -1,0 +1,72 @@
+"""Which weights of a text encoder a method trains.
+
+The rule is the paper's (arXiv 2405.07288, section 3): feed-forward layers hold the knowledge, and the
+last layer's attention decides how it is read. It is applied to any encoder that is a stack of layers.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+
+Trainable = Literal["mlp-final-attn", "mlp", "attention", "all"]
+
+
+def encoder_weights(
+    root: torch.nn.Module, trainable: Trainable, unread: int = 0
+) -> dict[str, torch.Tensor]:
+    """Weights and biases to train, by their names under `root`.
+
+    "mlp-final-attn": feed-forward layers everywhere, and the attention of the last layer that is
+    read. "mlp" and "attention": those alone, in every layer. "all": every layer with weights, norms
+    and embeddings too (what the paper's first released code did). The last `unread` layers of each
+    stack (clip skip -2 leaves one unread) change nothing in the conditioning and are left out.
+
+    Raises ValueError when `trainable` is not one of these or the encoder has no such weights.
+    """
+    if trainable not in get_args(Trainable):
+        raise ValueError(f"trainable must be one of {', '.join(get_args(Trainable))}, not {trainable!r}.")
+    names: list[str] = []
+    stacks = dict(_stacks(root))
+    unread_prefixes = tuple(
+        f"{path}.{i}." for path, stack in stacks.items()
+        for i in range(len(stack) - unread, len(stack))
+    )
+    if trainable == "all":
+        names = [name for name, _ in root.named_modules()]
+    for path, stack in stacks.items():
+        last = len(stack) - unread - 1
+        for i, layer in enumerate(stack):
+            for name, module in layer.named_modules():
+                if trainable == "all" or not isinstance(module, torch.nn.Linear):
+                    continue
+                attention = "attn" in name.lower() or "attention" in name.lower()
+                wanted = {
+                    "mlp-final-attn": not attention or i == last,
+                    "mlp": not attention,
+                    "attention": attention,
+                }[trainable]
+                if wanted:
+                    names.append(f"{path}.{i}.{name}")
+    weights = {}
+    for name in names:
+        if not (name + ".").startswith(unread_prefixes or ("\0",)):
+            module = root.get_submodule(name)
+            for kind in ("weight", "bias"):
+                tensor = getattr(module, kind, None)
+                if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                    weights[f"{name}.{kind}"] = tensor
+    if not weights:
+        raise ValueError(f"This text encoder has no weights of the kind {trainable!r} to train.")
+    return weights
+
+
+def _stacks(root: torch.nn.Module):
+    """(name, ModuleList) of each stack of layers: the outermost lists of modules with weights."""
+    found: list[str] = []
+    for name, module in root.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) > 1:
+            if not any(name.startswith(outer + ".") for outer in found):
+                found.append(name)
+                yield name, module
