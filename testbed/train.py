@@ -251,20 +251,62 @@ class ImageTower(torch.nn.Module):
         return F.normalize(self.layers(z).float(), dim=-1)
 
 
-def agrees(text: str, pair: tuple, own: tuple) -> bool:
-    """Whether a caption written for `own` also describes a drawing of `pair`."""
-    if pair == own:
-        return True
-    name, style = own
-    if style is None or pair[1] is None:
-        return pair[0] == name
-    words = text.replace(",", " ").split()
-    says_style = style in words
-    says_name = any(word in words for word in (name, *SYNONYMS.get(name, ())))
-    return (not says_style or style == pair[1]) and (not says_name or name == pair[0])
+def matching(captions: list[str], pairs: list[tuple]) -> torch.Tensor:
+    """(N, N) whether caption i, written for drawing i, also describes drawing j.
+
+    A caption that names only the object describes it in every style, one that names only the style
+    every object.
+    """
+    names = [hash(name) for name, _ in pairs]
+    styles = [hash(style) for _, style in pairs]
+    said_names, said_styles = [], []
+    for text, (name, style) in zip(captions, pairs):
+        words = text.replace(",", " ").split()
+        named = style is None or any(w in words for w in (name, *SYNONYMS.get(name, ())))
+        said_names.append(hash(name) if named else 0)
+        said_styles.append(hash(style) if style in words else 0)
+
+    def fits(said: list[int], shown: list[int]) -> torch.Tensor:
+        said, shown = torch.tensor(said)[:, None], torch.tensor(shown)
+        return (said == 0) | (said == shown)
+
+    return fits(said_names, names) & fits(said_styles, styles)
 
 
-def train_text_encoder(folder: Path, steps: int = 1200, batch: int = 128) -> None:
+def attention(*args, **kwargs) -> torch.Tensor:
+    """Plain softmax attention, in the host's two calling conventions.
+
+    (q, k, v, heads, mask) or, as an override, (function, q, k, v, heads, ...). Torch's fused kernel
+    is several times slower in training on a CPU.
+    """
+    if callable(args[0]):
+        args = args[1:]
+    q, k, v, heads = args[:4]
+    mask = args[4] if len(args) > 4 else kwargs.get("mask")
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores + mask.to(scores.dtype)
+    return (scores.softmax(-1, dtype=v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
+def pooled(text: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """The text encoder's end-of-text vector, (N, width), of captions of up to 24 tokens.
+
+    Its own forward pass writes into its activations, which a backward pass does not survive.
+    """
+    ids = ids[:, :24]  # attention looks back only, so padding behind the end changes nothing
+    table = text.embeddings
+    x = table.token_embedding(ids) + table.position_embedding.weight[: ids.shape[1]]
+    mask = torch.full((ids.shape[1],) * 2, -1e4, device=ids.device).triu(1)
+    for layer in text.encoder.layers:
+        x = x + layer.self_attn(layer.layer_norm1(x), mask, attention)
+        x = x + layer.mlp(layer.layer_norm2(x))
+    end = (ids == tokens.tokenizer().eos_token_id).int().argmax(1)
+    return text.final_layer_norm(x)[torch.arange(len(ids)), end].float()
+
+
+def train_text_encoder(folder: Path, steps: int = 600, batch: int = 128) -> None:
     """CLIP's contrastive training of the text encoder against the drawings' latents.
 
     A caption that names only the object matches every style of it, so each row of the softmax may
@@ -282,12 +324,10 @@ def train_text_encoder(folder: Path, steps: int = 1200, batch: int = 128) -> Non
 
     def loss(worker: int) -> torch.Tensor:
         z, captions, own = next(batches[worker])
-        matches = torch.tensor(
-            [[agrees(text, pair, mine) for pair in own] for text, mine in zip(captions, own)]
-        ).to(DEVICE)
+        matches = matching(captions, own).to(DEVICE)
         with autocast():
-            pooled = text(tokens.tokenize(captions).to(DEVICE))[2].float()
-            scores = F.normalize(pooled, dim=-1) @ image(z.to(DEVICE)).T * scale.exp().clamp(max=100)
+            vectors = F.normalize(pooled(text, tokens.tokenize(captions).to(DEVICE)), dim=-1)
+            scores = vectors @ image(z.to(DEVICE)).T * scale.exp().clamp(max=100)
         hits.append((scores.argmax(1)[:, None] == torch.arange(len(own), device=DEVICE))[
             matches].float().sum().item() / len(own))
         rows = scores.masked_fill(~matches, -torch.inf).logsumexp(1) - scores.logsumexp(1)
@@ -304,13 +344,6 @@ def noise_schedule() -> torch.Tensor:
     """Stable Diffusion's cumulative alphas: betas 0.00085 to 0.012, linear in their roots."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     return (1 - betas).cumprod(0).float()
-
-
-def attention(function, q, k, v, heads, *args, **kwargs) -> torch.Tensor:
-    """Plain softmax attention: torch's fused kernel is several times slower here, in training."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return (weights.softmax(-1, dtype=torch.bfloat16) @ v).transpose(1, 2).flatten(2)
 
 
 def train_unet(folder: Path, steps: int = 4600, batch: int = 64) -> None:

@@ -1,0 +1,232 @@
+"""The benchmark: erase concepts from IconCanvas and measure what is gone and what is kept.
+
+    python dev.py bench                     the whole table
+    python dev.py bench --quick             3 objects, 1 style, 1 character, 1 seed
+    python dev.py bench --method few_shot --concept fox --json rows.json
+
+Rows that the JSON file already holds are not measured again, so it goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import mean
+
+from .vocabulary import CHARACTERS, STYLES
+
+OBJECTS = ("cat", "fox", "owl", "butterfly", "mushroom", "pizza", "strawberry", "castle", "rocket",
+           "guitar", "umbrella", "camera")
+QUICK = ("fox", "pizza", "guitar", "ink", "Zorvik")
+CONCEPTS = (*OBJECTS, *STYLES, *CHARACTERS[:: len(CHARACTERS) // 6][:6])
+SEEDS = (0, 1)
+# method -> modes; the paper's is measured after each of these epochs.
+METHODS = {"few_shot": ("balanced", "paper", "paper-all")}
+EPOCHS = (1, 2, 4, 5, 7, 10)
+SHOTS = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python dev.py bench", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--mode", nargs="+", help="only these modes of a method")
+    parser.add_argument("--concept", nargs="+", help="any concepts of IconCanvas")
+    parser.add_argument("--seed", nargs="+", type=int)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work")
+    parser.add_argument("--json", type=Path, help="where the rows are kept")
+    parser.add_argument("--table", type=Path, help="also write the table as Markdown")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        run_jobs(json.loads(options.worker))
+        return
+    concepts = options.concept or list(QUICK if options.quick else CONCEPTS)
+    seeds = options.seed or ([0] if options.quick else list(SEEDS))
+    from .measure import kind_of
+
+    for concept in concepts:
+        try:
+            kind_of(concept)
+        except ValueError as error:
+            parser.error(str(error))
+    jobs = [
+        {"method": method, "mode": mode, "concept": concept, "seed": seed}
+        for method in options.method for mode in options.mode or METHODS[method]
+        for seed in seeds for concept in concepts
+    ]
+    rows = read_rows(options.json)
+    done = {job_key(row) for row in rows}
+    missing = [job for job in jobs if job_key(job) not in done]
+    rows += run_parallel(missing, options.jobs, options.json, rows)
+    wanted = {job_key(job) for job in jobs}
+    text = table([row for row in rows if job_key(row) in wanted])
+    print(text)
+    if options.table:
+        options.table.write_text(text + "\n", encoding="utf-8")
+
+
+def job_key(row: dict) -> tuple:
+    return row["method"], row["mode"], row["concept"], row["seed"]
+
+
+def read_rows(file: Path | None) -> list[dict]:
+    return json.loads(file.read_text("utf-8")) if file and file.exists() else []
+
+
+def run_parallel(jobs: list[dict], count: int, file: Path | None, before: list[dict]) -> list[dict]:
+    """Share the jobs out to processes of one thread each; rows are written as they come."""
+    rows: list[dict] = []
+    if not jobs:
+        return rows
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    shares = [jobs[i::count] for i in range(count) if jobs[i::count]]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "testbed.bench", "--worker", json.dumps(share)],
+            stdout=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parent.parent,
+        )
+        for share in shares
+    ]
+    import selectors
+
+    from tqdm import tqdm
+
+    progress = tqdm(total=len(jobs), desc="bench")
+    with selectors.DefaultSelector() as selector:
+        for worker in workers:
+            selector.register(worker.stdout, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select():
+                line = key.fileobj.readline()
+                if not line:
+                    selector.unregister(key.fileobj)
+                elif line.startswith("ROWS "):
+                    new = json.loads(line[5:])
+                    rows += new
+                    progress.update()
+                    progress.set_postfix_str(f"{new[-1]['concept']} ua {new[-1]['ua']:.0%}")
+                    if file:
+                        temporary = file.with_suffix(".tmp")
+                        temporary.write_text(json.dumps(before + rows, indent=1), encoding="utf-8")
+                        temporary.replace(file)
+    progress.close()
+    if any(worker.wait() for worker in workers):
+        raise SystemExit("bench: a worker failed; what it printed above says why.")
+    return rows
+
+
+def run_jobs(jobs: list[dict]) -> None:
+    """A worker: measures its jobs one after another, printing a line of rows for each."""
+    import logging
+
+    import torch
+
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
+    from . import pack
+    from .judge import Judge
+
+    package = pack.load()
+    model, clip, vae = pack.checkpoint()
+    judge = Judge()
+    for job in jobs:
+        rows = measure_job(package, model, clip, vae, judge, **job)
+        print("ROWS " + json.dumps(rows), flush=True)
+
+
+def measure_job(
+    package, model, clip, vae, judge, method: str, mode: str, concept: str, seed: int
+) -> list[dict]:
+    """The rows of one erasure: one, or for the paper's mode one an epoch measured."""
+    import torch
+
+    from . import drawings, measure
+
+    kind = measure.kind_of(concept)
+    host = package.nodes.host.ComfyModel(model, clip, vae, size=(128, 128))
+    prompts = measure.prompts_for(concept, seed)
+    shots = drawings.of(concept)
+    chosen = torch.randperm(len(shots), generator=torch.Generator().manual_seed(seed))[:SHOTS]
+    with torch.inference_mode(), host.training():
+        before = measure.draw(host, prompts, 1000 * seed)
+
+    rows = []
+    science = package.unlearn.few_shot
+    runs = [("balanced", {})] if mode == "balanced" else [
+        (mode, {"mode": "paper", "epochs": epochs, "trainable": "all" if mode == "paper-all" else
+                "mlp-final-attn"}) for epochs in EPOCHS
+    ]
+    for name, changed in runs:
+        settings = science.FewShotSettings(kind=kind, seed=seed, **changed)
+        with package.nodes.report.PeakMemory() as memory, torch.inference_mode(), host.training():
+            started = time.perf_counter()
+            erasure = science.few_shot(host, [concept], shots[chosen], settings)
+            seconds = time.perf_counter() - started
+        erased, _ = package.nodes.apply.erased_clip(clip, erasure)
+        edited = package.nodes.host.ComfyModel(model, erased, vae, size=(128, 128))
+        with torch.inference_mode(), edited.training():
+            after = measure.draw(edited, prompts, 1000 * seed)
+        size = sum(t.numel() * 2 for t in erasure.state_dict().values())
+        rows.append({
+            "method": method, "mode": mode, "concept": concept, "kind": kind, "seed": seed,
+            **measure.score(concept, prompts, before, after, judge),
+            "steps": erasure.record["steps"], "epochs": changed.get("epochs"),
+            "seconds": round(seconds, 2), "peak_mb": memory.peak >> 20, "file_bytes": size,
+        })
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """The rows' means as Markdown: a line a method, mode (and epoch) and kind, and one over all."""
+    lines = [
+        "| method | mode | kind | rows | UA | IRA | CRA | style kept | drift | steps | seconds | "
+        "file |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        epochs = f", {row['epochs']} epochs" if row.get("epochs") else ""
+        for kind in (row["kind"], "all"):
+            groups.setdefault((row["method"], row["mode"] + epochs, kind), []).append(row)
+    for (method, mode, kind), some in groups.items():
+        def share(name: str, some=some) -> str:
+            return f"{mean(row[name] for row in some):.1%}"
+
+        style = share("style_kept", [r for r in some if r["kind"] == "object"]) if kind in (
+            "object", "all") and any(r["kind"] == "object" for r in some) else ""
+        lines.append(
+            f"| {method} | {mode} | {kind} | {len(some)} | {share('ua')} | {share('ira')} | "
+            f"{share('cra')} | {style} | {mean(r['drift_feature'] for r in some):.3f} | "
+            f"{mean(r['steps'] for r in some):.0f} | {mean(r['seconds'] for r in some):.1f} | "
+            f"{mean(r['file_bytes'] for r in some) / 1e6:.1f} MB |"
+        )
+    lines.append(f"\nMeasured on {machine()}.")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """The machine in words: processor, cores, GPU, versions."""
+    import torch
+
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        name = platform.processor() or platform.machine()
+        info = Path("/proc/cpuinfo")
+        if info.exists():
+            line = next((x for x in info.read_text().splitlines() if x.startswith("model name")), "")
+            name = line.partition(":")[2].strip() or name
+    return (f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+            f"PyTorch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()

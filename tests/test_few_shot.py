@@ -1,0 +1,321 @@
+"""Few-shot encoder unlearning: its losses and loops, against values computed by hand."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+
+from tiny import LinearModel, TinyModel
+from unlearn.few_shot import (
+    FewShotSettings,
+    Retention,
+    ascent_loss,
+    bounded_loss,
+    denoising_loss,
+    few_shot,
+)
+from unlearn.model import Conditioning
+from unlearn.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES, split_concepts
+
+PAPER = FewShotSettings(mode="paper")
+IMAGES = torch.linspace(0, 1, 4).view(4, 1, 1, 1).expand(4, 2, 2, 3).contiguous()
+
+
+class Cancelled(Exception):
+    """What a caller's on_step may raise."""
+
+
+# The losses
+
+
+def test_denoising_loss_is_the_mean_square_error_of_each_item() -> None:
+    x_t = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
+    target = torch.tensor([0.5, -1.0]).view(2, 1, 1, 1)
+    conditioning = Conditioning(torch.tensor([0.25, 1.0]).view(2, 1, 1))
+    loss = denoising_loss(TinyModel(1), x_t, torch.zeros(2), target, conditioning)
+    # Predictions 1.25 and 3; errors 0.75 and 4.
+    assert loss.tolist() == [0.5625, 16.0]
+
+
+def test_ascent_loss_is_minus_the_mean_denoising_loss() -> None:
+    d = torch.tensor([1.0, 3.0], requires_grad=True)
+    loss = ascent_loss(d)
+    loss.backward()
+    assert loss.item() == -2.0
+    assert d.grad.tolist() == [-0.5, -0.5]  # descending on it raises d
+
+
+def test_bounded_loss_by_hand() -> None:
+    d_ref = torch.tensor([0.5])
+    at_reference = bounded_loss(torch.tensor([0.5]), d_ref, beta=1.0)
+    at_three = bounded_loss(torch.tensor([1.5]), d_ref, beta=1.0)
+    sharper = bounded_loss(torch.tensor([1.5]), d_ref, beta=2.0)
+    assert at_reference.item() == pytest.approx(2 * math.log(2))
+    assert at_three.item() == pytest.approx(2 * math.log(1 + math.exp(-2)))
+    assert sharper.item() == pytest.approx(math.log(1 + math.exp(-4)))
+
+
+def test_bounded_loss_starts_in_the_direction_of_ascent() -> None:
+    d = torch.tensor([0.2, 4.0], requires_grad=True)
+    bounded_loss(d, d.detach(), beta=1.0).backward()
+    # -(1 / N) / d_ref: ascent, each item in proportion to its own loss.
+    assert d.grad.tolist() == pytest.approx([-2.5, -0.125])
+
+
+def test_bounded_loss_fades_where_the_model_merely_breaks() -> None:
+    d = torch.tensor([1.0, 3.0, 30.0], requires_grad=True)
+    bounded_loss(d, torch.ones(3), beta=1.0).backward()
+    slopes = (-3 * d.grad).tolist()
+    assert slopes == pytest.approx([1.0, 2 / (1 + math.exp(2)), 0.0], abs=1e-6)
+
+
+# Mode "paper"
+
+
+def test_paper_settings_are_the_papers() -> None:
+    assert (PAPER.learning_rate, PAPER.batch, PAPER.epochs) == (1e-5, 2, 4)
+    assert (PAPER.trainable, PAPER.rank, PAPER.shots) == ("mlp-final-attn", 0, 4)
+
+
+def test_first_paper_step_by_hand() -> None:
+    w, rate = 0.5, 1e-3
+    model = LinearModel(w)
+    settings = FewShotSettings(mode="paper", epochs=1, batch=1, learning_rate=rate)
+    erasure = few_shot(model, ["cat"], IMAGES[:1], settings)
+    noise = model.asked[0][1].item()
+    slope = -2 * (w - noise) + 1e-8 * w  # of the ascent loss, with Adam's L2 weight decay
+    moved = -rate * slope / (abs(slope) + 1e-6)
+    assert erasure.delta("fc.weight").item() == pytest.approx(moved, rel=1e-6)
+    assert erasure.record["loss"] == [pytest.approx(-((w - noise) ** 2), abs=1e-6)]
+    assert moved * (w - noise) > 0, "it moved away from the noise, where the loss is larger"
+
+
+def test_second_paper_step_by_hand() -> None:
+    w, rate, first, second = 0.5, 1e-2, 0.9, 0.98
+    model = LinearModel(w)
+    settings = FewShotSettings(mode="paper", epochs=2, batch=1, learning_rate=rate)
+    delta = few_shot(model, ["cat"], IMAGES[:1], settings).delta("fc.weight").item()
+    mean = square = moved = 0.0
+    for step, (_, noise, _) in enumerate(model.asked, 1):
+        slope = -2 * (w + moved - noise.item()) + 1e-8 * (w + moved)
+        mean = first * mean + (1 - first) * slope
+        square = second * square + (1 - second) * slope**2
+        size = mean / (1 - first**step) / ((square / (1 - second**step)) ** 0.5 + 1e-6)
+        moved -= rate * size
+    assert len(model.asked) == 2
+    assert delta == pytest.approx(moved, rel=1e-5)
+
+
+def test_paper_takes_every_picture_once_an_epoch_in_batches_of_two() -> None:
+    model = TinyModel()
+    erasure = few_shot(model, ["cat"], IMAGES, PAPER)
+    assert erasure.record["steps"] == len(model.asked) == 8
+    for epoch in range(4):
+        taken = torch.cat([x0 for x0, _, _ in model.asked[2 * epoch : 2 * epoch + 2]]).flatten()
+        assert sorted(taken.tolist()) == pytest.approx(sorted(IMAGES[:, 0, 0, 0].tolist()))
+
+
+def test_noise_and_timestep_are_drawn_anew_for_each_item() -> None:
+    model = TinyModel()
+    few_shot(model, ["cat"], IMAGES, PAPER)
+    noise = torch.cat([noise.flatten() for _, noise, _ in model.asked])
+    t = torch.cat([t for _, _, t in model.asked])
+    assert len(noise.unique()) == 16
+    assert len(t.unique()) > 8
+    assert 0 <= t.min() <= t.max() <= 999
+    assert (t == t.round()).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "templates"),
+    [("object", OBJECT_TEMPLATES), ("style", STYLE_TEMPLATES), ("character", OBJECT_TEMPLATES)],
+)
+def test_prompts_come_from_the_kinds_templates(kind: str, templates: tuple[str, ...]) -> None:
+    model = TinyModel()
+    few_shot(model, ["cat"], IMAGES, FewShotSettings(mode="paper", kind=kind))
+    prompts = {prompt for prompts in model.encoded for prompt in prompts}
+    assert len(prompts) > 3
+    assert prompts <= {template.format("cat") for template in templates}
+
+
+def test_the_papers_template_sets_are_complete() -> None:
+    assert len(set(OBJECT_TEMPLATES)) == 27
+    assert len(set(STYLE_TEMPLATES)) == 19
+
+
+def test_each_concept_keeps_its_own_pictures() -> None:
+    model = TinyModel()
+    few_shot(model, ["cat", "dog"], IMAGES, FewShotSettings(mode="paper", epochs=3))
+    first = set(IMAGES[:2, 0, 0, 0].tolist())
+    for (x0, _, _), prompts in zip(model.asked, model.encoded, strict=True):
+        for value, prompt in zip(x0.flatten().tolist(), prompts, strict=True):
+            assert ("cat" in prompt) == (value in first)
+
+
+# Mode "balanced"
+
+
+def concept_loss(model: TinyModel, concept: str) -> float:
+    """The concept's denoising loss over many draws, always the same ones."""
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(64, 1, 1, 1, generator=generator)
+    t = torch.rand(64, generator=generator) * 1000
+    x_t = model.noised(torch.full((64, 1, 1, 1), 0.5), noise, t)
+    conditioning = model.encode([f"a photo of a {concept}"] * 64)
+    return denoising_loss(model, x_t, t, noise, conditioning).mean().item()
+
+
+def test_balanced_stops_by_itself_once_the_loss_has_grown_enough() -> None:
+    model = TinyModel()
+    settings = FewShotSettings(max_steps=600, target=2.0)
+    erasure = few_shot(model, ["cat"], IMAGES, settings)
+    assert 10 <= erasure.record["steps"] < 600
+    assert concept_loss(model.erased(erasure), "cat") > 1.4 * concept_loss(model, "cat")
+
+
+def test_balanced_ends_at_max_steps() -> None:
+    settings = FewShotSettings(max_steps=7, target=1e9)
+    assert few_shot(TinyModel(), ["cat"], IMAGES, settings).record["steps"] == 7
+
+
+def test_retention_keeps_other_prompts_closer() -> None:
+    def moved(retention: float) -> float:
+        model = TinyModel()
+        settings = FewShotSettings(max_steps=60, target=1e9, retention=retention)
+        erasure = few_shot(model, ["cat"], IMAGES, settings)
+        others = ["a photo of a dog", "a castle", ""]
+        after = model.erased(erasure).encode(others)
+        return after.distance(model.encode(others)).mean().item()
+
+    assert moved(4.0) < 0.5 * moved(0.0)
+
+
+def test_retention_holds_the_empty_prompt_and_the_protected_words() -> None:
+    model = TinyModel()
+    settings = FewShotSettings(max_steps=10, protect=("walrus",))
+    few_shot(model, ["cat"], IMAGES, settings)
+    kept = [prompts for prompts in model.encoded if not any("cat" in p for p in prompts)]
+    held = [prompts for prompts in kept if len(prompts) > 1]
+    assert all("" in prompts for prompts in held[1:])
+    assert any("walrus" in prompt for prompts in kept for prompt in prompts)
+
+
+def test_retention_leaves_out_the_concepts_own_words() -> None:
+    model = TinyModel()
+    with model.edit("encoder", "mlp") as edit:
+        words = Retention(model, edit, ["Cat", "comic book"], FewShotSettings(), random.Random(0)).words
+    assert not {"cat", "comic book", "book"} & set(words)
+    assert "dog" in words
+
+
+def test_concepts_take_turns() -> None:
+    model = TinyModel()
+    erasure = few_shot(model, ["cat", "dog"], IMAGES, FewShotSettings(max_steps=40, target=1e9))
+    for concept in ("cat", "dog"):
+        assert concept_loss(model.erased(erasure), concept) > concept_loss(model, concept)
+
+
+# What holds in both modes
+
+
+@pytest.mark.parametrize("mode", ["paper", "balanced"])
+def test_same_seed_same_erasure(mode: str) -> None:
+    def run(seed: int) -> list[torch.Tensor]:
+        settings = FewShotSettings(mode=mode, max_steps=12, seed=seed)
+        erasure = few_shot(TinyModel(), ["cat"], None, settings)
+        return [erasure.delta(key) for key in sorted(erasure.deltas)]
+
+    first, again, other = run(3), run(3), run(4)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["paper", "balanced"])
+def test_low_rank_deltas_have_that_rank(mode: str) -> None:
+    erasure = few_shot(TinyModel(), ["cat"], IMAGES, FewShotSettings(mode=mode, rank=2, max_steps=6))
+    delta = erasure.deltas["layers.0.mlp.fc1.weight"]
+    assert (delta["lora_up"].shape, delta["lora_down"].shape) == ((16, 2), (2, 8))
+    assert erasure.delta("layers.0.mlp.fc1.weight").abs().max() > 0
+
+
+@pytest.mark.parametrize("mode", ["paper", "balanced"])
+def test_on_step_hears_of_every_step_and_may_cancel(mode: str) -> None:
+    model, heard = TinyModel(), []
+    before = {name: p.clone() for name, p in model.encoder.named_parameters()}
+
+    def cancel_at_three(step: int, total: int, loss: float, edit) -> None:
+        heard.append((step, total))
+        if step == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        few_shot(model, ["cat"], IMAGES, FewShotSettings(mode=mode, max_steps=8), cancel_at_three)
+    assert heard == [(1, 8), (2, 8), (3, 8)]
+    assert model.current is None
+    assert all(torch.equal(p, before[name]) for name, p in model.encoder.named_parameters())
+
+
+def test_pictures_are_drawn_where_none_are_given() -> None:
+    model = TinyModel()
+    erasure = few_shot(model, ["cat", "dog"], None, FewShotSettings(mode="paper", shots=3))
+    assert erasure.record["images"] == {"count": 6, "drawn_by_model": True, "hash": None}
+    assert [len(prompts) for prompts in model.encoded[:2]] == [3, 3]
+    assert all("cat" in prompt for prompt in model.encoded[0])
+    assert all("dog" in prompt for prompt in model.encoded[1])
+
+
+def test_record_says_how_it_was_made() -> None:
+    record = few_shot(TinyModel(), ["cat"], IMAGES, PAPER).record
+    assert record["method"] == "few_shot"
+    assert record["concepts"] == ["cat"]
+    assert record["settings"]["mode"] == "paper"
+    assert record["settings"]["learning_rate"] == 1e-5
+    assert len(record["loss"]) == record["steps"] == 8
+    assert len(record["images"]["hash"]) == 16
+    assert set(record["base"]) == set(few_shot(TinyModel(), ["cat"], IMAGES, PAPER).deltas)
+
+
+@pytest.mark.parametrize(
+    ("concepts", "images", "sentence"),
+    [
+        ([], None, "No concept is named"),
+        (["cat", "  "], None, "No concept is named"),
+        (["cat", "dog"], IMAGES[:3], "3 images cannot be shared out evenly among 2 concepts"),
+        (["cat"], torch.full((2, 4, 4, 3), torch.nan), "Image 1 holds NaN or infinite values"),
+        (["cat"], torch.zeros(0, 4, 4, 3), "Images must be a batch of shape"),
+        (["cat"], torch.zeros(4, 4, 3), r"this one has shape \(4, 4, 3\)"),
+        (["cat"], torch.zeros(1, 3, 8, 8), "Images must be a batch of shape"),
+    ],
+    ids=["no concept", "blank concept", "wrong count", "nan", "no image", "no batch", "channels"],
+)
+def test_bad_input_gets_a_sentence_before_any_work(
+    concepts: list[str], images: torch.Tensor | None, sentence: str
+) -> None:
+    model = TinyModel()
+    with pytest.raises(ValueError, match=sentence):
+        few_shot(model, concepts, images)
+    assert not model.encoded
+
+
+def test_the_image_at_fault_is_named() -> None:
+    images = IMAGES.clone()
+    images[2, 0, 0, 0] = torch.inf
+    with pytest.raises(ValueError, match="Image 3 holds"):
+        few_shot(TinyModel(), ["cat"], images)
+
+
+def test_loss_that_is_not_finite_stops_the_run() -> None:
+    settings = FewShotSettings(mode="paper", learning_rate=1e30)
+    heard: list[int] = []
+    with pytest.raises(FloatingPointError, match=r"The loss became -?(inf|nan) at step \d"):
+        few_shot(TinyModel(), ["cat"], IMAGES, settings, lambda step, *_: heard.append(step))
+    assert len(heard) < 8
+
+
+def test_concepts_are_split_at_commas_and_lines() -> None:
+    assert split_concepts(" cat, red fox\ncat ,, owl") == ["cat", "red fox", "owl"]
+    with pytest.raises(ValueError, match="No concept is named"):
+        split_concepts(" ,\n")
