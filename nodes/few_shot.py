@@ -14,10 +14,12 @@ from comfy_api.latest import io, ui
 
 from ..unlearn.erasure import Erasure, ErasureError, images_hash
 from ..unlearn.few_shot import FewShotSettings, check_concepts, few_shot
+from ..unlearn.model import Diverged
 from ..unlearn.prompts import split_concepts
 from .apply import erased_clip
 from .host import ComfyModel, signature
-from .report import PeakMemory, Progress, loss_curve
+from .memory import PeakMemory
+from .report import Progress, loss_curve
 
 ErasureType = io.Custom("ERASURE")
 
@@ -101,15 +103,25 @@ class FewShotEncoderUnlearn(io.ComfyNode):
         node_id = cls.hidden.unique_id
         erasure = trained_before(file, key)
         if erasure is None:
-            host = ComfyModel(model, clip, vae, size=(size, size))
+            sides = (size, size) if images is None else tuple(images.shape[1:3])
+            host = ComfyModel(model, clip, vae, sides)
+            planned = host.prepare(settings.batch, trainable, rank)
             with PeakMemory() as memory, host.training():
                 started = time.monotonic()
                 progress = Progress(node_id, max_steps, f"unlearning {', '.join(concepts)}",
                                     lambda: host.preview(f"a photo of a {concepts[0]}", seed))
-                erasure = few_shot(host, concepts, images, settings, progress)
+                try:
+                    erasure = few_shot(host, concepts, images, settings, progress)
+                except Diverged as error:
+                    aside = file.with_name(f"{file.stem}_unfinished.safetensors")
+                    error.erasure.save(aside)
+                    raise RuntimeError(
+                        f"{error} What was reached after step {len(error.history)} is kept in "
+                        f"{aside.name}."
+                    ) from error
             erasure = Erasure(erasure.deltas, {**erasure.record, "key": key}).with_measured(
                 seconds=round(time.monotonic() - started, 2), peak_mb=memory.peak >> 20,
-                above_mb=max(0, memory.peak - memory.base) >> 20,
+                recomputed=planned.checkpointing,
             )
             erasure.save(file)
             again = ""

@@ -8,11 +8,11 @@ after an error or a cancel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..unlearn.model import Edit
 
@@ -79,31 +79,72 @@ def edited(root: torch.nn.Module, edit: Edit, prefix: str) -> Iterator[None]:
 @contextmanager
 def checkpointed(modules: Iterable[torch.nn.Module], on: bool = True) -> Iterator[None]:
     """Keep only the inputs of each block for the backward pass and compute the rest again there."""
-    patched: list[torch.nn.Module] = []
+    patched: list[tuple[torch.nn.Module, object]] = []
     try:
         for root in modules if on else ():
             for block in blocks(root):
-                block.forward = _recomputed(block.forward)
-                patched.append(block)
+                patched.append((block, vars(block).get("forward")))
+                block.forward = _recomputed(block, block.forward)
         yield
     finally:
-        for block in patched:
+        for block, before in reversed(patched):
             del block.forward  # the class's own shows through again
+            if before is not None:  # another extension's
+                block.forward = before
 
 
-def _recomputed(forward):
+def _recomputed(block: torch.nn.Module, forward):
     def run(*args, **kwargs):
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
+        # The host's options are a dict that all blocks share: it goes through as it is.
+        leaves, structure = tree_flatten((args, kwargs), is_leaf=lambda x: x is not kwargs
+                                         and isinstance(x, dict))
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
 
-        def block(*args):
-            # Some blocks write into their input; the second time it must still be what it was.
-            args = [a.clone() if torch.is_tensor(a) and a.is_floating_point() else a for a in args]
+        def again(tensors: Sequence[torch.Tensor]):
+            values = list(leaves)
+            for i, tensor in zip(places, tensors):
+                # Some blocks write into their input; the second time it must still be what it was.
+                values[i] = tensor.clone() if tensor.is_floating_point() else tensor
+            args, kwargs = tree_unflatten(values, structure)
             return forward(*args, **kwargs)
 
-        return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
+        # Autograd asks for a gradient only where an input needs one; the trained weights of a block
+        # are none of its inputs.
+        trained = any(getattr(m, "weight_function", None) for m in block.modules())
+        trigger = torch.empty(0, requires_grad=True) if trained else None
+        return _Recompute.apply(again, trigger, *(leaves[i] for i in places))
 
     return run
+
+
+class _Recompute(torch.autograd.Function):
+    """A block of which only the inputs are kept; the backward pass computes the rest again.
+
+    torch.utils.checkpoint will not do: it keeps what it recomputes without a copy, the host's blocks
+    write into it (x += attention(x)), and the gradients would be wrong without a word. Here the
+    second computation is a graph as any other, under the same allow_mutation_on_saved_tensors.
+    """
+
+    @staticmethod
+    def forward(ctx, again, trigger, *tensors):
+        ctx.again = again
+        ctx.save_for_backward(*tensors)
+        return again(tensors)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        inputs = [tensor.detach().requires_grad_(needed)
+                  for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:])]
+        with torch.enable_grad():
+            outputs = ctx.again(inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        pairs = [(o, g) for o, g in zip(outputs, gradients)
+                 if isinstance(o, torch.Tensor) and o.requires_grad]
+        if pairs:
+            torch.autograd.backward(*zip(*pairs))
+        return None, None, *(tensor.grad for tensor in inputs)
 
 
 def blocks(root: torch.nn.Module) -> Iterator[torch.nn.Module]:

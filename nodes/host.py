@@ -16,6 +16,7 @@ from ..unlearn.erasure import fingerprint
 from ..unlearn.model import Conditioning, Edit, Part
 from ..unlearn.select import encoder_weights
 from .frozen import aliased, checkpointed, edited
+from .memory import MemoryPlan, plan
 
 # Gradients inside a half-precision network are multiplied by this on their way through.
 HALF_GRADIENT_SCALE = 2.0**12
@@ -43,6 +44,21 @@ class ComfyModel:
     @property
     def encoder(self) -> torch.nn.Module:
         return self.clip.cond_stage_model
+
+    def prepare(self, batch: int, trainable: str, rank: int) -> MemoryPlan:
+        """Look whether a training fits into memory, and recompute activations where it must.
+
+        Raises MemoryError with the estimate when it does not fit at all.
+        """
+        weights = encoder_weights(self.encoder, trainable, self._unread_layers()).values()
+        trained = sum(
+            rank * (w.shape[0] + w[0].numel()) if rank and w.ndim > 1 else w.numel() for w in weights
+        )
+        shape = (batch, self.network.latent_format.latent_channels, *self._space())
+        planned = plan(self.network, shape, trained, self.device)
+        if self.checkpointing is None:
+            self.checkpointing = planned.checkpointing
+        return planned
 
     @contextmanager
     def training(self) -> Iterator[ComfyModel]:
@@ -169,11 +185,8 @@ class ComfyModel:
         with torch.no_grad():
             positive = self.encode(prompts)
             negative = self.encode([""]).repeated(len(prompts))
-        layout = self.network.latent_format
-        channels = layout.latent_channels
-        space = [side // layout.spacial_downscale_ratio for side in self.size]
-        if layout.latent_dimensions == 3:
-            space = [1, *space]  # one frame of a video
+        channels = self.network.latent_format.latent_channels
+        space = self._space()
         noise = torch.stack([
             torch.randn(channels, *space, generator=torch.Generator().manual_seed(seed + i))
             for i in range(len(prompts))
@@ -184,6 +197,12 @@ class ComfyModel:
             disable_pbar=True, seed=seed,
         )
         return self.network.process_latent_in(latents).to(self.device)
+
+    def _space(self) -> list[int]:
+        """Height and width of the latents, behind one frame where they are a video's."""
+        layout = self.network.latent_format
+        space = [side // layout.spacial_downscale_ratio for side in self.size]
+        return [1, *space] if layout.latent_dimensions == 3 else space
 
     def preview(self, prompt: str, seed: int) -> torch.Tensor:
         """One quick picture (1, H, W, 3) of what the prompt draws at the moment."""

@@ -1,49 +1,15 @@
-"""What a training node shows: progress, a live picture, the loss curve, memory."""
+"""What a training node shows: progress, a live picture, the loss curve."""
 
 from __future__ import annotations
 
-import sys
 import time
 
 import comfy.model_management
 import comfy.utils
 import numpy as np
-import psutil
 import torch
 from PIL import Image, ImageDraw
 from server import PromptServer
-
-
-class PeakMemory:
-    """Peak memory while it is open, in bytes: of the GPU where there is one, else of the process.
-
-    `base` is what was in use when it opened.
-    """
-
-    def __enter__(self) -> PeakMemory:
-        self._cuda = torch.cuda.is_available()
-        if self._cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self.base = torch.cuda.memory_allocated()
-        else:
-            self.base = psutil.Process().memory_info().rss
-            if sys.platform == "linux":
-                with open("/proc/self/clear_refs", "w") as file:
-                    file.write("5")  # sets the peak back to what is in use now
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.peak = self.now()
-
-    def now(self) -> int:
-        if self._cuda:
-            return torch.cuda.max_memory_allocated()
-        if sys.platform == "linux":
-            with open("/proc/self/status") as file:
-                line = next(line for line in file if line.startswith("VmHWM"))
-            return int(line.split()[1]) * 1024
-        info = psutil.Process().memory_info()
-        return getattr(info, "peak_wset", info.rss)
 
 
 class Progress:

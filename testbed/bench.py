@@ -166,7 +166,7 @@ def measure_job(
     ]
     for name, changed in runs:
         settings = science.FewShotSettings(kind=kind, seed=seed, **changed)
-        with package.nodes.report.PeakMemory() as memory, torch.inference_mode(), host.training():
+        with package.nodes.memory.PeakMemory() as memory, torch.inference_mode(), host.training():
             started = time.perf_counter()
             erasure = science.few_shot(host, [concept], shots[chosen], settings)
             seconds = time.perf_counter() - started

@@ -17,7 +17,7 @@ from .judge import Judge
 from .vocabulary import CHARACTERS, OBJECTS, STYLES
 
 Kind = Literal["object", "style", "character"]
-STEPS, GUIDANCE = 20, 5.0
+STEPS, GUIDANCE = 15, 5.0
 
 
 def kind_of(concept: str) -> Kind:

@@ -235,7 +235,7 @@ class Batches:
 class ImageTower(torch.nn.Module):
     """The picture's half of the contrastive pair; it is thrown away afterwards."""
 
-    def __init__(self, width: int = 96) -> None:
+    def __init__(self, width: int = 48) -> None:
         super().__init__()
         self.layers = torch.nn.Sequential(
             torch.nn.Conv2d(4, width, 3, padding=1), torch.nn.GELU(),
@@ -306,7 +306,7 @@ def pooled(text: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return text.final_layer_norm(x)[torch.arange(len(ids)), end].float()
 
 
-def train_text_encoder(folder: Path, steps: int = 600, batch: int = 128) -> None:
+def train_text_encoder(folder: Path, steps: int = 600, batch: int = 96) -> None:
     """CLIP's contrastive training of the text encoder against the drawings' latents.
 
     A caption that names only the object matches every style of it, so each row of the softmax may

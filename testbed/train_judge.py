@@ -60,7 +60,7 @@ def train_judge(folder: Path, steps: int = 2500, batch: int = 96) -> None:
     Stage("judge", torch.nn.ModuleDict({"judge": network}), steps, 2e-3, decay=0.01, average=0.99).run(
         loss, folder)
     WEIGHTS.parent.mkdir(exist_ok=True)
-    save_file({k: v.half() for k, v in network.state_dict().items()}, WEIGHTS)
+    save_file({k: v.half().contiguous() for k, v in network.state_dict().items()}, WEIGHTS)
     print("judge:", {k: f"{v:.1%}" for k, v in accuracy(images, targets, kinds).items()})
 
 

@@ -17,7 +17,7 @@ from unlearn.few_shot import (
     denoising_loss,
     few_shot,
 )
-from unlearn.model import Conditioning
+from unlearn.model import Conditioning, Diverged
 from unlearn.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES, split_concepts
 
 PAPER = FewShotSettings(mode="paper")
@@ -307,12 +307,16 @@ def test_the_image_at_fault_is_named() -> None:
         few_shot(TinyModel(), ["cat"], images)
 
 
-def test_loss_that_is_not_finite_stops_the_run() -> None:
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good() -> None:
     settings = FewShotSettings(mode="paper", learning_rate=1e30)
     heard: list[int] = []
-    with pytest.raises(FloatingPointError, match=r"The loss became -?(inf|nan) at step \d"):
+    with pytest.raises(Diverged, match=r"The loss became -?(inf|nan) after step \d") as error:
         few_shot(TinyModel(), ["cat"], IMAGES, settings, lambda step, *_: heard.append(step))
     assert len(heard) < 8
+    kept = error.value.erasure
+    assert kept.concepts == ["cat"]
+    assert kept.record["steps"] == len(error.value.history) <= len(heard)
+    assert all(kept.delta(key).isfinite().all() for key in kept.deltas)
 
 
 def test_concepts_are_split_at_commas_and_lines() -> None:

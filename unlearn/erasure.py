@@ -110,7 +110,14 @@ class Erasure:
                 f"{Path(file).name} is not an erasure of this pack (its format is "
                 f"{metadata.get('format', 'not named')}, wanted is {FORMAT})."
             )
-        return Erasure(parse(tensors), json.loads(metadata["concept_unlearn"]))
+        try:
+            record = json.loads(metadata["concept_unlearn"])
+        except (KeyError, json.JSONDecodeError):
+            raise ErasureError(
+                f"{Path(file).name} has no readable record of how it was made; save or download it "
+                "again."
+            ) from None
+        return Erasure(parse(tensors), record)
 
 
 def is_erasure(file: Path) -> bool:
@@ -151,7 +158,19 @@ def parse(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tens
         key = name.removesuffix(ending).removeprefix("text_encoders.") + suffix
         if part:
             deltas.setdefault(key, {})[part] = tensor
+    for key, delta in deltas.items():
+        if "diff" not in delta and len(delta) != 2:
+            raise ErasureError(
+                f"The file has only a part of the change of {key}; save or download it again."
+            )
     return deltas
+
+
+def matrix_shape(delta: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+    """(rows, columns) of a delta; a weight of any shape counts as a matrix, a bias as a column."""
+    if "diff" in delta:
+        return tuple(delta["diff"].reshape(len(delta["diff"]), -1).shape)
+    return delta["lora_up"].shape[0], delta["lora_down"].shape[1]
 
 
 def combine(erasures: Iterable[Erasure], strengths: Iterable[float] | None = None) -> Erasure:
@@ -170,6 +189,15 @@ def combine(erasures: Iterable[Erasure], strengths: Iterable[float] | None = Non
                 raise ErasureError(
                     f"{name_of(erasure)} was trained on another base model than the others: "
                     f"{key} differs. Combine erasures of one model only."
+                )
+    shapes: dict[str, tuple[int, ...]] = {}
+    for erasure in erasures:
+        for key, delta in erasure.deltas.items():
+            shape = matrix_shape(delta)
+            if shapes.setdefault(key, shape) != shape:
+                raise ErasureError(
+                    f"{name_of(erasure)} is for an encoder of another size than the others: {key} is "
+                    f"{shape} in it and {shapes[key]} in theirs. Combine erasures of one model only."
                 )
     deltas: dict[str, dict[str, torch.Tensor]] = {}
     for key in dict.fromkeys(key for erasure in erasures for key in erasure.deltas):

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from .erasure import VERSION, Erasure, images_hash
-from .model import Conditioning, DiffusionModel, Edit, OnStep, check_images
-from .prompts import COMMON_STYLES, COMMON_WORDS, templates
+from .model import Conditioning, DiffusionModel, Diverged, Edit, OnStep, check_images
+from .prompts import COMMON_STYLES, COMMON_WORDS, in_context, templates
 from .select import Trainable
 
 Kind = Literal["object", "style", "character"]
@@ -53,6 +53,8 @@ class FewShotSettings:
     """Mode "balanced": stop once the concept's loss is this many times the original model's."""
     retention: float = 4.0
     """Mode "balanced": weight of keeping other prompts' conditioning."""
+    context: float = 1.0
+    """Mode "balanced": weight of keeping what else the concept's own prompts say."""
     protect: tuple[str, ...] = ()
     """Mode "balanced": words whose prompts must stay what they are."""
 
@@ -70,24 +72,33 @@ def few_shot(
     the first concept's); None lets the model draw `settings.shots` of each. The same seed gives the
     same erasure on one machine.
 
-    Raises ValueError for bad input, before any work, and FloatingPointError when the loss stops being
-    finite; `on_step` may raise to cancel. The model is afterwards what it was.
+    Raises ValueError for bad input, before any work, and model.Diverged, which carries the last good
+    erasure, when the loss stops being finite; `on_step` may raise to cancel. The model is afterwards
+    what it was.
     """
     check_concepts(concepts, images)
     pictures = concept_latents(model, concepts, images, settings)
     run = paper if settings.mode == "paper" else balanced
     with model.edit("encoder", settings.trainable, settings.rank, settings.seed) as edit:
-        steps, history = run(model, edit, list(concepts), pictures, settings, on_step)
-        deltas = edit.tensors()
-    record = {
-        "method": "few_shot", "concepts": list(concepts), "kind": settings.kind,
-        "settings": asdict(settings), "steps": steps, "base": model.base(deltas),
-        "images": {"count": sum(map(len, pictures)), "drawn_by_model": images is None,
-                   "hash": None if images is None else images_hash(images)},
-        "loss": [round(value, 6) for value in history], "version": VERSION,
-        "date": date.today().isoformat(),
-    }
-    return Erasure(deltas, record)
+        base = model.base(edit.deltas)
+
+        def erasure(deltas, history: list[float]) -> Erasure:
+            return Erasure(deltas, {
+                "method": "few_shot", "concepts": list(concepts), "kind": settings.kind,
+                "settings": asdict(settings), "steps": len(history),
+                "base": {key: base[key] for key in deltas},
+                "images": {"count": sum(map(len, pictures)), "drawn_by_model": images is None,
+                           "hash": None if images is None else images_hash(images)},
+                "loss": [round(value, 6) for value in history], "version": VERSION,
+                "date": date.today().isoformat(),
+            })
+
+        try:
+            history = run(model, edit, list(concepts), pictures, settings, on_step)
+        except Diverged as error:
+            error.erasure = erasure(error.deltas, error.history)
+            raise
+        return erasure(edit.tensors(), history)
 
 
 def check_concepts(concepts: Sequence[str], images: torch.Tensor | None) -> None:
@@ -161,20 +172,10 @@ def bounded_loss(d: torch.Tensor, d_ref: torch.Tensor, beta: float) -> torch.Ten
     return (2 / beta) * F.softplus(beta * (1 - d / d_ref)).mean()
 
 
-def check_finite(loss: torch.Tensor, step: int) -> float:
-    value = loss.item()
-    if value != value or value in (float("inf"), float("-inf")):
-        raise FloatingPointError(
-            f"The loss became {value} at step {step + 1}; nothing was changed. Use fewer steps or "
-            "a smaller rate."
-        )
-    return value
-
-
 def paper(
     model: DiffusionModel, edit: Edit, concepts: list[str], pictures: list[torch.Tensor],
     settings: FewShotSettings, on_step: OnStep | None,
-) -> tuple[int, list[float]]:
+) -> list[float]:
     """The paper's loop: every picture once an epoch, in batches, each with a template drawn anew."""
     rng = random.Random(settings.seed)
     draw = Sampler(model, settings)
@@ -195,20 +196,16 @@ def paper(
             x_t, t, target = draw.noised(torch.stack([x0 for _, x0 in batch]))
             prompts = [draw.prompts(concept, 1)[0] for concept, _ in batch]
             loss = ascent_loss(denoising_loss(model, x_t, t, target, model.encode(prompts)))
-            history.append(check_finite(loss, len(history)))
-            optimiser.zero_grad()
-            loss.backward()
-            edit.add_weight_decay(1e-8)
-            optimiser.step()
+            history.append(edit.step(optimiser, loss, weight_decay=1e-8))
             if on_step:
                 on_step(len(history), total, history[-1], edit)
-    return len(history), history
+    return history
 
 
 def balanced(
     model: DiffusionModel, edit: Edit, concepts: list[str], pictures: list[torch.Tensor],
     settings: FewShotSettings, on_step: OnStep | None,
-) -> tuple[int, list[float]]:
+) -> list[float]:
     """Ours: bounded ascent with retention, until the concept's loss has grown `target`-fold."""
     rng = random.Random(settings.seed)
     draw = Sampler(model, settings)
@@ -221,21 +218,22 @@ def balanced(
         concept, latents = concepts[which], pictures[which]
         chosen = [rng.randrange(len(latents)) for _ in range(settings.batch)]
         x_t, t, target = draw.noised(latents[chosen])
-        prompts = draw.prompts(concept, settings.batch)
+        prompts = [neighbours.prompt(concept) for _ in range(settings.batch)]
         with edit.off():
             d_ref = denoising_loss(model, x_t, t, target, model.encode(prompts))
         d = denoising_loss(model, x_t, t, target, model.encode(prompts))
-        loss = bounded_loss(d, d_ref, settings.beta) + settings.retention * neighbours.loss()
-        history.append(check_finite(loss, step))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        loss = (
+            bounded_loss(d, d_ref, settings.beta)
+            + settings.retention * neighbours.loss()
+            + settings.context * neighbours.context_loss(concept)
+        )
+        history.append(edit.step(optimiser, loss))
         if on_step:
             on_step(step + 1, settings.max_steps, history[-1], edit)
         ratios[concept].append((d.detach() / d_ref).mean().item())
         if all(len(r) == r.maxlen and sum(r) / len(r) >= settings.target for r in ratios.values()):
             break
-    return len(history), history
+    return history
 
 
 class Retention:
@@ -251,11 +249,33 @@ class Retention:
         named = {word for concept in concepts for word in concept.lower().split()}
         self.words = [w for w in (*COMMON_WORDS, *COMMON_STYLES) if not named & set(w.split())]
         self.protect = list(settings.protect)
+        self.kind = settings.kind
+        beside = COMMON_WORDS if settings.kind == "style" else COMMON_STYLES
+        self.contexts = [w for w in (*beside, *settings.protect) if not named & set(w.split())]
         with edit.off():
             empty = model.encode([""])
             some = model.encode(self.words[:16])
             # Distances count relative to how far prompts lie apart in this encoder.
             self.spread = some.distance(empty).mean().item()
+
+    def prompt(self, concept: str) -> str:
+        """One of the concept's prompts, every second one with something else beside it."""
+        alone = self.rng.random() < 0.5
+        word = None if alone else self.rng.choice(self.contexts)
+        return in_context(self.rng, self.kind, concept, word)
+
+    def context_loss(self, concept: str) -> torch.Tensor:
+        """What distinguishes two contexts of the concept shall go on distinguishing them.
+
+        A fox in ink minus a fox in oil is ink minus oil: it need not know the fox. So a concept's own
+        prompts lose the concept and keep their style, without an anchor to put in its place.
+        """
+        sentence = in_context(self.rng, self.kind, concept, "{}")
+        pairs = [sentence.format(word) for word in self.rng.sample(self.contexts, 2)]
+        with self.edit.off():
+            kept = self.model.encode(pairs)
+        now = self.model.encode(pairs)
+        return (now[:1].minus(now[1:])).distance(kept[:1].minus(kept[1:])).mean() / self.spread
 
     def prompts(self) -> list[str]:
         """The empty prompt, and words in templates; every second one a protected word if any."""

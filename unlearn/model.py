@@ -39,6 +39,11 @@ class Conditioning:
         """A single prompt's conditioning for a batch of `count`."""
         return self[torch.zeros(count, dtype=torch.long, device=self.cross.device)]
 
+    def minus(self, other: Conditioning) -> Conditioning:
+        """The difference, as a conditioning, of two of the same size."""
+        pooled = None if self.pooled is None else self.pooled - other.pooled
+        return Conditioning(self.cross - other.cross, pooled, self.extra)
+
     def distance(self, other: Conditioning) -> torch.Tensor:
         """(N,) mean squared difference over all tokens, the pooled vector added where there is one."""
         value = (self.cross - other.cross).float().square().mean((1, 2))
@@ -138,6 +143,19 @@ def spectral_scale(weight: torch.Tensor) -> float:
     return max(rms, 1e-3) * (rows**-0.5 + columns**-0.5)
 
 
+class Diverged(FloatingPointError):
+    """The loss became NaN or infinite. `deltas` are the last good ones, `history` their losses.
+
+    A method adds `erasure`, so that what was won is not lost.
+    """
+
+    def __init__(self, value: float, deltas: dict, history: list[float]) -> None:
+        self.deltas, self.history, self.erasure = deltas, history, None
+        super().__init__(
+            f"The loss became {value} after step {len(history)}; use fewer steps or a smaller rate."
+        )
+
+
 class Edit:
     """The deltas being trained, keyed by the host's names of the weights they change.
 
@@ -148,6 +166,9 @@ class Edit:
     def __init__(self, weights: dict[str, torch.Tensor], rank: int, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.weights = weights
+        self.history: list[float] = []
+        """The loss at each step so far."""
+        self._good, self._good_at = {}, 0
         self.deltas = {key: Delta(weight, rank, generator) for key, weight in weights.items()}
         self._on = True
 
@@ -175,7 +196,27 @@ class Edit:
         """The weight as the edited model has it."""
         return weight + self.deltas[key].value().to(weight) if self._on else weight
 
-    def add_weight_decay(self, rate: float) -> None:
+    def step(
+        self, optimiser: torch.optim.Optimizer, loss: torch.Tensor, weight_decay: float = 0.0
+    ) -> float:
+        """One step of the optimiser down the loss, whose value it returns.
+
+        Raises Diverged, with the deltas of an earlier step, when the loss is not finite.
+        """
+        value = loss.item()
+        if not math.isfinite(value):
+            raise Diverged(value, self._good, self.history[: self._good_at])
+        if len(self.history) % KEEP_EVERY == 0:
+            self._good, self._good_at = self.tensors(), len(self.history)
+        optimiser.zero_grad()
+        loss.backward()
+        if weight_decay:
+            self._decay(weight_decay)
+        optimiser.step()
+        self.history.append(value)
+        return value
+
+    def _decay(self, rate: float) -> None:
         """Add rate * weight to each gradient (Adam's L2 form), the weight as the edited model has it.
 
         For full deltas only: a low-rank one has no gradient of the weight itself.
@@ -201,6 +242,8 @@ class Edit:
             if any(p.grad is not None for p in delta.parameters())
         }
 
+
+KEEP_EVERY = 10  # steps between copies of the deltas, kept in case the loss stops being finite
 
 OnStep = Callable[[int, int, float, Edit], None]
 """on_step(step, total, loss, edit), called after every step; it may raise to cancel."""

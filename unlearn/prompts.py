@@ -1,6 +1,6 @@
 """Prompt templates: the sentences in which a concept is named to a model."""
 
-from collections.abc import Sequence
+import random
 
 # The templates of Textual Inversion (Gal et al., arXiv 2208.01618), which few-shot unlearning uses.
 OBJECT_TEMPLATES: tuple[str, ...] = (
@@ -48,6 +48,19 @@ COMMON_STYLES: tuple[str, ...] = (
 def templates(kind: str) -> tuple[str, ...]:
     """The paper's templates for a kind of concept; characters and people use the object set."""
     return STYLE_TEMPLATES if kind == "style" else OBJECT_TEMPLATES
+
+
+def in_context(rng: random.Random, kind: str, concept: str, word: str | None = None) -> str:
+    """The concept in a sentence, with something else beside it: an object in a style.
+
+    word is the style that an object or a character is put in, or the object that a style is given;
+    None leaves the concept alone in its template.
+    """
+    if word is None:
+        return rng.choice(templates(kind)).format(concept)
+    thing, style = (word, concept) if kind == "style" else (concept, word)
+    ending = rng.choice((", {} style", " in {} style", " in the style of {}"))
+    return rng.choice(OBJECT_TEMPLATES).format(thing) + ending.format(style)
 
 
 def split_concepts(text: str) -> list[str]:

@@ -1,0 +1,178 @@
+"""Edit: the trainable deltas of a model that is itself never written to."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tiny import TinyModel
+from unlearn.model import Conditioning, Diverged, Edit, spectral_scale
+
+
+def weights() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {"fc.weight": torch.randn(6, 4, generator=generator), "fc.bias": torch.ones(6)}
+
+
+def test_new_edit_changes_nothing() -> None:
+    for rank in (0, 2):
+        edit = Edit(weights(), rank)
+        for key, weight in edit.weights.items():
+            assert torch.equal(edit.changed(key, weight), weight)
+
+
+def test_changed_is_the_weight_plus_its_delta() -> None:
+    edit = Edit(weights(), rank=0)
+    edit.deltas["fc.bias"].full.data.fill_(0.5)
+    assert torch.equal(edit.changed("fc.bias", torch.ones(6)), torch.full((6,), 1.5))
+
+
+def test_changed_keeps_the_weights_dtype() -> None:
+    edit = Edit(weights(), rank=0)
+    assert edit.changed("fc.weight", torch.ones(6, 4).half()).dtype == torch.float16
+
+
+def test_off_is_the_original_without_gradients() -> None:
+    edit = Edit(weights(), rank=0)
+    edit.deltas["fc.bias"].full.data.fill_(0.5)
+    with edit.off():
+        assert edit.changed("fc.bias", edit.weights["fc.bias"]) is edit.weights["fc.bias"]
+        assert not torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+    assert edit.changed("fc.bias", torch.ones(6)).mean() == 1.5
+
+
+def test_off_ends_also_after_an_error() -> None:
+    edit = Edit(weights(), rank=0)
+    edit.deltas["fc.bias"].full.data.fill_(0.5)
+    with pytest.raises(ZeroDivisionError), edit.off():
+        raise ZeroDivisionError
+    assert edit.changed("fc.bias", torch.ones(6)).mean() == 1.5
+
+
+def test_the_models_weights_take_no_gradient() -> None:
+    model = TinyModel()
+    with model.edit("encoder", "mlp") as edit:
+        model.encode(["a cat"]).cross.sum().backward()
+    assert all(delta.full.grad is not None for delta in edit.deltas.values())
+    assert all(p.grad is None for p in model.encoder.parameters())
+
+
+def test_weights_that_are_not_read_get_no_delta() -> None:
+    edit = Edit(weights(), rank=0)
+    (edit.changed("fc.weight", edit.weights["fc.weight"]) ** 2).sum().backward()
+    assert set(edit.tensors()) == {"fc.weight"}
+
+
+def test_tensors_are_copies() -> None:
+    edit = Edit(weights(), rank=0)
+    edit.changed("fc.bias", edit.weights["fc.bias"]).sum().backward()
+    kept = edit.tensors()["fc.bias"]["diff"]
+    edit.deltas["fc.bias"].full.data.fill_(9.0)
+    assert not kept.any()
+    assert not kept.requires_grad
+
+
+def test_low_rank_delta_is_the_product_of_two_thin_matrices() -> None:
+    edit = Edit(weights(), rank=2)
+    delta = edit.deltas["fc.weight"]
+    delta.up.data.normal_(generator=torch.Generator().manual_seed(1))
+    assert (delta.up.shape, delta.down.shape) == ((6, 2), (2, 4))
+    assert torch.equal(delta.value(), delta.up @ delta.down)
+    assert torch.linalg.matrix_rank(delta.value()) == 2
+
+
+def test_bias_and_small_weights_stay_full_where_a_rank_is_asked() -> None:
+    edit = Edit(weights(), rank=4)
+    assert all(delta.full is not None for delta in edit.deltas.values())
+
+
+def test_rank_of_a_convolution_counts_all_its_inputs() -> None:
+    delta = Edit({"conv.weight": torch.ones(8, 4, 3, 3)}, rank=3).deltas["conv.weight"]
+    assert (delta.up.shape, delta.down.shape) == ((8, 3), (3, 36))
+    assert delta.value().shape == (8, 4, 3, 3)
+
+
+def test_low_rank_start_follows_the_seed() -> None:
+    first, again, other = (Edit(weights(), 2, seed).deltas["fc.weight"].down for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_step_descends_with_the_decay_of_the_edited_weight() -> None:
+    edit = Edit({"w": torch.tensor([2.0])}, rank=0)
+    delta = edit.deltas["w"].full
+    delta.data.fill_(1.0)
+    loss = 0.5 * edit.changed("w", edit.weights["w"]).sum()
+    value = edit.step(torch.optim.SGD([delta], lr=1.0), loss, weight_decay=0.1)
+    assert value == 1.5
+    assert delta.item() == pytest.approx(1.0 - (0.5 + 0.1 * 3.0))
+
+
+def test_unread_weights_get_no_decay() -> None:
+    edit = Edit(weights(), rank=0)
+    optimiser = torch.optim.SGD(edit.parameters(), lr=1.0)
+    edit.step(optimiser, edit.changed("fc.weight", edit.weights["fc.weight"]).sum(), weight_decay=0.1)
+    assert not edit.deltas["fc.bias"].full.any()
+
+
+def test_loss_that_is_not_finite_hands_over_the_last_good_deltas() -> None:
+    edit = Edit({"w": torch.ones(3)}, rank=0)
+    optimiser = torch.optim.SGD(edit.parameters(), lr=0.1)
+    for _ in range(12):
+        edit.step(optimiser, edit.changed("w", edit.weights["w"]).sum())
+    with pytest.raises(Diverged, match=r"The loss became nan after step \d+; use fewer steps") as error:
+        edit.step(optimiser, edit.changed("w", edit.weights["w"]).sum() * torch.nan)
+    steps = len(error.value.history)
+    assert 0 < steps <= 12
+    assert torch.allclose(error.value.deltas["w"]["diff"], torch.full((3,), -0.1 * steps))
+
+
+@pytest.mark.parametrize("spread", [0.02, 1.0])
+def test_one_rate_moves_wide_and_narrow_layers_alike(spread: float) -> None:
+    """The first Adam step on a layer changes its output by a like share at every width and scale."""
+
+    def moved(width: int) -> float:
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(4 * width, width, generator=generator) * spread
+        x = torch.randn(width, generator=generator)
+        wanted = torch.randn(4 * width, generator=generator)
+        edit = Edit({"w": weight}, rank=0)
+        optimiser = torch.optim.Adam(edit.groups(0.01), eps=1e-12)
+        (edit.changed("w", weight) @ x @ wanted).backward()
+        optimiser.step()
+        with torch.no_grad():
+            before, after = weight @ x, edit.changed("w", weight) @ x
+        return ((after - before).norm() / before.norm()).item()
+
+    narrow, wide = moved(64), moved(768)
+    assert 0.5 < wide / narrow < 2
+    assert 0.002 < narrow < 0.05
+
+
+def test_steps_of_many_weights_share_the_rate() -> None:
+    one = Edit({"a": torch.ones(4, 4)}, 0).groups(0.1)[0]["lr"]
+    four = [group["lr"] for group in Edit({n: torch.ones(4, 4) for n in "abcd"}, 0).groups(0.1)]
+    assert four == pytest.approx([one / 2] * 4)
+
+
+def test_spectral_scale_by_hand() -> None:
+    weight = torch.full((4, 16), 3.0)
+    assert spectral_scale(weight) == pytest.approx(3.0 * (1 / 2 + 1 / 4))
+    assert spectral_scale(torch.full((9,), 0.5)) == pytest.approx(0.5)
+    assert spectral_scale(torch.zeros(9)) > 0, "a bias that starts at zero is trained as well"
+
+
+def test_conditioning_distance_is_mean_squared_and_adds_the_pooled_vector() -> None:
+    one = Conditioning(torch.zeros(2, 3, 4), torch.zeros(2, 5))
+    other = Conditioning(torch.full((2, 3, 4), 2.0), torch.full((2, 5), 3.0))
+    assert one.distance(other).tolist() == [13.0, 13.0]
+    assert Conditioning(one.cross).distance(Conditioning(other.cross)).tolist() == [4.0, 4.0]
+
+
+def test_conditioning_is_indexed_and_repeated_as_a_batch() -> None:
+    both = Conditioning(torch.arange(2.0).view(2, 1, 1), torch.arange(2.0).view(2, 1), {"guidance": 3})
+    assert len(both) == 2
+    second = both[1:].repeated(3)
+    assert second.cross.flatten().tolist() == second.pooled.flatten().tolist() == [1.0] * 3
+    assert second.extra == {"guidance": 3}
