@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from ..unlearn.erasure import Erasure, ErasureError, combine, is_erasure
 from .apply import erased_clip, foreign_erasure
 from .few_shot import ErasureType, output_file
+from .report import tell
 
 FOLDERS = ("loras", "text_encoders")
 
@@ -51,15 +52,18 @@ class LoadErasedClip(io.ComfyNode):
                               "trained with. The one connected here stays what it is."),
                 io.Combo.Input("erasure_name", options=erasure_choices(), tooltip="A file in "
                                "models/loras, output/loras or models/text_encoders."),
-                io.Float.Input("strength", default=1.0, min=-2.0, max=2.0, step=0.05, tooltip="1 is "
+                io.Float.Input("strength", default=1.0, min=-2.0, max=2.0, step=0.05,
+                               display_mode=io.NumberDisplay.slider, tooltip="1 is "
                                "the erasure as trained, 0 the original. Negative values go the other "
                                "way: -1 undoes an erasure that is already on this CLIP."),
             ],
             outputs=[
                 io.Clip.Output("erased_clip", display_name="CLIP"),
-                ErasureType.Output("erasure", display_name="ERASURE"),
+                ErasureType.Output("erasure", display_name="ERASURE", tooltip="What was put on, "
+                                   "at this strength."),
                 io.String.Output("summary", display_name="summary"),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -70,7 +74,8 @@ class LoadErasedClip(io.ComfyNode):
         if warning:
             logging.warning(warning)
         text = f"{', '.join(erasure.concepts)}, strength {strength:g}. {warning}".strip()
-        return io.NodeOutput(result, erasure, text, ui=ui.PreviewText(text))
+        tell(cls.hidden.unique_id, text)
+        return io.NodeOutput(result, combine([erasure], [strength]), text, ui=ui.PreviewText(text))
 
     @classmethod
     def fingerprint_inputs(cls, erasure_name, **inputs) -> str:
@@ -112,6 +117,7 @@ class SaveErasedClip(io.ComfyNode):
                                "picture shows."),
             ],
             outputs=[io.String.Output("file", display_name="file")],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -124,6 +130,7 @@ class SaveErasedClip(io.ComfyNode):
         file = folder / f"{name}_{counter:05}_.safetensors"
         erasure.save(file, getattr(torch, precision))
         text = f"{file.name}, {file.stat().st_size / 1e6:.1f} MB: {', '.join(erasure.concepts)}"
+        tell(cls.hidden.unique_id, text)
         relative = file.relative_to(Path(folder_paths.get_output_directory()).resolve())
         return io.NodeOutput(str(relative), ui=ui.PreviewText(text))
 
@@ -151,6 +158,7 @@ class CombineErasedClip(io.ComfyNode):
                 ErasureType.Output("erasure", display_name="ERASURE"),
                 io.String.Output("report", display_name="report"),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -168,10 +176,9 @@ class CombineErasedClip(io.ComfyNode):
                     "direction"
                 )
         text = "\n".join(lines)
-        conflicts = {"conflict": lines}
-        return io.NodeOutput(
-            result, together.with_measured(**conflicts), text, ui=ui.PreviewText(text)
-        )
+        tell(cls.hidden.unique_id, text)
+        together = together.with_measured(conflict=lines)
+        return io.NodeOutput(result, together, text, ui=ui.PreviewText(text))
 
 
 def conflict(clip, alone, together, concept: str) -> tuple[float, float]:

@@ -122,9 +122,9 @@ def _recomputed(block: torch.nn.Module, forward):
 class _Recompute(torch.autograd.Function):
     """A block of which only the inputs are kept; the backward pass computes the rest again.
 
-    torch.utils.checkpoint will not do: it keeps what it recomputes without a copy, the host's blocks
-    write into it (x += attention(x)), and the gradients would be wrong without a word. Here the
-    second computation is a graph as any other, under the same allow_mutation_on_saved_tensors.
+    torch.utils.checkpoint will not do: it keeps what it recomputes without a copy, the host's
+    blocks write into it (x += attention(x)), and the gradients would be wrong without a word. Here
+    the second computation is a graph as any other, under the same allow_mutation_on_saved_tensors.
     """
 
     @staticmethod

@@ -48,8 +48,10 @@ class ComfyModel:
     def prepare(self, batch: int, trainable: str, rank: int) -> MemoryPlan:
         """Look whether a training fits into memory, and recompute activations where it must.
 
-        Raises MemoryError with the estimate when it does not fit at all.
+        Raises MemoryError with the estimate when it does not fit at all, and ValueError when the
+        text encoder is not of the kind that this network reads.
         """
+        self._check_encoder()
         weights = encoder_weights(self.encoder, trainable, self._unread_layers()).values()
         trained = sum(
             rank * (w.shape[0] + w[0].numel()) if rank and w.ndim > 1 else w.numel() for w in weights
@@ -59,6 +61,15 @@ class ComfyModel:
         if self.checkpointing is None:
             self.checkpointing = planned.checkpointing
         return planned
+
+    def _check_encoder(self) -> None:
+        wanted = self.network.model_config.unet_config.get("context_dim")
+        found = self.clip.encode_from_tokens(self.clip.tokenize("")).shape[-1]
+        if wanted is not None and found != wanted:
+            raise ValueError(
+                f"This text encoder gives {found} numbers a token and the model reads {wanted}: "
+                "they do not belong together. Connect the MODEL and the CLIP of one checkpoint."
+            )
 
     @contextmanager
     def training(self) -> Iterator[ComfyModel]:

@@ -12,6 +12,12 @@ from PIL import Image, ImageDraw
 from server import PromptServer
 
 
+def tell(node_id: str | None, text: str) -> None:
+    """Show a text in a node on the canvas."""
+    if node_id is not None:
+        PromptServer.instance.send_progress_text(text, node_id)
+
+
 class Progress:
     """on_step of a method: progress bar, status text and a live picture of what the concept is now.
 
@@ -19,16 +25,14 @@ class Progress:
     asks the host whether the user cancelled: its own progress bar does so too rarely.
     """
 
-    def __init__(self, node_id: str | None, total: int, what: str, draw) -> None:
+    def __init__(self, node_id: str | None, what: str, draw) -> None:
         self.node_id, self.what, self.draw = node_id, what, draw
-        self.bar = comfy.utils.ProgressBar(total, node_id)
-        self.started = self.drawn = time.monotonic()
+        self.bar = comfy.utils.ProgressBar(1, node_id)
+        self.drawn = time.monotonic()
         self.cost = 0.0
-        self.losses: list[float] = []
 
     def __call__(self, step: int, total: int, loss: float, edit) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self.losses.append(loss)
         preview = None
         now = time.monotonic()
         if step == 1 or now - self.drawn > max(1.0, 5 * self.cost):
@@ -37,11 +41,7 @@ class Progress:
             self.drawn = time.monotonic()
             self.cost = self.drawn - now
         self.bar.update_absolute(step, total, preview)
-        self.say(f"{self.what}\nstep {step} of at most {total}, loss {loss:.4f}")
-
-    def say(self, text: str) -> None:
-        if self.node_id is not None:
-            PromptServer.instance.send_progress_text(text, self.node_id)
+        tell(self.node_id, f"{self.what}\nstep {step} of at most {total}, loss {loss:.4f}")
 
 
 def loss_curve(losses: list[float], width: int = 512, height: int = 256) -> torch.Tensor:

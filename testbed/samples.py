@@ -1,7 +1,8 @@
 """The example pictures of the shipped workflows and the demo: four drawings of a few concepts.
 
-`dev.py` shows them in ComfyUI's input folder as iconcanvas_<concept>_<number>.png. They are drawings
-that IconCanvas was trained on, not pictures that it drew; ATTRIBUTION.md names their makers.
+`dev.py` shows them in ComfyUI's input folder as iconcanvas_<concept>_<number>.png. They are
+drawings that IconCanvas was trained on, not pictures that it drew; ATTRIBUTION.md names their
+makers.
 """
 
 from __future__ import annotations

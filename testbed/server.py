@@ -36,7 +36,7 @@ from PIL import Image
 from dev import child_environment, host_command
 from testbed.host import path
 
-STARTUP_SECONDS = 120
+STARTUP_SECONDS = 300
 
 # The numbers of ComfyUI's protocol.BinaryEventTypes.
 PREVIEW_IMAGE = 1

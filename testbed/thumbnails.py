@@ -47,7 +47,7 @@ def comparisons(workflow: dict[str, Any]) -> dict[str, tuple[int, int]]:
 def compose(
     rows: dict[str, tuple[list[Image.Image], list[Image.Image]]], width: int = WIDTH
 ) -> Image.Image:
-    """A row for each comparison: two pictures before on the left, the same two after on the right."""
+    """A row for each comparison: two pictures before on the left, their like after on the right."""
     side = (width - 3 * MARGIN) // 4
     columns = (MARGIN, 2 * MARGIN + 2 * side)
     font = ImageFont.load_default(14)

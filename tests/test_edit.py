@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from tiny import TinyModel
+
 from unlearn.model import Conditioning, Diverged, Edit, spectral_scale
 
 
@@ -112,7 +112,8 @@ def test_step_descends_with_the_decay_of_the_edited_weight() -> None:
 def test_unread_weights_get_no_decay() -> None:
     edit = Edit(weights(), rank=0)
     optimiser = torch.optim.SGD(edit.parameters(), lr=1.0)
-    edit.step(optimiser, edit.changed("fc.weight", edit.weights["fc.weight"]).sum(), weight_decay=0.1)
+    loss = edit.changed("fc.weight", edit.weights["fc.weight"]).sum()
+    edit.step(optimiser, loss, weight_decay=0.1)
     assert not edit.deltas["fc.bias"].full.any()
 
 
@@ -121,7 +122,7 @@ def test_loss_that_is_not_finite_hands_over_the_last_good_deltas() -> None:
     optimiser = torch.optim.SGD(edit.parameters(), lr=0.1)
     for _ in range(12):
         edit.step(optimiser, edit.changed("w", edit.weights["w"]).sum())
-    with pytest.raises(Diverged, match=r"The loss became nan after step \d+; use fewer steps") as error:
+    with pytest.raises(Diverged, match=r"The loss became nan after step \d+; use") as error:
         edit.step(optimiser, edit.changed("w", edit.weights["w"]).sum() * torch.nan)
     steps = len(error.value.history)
     assert 0 < steps <= 12
@@ -130,7 +131,7 @@ def test_loss_that_is_not_finite_hands_over_the_last_good_deltas() -> None:
 
 @pytest.mark.parametrize("spread", [0.02, 1.0])
 def test_one_rate_moves_wide_and_narrow_layers_alike(spread: float) -> None:
-    """The first Adam step on a layer changes its output by a like share at every width and scale."""
+    """The first Adam step changes a layer's output by a like share at every width and scale."""
 
     def moved(width: int) -> float:
         generator = torch.Generator().manual_seed(0)
@@ -171,7 +172,8 @@ def test_conditioning_distance_is_mean_squared_and_adds_the_pooled_vector() -> N
 
 
 def test_conditioning_is_indexed_and_repeated_as_a_batch() -> None:
-    both = Conditioning(torch.arange(2.0).view(2, 1, 1), torch.arange(2.0).view(2, 1), {"guidance": 3})
+    numbers = torch.arange(2.0)
+    both = Conditioning(numbers.view(2, 1, 1), numbers.view(2, 1), {"guidance": 3})
     assert len(both) == 2
     second = both[1:].repeated(3)
     assert second.cross.flatten().tolist() == second.pooled.flatten().tolist() == [1.0] * 3

@@ -7,8 +7,8 @@ import random
 
 import pytest
 import torch
-
 from tiny import LinearModel, TinyModel
+
 from unlearn.few_shot import (
     FewShotSettings,
     Retention,
@@ -206,7 +206,8 @@ def test_retention_holds_the_empty_prompt_and_the_protected_words() -> None:
 def test_retention_leaves_out_the_concepts_own_words() -> None:
     model = TinyModel()
     with model.edit("encoder", "mlp") as edit:
-        words = Retention(model, edit, ["Cat", "comic book"], FewShotSettings(), random.Random(0)).words
+        concepts = ["Cat", "comic book"]
+        words = Retention(model, edit, concepts, FewShotSettings(), random.Random(0)).words
     assert not {"cat", "comic book", "book"} & set(words)
     assert "dog" in words
 
@@ -235,7 +236,8 @@ def test_same_seed_same_erasure(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["paper", "balanced"])
 def test_low_rank_deltas_have_that_rank(mode: str) -> None:
-    erasure = few_shot(TinyModel(), ["cat"], IMAGES, FewShotSettings(mode=mode, rank=2, max_steps=6))
+    settings = FewShotSettings(mode=mode, rank=2, max_steps=6)
+    erasure = few_shot(TinyModel(), ["cat"], IMAGES, settings)
     delta = erasure.deltas["layers.0.mlp.fc1.weight"]
     assert (delta["lora_up"].shape, delta["lora_down"].shape) == ((16, 2), (2, 8))
     assert erasure.delta("layers.0.mlp.fc1.weight").abs().max() > 0

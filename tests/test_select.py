@@ -7,9 +7,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from tiny import Encoder
 
 import testbed.host
-from tiny import Encoder
 from unlearn.select import encoder_weights
 
 FEED_FORWARD = {
@@ -62,7 +62,7 @@ def test_unread_layers_are_left_out(trainable: str) -> None:
 
 
 def test_unknown_choice_gets_a_sentence() -> None:
-    with pytest.raises(ValueError, match="trainable must be one of mlp-final-attn, .* not 'bias'"):
+    with pytest.raises(ValueError, match=r"trainable must be one of mlp-final-attn, .* not 'bias'"):
         encoder_weights(Encoder(), "bias")
 
 

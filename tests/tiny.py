@@ -1,8 +1,8 @@
 """A DiffusionModel small enough to compute by hand, and its encoder on its own.
 
 One channel, one pixel. The encoder is a stack of two layers, named as CLIP's are, on a sum of fixed
-word vectors; the network adds to the noised latent what the conditioning says. Nothing is random but
-the word vectors and the initial weights, both seeded.
+word vectors; the network adds to the noised latent what the conditioning says. Nothing is random
+but the word vectors and the initial weights, both seeded.
 """
 
 from __future__ import annotations

@@ -182,6 +182,8 @@ def combine(erasures: Iterable[Erasure], strengths: Iterable[float] | None = Non
     strengths = list(strengths) if strengths is not None else [1.0] * len(erasures)
     if not erasures:
         raise ErasureError("There is nothing to combine: connect at least one erasure.")
+    if len(erasures) == 1 and strengths == [1.0]:
+        return erasures[0]
     bases: dict[str, str] = {}
     for erasure in erasures:
         for key, value in erasure.record.get("base", {}).items():
@@ -196,8 +198,8 @@ def combine(erasures: Iterable[Erasure], strengths: Iterable[float] | None = Non
             shape = matrix_shape(delta)
             if shapes.setdefault(key, shape) != shape:
                 raise ErasureError(
-                    f"{name_of(erasure)} is for an encoder of another size than the others: {key} is "
-                    f"{shape} in it and {shapes[key]} in theirs. Combine erasures of one model only."
+                    f"{name_of(erasure)} is for an encoder of another size than the others: {key} "
+                    f"is {shape} in it and {shapes[key]} in theirs. Combine erasures of one model."
                 )
     deltas: dict[str, dict[str, torch.Tensor]] = {}
     for key in dict.fromkeys(key for erasure in erasures for key in erasure.deltas):

@@ -26,6 +26,9 @@ from .select import Trainable
 Kind = Literal["object", "style", "character"]
 
 
+ANCHORS = {"object": "thing", "style": "plain", "character": "person"}
+
+
 @dataclass(frozen=True)
 class FewShotSettings:
     mode: Literal["balanced", "paper"] = "balanced"
@@ -53,8 +56,10 @@ class FewShotSettings:
     """Mode "balanced": stop once the concept's loss is this many times the original model's."""
     retention: float = 4.0
     """Mode "balanced": weight of keeping other prompts' conditioning."""
-    context: float = 1.0
-    """Mode "balanced": weight of keeping what else the concept's own prompts say."""
+    anchor: str = ""
+    """Mode "balanced": a neutral word that the concept's prompts are drawn towards; empty: by kind."""
+    pull: float = 1.0
+    """Mode "balanced": weight of drawing them there. What else a prompt says, its style, stays."""
     protect: tuple[str, ...] = ()
     """Mode "balanced": words whose prompts must stay what they are."""
 
@@ -225,7 +230,7 @@ def balanced(
         loss = (
             bounded_loss(d, d_ref, settings.beta)
             + settings.retention * neighbours.loss()
-            + settings.context * neighbours.context_loss(concept)
+            + settings.pull * neighbours.anchor_loss(concept)
         )
         history.append(edit.step(optimiser, loss))
         if on_step:
@@ -250,6 +255,7 @@ class Retention:
         self.words = [w for w in (*COMMON_WORDS, *COMMON_STYLES) if not named & set(w.split())]
         self.protect = list(settings.protect)
         self.kind = settings.kind
+        self.anchor = settings.anchor or ANCHORS[settings.kind]
         beside = COMMON_WORDS if settings.kind == "style" else COMMON_STYLES
         self.contexts = [w for w in (*beside, *settings.protect) if not named & set(w.split())]
         with edit.off():
@@ -264,18 +270,18 @@ class Retention:
         word = None if alone else self.rng.choice(self.contexts)
         return in_context(self.rng, self.kind, concept, word)
 
-    def context_loss(self, concept: str) -> torch.Tensor:
-        """What distinguishes two contexts of the concept shall go on distinguishing them.
+    def anchor_loss(self, concept: str) -> torch.Tensor:
+        """How far the concept's prompts lie from the same sentences about the neutral word.
 
-        A fox in ink minus a fox in oil is ink minus oil: it need not know the fox. So a concept's own
-        prompts lose the concept and keep their style, without an anchor to put in its place.
+        Ascent alone leaves the concept's prompts anywhere, their style lost. A neutral word in the
+        concept's place says the rest of the sentence and nothing of the concept.
         """
-        sentence = in_context(self.rng, self.kind, concept, "{}")
-        pairs = [sentence.format(word) for word in self.rng.sample(self.contexts, 2)]
+        sentences = [in_context(self.rng, self.kind, "{}", word)
+                     for word in (None, self.rng.choice(self.contexts))]
         with self.edit.off():
-            kept = self.model.encode(pairs)
-        now = self.model.encode(pairs)
-        return (now[:1].minus(now[1:])).distance(kept[:1].minus(kept[1:])).mean() / self.spread
+            neutral = self.model.encode([s.format(self.anchor) for s in sentences])
+        now = self.model.encode([s.format(concept) for s in sentences])
+        return now.distance(neutral).mean() / self.spread
 
     def prompts(self) -> list[str]:
         """The empty prompt, and words in templates; every second one a protected word if any."""

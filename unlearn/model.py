@@ -39,11 +39,6 @@ class Conditioning:
         """A single prompt's conditioning for a batch of `count`."""
         return self[torch.zeros(count, dtype=torch.long, device=self.cross.device)]
 
-    def minus(self, other: Conditioning) -> Conditioning:
-        """The difference, as a conditioning, of two of the same size."""
-        pooled = None if self.pooled is None else self.pooled - other.pooled
-        return Conditioning(self.cross - other.cross, pooled, self.extra)
-
     def distance(self, other: Conditioning) -> torch.Tensor:
         """(N,) mean squared difference over all tokens, the pooled vector added where there is one."""
         value = (self.cross - other.cross).float().square().mean((1, 2))
