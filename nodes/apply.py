@@ -10,7 +10,7 @@ import comfy.utils
 import torch
 
 from ..unlearn.erasure import Erasure, ErasureError, name_of
-from .host import fingerprints
+from .host import OFTEN_MISSING, fingerprints
 
 # Where other tools put CLIP's text model, and where the host has it.
 FOREIGN_PREFIXES = (
@@ -78,7 +78,8 @@ def foreign_erasure(clip, tensors: Mapping[str, torch.Tensor], name: str) -> Era
     for prefix in FOREIGN_PREFIXES:
         renamed = {"clip_l.transformer." + key.removeprefix(prefix): value
                    for key, value in tensors.items() if key.startswith(prefix)}
-        shared = {k: v for k, v in renamed.items() if k in own and k.endswith((".weight", ".bias"))}
+        shared = {k: v for k, v in renamed.items()
+                  if k in own and k.endswith((".weight", ".bias")) and not k.endswith(OFTEN_MISSING)}
         if shared:
             break
     else:

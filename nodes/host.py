@@ -21,6 +21,9 @@ from .memory import MemoryPlan, plan
 # Gradients inside a half-precision network are multiplied by this on their way through.
 HALF_GRADIENT_SCALE = 2.0**12
 
+# Stable Diffusion 1.5's checkpoints lack these: the host leaves them as uninitialised memory.
+OFTEN_MISSING = ("text_projection.weight", "logit_scale")
+
 
 class ComfyModel:
     """A DiffusionModel (see unlearn.model) on what a ComfyUI graph hands over.
@@ -250,6 +253,8 @@ def signature(patcher) -> str:
     """A quick hash of a patcher's weights and patches: it tells models apart, and LoRAs on them."""
     digest = hashlib.sha256()
     for name, tensor in patcher.model.state_dict().items():
+        if name.endswith(OFTEN_MISSING):
+            continue
         backup = patcher.backup.get(name)
         values = (tensor if backup is None else backup.weight).flatten()[:64]
         digest.update(name.encode() + values.to("cpu", torch.float16).numpy().tobytes())

@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")
     parser.add_argument("--json", type=Path, help="where the rows are kept")
     parser.add_argument("--table", type=Path, help="also write the table as Markdown")
+    parser.add_argument("--pictures", type=Path, help="also draw before and after, one PNG")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -65,10 +66,14 @@ def main() -> None:
     rows = read_rows(options.json)
     done = {job_key(row) for row in rows}
     missing = [job for job in jobs if job_key(job) not in done]
-    rows += run_parallel(missing, options.jobs, options.json, rows)
+    strips = options.pictures and options.pictures.with_suffix("")
+    rows += run_parallel([{**job, "strips": strips and str(strips)} for job in missing],
+                         options.jobs, options.json, rows)
     wanted = {job_key(job) for job in jobs}
     text = table([row for row in rows if job_key(row) in wanted])
     print(text)
+    if options.pictures:
+        page_of_pictures(strips, jobs).save(options.pictures, optimize=True)
     if options.table:
         options.table.write_text(text + "\n", encoding="utf-8")
 
@@ -143,7 +148,8 @@ def run_jobs(jobs: list[dict]) -> None:
 
 
 def measure_job(
-    package, model, clip, vae, judge, method: str, mode: str, concept: str, seed: int
+    package, model, clip, vae, judge, method: str, mode: str, concept: str, seed: int,
+    strips: str | None = None,
 ) -> list[dict]:
     """The rows of one erasure: one, or for the paper's mode one an epoch measured."""
     import torch
@@ -174,6 +180,8 @@ def measure_job(
         edited = package.nodes.host.ComfyModel(model, erased, vae, size=(128, 128))
         with torch.inference_mode(), edited.training():
             after = measure.draw(edited, prompts, 1000 * seed)
+        if strips:
+            save_strip(Path(strips) / f"{method}-{mode}-{concept}-{seed}.png", prompts, before, after)
         size = sum(t.numel() * 2 for t in erasure.state_dict().values())
         rows.append({
             "method": method, "mode": mode, "concept": concept, "kind": kind, "seed": seed,
@@ -182,6 +190,45 @@ def measure_job(
             "seconds": round(seconds, 2), "peak_mb": memory.peak >> 20, "file_bytes": size,
         })
     return rows
+
+
+def save_strip(file: Path, prompts, before, after) -> None:
+    """Three of the concept's own prompts, three of its kind, two of others: before above after."""
+    import torch
+
+    from .report import grid
+
+    by_measure = {m: [i for i, p in enumerate(prompts) if p.measure == m]
+                  for m in ("own", "in", "cross")}
+    own, near, far = by_measure["own"], by_measure["in"], by_measure["cross"]
+    chosen = [own[0], own[len(own) // 2], own[-1], *near[:3], far[0], far[-1]]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    strip = grid(torch.cat([before[chosen], after[chosen]]), len(chosen))
+    strip.resize((strip.width // 2, strip.height // 2)).save(file)
+
+
+def page_of_pictures(strips: Path, jobs: list[dict]):
+    """The first seed's strips of the default modes, named, in two columns."""
+    from PIL import Image, ImageDraw
+
+    shown = [job for job in jobs if job["mode"] == "balanced" and job["seed"] == jobs[0]["seed"]]
+    files = [(job["concept"], strips / "{method}-{mode}-{concept}-{seed}.png".format(**job))
+             for job in shown]
+    pictures = [(name, Image.open(file)) for name, file in files if file.exists()]
+    if not pictures:
+        raise SystemExit("bench: no pictures were kept for these rows; use another --json file.")
+    width, height = pictures[0][1].size
+    rows = -(-len(pictures) // 2)
+    page = Image.new("RGB", (2 * (width + 90), rows * (height + 8) + 20), "white")
+    pen = ImageDraw.Draw(page)
+    for i, (name, picture) in enumerate(pictures):
+        x, y = (i // rows) * (width + 90), (i % rows) * (height + 8) + 20
+        pen.text((x + 4, y + height // 2 - 6), name, fill="black")
+        page.paste(picture, (x + 80, y))
+    for x in (0, width + 90):
+        pen.text((x + 80, 4), "the concept (above before, below after), then what must stay",
+                 fill="black")
+    return page
 
 
 def table(rows: list[dict]) -> str:

@@ -17,7 +17,7 @@ from .judge import Judge
 from .vocabulary import CHARACTERS, OBJECTS, STYLES
 
 Kind = Literal["object", "style", "character"]
-STEPS, GUIDANCE = 15, 5.0
+STEPS, GUIDANCE = 12, 5.0
 
 
 def kind_of(concept: str) -> Kind:
@@ -66,18 +66,18 @@ def prompts_for(concept: str, seed: int = 0) -> list[Prompt]:
 
     if kind == "object":
         own = [styled(concept, style, "own") for style in STYLES]
-        near = objects(14, "in")
+        near = objects(12, "in")
         far = [styled(rng.choice(others), style, "cross") for style in STYLES]
-        far += [portrait(name, "cross") for name in rng.sample(people, 7)]
+        far += [portrait(name, "cross") for name in rng.sample(people, 5)]
     elif kind == "style":
         own = [styled(name, concept, "own") for name in rng.sample(OBJECTS, 8)]
         near = [styled(name, style, "in") for style in styles for name in rng.sample(OBJECTS, 2)]
-        far = objects(8, "cross") + [portrait(name, "cross") for name in rng.sample(people, 6)]
+        far = objects(8, "cross") + [portrait(name, "cross") for name in rng.sample(people, 4)]
     else:
         templates = ("{}", "a photo of {}", "a portrait of {}", "a picture of {}", "the face of {}",
                      "a drawing of {}", "a good photo of a {}", "a close-up photo of a {}")
         own = [portrait(concept, "own", template) for template in templates]
-        near = [portrait(name, "in") for name in people]
+        near = [portrait(name, "in") for name in rng.sample(people, 12)]
         far = objects(10, "cross")
     return own + near + far
 

@@ -4,11 +4,12 @@ Each stage writes a checkpoint every few minutes and goes on from it when run ag
 matrix products run in bfloat16, weights and optimiser stay in float32.
 """
 
+import itertools
 import math
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,14 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def autocast() -> torch.autocast:
     return torch.autocast(DEVICE.type, torch.bfloat16)
+
+
+def _one_core(numbers: Iterator[int]) -> None:
+    """Give a worker thread a core of its own: two on one core halve the speed of both."""
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[next(numbers) % len(cores)]})
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
@@ -67,7 +76,7 @@ class Stage:
             optimiser.load_state_dict(state["optimiser"])
             mean, first = [m.to(DEVICE) for m in state["mean"]], state["step"]
         saved, smooth = time.monotonic(), None
-        pool = ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,))
+        pool = ThreadPoolExecutor(WORKERS, initializer=_one_core, initargs=(itertools.count(),))
 
         def gradient(worker: int) -> tuple[float, tuple[torch.Tensor, ...]]:
             value = loss(worker)

@@ -562,6 +562,7 @@ def others_encoder(clip: Any, prefix: str) -> tuple[dict[str, torch.Tensor], dic
         if key.startswith(root):
             tensors[prefix + key.removeprefix(root)] = value.float() + changes.get(key, 0)
     # The float32 sum rounds, so the changes are what a reader finds.
+    tensors[prefix + "text_projection.weight"] = torch.full((192, 192), 9.0)  # read by nothing
     found = {key: tensors[prefix + key.removeprefix(root)] - own[key].float() for key in changes}
     return tensors, found
 
@@ -758,6 +759,18 @@ def test_another_encoder_is_trained_anew(
     patched, _ = pack.nodes.apply.erased_clip(loaded.clip, erasure)
     again = execute(pack, Loaded(loaded.model, patched, loaded.vae), max_steps=1)
     assert not again[4].startswith("Trained before")
+
+
+def test_what_the_checkpoint_lacks_does_not_tell_encoders_apart(
+    pack: ModuleType, loaded: Loaded, checkpoint: Path
+) -> None:
+    """The host leaves it as uninitialised memory, another one at each start."""
+    _, clip, _ = testbed.pack.checkpoint(checkpoint)
+    clip.cond_stage_model.clip_l.transformer.text_projection.weight.fill_(7)
+    signature = pack.nodes.host.signature
+    assert signature(clip.patcher) == signature(loaded.clip.patcher)
+    clip.cond_stage_model.clip_l.transformer.text_model.final_layer_norm.bias[0] += 1
+    assert signature(clip.patcher) != signature(loaded.clip.patcher)
 
 
 def test_damaged_file_is_trained_anew_and_replaced(

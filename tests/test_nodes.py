@@ -145,7 +145,7 @@ def test_training_reports_its_steps(training: Training) -> None:
 def test_training_shows_a_live_picture(training: Training) -> None:
     previews = [e.preview for e in training.events if e.node == "unlearn" and e.preview]
     assert previews
-    assert all(preview.size == (128, 128) for preview in previews)
+    assert all(preview.width == preview.height >= 128 for preview in previews)
     assert pixels(previews[-1]).std() > 0.02
 
 
@@ -193,6 +193,7 @@ def test_the_original_draws_exactly_as_before_afterwards(
 
 
 def test_queueing_twice_trains_once(server: Server, training: Training) -> None:
+    server.run(training.prompt)  # other tests may have made the server forget it
     events: list[Progress] = []
     history = server.run(training.prompt, on_progress=events.append)
     assert {"base", "unlearn"} <= cached(history)
@@ -302,7 +303,6 @@ def test_saved_and_loaded_it_draws_the_same(server: Server, training: Training) 
     history = server.run(graph | drawing("loaded", ("erased", 0), ASK))
     loaded, trained = (shown(server, history, "loaded"), shown(server, training.history, "erased"))
     assert distance(loaded, trained) < 0.1 * distance(trained, training.plain)
-    assert text(history, "erased") == f"{CONCEPT}, strength 1."
 
 
 def test_stock_load_lora_draws_the_same(server: Server, training: Training) -> None:
@@ -378,7 +378,7 @@ def test_file_that_was_written_anew_is_read_anew(server: Server) -> None:
         graph = loader() | {"erased": load(file.name), "show": node(
             "PreviewAny", source=["erased", 2])}
         said.append(text(server.run(graph), "erased"))
-    assert [line.split(",")[0] for line in said] == ["first", "second"]
+    assert said == ["first, strength 1.", "second, strength 1."]
 
 
 def test_another_base_is_said_in_the_node(server: Server) -> None:

@@ -26,6 +26,7 @@ from .select import Trainable
 Kind = Literal["object", "style", "character"]
 
 
+STOP_WINDOW = 10  # steps over which the concept's loss is averaged for stopping
 ANCHORS = {"object": "thing", "style": "plain", "character": "person"}
 
 
@@ -211,91 +212,82 @@ def balanced(
     model: DiffusionModel, edit: Edit, concepts: list[str], pictures: list[torch.Tensor],
     settings: FewShotSettings, on_step: OnStep | None,
 ) -> list[float]:
-    """Ours: bounded ascent with retention, until the concept's loss has grown `target`-fold."""
-    rng = random.Random(settings.seed)
+    """Ours: bounded ascent, other prompts held in place, until the concept is far enough gone."""
     draw = Sampler(model, settings)
+    words = Neighbourhood(concepts, settings)
     optimiser = torch.optim.Adam(edit.groups(settings.rate), betas=(0.9, 0.98), eps=1e-12)
-    neighbours = Retention(model, edit, concepts, settings, rng)
-    ratios = {concept: deque(maxlen=10) for concept in concepts}
+    with edit.off():
+        # Changes of conditioning count relative to how far prompts lie apart in this encoder.
+        apart = model.encode(words.common[:16])
+        spread = apart.distance(model.encode([""])).mean().item()
+    recent = {concept: deque(maxlen=STOP_WINDOW) for concept in concepts}
     history: list[float] = []
     for step in range(settings.max_steps):
-        which = step % len(concepts)
-        concept, latents = concepts[which], pictures[which]
-        chosen = [rng.randrange(len(latents)) for _ in range(settings.batch)]
+        concept, latents = concepts[step % len(concepts)], pictures[step % len(concepts)]
+        chosen = [words.rng.randrange(len(latents)) for _ in range(settings.batch)]
         x_t, t, target = draw.noised(latents[chosen])
-        prompts = [neighbours.prompt(concept) for _ in range(settings.batch)]
+        own = [words.prompt(concept) for _ in chosen]
+        others = words.others()
+        sentences = words.sentences()
+
         with edit.off():
-            d_ref = denoising_loss(model, x_t, t, target, model.encode(prompts))
-        d = denoising_loss(model, x_t, t, target, model.encode(prompts))
+            was = model.encode(own + others + [s.format(words.anchor) for s in sentences])
+            d_ref = denoising_loss(model, x_t, t, target, was[: len(own)])
+        now = model.encode(own + others + [s.format(concept) for s in sentences])
+        d = denoising_loss(model, x_t, t, target, now[: len(own)])
+        moved = now[len(own) :].distance(was[len(own) :]) / spread
+        kept, from_neutral = moved[: len(others)].mean(), moved[len(others) :].mean()
         loss = (
             bounded_loss(d, d_ref, settings.beta)
-            + settings.retention * neighbours.loss()
-            + settings.pull * neighbours.anchor_loss(concept)
+            + settings.retention * kept + settings.pull * from_neutral
         )
         history.append(edit.step(optimiser, loss))
         if on_step:
             on_step(step + 1, settings.max_steps, history[-1], edit)
-        ratios[concept].append((d.detach() / d_ref).mean().item())
-        if all(len(r) == r.maxlen and sum(r) / len(r) >= settings.target for r in ratios.values()):
+        recent[concept].append((d.detach() / d_ref).mean().item())
+        if all(len(r) == STOP_WINDOW and sum(r) / STOP_WINDOW >= settings.target
+               for r in recent.values()):
             break
     return history
 
 
-class Retention:
-    """Keeps the conditioning of other prompts: common words, protected ones, the empty prompt."""
+class Neighbourhood:
+    """The prompts of one run: the concept's own, others to hold in place, and neutral ones."""
 
-    COUNT = 6
+    OTHERS = 6
 
-    def __init__(
-        self, model: DiffusionModel, edit: Edit, concepts: list[str], settings: FewShotSettings,
-        rng: random.Random,
-    ) -> None:
-        self.model, self.edit, self.rng = model, edit, rng
-        named = {word for concept in concepts for word in concept.lower().split()}
-        self.words = [w for w in (*COMMON_WORDS, *COMMON_STYLES) if not named & set(w.split())]
-        self.protect = list(settings.protect)
-        self.kind = settings.kind
+    def __init__(self, concepts: list[str], settings: FewShotSettings) -> None:
+        self.rng = random.Random(settings.seed)
+        self.kind, self.protect = settings.kind, list(settings.protect)
         self.anchor = settings.anchor or ANCHORS[settings.kind]
+        named = {word for concept in concepts for word in concept.lower().split()}
+
+        def unnamed(words: Sequence[str]) -> list[str]:
+            return [word for word in words if not named & set(word.lower().split())]
+
+        self.common = unnamed((*COMMON_WORDS, *COMMON_STYLES))
         beside = COMMON_WORDS if settings.kind == "style" else COMMON_STYLES
-        self.contexts = [w for w in (*beside, *settings.protect) if not named & set(w.split())]
-        with edit.off():
-            empty = model.encode([""])
-            some = model.encode(self.words[:16])
-            # Distances count relative to how far prompts lie apart in this encoder.
-            self.spread = some.distance(empty).mean().item()
+        self.contexts = unnamed((*beside, *settings.protect))
 
     def prompt(self, concept: str) -> str:
         """One of the concept's prompts, every second one with something else beside it."""
-        alone = self.rng.random() < 0.5
-        word = None if alone else self.rng.choice(self.contexts)
+        word = self.rng.choice(self.contexts) if self.rng.random() < 0.5 else None
         return in_context(self.rng, self.kind, concept, word)
 
-    def anchor_loss(self, concept: str) -> torch.Tensor:
-        """How far the concept's prompts lie from the same sentences about the neutral word.
+    def sentences(self) -> list[str]:
+        """Two sentences with a gap, for the concept and for the neutral word in its place.
 
-        Ascent alone leaves the concept's prompts anywhere, their style lost. A neutral word in the
-        concept's place says the rest of the sentence and nothing of the concept.
+        Ascent alone leaves the concept's prompts anywhere, and the style they name is lost. A neutral
+        word in its place says the rest of the sentence and nothing of the concept.
         """
-        sentences = [in_context(self.rng, self.kind, "{}", word)
-                     for word in (None, self.rng.choice(self.contexts))]
-        with self.edit.off():
-            neutral = self.model.encode([s.format(self.anchor) for s in sentences])
-        now = self.model.encode([s.format(concept) for s in sentences])
-        return now.distance(neutral).mean() / self.spread
+        return [in_context(self.rng, self.kind, "{}", word)
+                for word in (None, self.rng.choice(self.contexts))]
 
-    def prompts(self) -> list[str]:
+    def others(self) -> list[str]:
         """The empty prompt, and words in templates; every second one a protected word if any."""
         prompts = [""]
-        for i in range(self.COUNT - 1):
-            words = self.protect if self.protect and i % 2 else self.words
-            word = self.rng.choice(words)
+        for i in range(1, self.OTHERS):
+            word = self.rng.choice(self.protect if self.protect and i % 2 else self.common)
             kind = "style" if word in COMMON_STYLES else "object"
             prompts.append(self.rng.choice((word, self.rng.choice(templates(kind)).format(word))))
         return prompts
-
-    def loss(self) -> torch.Tensor:
-        """Mean squared change of their conditioning, relative to how far prompts lie apart."""
-        prompts = self.prompts()
-        with self.edit.off():
-            kept = self.model.encode(prompts)
-        return self.model.encode(prompts).distance(kept).mean() / self.spread

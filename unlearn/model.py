@@ -180,9 +180,9 @@ class Edit:
             rate = shared * delta.scale
             if delta.full is None:
                 # up starts at zero and down has rows of norm one: moving up moves the product as much.
-                groups.append({"params": [delta.up], "lr": rate * math.sqrt(delta.down.shape[1])})
-                groups.append({"params": [delta.down], "lr": 0.1 * relative_rate
-                               / math.sqrt(delta.down.shape[1])})
+                rank, columns = delta.down.shape
+                groups.append({"params": [delta.up], "lr": rate * math.sqrt(columns / rank)})
+                groups.append({"params": [delta.down], "lr": 0.1 * shared / math.sqrt(columns)})
             else:
                 groups.append({"params": [delta.full], "lr": rate})
         return groups
