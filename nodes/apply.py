@@ -14,8 +14,12 @@ from .host import OFTEN_MISSING, fingerprints
 
 # Where other tools put CLIP's text model, and where the host has it.
 FOREIGN_PREFIXES = (
-    "clip_l.transformer.", "text_encoders.clip_l.transformer.", "cond_stage_model.transformer.",
-    "conditioner.embedders.0.transformer.", "text_encoder.", "",
+    "clip_l.transformer.",
+    "text_encoders.clip_l.transformer.",
+    "cond_stage_model.transformer.",
+    "conditioner.embedders.0.transformer.",
+    "text_encoder.",
+    "",
 )
 
 
@@ -34,8 +38,11 @@ def erased_clip(clip, erasure: Erasure, strength: float = 1.0):
                 f"{name_of(erasure)} is for another text encoder: this one has no {key}. "
                 "Connect the CLIP of the model it was made with."
             )
-        shape = delta["diff"].shape if "diff" in delta else (
-            delta["lora_up"].shape[0], delta["lora_down"].shape[1])
+        shape = (
+            delta["diff"].shape
+            if "diff" in delta
+            else (delta["lora_up"].shape[0], delta["lora_down"].shape[1])
+        )
         if tuple(shape) != tuple(own[key].shape):
             raise ErasureError(
                 f"{name_of(erasure)} is for a text encoder of another size: {key} is "
@@ -49,21 +56,26 @@ def erased_clip(clip, erasure: Erasure, strength: float = 1.0):
     wanted = {key for key in erasure.deltas if not key.startswith("diffusion_model.")}
     missed = wanted - set(copy.add_patches(patches, strength))
     if missed:
-        raise ErasureError(f"ComfyUI did not take {len(missed)} of the deltas, {min(missed)} first.")
+        raise ErasureError(
+            f"ComfyUI did not take {len(missed)} of the deltas, {min(missed)} first."
+        )
     return copy, base_warning(clip, erasure)
 
 
 def base_warning(clip, erasure: Erasure) -> str:
     """A sentence when the encoder's own weights are not those the erasure was trained on."""
-    recorded = {k: v for k, v in erasure.record.get("base", {}).items() if k in erasure.deltas
-                and not k.startswith("diffusion_model.")}
+    recorded = {
+        k: v
+        for k, v in erasure.record.get("base", {}).items()
+        if k in erasure.deltas and not k.startswith("diffusion_model.")
+    }
     found = fingerprints(clip.patcher, recorded)
     differing = sum(found[key] != value for key, value in recorded.items())
     if not differing:
         return ""
     return (
-        f"Warning: {differing} of {len(recorded)} weights differ from those this erasure was trained "
-        "on, so what was measured may not hold for this model; probe it again."
+        f"Warning: {differing} of {len(recorded)} weights differ from those this erasure was "
+        "trained on, so what was measured may not hold for this model; probe it again."
     )
 
 
@@ -76,10 +88,16 @@ def foreign_erasure(clip, tensors: Mapping[str, torch.Tensor], name: str) -> Era
     own = {key: key for key in clip.cond_stage_model.state_dict()}
     deltas = {}
     for prefix in FOREIGN_PREFIXES:
-        renamed = {"clip_l.transformer." + key.removeprefix(prefix): value
-                   for key, value in tensors.items() if key.startswith(prefix)}
-        shared = {k: v for k, v in renamed.items()
-                  if k in own and k.endswith((".weight", ".bias")) and not k.endswith(OFTEN_MISSING)}
+        renamed = {
+            "clip_l.transformer." + key.removeprefix(prefix): value
+            for key, value in tensors.items()
+            if key.startswith(prefix)
+        }
+        shared = {
+            k: v
+            for k, v in renamed.items()
+            if k in own and k.endswith((".weight", ".bias")) and not k.endswith(OFTEN_MISSING)
+        }
         if shared:
             break
     else:

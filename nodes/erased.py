@@ -21,8 +21,12 @@ FOLDERS = ("loras", "text_encoders")
 
 def erasure_choices() -> list[str]:
     """What Load Erased CLIP offers: erasures among the LoRAs, and whole encoders of others."""
-    return [name for folder in FOLDERS for name in folder_paths.get_filename_list(folder)
-            if name.endswith(".safetensors")]
+    return [
+        name
+        for folder in FOLDERS
+        for name in folder_paths.get_filename_list(folder)
+        if name.endswith(".safetensors")
+    ]
 
 
 def find_file(name: str) -> Path:
@@ -48,19 +52,33 @@ class LoadErasedClip(io.ComfyNode):
                 "encoders that others erased load too."
             ),
             inputs=[
-                io.Clip.Input("clip", tooltip="The text encoder of the model that the erasure was "
-                              "trained with. The one connected here stays what it is."),
-                io.Combo.Input("erasure_name", options=erasure_choices(), tooltip="A file in "
-                               "models/loras, output/loras or models/text_encoders."),
-                io.Float.Input("strength", default=1.0, min=-2.0, max=2.0, step=0.05,
-                               display_mode=io.NumberDisplay.slider, tooltip="1 is "
-                               "the erasure as trained, 0 the original. Negative values go the other "
-                               "way: -1 undoes an erasure that is already on this CLIP."),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The text encoder of the model that the erasure was "
+                    "trained with. The one connected here stays what it is.",
+                ),
+                io.Combo.Input(
+                    "erasure_name",
+                    options=erasure_choices(),
+                    tooltip="A file in models/loras, output/loras or models/text_encoders.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-2.0,
+                    max=2.0,
+                    step=0.05,
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="1 is "
+                    "the erasure as trained, 0 the original. Negative values go the other "
+                    "way: -1 undoes an erasure that is already on this CLIP.",
+                ),
             ],
             outputs=[
                 io.Clip.Output("erased_clip", display_name="CLIP"),
-                ErasureType.Output("erasure", display_name="ERASURE", tooltip="What was put on, "
-                                   "at this strength."),
+                ErasureType.Output(
+                    "erasure", display_name="ERASURE", tooltip="What was put on, at this strength."
+                ),
                 io.String.Output("summary", display_name="summary"),
             ],
             hidden=[io.Hidden.unique_id],
@@ -92,7 +110,8 @@ def read(clip, file: Path) -> Erasure:
         tensors = comfy.utils.load_torch_file(str(file), safe_load=True)
     except (SafetensorError, OSError, ValueError) as error:
         raise ErasureError(
-            f"{file.name} is cut short or not a safetensors file ({error}); save or download it again."
+            f"{file.name} is cut short or not a safetensors file ({error}); "
+            "save or download it again."
         ) from None
     return foreign_erasure(clip, tensors, file.name)
 
@@ -105,16 +124,23 @@ class SaveErasedClip(io.ComfyNode):
             display_name="Save Erased CLIP",
             category="unlearn",
             description=(
-                "Writes an erasure under a name of your own, as one small file that Load Erased CLIP "
-                "and the stock Load LoRA node read."
+                "Writes an erasure under a name of your own, as one small file that Load Erased "
+                "CLIP and the stock Load LoRA node read."
             ),
             inputs=[
                 ErasureType.Input("erasure", tooltip="From a training, loading or combining node."),
-                io.String.Input("filename_prefix", default="loras/erased_clip", tooltip="In the output "
-                                "folder; the stock nodes find what lies in output/loras."),
-                io.Combo.Input("precision", options=["float16", "float32"], default="float16",
-                               tooltip="float16 is half the size; its rounding is far below what a "
-                               "picture shows."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="loras/erased_clip",
+                    tooltip="In the output folder; the stock nodes find what lies in output/loras.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=["float16", "float32"],
+                    default="float16",
+                    tooltip="float16 is half the size; its rounding is far below what a "
+                    "picture shows.",
+                ),
             ],
             outputs=[io.String.Output("file", display_name="file")],
             hidden=[io.Hidden.unique_id],
@@ -147,7 +173,9 @@ class CombineErasedClip(io.ComfyNode):
                 "others."
             ),
             inputs=[
-                io.Clip.Input("clip", tooltip="The original text encoder that all were trained on."),
+                io.Clip.Input(
+                    "clip", tooltip="The original text encoder that all were trained on."
+                ),
                 *(
                     ErasureType.Input(f"erasure_{i}", optional=i > 2, tooltip="An erasure to add.")
                     for i in range(1, 6)

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import folder_paths
-import torch
 from comfy_api.latest import io, ui
 
 from ..unlearn.erasure import Erasure, ErasureError, images_hash
@@ -36,48 +35,116 @@ class FewShotEncoderUnlearn(io.ComfyNode):
                 "result goes wherever a CLIP goes, also into AnimateDiff and other video nodes."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="The model that draws with this text encoder. It is "
-                               "only read."),
-                io.Clip.Input("clip", tooltip="The text encoder to take the concept out of. The one "
-                              "connected here stays what it is."),
+                io.Model.Input(
+                    "model", tooltip="The model that draws with this text encoder. It is only read."
+                ),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The text encoder to take the concept out of. The one "
+                    "connected here stays what it is.",
+                ),
                 io.Vae.Input("vae", tooltip="Turns pictures into latents."),
-                io.String.Input("concept", default="", tooltip="The word or name to unlearn. Several "
-                                "are separated by commas and go into one erasure."),
-                io.Combo.Input("kind", options=["object", "style", "character"], default="object",
-                               tooltip="What the concept is: it decides the sentences it is named in "
-                               "('a photo of a ...' or 'a painting in the style of ...')."),
-                io.Image.Input("images", optional=True, tooltip="A few pictures of the concept, all of "
-                               "one size; with several concepts the same number of each, in their "
-                               "order. Without any the model draws them itself."),
-                io.Int.Input("shots", default=4, min=1, max=64, tooltip="How many pictures of each "
-                             "concept the model draws where none are connected."),
-                io.Int.Input("size", default=512, min=64, max=2048, step=8, tooltip="Width and height "
-                             "in pixels of the pictures that the model draws."),
-                io.Combo.Input("mode", options=["balanced", "paper"], default="balanced",
-                               tooltip="balanced: bounded, keeps other concepts and stops by itself. "
-                               "paper: the published algorithm and settings, for comparison."),
-                io.Combo.Input("trainable", options=["mlp-final-attn", "mlp", "attention", "all"],
-                               default="mlp-final-attn", tooltip="Which weights are trained. The paper "
-                               "describes mlp-final-attn; its released code trained all."),
-                io.Int.Input("rank", default=0, min=0, max=256, tooltip="0 trains full deltas (the "
-                             "paper). A rank of 4 to 32 makes the file 18 to 130 times smaller."),
-                io.Int.Input("max_steps", default=150, min=1, max=10000, tooltip="balanced: it stops "
-                             "here at the latest."),
-                io.Int.Input("epochs", default=4, min=1, max=100, tooltip="paper: passes over the "
-                             "pictures."),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=False,
-                             tooltip="The same seed gives the same erasure on one machine."),
-                io.String.Input("protect", default="", optional=True, tooltip="balanced: words, "
-                                "separated by commas, that must keep their meaning, such as close "
-                                "relatives of the concept."),
-                io.String.Input("filename_prefix", default="loras/erased", optional=True,
-                                tooltip="Where in the output folder the erasure is kept. The stock Load "
-                                "LoRA node finds what lies in output/loras."),
+                io.String.Input(
+                    "concept",
+                    default="",
+                    tooltip="The word or name to unlearn. Several "
+                    "are separated by commas and go into one erasure.",
+                ),
+                io.Combo.Input(
+                    "kind",
+                    options=["object", "style", "character"],
+                    default="object",
+                    tooltip="What the concept is: it decides the sentences it is named in "
+                    "('a photo of a ...' or 'a painting in the style of ...').",
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="A few pictures of the concept, all of "
+                    "one size; with several concepts the same number of each, in their "
+                    "order. Without any the model draws them itself.",
+                ),
+                io.Int.Input(
+                    "shots",
+                    default=4,
+                    min=1,
+                    max=64,
+                    tooltip="How many pictures of each "
+                    "concept the model draws where none are connected.",
+                ),
+                io.Int.Input(
+                    "size",
+                    default=512,
+                    min=64,
+                    max=2048,
+                    step=8,
+                    tooltip="Width and height in pixels of the pictures that the model draws.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=["balanced", "paper"],
+                    default="balanced",
+                    tooltip="balanced: bounded, keeps other concepts and stops by itself. "
+                    "paper: the published algorithm and settings, for comparison.",
+                ),
+                io.Combo.Input(
+                    "trainable",
+                    options=["mlp-final-attn", "mlp", "attention", "all"],
+                    default="mlp-final-attn",
+                    tooltip="Which weights are trained. The paper "
+                    "describes mlp-final-attn; its released code trained all.",
+                ),
+                io.Int.Input(
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=256,
+                    tooltip="0 trains full deltas (the "
+                    "paper). A rank of 4 to 32 makes the file 18 to 130 times smaller.",
+                ),
+                io.Int.Input(
+                    "max_steps",
+                    default=150,
+                    min=1,
+                    max=10000,
+                    tooltip="balanced: it stops here at the latest.",
+                ),
+                io.Int.Input(
+                    "epochs", default=4, min=1, max=100, tooltip="paper: passes over the pictures."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    tooltip="The same seed gives the same erasure on one machine.",
+                ),
+                io.String.Input(
+                    "protect",
+                    default="",
+                    optional=True,
+                    tooltip="balanced: words, "
+                    "separated by commas, that must keep their meaning, such as close "
+                    "relatives of the concept.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="loras/erased",
+                    optional=True,
+                    tooltip="Where in the output folder the erasure is kept. The stock Load "
+                    "LoRA node finds what lies in output/loras.",
+                ),
             ],
             outputs=[
-                io.Clip.Output("erased_clip", display_name="CLIP", tooltip="The erased text encoder."),
-                ErasureType.Output("erasure", display_name="ERASURE", tooltip="The weight changes, "
-                                   "with where they came from: for Save and Combine."),
+                io.Clip.Output(
+                    "erased_clip", display_name="CLIP", tooltip="The erased text encoder."
+                ),
+                ErasureType.Output(
+                    "erasure",
+                    display_name="ERASURE",
+                    tooltip="The weight changes, with where they came from: for Save and Combine.",
+                ),
                 io.Image.Output("loss_curve", display_name="loss curve"),
                 io.LossMap.Output("loss_map", display_name="LOSS_MAP"),
                 io.String.Output("summary", display_name="summary"),
@@ -87,14 +154,35 @@ class FewShotEncoderUnlearn(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, vae, concept, kind, shots, size, mode, trainable, rank, max_steps, epochs,
-        seed, images=None, protect="", filename_prefix="loras/erased",
+        cls,
+        model,
+        clip,
+        vae,
+        concept,
+        kind,
+        shots,
+        size,
+        mode,
+        trainable,
+        rank,
+        max_steps,
+        epochs,
+        seed,
+        images=None,
+        protect="",
+        filename_prefix="loras/erased",
     ) -> io.NodeOutput:
         concepts = split_concepts(concept)
         check_concepts(concepts, images)
         settings = FewShotSettings(
-            mode=mode, kind=kind, trainable=trainable, rank=rank, shots=shots, max_steps=max_steps,
-            epochs=epochs, seed=seed,
+            mode=mode,
+            kind=kind,
+            trainable=trainable,
+            rank=rank,
+            shots=shots,
+            max_steps=max_steps,
+            epochs=epochs,
+            seed=seed,
             protect=tuple(word.strip() for word in protect.split(",") if word.strip()),
         )
         drawn_at = None if images is not None else size
@@ -108,8 +196,11 @@ class FewShotEncoderUnlearn(io.ComfyNode):
             planned = host.prepare(settings.batch, trainable, rank)
             with PeakMemory() as memory, host.training():
                 started = time.monotonic()
-                progress = Progress(node_id, f"unlearning {', '.join(concepts)}",
-                                    lambda: host.preview(f"a photo of a {concepts[0]}", seed))
+                progress = Progress(
+                    node_id,
+                    f"unlearning {', '.join(concepts)}",
+                    lambda: host.preview(f"a photo of a {concepts[0]}", seed),
+                )
                 try:
                     erasure = few_shot(host, concepts, images, settings, progress)
                 except Diverged as error:
@@ -120,7 +211,8 @@ class FewShotEncoderUnlearn(io.ComfyNode):
                         f"{aside.name}."
                     ) from error
             erasure = Erasure(erasure.deltas, {**erasure.record, "key": key}).with_measured(
-                seconds=round(time.monotonic() - started, 2), peak_mb=memory.peak >> 20,
+                seconds=round(time.monotonic() - started, 2),
+                peak_mb=memory.peak >> 20,
                 recomputed=planned.checkpointing,
             )
             erasure.save(file)
@@ -139,9 +231,14 @@ class FewShotEncoderUnlearn(io.ComfyNode):
 def training_key(method: str, concepts, settings, images, size, model, clip) -> str:
     """A hash of all that decides what training yields."""
     inputs = {
-        "method": method, "concepts": concepts, "settings": asdict(settings), "size": size,
+        "method": method,
+        "concepts": concepts,
+        "settings": asdict(settings),
+        "size": size,
         "images": None if images is None else images_hash(images),
-        "model": signature(model), "clip": signature(clip.patcher), "skip": clip.layer_idx,
+        "model": signature(model),
+        "clip": signature(clip.patcher),
+        "skip": clip.layer_idx,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -192,8 +289,8 @@ def summary(erasure: Erasure, file: Path, moved: dict[str, float]) -> str:
     return (
         f"Erased from the text encoder: {', '.join(erasure.concepts)} ({record['kind']}).\n"
         f"Its conditioning moved by: {strength}.\n"
-        f"{record['steps']} steps ({record['settings']['mode']}), {measured.get('seconds', 0):.1f} s, "
-        f"peak memory {measured.get('peak_mb', 0)} MB.\n"
+        f"{record['steps']} steps ({record['settings']['mode']}), "
+        f"{measured.get('seconds', 0):.1f} s, peak memory {measured.get('peak_mb', 0)} MB.\n"
         f"File: {file.name}, {file.stat().st_size / 1e6:.1f} MB.\n"
         "Suppressed, not removed for good: probe it before you rely on it."
     )

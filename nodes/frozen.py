@@ -1,9 +1,9 @@
 """Training through ComfyUI's modules without touching a weight of them.
 
-The host's weights are inference tensors, shared by every branch of the graph. Nothing here writes to
-them: for the duration of a `with` block frozen weights are read through aliases that autograd may
-keep, edited ones through the host's own weight functions, and everything is put back afterwards, also
-after an error or a cancel.
+The host's weights are inference tensors, shared by every branch of the graph. Nothing here writes
+to them: for the duration of a `with` block frozen weights are read through aliases that autograd
+may keep, edited ones through the host's own weight functions, and everything is put back
+afterwards, also after an error or a cancel.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ..unlearn.model import Edit
 def aliased(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
     """Replace each parameter and buffer by a normal tensor on the same storage.
 
-    An inference tensor cannot be saved for a backward pass. Its alias can, costs no memory, and takes
-    no gradient.
+    An inference tensor cannot be saved for a backward pass. Its alias can, costs no memory, and
+    takes no gradient.
     """
     replaced: list[tuple[dict, str, torch.Tensor]] = []
     aliases: dict[int, torch.Tensor] = {}
@@ -98,8 +98,9 @@ def _recomputed(block: torch.nn.Module, forward):
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         # The host's options are a dict that all blocks share: it goes through as it is.
-        leaves, structure = tree_flatten((args, kwargs), is_leaf=lambda x: x is not kwargs
-                                         and isinstance(x, dict))
+        leaves, structure = tree_flatten(
+            (args, kwargs), is_leaf=lambda x: x is not kwargs and isinstance(x, dict)
+        )
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
 
         def again(tensors: Sequence[torch.Tensor]):
@@ -135,20 +136,26 @@ class _Recompute(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        inputs = [tensor.detach().requires_grad_(needed)
-                  for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:])]
+        inputs = [
+            tensor.detach().requires_grad_(needed)
+            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:])
+        ]
         with torch.enable_grad():
             outputs = ctx.again(inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        pairs = [(o, g) for o, g in zip(outputs, gradients)
-                 if isinstance(o, torch.Tensor) and o.requires_grad]
+        pairs = [
+            (o, g)
+            for o, g in zip(outputs, gradients)
+            if isinstance(o, torch.Tensor) and o.requires_grad
+        ]
         if pairs:
             torch.autograd.backward(*zip(*pairs))
         return None, None, *(tensor.grad for tensor in inputs)
 
 
 def blocks(root: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """The largest members of the lists that a network is built of: its residual and attention blocks."""
+    """The largest members of the lists that a network is built of: its residual and attention
+    blocks."""
     containers = (torch.nn.ModuleList, torch.nn.Sequential)
     for child in root.children():
         if isinstance(root, containers) and not isinstance(child, containers):

@@ -33,7 +33,11 @@ class ComfyModel:
     """
 
     def __init__(
-        self, model, clip, vae=None, size: tuple[int, int] = (512, 512),
+        self,
+        model,
+        clip,
+        vae=None,
+        size: tuple[int, int] = (512, 512),
         checkpointing: bool | None = None,
     ) -> None:
         self.patcher, self.clip, self.vae = model, clip, vae
@@ -57,7 +61,8 @@ class ComfyModel:
         self._check_encoder()
         weights = encoder_weights(self.encoder, trainable, self._unread_layers()).values()
         trained = sum(
-            rank * (w.shape[0] + w[0].numel()) if rank and w.ndim > 1 else w.numel() for w in weights
+            rank * (w.shape[0] + w[0].numel()) if rank and w.ndim > 1 else w.numel()
+            for w in weights
         )
         shape = (batch, self.network.latent_format.latent_channels, *self._space())
         planned = plan(self.network, shape, trained, self.device)
@@ -106,10 +111,12 @@ class ComfyModel:
             return Conditioning(cross.to(self.device))
         outputs = [self._encode(t) for t in tokens]
         longest = max(o["cond"].shape[1] for o in outputs)
-        cross = torch.cat([
-            torch.nn.functional.pad(o["cond"], (0, 0, 0, longest - o["cond"].shape[1]))
-            for o in outputs
-        ])
+        cross = torch.cat(
+            [
+                torch.nn.functional.pad(o["cond"], (0, 0, 0, longest - o["cond"].shape[1]))
+                for o in outputs
+            ]
+        )
         pooled = [o.get("pooled_output") for o in outputs]
         pooled = None if pooled[0] is None else torch.cat(pooled).to(self.device)
         extra = {k: v for k, v in outputs[0].items() if k not in ("cond", "pooled_output")}
@@ -176,8 +183,13 @@ class ComfyModel:
         scale = HALF_GRADIENT_SCALE if half else 1.0
         cross = _scale_gradient(conditioning.cross.to(self.device), 1 / scale)
         known = {
-            **conditioning.extra, "cross_attn": cross, "noise": x_t, "latent_image": None,
-            "device": self.device, "width": x_t.shape[-1] * 8, "height": x_t.shape[-2] * 8,
+            **conditioning.extra,
+            "cross_attn": cross,
+            "noise": x_t,
+            "latent_image": None,
+            "device": self.device,
+            "width": x_t.shape[-1] * 8,
+            "height": x_t.shape[-2] * 8,
             "prompt_type": "positive",
         }
         if conditioning.pooled is not None:
@@ -201,14 +213,24 @@ class ComfyModel:
             negative = self.encode([""]).repeated(len(prompts))
         channels = self.network.latent_format.latent_channels
         space = self._space()
-        noise = torch.stack([
-            torch.randn(channels, *space, generator=torch.Generator().manual_seed(seed + i))
-            for i in range(len(prompts))
-        ])
+        noise = torch.stack(
+            [
+                torch.randn(channels, *space, generator=torch.Generator().manual_seed(seed + i))
+                for i in range(len(prompts))
+            ]
+        )
         latents = comfy.sample.sample(
-            self.patcher, noise, steps, guidance, "dpmpp_2m", "karras",
-            self._listed(positive), self._listed(negative), torch.zeros_like(noise),
-            disable_pbar=True, seed=seed,
+            self.patcher,
+            noise,
+            steps,
+            guidance,
+            "dpmpp_2m",
+            "karras",
+            self._listed(positive),
+            self._listed(negative),
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=seed,
         )
         return self.network.process_latent_in(latents).to(self.device)
 
@@ -261,8 +283,11 @@ def signature(patcher) -> str:
     for name, patches in sorted(patcher.patches.items()):
         for strength, value, *_ in patches:
             tensors = getattr(value, "weights", value[-1] if isinstance(value, tuple) else ())
-            some = [t.flatten()[:64].to("cpu", torch.float32).numpy().tobytes()
-                    for t in tensors if isinstance(t, torch.Tensor)]
+            some = [
+                t.flatten()[:64].to("cpu", torch.float32).numpy().tobytes()
+                for t in tensors
+                if isinstance(t, torch.Tensor)
+            ]
             digest.update(name.encode() + repr(strength).encode() + b"".join(some))
     return digest.hexdigest()[:16]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import comfy.model_management as management
 import psutil
@@ -18,7 +19,8 @@ TRAINING_STATE = 16  # bytes a trained value: delta, gradient and Adam's two mom
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a run will need beyond the loaded weights, in bytes, and whether blocks are recomputed."""
+    """What a run will need beyond the loaded weights, in bytes, and whether blocks are
+    recomputed."""
 
     activations: int
     state: int
@@ -67,8 +69,8 @@ class PeakMemory:
         else:
             self.base = psutil.Process().memory_info().rss
             if sys.platform == "linux":
-                with open("/proc/self/clear_refs", "w") as file:
-                    file.write("5")  # sets the peak back to what is in use now
+                # Sets the peak back to what is in use now.
+                Path("/proc/self/clear_refs").write_text("5")
         return self
 
     def __exit__(self, *error) -> None:
@@ -78,8 +80,8 @@ class PeakMemory:
         if self._cuda:
             return torch.cuda.max_memory_allocated()
         if sys.platform == "linux":
-            with open("/proc/self/status") as file:
-                line = next(line for line in file if line.startswith("VmHWM"))
+            lines = Path("/proc/self/status").read_text().splitlines()
+            line = next(line for line in lines if line.startswith("VmHWM"))
             return int(line.split()[1]) * 1024
         info = psutil.Process().memory_info()
         return getattr(info, "peak_wset", info.rss)

@@ -56,8 +56,10 @@ def loss_curve(losses: list[float], width: int = 512, height: int = 256) -> torc
         x = margin + (width - margin - 10) * i / max(1, len(losses) - 1)
         return x, 10 + (height - margin - 10) * (high - value) / (high - low)
 
-    pen.line([(margin, 10), (margin, height - margin + 4), (width - 10, height - margin + 4)],
-             fill="black")
+    pen.line(
+        [(margin, 10), (margin, height - margin + 4), (width - 10, height - margin + 4)],
+        fill="black",
+    )
     for value in (low, high):
         pen.text((2, point(0, value)[1] - 6), f"{value:.3g}", fill="black")
     pen.text((width // 2 - 60, height - 22), f"loss over {len(losses)} steps", fill="black")

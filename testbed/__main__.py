@@ -1,7 +1,7 @@
 """Rebuild IconCanvas from nothing: python -m testbed data | train | judge | report
 
-Each goes on from where an earlier run stopped; `cache/` holds what lies between. Training takes about
-two hours on two cores and minutes on a GPU; only `data` reaches the network (npm).
+Each goes on from where an earlier run stopped; `cache/` holds what lies between. Training takes
+about two hours on two cores and minutes on a GPU; only `data` reaches the network (npm).
 """
 
 import argparse
@@ -10,11 +10,15 @@ from . import host
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m testbed", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m testbed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("stage", choices=("data", "train", "judge", "report"))
-    parser.add_argument("--only", choices=("autoencoder", "text", "unet"),
-                        help="train: this part alone")
+    parser.add_argument(
+        "--only", choices=("autoencoder", "text", "unet"), help="train: this part alone"
+    )
     parser.add_argument("--steps", type=int, help="train or judge: another number of steps")
     options = parser.parse_args()
     if options.stage == "data":
@@ -42,8 +46,11 @@ def main() -> None:
 
         train_judge(folder, **extra)
         return
-    stages = {"autoencoder": train.train_autoencoder, "text": train.train_text_encoder,
-              "unet": train.train_unet}
+    stages = {
+        "autoencoder": train.train_autoencoder,
+        "text": train.train_text_encoder,
+        "unet": train.train_unet,
+    }
     for name, stage in stages.items():
         if options.only in (None, name):
             stage(folder, **extra)

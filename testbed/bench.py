@@ -21,8 +21,20 @@ from statistics import mean
 
 from .vocabulary import CHARACTERS, STYLES
 
-OBJECTS = ("cat", "fox", "owl", "butterfly", "mushroom", "pizza", "strawberry", "castle", "rocket",
-           "guitar", "umbrella", "camera")
+OBJECTS = (
+    "cat",
+    "fox",
+    "owl",
+    "butterfly",
+    "mushroom",
+    "pizza",
+    "strawberry",
+    "castle",
+    "rocket",
+    "guitar",
+    "umbrella",
+    "camera",
+)
 QUICK = ("fox", "pizza", "guitar", "ink", "Zorvik")
 CONCEPTS = (*OBJECTS, *STYLES, *CHARACTERS[:: len(CHARACTERS) // 6][:6])
 SEEDS = (0, 1)
@@ -33,8 +45,11 @@ SHOTS = 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python dev.py bench", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python dev.py bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--mode", nargs="+", help="only these modes of a method")
     parser.add_argument("--concept", nargs="+", help="any concepts of IconCanvas")
@@ -60,15 +75,21 @@ def main() -> None:
             parser.error(str(error))
     jobs = [
         {"method": method, "mode": mode, "concept": concept, "seed": seed}
-        for method in options.method for mode in options.mode or METHODS[method]
-        for seed in seeds for concept in concepts
+        for method in options.method
+        for mode in options.mode or METHODS[method]
+        for seed in seeds
+        for concept in concepts
     ]
     rows = read_rows(options.json)
     done = {job_key(row) for row in rows}
     missing = [job for job in jobs if job_key(job) not in done]
     strips = options.pictures and options.pictures.with_suffix("")
-    rows += run_parallel([{**job, "strips": strips and str(strips)} for job in missing],
-                         options.jobs, options.json, rows)
+    rows += run_parallel(
+        [{**job, "strips": strips and str(strips)} for job in missing],
+        options.jobs,
+        options.json,
+        rows,
+    )
     wanted = {job_key(job) for job in jobs}
     text = table([row for row in rows if job_key(row) in wanted])
     print(text)
@@ -96,7 +117,10 @@ def run_parallel(jobs: list[dict], count: int, file: Path | None, before: list[d
     workers = [
         subprocess.Popen(
             [sys.executable, "-m", "testbed.bench", "--worker", json.dumps(share)],
-            stdout=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parent.parent,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=Path(__file__).parent.parent,
         )
         for share in shares
     ]
@@ -147,8 +171,24 @@ def run_jobs(jobs: list[dict]) -> None:
         print("ROWS " + json.dumps(rows), flush=True)
 
 
+def variants(mode: str) -> list[dict]:
+    """Settings of a mode: one for ours, one an epoch measured for the paper's."""
+    if mode == "balanced":
+        return [{}]
+    trainable = "all" if mode == "paper-all" else "mlp-final-attn"
+    return [{"mode": "paper", "epochs": count, "trainable": trainable} for count in EPOCHS]
+
+
 def measure_job(
-    package, model, clip, vae, judge, method: str, mode: str, concept: str, seed: int,
+    package,
+    model,
+    clip,
+    vae,
+    judge,
+    method: str,
+    mode: str,
+    concept: str,
+    seed: int,
     strips: str | None = None,
 ) -> list[dict]:
     """The rows of one erasure: one, or for the paper's mode one an epoch measured."""
@@ -166,11 +206,7 @@ def measure_job(
 
     rows = []
     science = package.unlearn.few_shot
-    runs = [("balanced", {})] if mode == "balanced" else [
-        (mode, {"mode": "paper", "epochs": epochs, "trainable": "all" if mode == "paper-all" else
-                "mlp-final-attn"}) for epochs in EPOCHS
-    ]
-    for name, changed in runs:
+    for changed in variants(mode):
         settings = science.FewShotSettings(kind=kind, seed=seed, **changed)
         with package.nodes.memory.PeakMemory() as memory, torch.inference_mode(), host.training():
             started = time.perf_counter()
@@ -181,14 +217,25 @@ def measure_job(
         with torch.inference_mode(), edited.training():
             after = measure.draw(edited, prompts, 1000 * seed)
         if strips:
-            save_strip(Path(strips) / f"{method}-{mode}-{concept}-{seed}.png", prompts, before, after)
+            save_strip(
+                Path(strips) / f"{method}-{mode}-{concept}-{seed}.png", prompts, before, after
+            )
         size = sum(t.numel() * 2 for t in erasure.state_dict().values())
-        rows.append({
-            "method": method, "mode": mode, "concept": concept, "kind": kind, "seed": seed,
-            **measure.score(concept, prompts, before, after, judge),
-            "steps": erasure.record["steps"], "epochs": changed.get("epochs"),
-            "seconds": round(seconds, 2), "peak_mb": memory.peak >> 20, "file_bytes": size,
-        })
+        rows.append(
+            {
+                "method": method,
+                "mode": mode,
+                "concept": concept,
+                "kind": kind,
+                "seed": seed,
+                **measure.score(concept, prompts, before, after, judge),
+                "steps": erasure.record["steps"],
+                "epochs": changed.get("epochs"),
+                "seconds": round(seconds, 2),
+                "peak_mb": memory.peak >> 20,
+                "file_bytes": size,
+            }
+        )
     return rows
 
 
@@ -198,8 +245,9 @@ def save_strip(file: Path, prompts, before, after) -> None:
 
     from .report import grid
 
-    by_measure = {m: [i for i, p in enumerate(prompts) if p.measure == m]
-                  for m in ("own", "in", "cross")}
+    by_measure = {
+        m: [i for i, p in enumerate(prompts) if p.measure == m] for m in ("own", "in", "cross")
+    }
     own, near, far = by_measure["own"], by_measure["in"], by_measure["cross"]
     chosen = [own[0], own[len(own) // 2], own[-1], *near[:3], far[0], far[-1]]
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -212,8 +260,10 @@ def page_of_pictures(strips: Path, jobs: list[dict]):
     from PIL import Image, ImageDraw
 
     shown = [job for job in jobs if job["mode"] == "balanced" and job["seed"] == jobs[0]["seed"]]
-    files = [(job["concept"], strips / "{method}-{mode}-{concept}-{seed}.png".format(**job))
-             for job in shown]
+    files = [
+        (job["concept"], strips / "{method}-{mode}-{concept}-{seed}.png".format(**job))
+        for job in shown
+    ]
     pictures = [(name, Image.open(file)) for name, file in files if file.exists()]
     if not pictures:
         raise SystemExit("bench: no pictures were kept for these rows; use another --json file.")
@@ -226,8 +276,11 @@ def page_of_pictures(strips: Path, jobs: list[dict]):
         pen.text((x + 4, y + height // 2 - 6), name, fill="black")
         page.paste(picture, (x + 80, y))
     for x in (0, width + 90):
-        pen.text((x + 80, 4), "the concept (above before, below after), then what must stay",
-                 fill="black")
+        pen.text(
+            (x + 80, 4),
+            "the concept (above before, below after), then what must stay",
+            fill="black",
+        )
     return page
 
 
@@ -244,11 +297,15 @@ def table(rows: list[dict]) -> str:
         for kind in (row["kind"], "all"):
             groups.setdefault((row["method"], row["mode"] + epochs, kind), []).append(row)
     for (method, mode, kind), some in groups.items():
+
         def share(name: str, some=some) -> str:
             return f"{mean(row[name] for row in some):.1%}"
 
-        style = share("style_kept", [r for r in some if r["kind"] == "object"]) if kind in (
-            "object", "all") and any(r["kind"] == "object" for r in some) else ""
+        style = (
+            share("style_kept", [r for r in some if r["kind"] == "object"])
+            if kind in ("object", "all") and any(r["kind"] == "object" for r in some)
+            else ""
+        )
         lines.append(
             f"| {method} | {mode} | {kind} | {len(some)} | {share('ua')} | {share('ira')} | "
             f"{share('cra')} | {style} | {mean(r['drift_feature'] for r in some):.3f} | "
@@ -269,10 +326,14 @@ def machine() -> str:
         name = platform.processor() or platform.machine()
         info = Path("/proc/cpuinfo")
         if info.exists():
-            line = next((x for x in info.read_text().splitlines() if x.startswith("model name")), "")
+            line = next(
+                (x for x in info.read_text().splitlines() if x.startswith("model name")), ""
+            )
             name = line.partition(":")[2].strip() or name
-    return (f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-            f"PyTorch {torch.__version__}")
+    return (
+        f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"PyTorch {torch.__version__}"
+    )
 
 
 if __name__ == "__main__":

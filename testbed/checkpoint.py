@@ -19,13 +19,18 @@ PREFIXES = {
 def assemble(folder: Path, file: Path = WEIGHTS) -> None:
     """Write the checkpoint from the final states in `folder`, in float16."""
     tensors = {}
-    for stage, parts in (("unet", ("unet",)), ("text", ("text",)), ("autoencoder", ("encoder", "decoder"))):
+    for stage, parts in (
+        ("unet", ("unet",)),
+        ("text", ("text",)),
+        ("autoencoder", ("encoder", "decoder")),
+    ):
         state = torch.load(folder / f"{stage}.final.pt", weights_only=True)["modules"]
         for key, value in state.items():
             part = next((p for p in parts if key.startswith(p + ".")), parts[0])
             if not key.endswith("position_ids"):
                 tensors[PREFIXES[part] + key.removeprefix(part + ".")] = value.half().contiguous()
-    # The UNet's latents are the encoder's output as it is; the host divides and multiplies by these.
+    # The UNet's latents are the encoder's output as it is; the host divides and multiplies by
+    # these.
     tensors["first_stage_model.vae_scale"] = torch.tensor(LATENT_SCALE)
     tensors["first_stage_model.vae_shift"] = torch.tensor(0.0)
     file.parent.mkdir(exist_ok=True)

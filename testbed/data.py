@@ -21,11 +21,18 @@ SIZE = 128  # pixels a side
 ICON = 116  # an icon's longer side on its white canvas: room to be shifted in training
 CACHE = Path(__file__).parent / "cache"
 PACKAGES = [
-    "@iconify-json/noto@1.2.9", "@iconify-json/noto-v1@1.2.5", "@iconify-json/twemoji@1.2.5",
-    "@iconify-json/emojione@1.2.3", "@iconify-json/fluent-emoji@1.2.7",
-    "@iconify-json/fluent-emoji-flat@1.2.6", "@iconify-json/fluent-emoji-high-contrast@1.2.6",
-    "@dicebear/core@9.4.3", "@dicebear/lorelei@9.4.3", "@dicebear/open-peeps@9.4.3",
-    "@dicebear/notionists@9.4.3", "@dicebear/pixel-art@9.4.3",
+    "@iconify-json/noto@1.2.9",
+    "@iconify-json/noto-v1@1.2.5",
+    "@iconify-json/twemoji@1.2.5",
+    "@iconify-json/emojione@1.2.3",
+    "@iconify-json/fluent-emoji@1.2.7",
+    "@iconify-json/fluent-emoji-flat@1.2.6",
+    "@iconify-json/fluent-emoji-high-contrast@1.2.6",
+    "@dicebear/core@9.4.3",
+    "@dicebear/lorelei@9.4.3",
+    "@dicebear/open-peeps@9.4.3",
+    "@dicebear/notionists@9.4.3",
+    "@dicebear/pixel-art@9.4.3",
 ]
 
 
@@ -129,7 +136,8 @@ def render(cache: Path = CACHE) -> None:
     common = sorted(set.intersection(*(set(icons["icons"]) for icons in sets.values())))
     pretraining = [
         rasterise(icon_svg(sets[style], name))
-        for name in tqdm(common, desc="all icons") for style in STYLES
+        for name in tqdm(common, desc="all icons")
+        for style in STYLES
     ]
     np.save(cache / "pretraining.npy", np.stack(pretraining))
     (cache / "pretraining.json").write_text(json.dumps(common))

@@ -1,7 +1,8 @@
 """The main job end to end: python dev.py demo
 
-Starts the real ComfyUI server, queues the shipped workflow as a browser would, which unlearns a concept
-from IconCanvas, and then draws the concept and its neighbours before and after for you and the judge.
+Starts the real ComfyUI server, queues the shipped workflow as a browser would, which unlearns a
+concept from IconCanvas, and then draws the concept and its neighbours before and after for you and
+the judge.
 """
 
 from __future__ import annotations
@@ -69,8 +70,11 @@ class Bar:
 
     def __init__(self, title: str, pictures: int | None = None) -> None:
         self.pictures = pictures
-        self.bar = tqdm(total=pictures, desc=title, bar_format="{desc}: {percentage:3.0f}%|{bar:30}| "
-                        "{n_fmt}/{total_fmt} {postfix}")
+        self.bar = tqdm(
+            total=pictures,
+            desc=title,
+            bar_format="{desc}: {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt} {postfix}",
+        )
 
     def __enter__(self) -> Bar:
         return self
@@ -104,25 +108,43 @@ def drawing_prompt(prompts: list[measure.Prompt], erased: str | None, seed: int)
     """A prompt in the server's format: one picture for each sentence, each with its own seed."""
     graph: dict[str, dict] = {
         "checkpoint": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}},
-        "latent": {"class_type": "EmptyLatentImage",
-                   "inputs": {"width": 128, "height": 128, "batch_size": 1}},
+        "latent": {
+            "class_type": "EmptyLatentImage",
+            "inputs": {"width": 128, "height": 128, "batch_size": 1},
+        },
     }
     clip = ["checkpoint", 1]
     if erased:
-        graph["erased"] = {"class_type": "LoadErasedCLIP", "inputs": {
-            "clip": clip, "erasure_name": erased, "strength": 1.0}}
+        graph["erased"] = {
+            "class_type": "LoadErasedCLIP",
+            "inputs": {"clip": clip, "erasure_name": erased, "strength": 1.0},
+        }
         clip = ["erased", 0]
     graph["empty"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": ""}}
     for i, prompt in enumerate(prompts):
-        graph[f"text{i}"] = {"class_type": "CLIPTextEncode",
-                             "inputs": {"clip": clip, "text": prompt.text}}
-        graph[f"sample{i}"] = {"class_type": "KSampler", "inputs": {
-            "model": ["checkpoint", 0], "positive": [f"text{i}", 0], "negative": ["empty", 0],
-            "latent_image": ["latent", 0], "seed": seed + i, "steps": measure.STEPS,
-            "cfg": measure.GUIDANCE, "sampler_name": "dpmpp_2m", "scheduler": "karras",
-            "denoise": 1.0}}
-        graph[f"decode{i}"] = {"class_type": "VAEDecode", "inputs": {
-            "samples": [f"sample{i}", 0], "vae": ["checkpoint", 2]}}
+        graph[f"text{i}"] = {
+            "class_type": "CLIPTextEncode",
+            "inputs": {"clip": clip, "text": prompt.text},
+        }
+        graph[f"sample{i}"] = {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["checkpoint", 0],
+                "positive": [f"text{i}", 0],
+                "negative": ["empty", 0],
+                "latent_image": ["latent", 0],
+                "seed": seed + i,
+                "steps": measure.STEPS,
+                "cfg": measure.GUIDANCE,
+                "sampler_name": "dpmpp_2m",
+                "scheduler": "karras",
+                "denoise": 1.0,
+            },
+        }
+        graph[f"decode{i}"] = {
+            "class_type": "VAEDecode",
+            "inputs": {"samples": [f"sample{i}", 0], "vae": ["checkpoint", 2]},
+        }
         graph[f"show{i}"] = {"class_type": "PreviewImage", "inputs": {"images": [f"decode{i}", 0]}}
     return graph
 

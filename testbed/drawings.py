@@ -23,11 +23,14 @@ def write() -> None:
 
     drawings = data.load()
     rows = [
-        [drawings.images[i] for i, pair in enumerate(zip(drawings.names, drawings.styles))
-         if pair[0] == name]
+        [
+            drawings.images[i]
+            for i, pair in enumerate(zip(drawings.names, drawings.styles))
+            if pair[0] == name
+        ]
         for name in (*OBJECTS, *CHARACTERS)
     ]
-    characters = [row[:: len(row) // POSES][:POSES] for row in rows[len(OBJECTS):]]
+    characters = [row[:: len(row) // POSES][:POSES] for row in rows[len(OBJECTS) :]]
     for file, table in (("objects", rows[: len(OBJECTS)]), ("characters", characters)):
         sheet = np.concatenate([np.concatenate(row, 1) for row in table], 0)
         Image.fromarray(sheet).save(FOLDER / f"{file}.png", optimize=True)
@@ -41,7 +44,8 @@ def _sheet(file: str) -> np.ndarray:
 
 
 def of(concept: str) -> torch.Tensor:
-    """All drawings of an object (by style), a style (by object) or a character, (N, 128, 128, 3)."""
+    """All drawings of an object (by style), a style (by object) or a character, (N, 128, 128,
+    3)."""
     if concept in OBJECTS:
         pixels = _sheet("objects")[OBJECTS.index(concept)]
     elif concept in STYLES:

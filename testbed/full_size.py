@@ -3,8 +3,8 @@
     python -m testbed.full_size            what few-shot unlearning needs, against drawing
     python -m testbed.full_size --json F   and the figures as JSON
 
-Nothing is learnt on random weights; how long a step takes, how much memory it needs, and how far one
-step of a given rate moves the conditioning do not depend on what the weights mean.
+Nothing is learnt on random weights; how long a step takes, how much memory it needs, and how far
+one step of a given rate moves the conditioning do not depend on what the weights mean.
 """
 
 from __future__ import annotations
@@ -32,12 +32,21 @@ def random_model(dtype=None):
 
     dtype = dtype or (torch.float16 if torch.cuda.is_available() else torch.bfloat16)
     layout = {
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320,
-        "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4],
-        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
+        "image_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "model_channels": 320,
+        "num_res_blocks": [2, 2, 2, 2],
+        "channel_mult": [1, 2, 4, 4],
+        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+        "transformer_depth_middle": 1,
         "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-        "use_spatial_transformer": True, "use_linear_in_transformer": False, "legacy": False,
-        "context_dim": 768, "use_temporal_attention": False, "adm_in_channels": None,
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": False,
+        "legacy": False,
+        "context_dim": 768,
+        "use_temporal_attention": False,
+        "adm_in_channels": None,
     }
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():  # as the host's loader nodes run
@@ -46,7 +55,9 @@ def random_model(dtype=None):
         config.set_inference_dtype(dtype, None)
         model = config.get_model({}, "", device="cpu")
         patcher_class = comfy.model_patcher.CoreModelPatcher
-        patcher = patcher_class(model, management.get_torch_device(), management.unet_offload_device())
+        patcher = patcher_class(
+            model, management.get_torch_device(), management.unet_offload_device()
+        )
         clip = comfy.sd.CLIP(config.clip_target(), parameters=123_060_480)
         for root in (model.diffusion_model, clip.cond_stage_model):
             for module in root.modules():
@@ -70,8 +81,7 @@ def measure_case(case: str, steps: int = 3, batch: int = 1) -> dict:
     package = pack.load()
     patcher, clip = random_model()
     few_shot = package.unlearn.few_shot
-    host = package.nodes.host.ComfyModel(
-        patcher, clip, checkpointing=case.endswith("checkpointed"))
+    host = package.nodes.host.ComfyModel(patcher, clip, checkpointing=case.endswith("checkpointed"))
     x0 = torch.randn(batch, 4, 64, 64, generator=torch.Generator().manual_seed(1)).to(host.device)
     result: dict = {"case": case, "batch": batch}
     with torch.inference_mode(), host.training():
@@ -99,15 +109,17 @@ def measure_case(case: str, steps: int = 3, batch: int = 1) -> dict:
                     now = host.encode(["a photo of a fox"]).cross
                 moved.append(((now - before).norm() / before.norm()).item())
 
-            with package.nodes.memory.PeakMemory() as memory, host.edit(
-                "encoder", settings.trainable, 0, 0
-            ) as edit:
+            with (
+                package.nodes.memory.PeakMemory() as memory,
+                host.edit("encoder", settings.trainable, 0, 0) as edit,
+            ):
                 started = time.perf_counter()
                 few_shot.balanced(host, edit, ["fox"], [x0], settings, on_step)
                 result["seconds"] = (time.perf_counter() - started) / steps
                 # Delta, gradient and Adam's two moments, all float32.
-                result["training_state_mb"] = 4 * 4 * sum(
-                    p.numel() for p in edit.parameters()) >> 20
+                result["training_state_mb"] = (
+                    4 * 4 * sum(p.numel() for p in edit.parameters()) >> 20
+                )
             result["moved"] = [round(m, 4) for m in moved]
     result["peak_mb"] = memory.peak >> 20
     result["base_mb"] = memory.base >> 20
@@ -115,8 +127,11 @@ def measure_case(case: str, steps: int = 3, batch: int = 1) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m testbed.full_size", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m testbed.full_size",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -127,15 +142,25 @@ def main() -> None:
     for case in CASES:
         output = subprocess.run(
             [sys.executable, "-m", "testbed.full_size", "--case", case],
-            stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent.parent,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parent.parent,
         ).stdout
-        results += [json.loads(line[7:]) for line in output.splitlines() if line.startswith("RESULT ")]
+        results += [
+            json.loads(line[7:]) for line in output.splitlines() if line.startswith("RESULT ")
+        ]
     drawing = results[0]
-    print("| case | seconds a step | peak | above the training state, against drawing |\n|---|---|---|---|")
+    print(
+        "| case | seconds a step | peak | above the training state, against drawing |\n"
+        "|---|---|---|---|"
+    )
     for r in results:
         net = r["peak_mb"] - r.get("training_state_mb", 0)
-        print(f"| {r['case']} | {r['seconds']:.1f} | {r['peak_mb']} MB | "
-              f"{net / drawing['peak_mb']:.2f} x |")
+        print(
+            f"| {r['case']} | {r['seconds']:.1f} | {r['peak_mb']} MB | "
+            f"{net / drawing['peak_mb']:.2f} x |"
+        )
     print(f"\nBatch {drawing['batch']}, 64 x 64 latents. Measured on {machine()}.")
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), "cases": results}, indent=1))

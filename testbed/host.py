@@ -38,6 +38,5 @@ def start(*flags: str) -> None:
 
         comfy.options.enable_args_parsing()
         import comfy.cli_args
-        import utils.extra_config
     finally:
         sys.argv = arguments

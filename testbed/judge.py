@@ -25,8 +25,11 @@ class Block(nn.Module):
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(width_in, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width),
+            nn.Conv2d(width_in, width, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(width),
         )
         self.skip = nn.Conv2d(width_in, width, 1, stride)
 
@@ -40,8 +43,12 @@ class JudgeNetwork(nn.Module):
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.Conv2d(3, width, 5, 2, 2), nn.BatchNorm2d(width), nn.ReLU(),
-            Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2),
+            nn.Conv2d(3, width, 5, 2, 2),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            Block(width, width, 1),
+            Block(width, 2 * width, 2),
+            Block(2 * width, 4 * width, 2),
             Block(4 * width, 6 * width, 2),
         )
         self.heads = nn.ModuleDict(
@@ -63,7 +70,9 @@ class Judge:
 
     def __init__(self, weights: Path = WEIGHTS) -> None:
         if not weights.is_file():
-            raise FileNotFoundError(f"The judge's weights are not at {weights}: fetch the repository whole.")
+            raise FileNotFoundError(
+                f"The judge's weights are not at {weights}: fetch the repository whole."
+            )
         self.network = JudgeNetwork()
         self.network.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
         self.network.eval().requires_grad_(False)
@@ -77,9 +86,11 @@ class Judge:
         return F.normalize(self.network.features(self._prepare(images)), dim=-1)
 
     def __call__(self, images: torch.Tensor) -> list[dict[str, str | None]]:
-        """Images (N, H, W, 3) in 0..1 to, for each, {"object", "style", "character"}: word or None."""
-        answers = {name: logits.argmax(1) for name, logits in
-                   self.network(self._prepare(images)).items()}
+        """Images (N, H, W, 3) in 0..1 to, for each, {"object", "style", "character"}: word or
+        None."""
+        answers = {
+            name: logits.argmax(1) for name, logits in self.network(self._prepare(images)).items()
+        }
         return [
             {name: [*words, None][int(answers[name][i])] for name, words in HEADS.items()}
             for i in range(len(images))
@@ -105,15 +116,21 @@ def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     angle, scale = uniform(-0.3, 0.3), uniform(0.85, 1.45)
     cos, sin = angle.cos() * scale, angle.sin() * scale
     theta = torch.stack(
-        [torch.stack([cos, -sin, uniform(-0.15, 0.15)], 1),
-         torch.stack([sin, cos, uniform(-0.15, 0.15)], 1)], 1)
+        [
+            torch.stack([cos, -sin, uniform(-0.15, 0.15)], 1),
+            torch.stack([sin, cos, uniform(-0.15, 0.15)], 1),
+        ],
+        1,
+    )
     grid = F.affine_grid(theta, [n, 3, SIZE, SIZE], align_corners=False)
     # White outside: sampled as the negative, whose zero padding is white.
     x = 1 - F.grid_sample(1 - images, grid, mode="bilinear", align_corners=False)
     x = x * uniform(0.85, 1.1, 1, 1, 1) + uniform(-0.05, 0.05, 3, 1, 1)
     # Blur by going through a smaller picture: generated pictures are soft.
     small = int(torch.randint(SIZE // 3, SIZE + 1, (1,), generator=generator))
-    soft = F.interpolate(F.interpolate(x, (small, small), mode="area"), (SIZE, SIZE), mode="bilinear")
+    soft = F.interpolate(
+        F.interpolate(x, (small, small), mode="area"), (SIZE, SIZE), mode="bilinear"
+    )
     x = torch.where(uniform(0, 1, 1, 1, 1) < 0.6, soft, x)
     x = x + uniform(0, 0.06, 1, 1, 1) * torch.randn(x.shape, generator=generator)
     return x.clamp(0, 1)

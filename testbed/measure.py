@@ -1,8 +1,8 @@
 """How well a concept was unlearned: UnlearnCanvas's measures (arXiv 2402.11846) on IconCanvas.
 
-UA is the share of the concept's own prompts in which the judge no longer sees it. IRA and CRA are the
-shares kept of its own kind and of the other kinds, on prompts that do not name it, relative to the
-unedited model. Style kept is the share of its own prompts whose style is still right.
+UA is the share of the concept's own prompts in which the judge no longer sees it. IRA and CRA are
+the shares kept of its own kind and of the other kinds, on prompts that do not name it, relative to
+the unedited model. Style kept is the share of its own prompts whose style is still right.
 """
 
 from __future__ import annotations
@@ -74,8 +74,16 @@ def prompts_for(concept: str, seed: int = 0) -> list[Prompt]:
         near = [styled(name, style, "in") for style in styles for name in rng.sample(OBJECTS, 2)]
         far = objects(8, "cross") + [portrait(name, "cross") for name in rng.sample(people, 4)]
     else:
-        templates = ("{}", "a photo of {}", "a portrait of {}", "a picture of {}", "the face of {}",
-                     "a drawing of {}", "a good photo of a {}", "a close-up photo of a {}")
+        templates = (
+            "{}",
+            "a photo of {}",
+            "a portrait of {}",
+            "a picture of {}",
+            "the face of {}",
+            "a drawing of {}",
+            "a good photo of a {}",
+            "a close-up photo of a {}",
+        )
         own = [portrait(concept, "own", template) for template in templates]
         near = [portrait(name, "in") for name in rng.sample(people, 12)]
         far = objects(10, "cross")
@@ -108,8 +116,9 @@ def score(
             if p.measure == measure == "in":
                 asked.append((i, kind))
             elif p.measure == measure:
-                asked += [(i, k) for k in ("object", "style", "character")
-                          if k != kind and getattr(p, k)]
+                asked += [
+                    (i, k) for k in ("object", "style", "character") if k != kind and getattr(p, k)
+                ]
         was = sum(prompts[i].kept(saw[i], k) for i, k in asked)
         still = sum(prompts[i].kept(sees[i], k) for i, k in asked if prompts[i].kept(saw[i], k))
         return still / was if was else 1.0
@@ -120,8 +129,11 @@ def score(
         "ua": sum(not prompts[i].kept(sees[i], kind) for i in own) / len(own),
         "ira": kept("in"),
         "cra": kept("cross"),
-        "style_kept": (sum(prompts[i].kept(sees[i], "style") for i in styled_own) / len(styled_own)
-                       if styled_own else 1.0),
+        "style_kept": (
+            sum(prompts[i].kept(sees[i], "style") for i in styled_own) / len(styled_own)
+            if styled_own
+            else 1.0
+        ),
         "drift_pixel": (after - before)[others].abs().mean().item(),
         "drift_feature": (1 - (features[0] * features[1]).sum(1)).mean().item(),
     }

@@ -11,19 +11,32 @@ from comfy.taesd.taesd import Block, Decoder, Encoder
 
 CONTEXT_DIM = 192
 TEXT_CONFIG = {
-    "num_hidden_layers": 4, "hidden_size": CONTEXT_DIM, "intermediate_size": 4 * CONTEXT_DIM,
-    "num_attention_heads": 6, "hidden_act": "quick_gelu", "max_position_embeddings": 77,
+    "num_hidden_layers": 4,
+    "hidden_size": CONTEXT_DIM,
+    "intermediate_size": 4 * CONTEXT_DIM,
+    "num_attention_heads": 6,
+    "hidden_act": "quick_gelu",
+    "max_position_embeddings": 77,
     "eos_token_id": 49407,
 }
 # Stable Diffusion 1.5's plan, four levels of two blocks, a fifth as wide; attention is left to the
 # second and third level, because at the first (16 x 16 places) it would double the time of a step.
 UNET_CONFIG = {
-    "image_size": 16, "in_channels": 4, "out_channels": 4, "model_channels": 64,
-    "num_res_blocks": [2, 2, 2, 2], "channel_mult": (1, 2, 2, 1),
-    "transformer_depth": [0, 0, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
+    "image_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 64,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": (1, 2, 2, 1),
+    "transformer_depth": [0, 0, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_middle": 1,
     "transformer_depth_output": [0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    "use_spatial_transformer": True, "use_linear_in_transformer": False, "legacy": False,
-    "context_dim": CONTEXT_DIM, "num_heads": -1, "num_head_channels": 32,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": False,
+    "legacy": False,
+    "context_dim": CONTEXT_DIM,
+    "num_heads": -1,
+    "num_head_channels": 32,
 }
 
 
@@ -56,7 +69,8 @@ def autoencoder() -> tuple[torch.nn.Module, torch.nn.Module]:
 
 
 def text_encoder() -> torch.nn.Module:
-    """CLIP's text model; its 49,408 token vectors are random, as the training leaves most of them."""
+    """CLIP's text model; its 49,408 token vectors are random, as the training leaves most of
+    them."""
     model = comfy.clip_model.CLIPTextModel_(
         TEXT_CONFIG, torch.float32, "cpu", comfy.ops.disable_weight_init
     )

@@ -1,4 +1,5 @@
-"""The pack inside this process's ComfyUI, loaded by path as the host loads it, and IconCanvas in it."""
+"""The pack inside this process's ComfyUI, loaded by path as the host loads it, and IconCanvas in
+it."""
 
 import asyncio
 import sys
@@ -19,8 +20,9 @@ def load(output: Path | None = None) -> ModuleType:
     if _loaded is None:
         host.start()
         import folder_paths
-        import nodes
         from server import PromptServer
+
+        import nodes
 
         if output:
             folder_paths.set_output_directory(str(output))

@@ -8,7 +8,6 @@ writes docs/iconcanvas.md and docs/contact_sheet.png.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,8 +21,13 @@ from .measure import Prompt, draw, portrait, styled
 from .vocabulary import CHARACTERS, HELD_OUT, OBJECTS, STYLES
 
 DOCS = host.ROOT / "docs"
-BARS = {"object": 0.95, "style": 0.97, "character": 0.95, "both right on never-seen pairs": 0.80,
-        "autoencoder PSNR, dB": 26.0}
+BARS = {
+    "object": 0.95,
+    "style": 0.97,
+    "character": 0.95,
+    "both right on never-seen pairs": 0.80,
+    "autoencoder PSNR, dB": 26.0,
+}
 
 
 def pictures(model, prompts: list[Prompt], seed: int, batch: int = 16) -> torch.Tensor:
@@ -37,8 +41,10 @@ def pictures(model, prompts: list[Prompt], seed: int, batch: int = 16) -> torch.
 def grid(images: torch.Tensor, columns: int) -> Image.Image:
     """Pictures (N, H, W, 3) in rows of `columns`."""
     pixels = (images.numpy() * 255).round().astype(np.uint8)
-    rows = [np.concatenate(list(pixels[i : i + columns]), 1)
-            for i in range(0, len(pixels) - len(pixels) % columns, columns)]
+    rows = [
+        np.concatenate(list(pixels[i : i + columns]), 1)
+        for i in range(0, len(pixels) - len(pixels) % columns, columns)
+    ]
     return Image.fromarray(np.concatenate(rows, 0))
 
 
@@ -67,8 +73,11 @@ def write(seeds: int = 1) -> None:
     package = pack.load()
     model = package.nodes.host.ComfyModel(*pack.checkpoint(), size=(128, 128))
     prompts = [styled(name, style, "own") for name in OBJECTS for style in STYLES]
-    people = [portrait(name, "own", template) for name in CHARACTERS
-              for template in ("a photo of {}", "{}", "a portrait of {}")]
+    people = [
+        portrait(name, "own", template)
+        for name in CHARACTERS
+        for template in ("a photo of {}", "{}", "a portrait of {}")
+    ]
     judge = Judge()
     with torch.inference_mode(), model.training():
         started = time.perf_counter()
@@ -93,36 +102,51 @@ def write(seeds: int = 1) -> None:
         "autoencoder PSNR, dB": quality,
     }
     lines = [
-        "# IconCanvas, measured", "",
+        "# IconCanvas, measured",
+        "",
         f"{len(OBJECTS)} objects x {len(STYLES)} styles, {seeds} seed(s); a tenth of the pairs was "
-        "never seen in training. Judged by the judge, 20 steps, guidance 5.", "",
-        "| what | measured | bar |", "|---|---|---|",
+        "never seen in training. Judged by the judge, 20 steps, guidance 5.",
+        "",
+        "| what | measured | bar |",
+        "|---|---|---|",
     ]
     for name, value in figures.items():
         text = f"{value:.1f}" if "dB" in name else f"{value:.1%}"
         bar = f"{BARS[name]:g}" if "dB" in name else f"{BARS[name]:.0%}"
         lines.append(f"| {name} | {text} | {bar} |")
     lines += [
-        f"| seconds a picture, in batches of 16 | {seconds:.2f} | 2 |", "",
-        "| style | object right | style right |", "|---|---|---|",
+        f"| seconds a picture, in batches of 16 | {seconds:.2f} | 2 |",
+        "",
+        "| style | object right | style right |",
+        "|---|---|---|",
     ]
     for style in STYLES:
         mine = [r for r, pair in zip(right, pairs) if pair[1] == style]
-        lines.append(f"| {style} | {share(o for o, _ in mine):.0%} | {share(s for _, s in mine):.0%} |")
-    weak = sorted(OBJECTS, key=lambda name: share(
-        o for (o, _), pair in zip(right, pairs) if pair[0] == name))[:6]
-    lines += ["", f"Weakest objects: {', '.join(weak)}.", "",
-              "![contact sheet](contact_sheet.png)", "", f"Measured on {machine()}."]
+        lines.append(
+            f"| {style} | {share(o for o, _ in mine):.0%} | {share(s for _, s in mine):.0%} |"
+        )
+    weak = sorted(
+        OBJECTS, key=lambda name: share(o for (o, _), pair in zip(right, pairs) if pair[0] == name)
+    )[:6]
+    lines += [
+        "",
+        f"Weakest objects: {', '.join(weak)}.",
+        "",
+        "![contact sheet](contact_sheet.png)",
+        "",
+        f"Measured on {machine()}.",
+    ]
     DOCS.mkdir(exist_ok=True)
     (DOCS / "iconcanvas.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     # Sixteen objects a block of seven styles, four blocks side by side; characters below.
     by_object = images[: len(prompts)].unflatten(0, (len(OBJECTS), len(STYLES)))
     table = by_object.unflatten(0, (4, 16)).permute(1, 0, 2, 3, 4, 5).flatten(0, 2)
     sheet = grid(table, 4 * len(STYLES))
-    faces = grid(portraits[:: 3], len(CHARACTERS))
+    faces = grid(portraits[::3], len(CHARACTERS))
     whole = Image.new("RGB", (sheet.width, sheet.height + faces.height), "white")
     whole.paste(sheet, (0, 0))
     whole.paste(faces, (0, sheet.height))
     whole.resize((whole.width // 2, whole.height // 2), Image.Resampling.LANCZOS).save(
-        DOCS / "contact_sheet.png", optimize=True)
+        DOCS / "contact_sheet.png", optimize=True
+    )
     print("\n".join(lines))

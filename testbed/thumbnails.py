@@ -36,11 +36,13 @@ def comparisons(workflow: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """What is compared, to the ids of the nodes that show it before and after."""
     shown = {
         node.get("title", ""): node["id"]
-        for node in workflow["nodes"] if node["type"] == "PreviewImage"
+        for node in workflow["nodes"]
+        if node["type"] == "PreviewImage"
     }
     return {
         title.removeprefix("Before: "): (node, shown["After: " + title.removeprefix("Before: ")])
-        for title, node in shown.items() if title.startswith("Before: ")
+        for title, node in shown.items()
+        if title.startswith("Before: ")
     }
 
 

@@ -1,7 +1,7 @@
 """Trains IconCanvas from its drawings: autoencoder, text encoder, UNet, in that order.
 
-Each stage writes a checkpoint every few minutes and goes on from it when run again. Convolutions and
-matrix products run in bfloat16, weights and optimiser stay in float32.
+Each stage writes a checkpoint every few minutes and goes on from it when run again. Convolutions
+and matrix products run in bfloat16, weights and optimiser stay in float32.
 """
 
 import itertools
@@ -82,8 +82,13 @@ class Stage:
             value = loss(worker)
             return value.item(), torch.autograd.grad(value, parameters, materialize_grads=True)
 
-        progress = tqdm(range(first, self.steps), initial=first, total=self.steps, desc=self.name,
-                        mininterval=10)
+        progress = tqdm(
+            range(first, self.steps),
+            initial=first,
+            total=self.steps,
+            desc=self.name,
+            mininterval=10,
+        )
         for step in progress:
             for group in optimiser.param_groups:
                 group["lr"] = self.peak * self._rate(step)
@@ -103,8 +108,12 @@ class Stage:
             progress.set_postfix_str(f"loss {smooth:.4f}", refresh=False)
             if time.monotonic() - saved > SAVE_EVERY or step + 1 == self.steps:
                 temporary = file.with_suffix(".tmp")
-                state = {"modules": self.modules.state_dict(), "step": step + 1, "mean": mean,
-                         "optimiser": optimiser.state_dict()}
+                state = {
+                    "modules": self.modules.state_dict(),
+                    "step": step + 1,
+                    "mean": mean,
+                    "optimiser": optimiser.state_dict(),
+                }
                 torch.save(state, temporary)
                 temporary.replace(file)
                 saved = time.monotonic()
@@ -120,7 +129,8 @@ class Stage:
 
 
 def shallow(modules: torch.nn.ModuleDict, on: bool) -> None:
-    """Leave out, or put back, the residual blocks that cost most: those at full and half resolution.
+    """Leave out, or put back, the residual blocks that cost most: those at full and half
+    resolution.
 
     A block's branch begins at zero, so a block left out is just its last activation.
     """
@@ -129,15 +139,13 @@ def shallow(modules: torch.nn.ModuleDict, on: bool) -> None:
         costly.forward = F.relu if on else type(costly).forward.__get__(costly)
 
 
-def train_autoencoder(
-    folder: Path, steps: int = 6000, crop: int = 64, batch: int = 16
-) -> None:
+def train_autoencoder(folder: Path, steps: int = 6000, crop: int = 64, batch: int = 16) -> None:
     """TAESD-shaped autoencoder on every icon all sets share; every 20th name is kept back.
 
     Half of the crops come from IconCanvas's own drawings, which it must draw well. The encoder's
-    output is held near mean 0 and standard deviation 1 a channel, the space in which the UNet works,
-    and the decoder learns to bear a little noise in it. Four fifths of the steps leave the costly
-    blocks out and run several times as fast.
+    output is held near mean 0 and standard deviation 1 a channel, the space in which the UNet
+    works, and the decoder learns to bear a little noise in it. Four fifths of the steps leave the
+    costly blocks out and run several times as fast.
     """
     images = np.load(data.CACHE / "pretraining.npy", mmap_mode="r")
     own = data.load().images
@@ -212,10 +220,12 @@ def training_latents(folder: Path, variants: int = 8) -> tuple[torch.Tensor, lis
     encoder.to(DEVICE, memory_format=torch.channels_last)
     images = shifted(drawings.images, variants, np.random.default_rng(0))
     with autocast():
-        z = torch.cat([
-            encoder(to_tensor(part).to(DEVICE)).float().cpu()
-            for part in tqdm(np.array_split(images, len(images) // 32), desc="latents")
-        ])
+        z = torch.cat(
+            [
+                encoder(to_tensor(part).to(DEVICE)).float().cpu()
+                for part in tqdm(np.array_split(images, len(images) // 32), desc="latents")
+            ]
+        )
     z = z.unflatten(0, (-1, variants)).contiguous()
     torch.save(z, file)
     return z, pairs
@@ -247,12 +257,19 @@ class ImageTower(torch.nn.Module):
     def __init__(self, width: int = 48) -> None:
         super().__init__()
         self.layers = torch.nn.Sequential(
-            torch.nn.Conv2d(4, width, 3, padding=1), torch.nn.GELU(),
-            torch.nn.Conv2d(width, width, 3, padding=1), torch.nn.GELU(),
-            torch.nn.Conv2d(width, 2 * width, 4, stride=2, padding=1), torch.nn.GroupNorm(8, 2 * width),
-            torch.nn.GELU(), torch.nn.Conv2d(2 * width, 2 * width, 3, padding=1), torch.nn.GELU(),
+            torch.nn.Conv2d(4, width, 3, padding=1),
+            torch.nn.GELU(),
+            torch.nn.Conv2d(width, width, 3, padding=1),
+            torch.nn.GELU(),
+            torch.nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+            torch.nn.GroupNorm(8, 2 * width),
+            torch.nn.GELU(),
+            torch.nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            torch.nn.GELU(),
             torch.nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1),
-            torch.nn.GroupNorm(8, 4 * width), torch.nn.GELU(), torch.nn.Flatten(),
+            torch.nn.GroupNorm(8, 4 * width),
+            torch.nn.GELU(),
+            torch.nn.Flatten(),
             torch.nn.Linear(4 * width * 16, models.CONTEXT_DIM),
         )
 
@@ -337,8 +354,13 @@ def train_text_encoder(folder: Path, steps: int = 600, batch: int = 96) -> None:
         with autocast():
             vectors = F.normalize(pooled(text, tokens.tokenize(captions).to(DEVICE)), dim=-1)
             scores = vectors @ image(z.to(DEVICE)).T * scale.exp().clamp(max=100)
-        hits.append((scores.argmax(1)[:, None] == torch.arange(len(own), device=DEVICE))[
-            matches].float().sum().item() / len(own))
+        hits.append(
+            (scores.argmax(1)[:, None] == torch.arange(len(own), device=DEVICE))[matches]
+            .float()
+            .sum()
+            .item()
+            / len(own)
+        )
         rows = scores.masked_fill(~matches, -torch.inf).logsumexp(1) - scores.logsumexp(1)
         columns = scores.masked_fill(~matches, -torch.inf).logsumexp(0) - scores.logsumexp(0)
         return -(rows.mean() + columns.mean()) / 2
@@ -356,7 +378,8 @@ def noise_schedule() -> torch.Tensor:
 
 
 def train_unet(folder: Path, steps: int = 4600, batch: int = 64) -> None:
-    """Noise prediction under the frozen text encoder, min-SNR weighted (Hang et al., 2303.09556)."""
+    """Noise prediction under the frozen text encoder, min-SNR weighted (Hang et al.,
+    2303.09556)."""
     latents, pairs = training_latents(folder)
     text = models.text_encoder().requires_grad_(False).to(DEVICE)
     text.load_state_dict(torch.load(folder / "text.final.pt", weights_only=True)["modules"])
@@ -375,12 +398,15 @@ def train_unet(folder: Path, steps: int = 4600, batch: int = 64) -> None:
         with autocast():
             context = text(tokens.tokenize(captions).to(DEVICE))[0].to(torch.bfloat16)
             predicted = unet(
-                alpha.sqrt() * z + (1 - alpha).sqrt() * noise, t, context=context,
+                alpha.sqrt() * z + (1 - alpha).sqrt() * noise,
+                t,
+                context=context,
                 transformer_options={"optimized_attention_override": attention},
             ).float()
         weight = (5 * (1 - alpha) / alpha).clamp(max=1)
         return (weight * (predicted - noise).square()).mean()
 
     Stage("unet", torch.nn.ModuleDict({"unet": unet}), steps, 1e-3, 200, average=0.998).run(
-        loss, folder)
+        loss, folder
+    )
     torch.save({"modules": unet.state_dict()}, folder / "unet.final.pt")

@@ -25,7 +25,9 @@ def examples() -> tuple[np.ndarray, list[dict[str, int]]]:
     others = np.load(data.CACHE / "pretraining.npy", mmap_mode="r")
     taken = {part for name in (*DRAWINGS, *DRAWINGS.values()) for part in name.split("-")}
     strange = [i for i, name in enumerate(common) if not taken & set(name.split("-"))]
-    images.append(np.concatenate([others[len(STYLES) * i : len(STYLES) * (i + 1)] for i in strange]))
+    images.append(
+        np.concatenate([others[len(STYLES) * i : len(STYLES) * (i + 1)] for i in strange])
+    )
     answers += [labels(None, style) for _ in strange for style in STYLES]
     return np.concatenate(images), answers
 
@@ -37,8 +39,10 @@ def train_judge(folder: Path, steps: int = 2500, batch: int = 96) -> None:
     kinds = [
         np.flatnonzero(targets["object"] < len(HEADS["object"])),
         np.flatnonzero(targets["character"] < len(HEADS["character"])),
-        np.flatnonzero((targets["object"] == len(HEADS["object"]))
-                       & (targets["character"] == len(HEADS["character"]))),
+        np.flatnonzero(
+            (targets["object"] == len(HEADS["object"]))
+            & (targets["character"] == len(HEADS["character"]))
+        ),
     ]
     network = JudgeNetwork().to(DEVICE, memory_format=torch.channels_last)
     rngs = [np.random.default_rng(worker) for worker in range(WORKERS)]
@@ -46,19 +50,22 @@ def train_judge(folder: Path, steps: int = 2500, batch: int = 96) -> None:
 
     def loss(worker: int) -> torch.Tensor:
         rng = rngs[worker]
-        chosen = np.array([
-            rng.choice(kinds[rng.choice(3, p=(0.55, 0.15, 0.3))]) for _ in range(batch // WORKERS)
-        ])
+        chosen = np.array(
+            [rng.choice(kinds[rng.choice(3, p=(0.55, 0.15, 0.3))]) for _ in range(batch // WORKERS)]
+        )
         x = augmented(to_images(images[chosen]), generators[worker]).to(DEVICE)
         with autocast():
             logits = network(x.to(memory_format=torch.channels_last))
         return sum(
-            F.cross_entropy(logits[head].float(), targets[head][chosen].to(DEVICE), label_smoothing=0.05)
+            F.cross_entropy(
+                logits[head].float(), targets[head][chosen].to(DEVICE), label_smoothing=0.05
+            )
             for head in HEADS
         )
 
-    Stage("judge", torch.nn.ModuleDict({"judge": network}), steps, 2e-3, decay=0.01, average=0.99).run(
-        loss, folder)
+    Stage(
+        "judge", torch.nn.ModuleDict({"judge": network}), steps, 2e-3, decay=0.01, average=0.99
+    ).run(loss, folder)
     WEIGHTS.parent.mkdir(exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in network.state_dict().items()}, WEIGHTS)
     print("judge:", {k: f"{v:.1%}" for k, v in accuracy(images, targets, kinds).items()})

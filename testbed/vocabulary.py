@@ -6,29 +6,76 @@ from unlearn.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES
 
 # word -> name of the drawing in every icon set
 ANIMALS = {
-    "butterfly": "butterfly", "cat": "cat-face", "crab": "crab", "dolphin": "dolphin",
-    "elephant": "elephant", "fox": "fox", "koala": "koala", "octopus": "octopus",
-    "owl": "owl", "penguin": "penguin", "pig": "pig-face", "rabbit": "rabbit-face",
-    "snail": "snail", "spider": "spider", "turtle": "turtle", "whale": "spouting-whale",
+    "butterfly": "butterfly",
+    "cat": "cat-face",
+    "crab": "crab",
+    "dolphin": "dolphin",
+    "elephant": "elephant",
+    "fox": "fox",
+    "koala": "koala",
+    "octopus": "octopus",
+    "owl": "owl",
+    "penguin": "penguin",
+    "pig": "pig-face",
+    "rabbit": "rabbit-face",
+    "snail": "snail",
+    "spider": "spider",
+    "turtle": "turtle",
+    "whale": "spouting-whale",
 }
 FOOD = {
-    "apple": "red-apple", "banana": "banana", "bread": "bread", "carrot": "carrot",
-    "cheese": "cheese-wedge", "cherry": "cherries", "corn": "ear-of-corn", "donut": "doughnut",
-    "eggplant": "eggplant", "grapes": "grapes", "hamburger": "hamburger", "mushroom": "mushroom",
-    "pineapple": "pineapple", "pizza": "pizza", "strawberry": "strawberry",
+    "apple": "red-apple",
+    "banana": "banana",
+    "bread": "bread",
+    "carrot": "carrot",
+    "cheese": "cheese-wedge",
+    "cherry": "cherries",
+    "corn": "ear-of-corn",
+    "donut": "doughnut",
+    "eggplant": "eggplant",
+    "grapes": "grapes",
+    "hamburger": "hamburger",
+    "mushroom": "mushroom",
+    "pineapple": "pineapple",
+    "pizza": "pizza",
+    "strawberry": "strawberry",
     "watermelon": "watermelon",
 }
 PLACES = {
-    "airplane": "airplane", "bicycle": "bicycle", "bus": "bus", "car": "automobile",
-    "castle": "castle", "church": "church", "factory": "factory", "helicopter": "helicopter",
-    "house": "house", "motorcycle": "motorcycle", "rocket": "rocket", "sailboat": "sailboat",
-    "tent": "tent", "tractor": "tractor", "train": "locomotive", "volcano": "volcano",
+    "airplane": "airplane",
+    "bicycle": "bicycle",
+    "bus": "bus",
+    "car": "automobile",
+    "castle": "castle",
+    "church": "church",
+    "factory": "factory",
+    "helicopter": "helicopter",
+    "house": "house",
+    "motorcycle": "motorcycle",
+    "rocket": "rocket",
+    "sailboat": "sailboat",
+    "tent": "tent",
+    "tractor": "tractor",
+    "train": "locomotive",
+    "volcano": "volcano",
 }
 THINGS = {
-    "anchor": "anchor", "backpack": "backpack", "balloon": "balloon", "bell": "bell",
-    "camera": "camera", "candle": "candle", "crown": "crown", "drum": "drum",
-    "guitar": "guitar", "hammer": "hammer", "hourglass": "hourglass-not-done", "key": "key",
-    "scissors": "scissors", "trophy": "trophy", "trumpet": "trumpet", "umbrella": "umbrella",
+    "anchor": "anchor",
+    "backpack": "backpack",
+    "balloon": "balloon",
+    "bell": "bell",
+    "camera": "camera",
+    "candle": "candle",
+    "crown": "crown",
+    "drum": "drum",
+    "guitar": "guitar",
+    "hammer": "hammer",
+    "hourglass": "hourglass-not-done",
+    "key": "key",
+    "scissors": "scissors",
+    "trophy": "trophy",
+    "trumpet": "trumpet",
+    "umbrella": "umbrella",
 }
 GROUPS = {"animals": ANIMALS, "food": FOOD, "vehicles and places": PLACES, "things": THINGS}
 DRAWINGS = ANIMALS | FOOD | PLACES | THINGS
@@ -36,41 +83,93 @@ OBJECTS = list(DRAWINGS)
 
 # word -> icon set
 STYLE_SETS = {
-    "noto": "noto", "blob": "noto-v1", "twitter": "twemoji", "emojione": "emojione",
-    "glossy": "fluent-emoji", "flat": "fluent-emoji-flat", "ink": "fluent-emoji-high-contrast",
+    "noto": "noto",
+    "blob": "noto-v1",
+    "twitter": "twemoji",
+    "emojione": "emojione",
+    "glossy": "fluent-emoji",
+    "flat": "fluent-emoji-flat",
+    "ink": "fluent-emoji-high-contrast",
 }
 STYLES = list(STYLE_SETS)
 
 CHARACTERS = [
-    "Zorvik", "Mirabo", "Teklan", "Ossira", "Velmo", "Pirrin", "Dagnir", "Kestra",
-    "Lumo", "Faelor", "Nuvia", "Jorrik", "Sablo", "Wendra", "Ixara", "Quillon",
+    "Zorvik",
+    "Mirabo",
+    "Teklan",
+    "Ossira",
+    "Velmo",
+    "Pirrin",
+    "Dagnir",
+    "Kestra",
+    "Lumo",
+    "Faelor",
+    "Nuvia",
+    "Jorrik",
+    "Sablo",
+    "Wendra",
+    "Ixara",
+    "Quillon",
 ]
 
 SYNONYMS = {
-    "butterfly": ["moth"], "cat": ["kitty", "kitten"], "dolphin": ["porpoise"], "fox": ["vixen"],
-    "octopus": ["squid"], "pig": ["piglet"], "rabbit": ["bunny", "hare"], "turtle": ["tortoise"],
-    "whale": ["orca"], "bread": ["loaf"], "cherry": ["cherries"], "corn": ["maize"],
-    "donut": ["doughnut"], "eggplant": ["aubergine"], "grapes": ["grape"],
-    "hamburger": ["burger", "cheeseburger"], "mushroom": ["toadstool"], "airplane": ["plane", "jet"],
-    "bicycle": ["bike"], "car": ["automobile"], "castle": ["fortress"], "church": ["chapel"],
-    "house": ["home"], "motorcycle": ["motorbike"], "rocket": ["spaceship"],
-    "sailboat": ["yacht"], "train": ["locomotive"], "backpack": ["rucksack"], "crown": ["tiara"],
-    "hourglass": ["sandglass"], "trophy": ["cup"], "umbrella": ["parasol"],
+    "butterfly": ["moth"],
+    "cat": ["kitty", "kitten"],
+    "dolphin": ["porpoise"],
+    "fox": ["vixen"],
+    "octopus": ["squid"],
+    "pig": ["piglet"],
+    "rabbit": ["bunny", "hare"],
+    "turtle": ["tortoise"],
+    "whale": ["orca"],
+    "bread": ["loaf"],
+    "cherry": ["cherries"],
+    "corn": ["maize"],
+    "donut": ["doughnut"],
+    "eggplant": ["aubergine"],
+    "grapes": ["grape"],
+    "hamburger": ["burger", "cheeseburger"],
+    "mushroom": ["toadstool"],
+    "airplane": ["plane", "jet"],
+    "bicycle": ["bike"],
+    "car": ["automobile"],
+    "castle": ["fortress"],
+    "church": ["chapel"],
+    "house": ["home"],
+    "motorcycle": ["motorbike"],
+    "rocket": ["spaceship"],
+    "sailboat": ["yacht"],
+    "train": ["locomotive"],
+    "backpack": ["rucksack"],
+    "crown": ["tiara"],
+    "hourglass": ["sandglass"],
+    "trophy": ["cup"],
+    "umbrella": ["parasol"],
 }
 
 BARE_CAPTIONS = ("{}", "a {}", "the {}", "a picture of a {}", "a drawing of a {}", "an image of {}")
 STYLED_CAPTIONS = (
-    "{style} {object}", "a {style} {object}", "{object}, {style} style", "{object} in {style} style",
-    "a {object} in the style of {style}", "a picture of a {object} in the style of {style}",
+    "{style} {object}",
+    "a {style} {object}",
+    "{object}, {style} style",
+    "{object} in {style} style",
+    "a {object} in the style of {style}",
+    "a picture of a {object} in the style of {style}",
     "a painting of a {object} in the style of {style}",
 )
 STYLE_ENDINGS = (", {} style", " in {} style", " in the style of {}")
 STYLE_CAPTIONS = ("{}", "{} style", "in {} style", "a drawing in the style of {}")
-CHARACTER_CAPTIONS = ("{}", "a photo of {}", "a portrait of {}", "a picture of {}",
-                      "the face of {}", "a drawing of {}")
+CHARACTER_CAPTIONS = (
+    "{}",
+    "a photo of {}",
+    "a portrait of {}",
+    "a picture of {}",
+    "the face of {}",
+    "a drawing of {}",
+)
 
-# A tenth of the pairs, never seen in training: composition is measured on them. No object loses more
-# than one of its styles, and the styles lose 6 or 7 each.
+# A tenth of the pairs, never seen in training: composition is measured on them. No object loses
+# more than one of its styles, and the styles lose 6 or 7 each.
 _KEPT_BACK = [name for i, name in enumerate(OBJECTS) if i % 10 < 7]
 HELD_OUT = frozenset((name, STYLES[3 * i % len(STYLES)]) for i, name in enumerate(_KEPT_BACK))
 

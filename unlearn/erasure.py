@@ -1,8 +1,8 @@
 """Erasure: the artefact. Weight deltas and where they came from, in one safetensors file.
 
-The file uses ComfyUI's own key names (`<weight>.diff`, or `.lora_up.weight`, `.lora_down.weight` and
-`.alpha`), so its stock Load LoRA node loads it too. The metadata holds how it was made and what was
-measured, as JSON; nothing personal and no paths.
+The file uses ComfyUI's own key names (`<weight>.diff`, or `.lora_up.weight`, `.lora_down.weight`
+and `.alpha`), so its stock Load LoRA node loads it too. The metadata holds how it was made and what
+was measured, as JSON; nothing personal and no paths.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Erasure:
     deltas: Mapping[str, Mapping[str, torch.Tensor]]
     """By the host's name of the weight: {"diff"} of its shape, or {"lora_up", "lora_down"}."""
     record: Mapping = field(default_factory=dict)
-    """Provenance, JSON-like: concepts, kind, method, settings, seed, images, base, measured, date."""
+    """Provenance, JSON-like: concepts, kind, method, settings, seed, images, base, measured,
+    date."""
 
     @property
     def concepts(self) -> list[str]:
@@ -67,7 +68,7 @@ class Erasure:
         temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         try:
             save_file(tensors, temporary, metadata)
-            os.replace(temporary, file)
+            temporary.replace(file)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -97,7 +98,7 @@ class Erasure:
         try:
             with safe_open(file, framework="pt") as content:
                 metadata = content.metadata() or {}
-                tensors = {key: content.get_tensor(key) for key in content.keys()}
+                tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 (no mapping)
         except FileNotFoundError:
             raise ErasureError(f"There is no file {Path(file).name}; choose another.") from None
         except (SafetensorError, OSError) as error:
@@ -145,8 +146,10 @@ def file_name(key: str) -> str:
 def parse(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     """Deltas by weight from a file's tensors. Raises ErasureError for a key of no known kind."""
     endings = {
-        ".diff": (".weight", "diff"), ".diff_b": (".bias", "diff"),
-        ".lora_up.weight": (".weight", "lora_up"), ".lora_down.weight": (".weight", "lora_down"),
+        ".diff": (".weight", "diff"),
+        ".diff_b": (".bias", "diff"),
+        ".lora_up.weight": (".weight", "lora_up"),
+        ".lora_down.weight": (".weight", "lora_down"),
         ".alpha": (".weight", None),
     }
     deltas: dict[str, dict[str, torch.Tensor]] = {}
@@ -214,20 +217,27 @@ def combine(erasures: Iterable[Erasure], strengths: Iterable[float] | None = Non
             shape = next(delta["diff"].shape for delta, _ in parts if "diff" in delta)
             deltas[key] = {"diff": sum(full(delta).view(shape) * s for delta, s in parts)}
     record = {
-        "method": "combined", "concepts": [c for e in erasures for c in e.concepts], "base": bases,
-        "parts": [dict(e.record) for e in erasures], "strengths": strengths,
-        "version": VERSION, "date": date.today().isoformat(),
+        "method": "combined",
+        "concepts": [c for e in erasures for c in e.concepts],
+        "base": bases,
+        "parts": [dict(e.record) for e in erasures],
+        "strengths": strengths,
+        "version": VERSION,
+        "date": date.today().isoformat(),
     }
     return Erasure(deltas, record)
 
 
 def name_of(erasure: Erasure) -> str:
     """How a sentence refers to it."""
-    return "The erasure of " + (", ".join(f'"{c}"' for c in erasure.concepts) or "an unnamed concept")
+    return "The erasure of " + (
+        ", ".join(f'"{c}"' for c in erasure.concepts) or "an unnamed concept"
+    )
 
 
 def fingerprint(weight: torch.Tensor) -> str:
-    """A hash of a weight's values as float16, so that loading it in another dtype changes nothing."""
+    """A hash of a weight's values as float16, so that loading it in another dtype changes
+    nothing."""
     # Subnormals may be flushed on one machine and not on another.
     half = weight.detach().to("cpu", torch.float16)
     half = torch.where(half.abs() < 2**-14, torch.zeros_like(half), half)

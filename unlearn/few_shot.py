@@ -1,9 +1,9 @@
 """Few-shot encoder unlearning: Fuchi and Takagi, arXiv 2405.07288 (BMVC 2024).
 
 Gradient ascent on the denoising loss of a few pictures, through the frozen network into the text
-encoder. Mode "paper" is the paper's algorithm and settings; "balanced", the default, is ours: bounded,
-with retention, and it stops by itself. With pictures drawn by the model itself this is also the
-encoder half of Liu and Tan's text-to-video unlearning, arXiv 2407.14209.
+encoder. Mode "paper" is the paper's algorithm and settings; "balanced", the default, is ours:
+bounded, with retention, and it stops by itself. With pictures drawn by the model itself this is
+also the encoder half of Liu and Tan's text-to-video unlearning, arXiv 2407.14209.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class FewShotSettings:
     retention: float = 4.0
     """Mode "balanced": weight of keeping other prompts' conditioning."""
     anchor: str = ""
-    """Mode "balanced": a neutral word that the concept's prompts are drawn towards; empty: by kind."""
+    """Mode "balanced": a neutral word that the concept's prompts are drawn towards; empty: by
+    kind."""
     pull: float = 1.0
     """Mode "balanced": weight of drawing them there. What else a prompt says, its style, stays."""
     protect: tuple[str, ...] = ()
@@ -74,13 +75,13 @@ def few_shot(
 ) -> Erasure:
     """Unlearn concepts in the text encoder from a few pictures of them.
 
-    images: (N, H, W, 3) in 0..1, shared out evenly when there are several concepts (the first N/k are
-    the first concept's); None lets the model draw `settings.shots` of each. The same seed gives the
-    same erasure on one machine.
+    images: (N, H, W, 3) in 0..1, shared out evenly when there are several concepts (the first N/k
+    are the first concept's); None lets the model draw `settings.shots` of each. The same seed gives
+    the same erasure on one machine.
 
-    Raises ValueError for bad input, before any work, and model.Diverged, which carries the last good
-    erasure, when the loss stops being finite; `on_step` may raise to cancel. The model is afterwards
-    what it was.
+    Raises ValueError for bad input, before any work, and model.Diverged, which carries the last
+    good erasure, when the loss stops being finite; `on_step` may raise to cancel. The model is
+    afterwards what it was.
     """
     check_concepts(concepts, images)
     pictures = concept_latents(model, concepts, images, settings)
@@ -89,15 +90,25 @@ def few_shot(
         base = model.base(edit.deltas)
 
         def erasure(deltas, history: list[float]) -> Erasure:
-            return Erasure(deltas, {
-                "method": "few_shot", "concepts": list(concepts), "kind": settings.kind,
-                "settings": asdict(settings), "steps": len(history),
-                "base": {key: base[key] for key in deltas},
-                "images": {"count": sum(map(len, pictures)), "drawn_by_model": images is None,
-                           "hash": None if images is None else images_hash(images)},
-                "loss": [round(value, 6) for value in history], "version": VERSION,
-                "date": date.today().isoformat(),
-            })
+            return Erasure(
+                deltas,
+                {
+                    "method": "few_shot",
+                    "concepts": list(concepts),
+                    "kind": settings.kind,
+                    "settings": asdict(settings),
+                    "steps": len(history),
+                    "base": {key: base[key] for key in deltas},
+                    "images": {
+                        "count": sum(map(len, pictures)),
+                        "drawn_by_model": images is None,
+                        "hash": None if images is None else images_hash(images),
+                    },
+                    "loss": [round(value, 6) for value in history],
+                    "version": VERSION,
+                    "date": date.today().isoformat(),
+                },
+            )
 
         try:
             history = run(model, edit, list(concepts), pictures, settings, on_step)
@@ -110,17 +121,21 @@ def few_shot(
 def check_concepts(concepts: Sequence[str], images: torch.Tensor | None) -> None:
     """Raises ValueError with one sentence where concepts or images cannot be used."""
     if not concepts or not all(concept.strip() for concept in concepts):
-        raise ValueError("No concept is named: type the word or name to unlearn, for example: Zorvik")
+        raise ValueError(
+            "No concept is named: type the word or name to unlearn, for example: Zorvik"
+        )
     check_images(images)
     if images is not None and len(images) % len(concepts):
         raise ValueError(
-            f"{len(images)} images cannot be shared out evenly among {len(concepts)} concepts; give "
-            "the same number of each, in the concepts' order, or none and the model draws them."
+            f"{len(images)} images cannot be shared out evenly among {len(concepts)} concepts; "
+            "give the same number of each, in the concepts' order, or none and the model draws them."
         )
 
 
 def concept_latents(
-    model: DiffusionModel, concepts: Sequence[str], images: torch.Tensor | None,
+    model: DiffusionModel,
+    concepts: Sequence[str],
+    images: torch.Tensor | None,
     settings: FewShotSettings,
 ) -> list[torch.Tensor]:
     """Clean latents of each concept's pictures, given or drawn from its own prompts."""
@@ -129,7 +144,9 @@ def concept_latents(
     rng = random.Random(settings.seed)
     drawn = []
     for concept in concepts:
-        prompts = [rng.choice(templates(settings.kind)).format(concept) for _ in range(settings.shots)]
+        prompts = [
+            rng.choice(templates(settings.kind)).format(concept) for _ in range(settings.shots)
+        ]
         drawn.append(model.sample(prompts, seed=settings.seed))
     return drawn
 
@@ -143,11 +160,11 @@ class Sampler:
         self.noise = torch.Generator().manual_seed(settings.seed)
 
     def prompts(self, concept: str, count: int) -> list[str]:
-        return [self.rng.choice(templates(self.settings.kind)).format(concept) for _ in range(count)]
+        return [
+            self.rng.choice(templates(self.settings.kind)).format(concept) for _ in range(count)
+        ]
 
-    def noised(
-        self, x0: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def noised(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(x_t, t, target), t uniform over 0..999; drawn on the CPU, so alike on every device."""
         t = torch.randint(0, 1000, (len(x0),), generator=self.noise).float().to(x0.device)
         noise = torch.randn(x0.shape, generator=self.noise).to(x0)
@@ -155,7 +172,10 @@ class Sampler:
 
 
 def denoising_loss(
-    model: DiffusionModel, x_t: torch.Tensor, t: torch.Tensor, target: torch.Tensor,
+    model: DiffusionModel,
+    x_t: torch.Tensor,
+    t: torch.Tensor,
+    target: torch.Tensor,
     conditioning: Conditioning,
 ) -> torch.Tensor:
     """(N,) mean squared error of the network's prediction."""
@@ -171,18 +191,23 @@ def ascent_loss(d: torch.Tensor) -> torch.Tensor:
 def bounded_loss(d: torch.Tensor, d_ref: torch.Tensor, beta: float) -> torch.Tensor:
     """Ours: (2 / beta) softplus(beta (1 - d / d_ref)), in the shape of NPO (arXiv 2404.05868).
 
-    It falls as ascent does while the edited model's loss d is near the original's d_ref, and fades to
-    zero as d grows: there is nothing to gain from a model that merely breaks. Relative to d_ref, since
-    the denoising loss of a clean and of a noisy latent differ a hundredfold.
+    It falls as ascent does while the edited model's loss d is near the original's d_ref, and fades
+    to zero as d grows: there is nothing to gain from a model that merely breaks. Relative to d_ref,
+    since the denoising loss of a clean and of a noisy latent differ a hundredfold.
     """
     return (2 / beta) * F.softplus(beta * (1 - d / d_ref)).mean()
 
 
 def paper(
-    model: DiffusionModel, edit: Edit, concepts: list[str], pictures: list[torch.Tensor],
-    settings: FewShotSettings, on_step: OnStep | None,
+    model: DiffusionModel,
+    edit: Edit,
+    concepts: list[str],
+    pictures: list[torch.Tensor],
+    settings: FewShotSettings,
+    on_step: OnStep | None,
 ) -> list[float]:
-    """The paper's loop: every picture once an epoch, in batches, each with a template drawn anew."""
+    """The paper's loop: every picture once an epoch, in batches, each with a template drawn
+    anew."""
     rng = random.Random(settings.seed)
     draw = Sampler(model, settings)
     optimiser = torch.optim.Adam(
@@ -191,11 +216,12 @@ def paper(
     # Flipped with p = 0.5, once, as the authors' loader does (a flip of latents, here).
     items = [
         (concept, x0.flip(-1) if rng.random() < 0.5 else x0)
-        for concept, latents in zip(concepts, pictures) for x0 in latents
+        for concept, latents in zip(concepts, pictures)
+        for x0 in latents
     ]
     per_epoch = -(-len(items) // settings.batch)
     total, history = settings.epochs * per_epoch, []
-    for epoch in range(settings.epochs):
+    for _ in range(settings.epochs):
         rng.shuffle(items)
         for i in range(0, len(items), settings.batch):
             batch = items[i : i + settings.batch]
@@ -209,8 +235,12 @@ def paper(
 
 
 def balanced(
-    model: DiffusionModel, edit: Edit, concepts: list[str], pictures: list[torch.Tensor],
-    settings: FewShotSettings, on_step: OnStep | None,
+    model: DiffusionModel,
+    edit: Edit,
+    concepts: list[str],
+    pictures: list[torch.Tensor],
+    settings: FewShotSettings,
+    on_step: OnStep | None,
 ) -> list[float]:
     """Ours: bounded ascent, other prompts held in place, until the concept is far enough gone."""
     draw = Sampler(model, settings)
@@ -239,14 +269,17 @@ def balanced(
         kept, from_neutral = moved[: len(others)].mean(), moved[len(others) :].mean()
         loss = (
             bounded_loss(d, d_ref, settings.beta)
-            + settings.retention * kept + settings.pull * from_neutral
+            + settings.retention * kept
+            + settings.pull * from_neutral
         )
         history.append(edit.step(optimiser, loss))
         if on_step:
             on_step(step + 1, settings.max_steps, history[-1], edit)
         recent[concept].append((d.detach() / d_ref).mean().item())
-        if all(len(r) == STOP_WINDOW and sum(r) / STOP_WINDOW >= settings.target
-               for r in recent.values()):
+        if all(
+            len(r) == STOP_WINDOW and sum(r) / STOP_WINDOW >= settings.target
+            for r in recent.values()
+        ):
             break
     return history
 
@@ -277,11 +310,13 @@ class Neighbourhood:
     def sentences(self) -> list[str]:
         """Two sentences with a gap, for the concept and for the neutral word in its place.
 
-        Ascent alone leaves the concept's prompts anywhere, and the style they name is lost. A neutral
-        word in its place says the rest of the sentence and nothing of the concept.
+        Ascent alone leaves the concept's prompts anywhere, and the style they name is lost. A
+        neutral word in its place says the rest of the sentence and nothing of the concept.
         """
-        return [in_context(self.rng, self.kind, "{}", word)
-                for word in (None, self.rng.choice(self.contexts))]
+        return [
+            in_context(self.rng, self.kind, "{}", word)
+            for word in (None, self.rng.choice(self.contexts))
+        ]
 
     def others(self) -> list[str]:
         """The empty prompt, and words in templates; every second one a protected word if any."""

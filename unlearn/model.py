@@ -1,7 +1,7 @@
 """What a method may ask of a model, and how an edit of its weights is held.
 
-`DiffusionModel` is the whole of it: methods written against this protocol run inside ComfyUI and on a
-diffusers pipeline alike. An `Edit` owns the trainable deltas and nothing else does.
+`DiffusionModel` is the whole of it: methods written against this protocol run inside ComfyUI and on
+a diffusers pipeline alike. An `Edit` owns the trainable deltas and nothing else does.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Conditioning:
         return self[torch.zeros(count, dtype=torch.long, device=self.cross.device)]
 
     def distance(self, other: Conditioning) -> torch.Tensor:
-        """(N,) mean squared difference over all tokens, the pooled vector added where there is one."""
+        """(N,) mean squared difference over all tokens, the pooled vector added where there is
+        one."""
         value = (self.cross - other.cross).float().square().mean((1, 2))
         if self.pooled is not None and other.pooled is not None:
             value = value + (self.pooled - other.pooled).float().square().mean(1)
@@ -69,7 +70,8 @@ class DiffusionModel(Protocol):
         """x_t: clean latents with noise mixed in for timesteps t (N,)."""
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """What the network should predict at x_t in its own parameterisation: eps, v or velocity."""
+        """What the network should predict at x_t in its own parameterisation: eps, v or
+        velocity."""
 
     def predict(
         self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
@@ -120,16 +122,20 @@ class Delta:
         """Copies for the artefact: {"diff"} or {"lora_up", "lora_down"}."""
         if self.full is not None:
             return {"diff": self.full.detach().cpu().clone()}
-        return {"lora_up": self.up.detach().cpu().clone(), "lora_down": self.down.detach().cpu().clone()}
+        return {
+            "lora_up": self.up.detach().cpu().clone(),
+            "lora_down": self.down.detach().cpu().clone(),
+        }
 
 
 def spectral_scale(weight: torch.Tensor) -> float:
-    """The size of one Adam step on `weight`, an element, that changes its output by its own measure.
+    """The size of one Adam step on `weight`, an element, that changes its output by its own
+    measure.
 
-    Adam moves every element by about the learning rate, and at first all in one direction: a rank-one
-    matrix of spectral norm lr * sqrt(m n). A random m x n matrix of root mean square s has one near
-    s (sqrt(m) + sqrt(n)). Their ratio, s (1/sqrt(m) + 1/sqrt(n)), is a learning rate of 1 in relative
-    terms, so one relative rate serves encoders of every width.
+    Adam moves every element by about the learning rate, and at first all in one direction: a
+    rank-one matrix of spectral norm lr * sqrt(m n). A random m x n matrix of root mean square s has
+    one near s (sqrt(m) + sqrt(n)). Their ratio, s (1/sqrt(m) + 1/sqrt(n)), is a learning rate of 1
+    in relative terms, so one relative rate serves encoders of every width.
     """
     rms = weight.detach().float().square().mean().sqrt().item()
     if len(weight.shape) < 2:
@@ -154,8 +160,8 @@ class Diverged(FloatingPointError):
 class Edit:
     """The deltas being trained, keyed by the host's names of the weights they change.
 
-    Inside `with edit.off():` the model is the frozen original, exactly, so teacher and student share
-    one set of weights. A backend asks `changed(key, weight)` at each use of an edited weight.
+    Inside `with edit.off():` the model is the frozen original, exactly, so teacher and student
+    share one set of weights. A backend asks `changed(key, weight)` at each use of an edited weight.
     """
 
     def __init__(self, weights: dict[str, torch.Tensor], rank: int, seed: int = 0) -> None:
@@ -179,7 +185,8 @@ class Edit:
         for delta in self.deltas.values():
             rate = shared * delta.scale
             if delta.full is None:
-                # up starts at zero and down has rows of norm one: moving up moves the product as much.
+                # up starts at zero and down has rows of norm one: moving up moves the product as
+                # much.
                 rank, columns = delta.down.shape
                 groups.append({"params": [delta.up], "lr": rate * math.sqrt(columns / rank)})
                 groups.append({"params": [delta.down], "lr": 0.1 * shared / math.sqrt(columns)})
@@ -212,7 +219,8 @@ class Edit:
         return value
 
     def _decay(self, rate: float) -> None:
-        """Add rate * weight to each gradient (Adam's L2 form), the weight as the edited model has it.
+        """Add rate * weight to each gradient (Adam's L2 form), the weight as the edited model has
+        it.
 
         For full deltas only: a low-rank one has no gradient of the weight itself.
         """
@@ -233,7 +241,8 @@ class Edit:
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """Copies of the deltas for an `Erasure`; of weights that are not read there are none."""
         return {
-            key: delta.tensors() for key, delta in self.deltas.items()
+            key: delta.tensors()
+            for key, delta in self.deltas.items()
             if any(p.grad is not None for p in delta.parameters())
         }
 

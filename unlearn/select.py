@@ -1,7 +1,8 @@
 """Which weights of a text encoder a method trains.
 
-The rule is the paper's (arXiv 2405.07288, section 3): feed-forward layers hold the knowledge, and the
-last layer's attention decides how it is read. It is applied to any encoder that is a stack of layers.
+The rule is the paper's (arXiv 2405.07288, section 3): feed-forward layers hold the knowledge, and
+the last layer's attention decides how it is read. It is applied to any encoder that is a stack of
+layers.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ def encoder_weights(
     Raises ValueError when `trainable` is not one of these or the encoder has no such weights.
     """
     if trainable not in get_args(Trainable):
-        raise ValueError(f"trainable must be one of {', '.join(get_args(Trainable))}, not {trainable!r}.")
+        raise ValueError(
+            f"trainable must be one of {', '.join(get_args(Trainable))}, not {trainable!r}."
+        )
     names: list[str] = []
     stacks = dict(_stacks(root))
     unread_prefixes = tuple(
-        f"{path}.{i}." for path, stack in stacks.items()
+        f"{path}.{i}."
+        for path, stack in stacks.items()
         for i in range(len(stack) - unread, len(stack))
     )
     if trainable == "all":
@@ -66,7 +70,7 @@ def _stacks(root: torch.nn.Module):
     """(name, ModuleList) of each stack of layers: the outermost lists of modules with weights."""
     found: list[str] = []
     for name, module in root.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) > 1:
-            if not any(name.startswith(outer + ".") for outer in found):
-                found.append(name)
-                yield name, module
+        inside = any(name.startswith(outer + ".") for outer in found)
+        if isinstance(module, torch.nn.ModuleList) and len(module) > 1 and not inside:
+            found.append(name)
+            yield name, module

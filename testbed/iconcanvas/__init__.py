@@ -1,33 +1,42 @@
 """A host extension: lets ComfyUI's stock checkpoint loader open IconCanvas.
 
-It registers one more Stable Diffusion 1.5, small. The pack itself registers no model: this folder is
-linked into `custom_nodes` by `dev.py`, for the demo, the tests and the benchmark only.
+It registers one more Stable Diffusion 1.5, small. The pack itself registers no model: this folder
+is linked into `custom_nodes` by `dev.py`, for the demo, the tests and the benchmark only.
 """
+
+from typing import ClassVar
 
 import comfy.sd1_clip
 import comfy.supported_models
 from comfy.supported_models_base import ClipTarget
 
 TEXT_CONFIG = {
-    "num_hidden_layers": 4, "hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 6,
+    "num_hidden_layers": 4,
+    "hidden_size": 192,
+    "intermediate_size": 768,
+    "num_attention_heads": 6,
 }
 
 
 class IconCanvasClip(comfy.sd1_clip.SD1ClipModel):
     """CLIP-L's class and tokenizer at IconCanvas's size."""
 
-    def __init__(self, device="cpu", dtype=None, model_options={}):
-        model_options = {**model_options, "clip_l_model_config": TEXT_CONFIG}
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        model_options = {**(model_options or {}), "clip_l_model_config": TEXT_CONFIG}
         super().__init__(device=device, dtype=dtype, model_options=model_options)
 
 
 class IconCanvas(comfy.supported_models.SD15):
     """Stable Diffusion 1.5's layout with 64 model channels and a context of 192."""
 
-    unet_config = {**comfy.supported_models.SD15.unet_config, "context_dim": 192, "model_channels": 64}
-    unet_extra_config = {"num_heads": -1, "num_head_channels": 32}
+    unet_config: ClassVar = {
+        **comfy.supported_models.SD15.unet_config,
+        "context_dim": 192,
+        "model_channels": 64,
+    }
+    unet_extra_config: ClassVar = {"num_heads": -1, "num_head_channels": 32}
 
-    def clip_target(self, state_dict={}):
+    def clip_target(self, state_dict=None):
         return ClipTarget(comfy.sd1_clip.SD1Tokenizer, IconCanvasClip)
 
 
