@@ -42,6 +42,7 @@ SEEDS = (0, 1)
 METHODS = {"few_shot": ("balanced", "paper", "paper-all")}
 EPOCHS = (1, 2, 4, 5, 7, 10)
 SHOTS = 4
+STRIPS = Path(__file__).parent.parent / "output" / "bench"  # pictures of each row
 
 
 def main() -> None:
@@ -83,18 +84,12 @@ def main() -> None:
     rows = read_rows(options.json)
     done = {job_key(row) for row in rows}
     missing = [job for job in jobs if job_key(job) not in done]
-    strips = options.pictures and options.pictures.with_suffix("")
-    rows += run_parallel(
-        [{**job, "strips": strips and str(strips)} for job in missing],
-        options.jobs,
-        options.json,
-        rows,
-    )
+    rows += run_parallel(missing, options.jobs, options.json, rows)
     wanted = {job_key(job) for job in jobs}
     text = table([row for row in rows if job_key(row) in wanted])
     print(text)
     if options.pictures:
-        page_of_pictures(strips, jobs).save(options.pictures, optimize=True)
+        page_of_pictures(jobs).save(options.pictures, optimize=True)
     if options.table:
         options.table.write_text(text + "\n", encoding="utf-8")
 
@@ -113,7 +108,12 @@ def run_parallel(jobs: list[dict], count: int, file: Path | None, before: list[d
     if not jobs:
         return rows
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    shares = [jobs[i::count] for i in range(count) if jobs[i::count]]
+    # What one concept and seed draws before any edit is drawn once, so they stay in one process.
+    pairs = list(dict.fromkeys((job["concept"], job["seed"]) for job in jobs))
+    shares = [
+        [job for job in jobs if pairs.index((job["concept"], job["seed"])) % count == i]
+        for i in range(min(count, len(pairs)))
+    ]
     workers = [
         subprocess.Popen(
             [sys.executable, "-m", "testbed.bench", "--worker", json.dumps(share)],
@@ -164,11 +164,26 @@ def run_jobs(jobs: list[dict]) -> None:
     from .judge import Judge
 
     package = pack.load()
-    model, clip, vae = pack.checkpoint()
+    parts = pack.checkpoint()
     judge = Judge()
-    for job in jobs:
-        rows = measure_job(package, model, clip, vae, judge, **job)
+    before: dict[tuple, torch.Tensor] = {}
+    for job in sorted(jobs, key=lambda job: (job["concept"], job["seed"])):
+        pair = job["concept"], job["seed"]
+        if pair not in before:
+            before = {pair: draw_before(package, parts, *pair)}
+        rows = measure_job(package, parts, judge, before[pair], job)
         print("ROWS " + json.dumps(rows), flush=True)
+
+
+def draw_before(package, parts, concept: str, seed: int):
+    """What the unedited model draws of a concept's and its neighbours' prompts."""
+    import torch
+
+    from . import measure
+
+    host = package.nodes.host.ComfyModel(*parts, size=(128, 128))
+    with torch.inference_mode(), host.training():
+        return measure.draw(host, measure.prompts_for(concept, seed), 1000 * seed)
 
 
 def variants(mode: str) -> list[dict]:
@@ -179,34 +194,25 @@ def variants(mode: str) -> list[dict]:
     return [{"mode": "paper", "epochs": count, "trainable": trainable} for count in EPOCHS]
 
 
-def measure_job(
-    package,
-    model,
-    clip,
-    vae,
-    judge,
-    method: str,
-    mode: str,
-    concept: str,
-    seed: int,
-    strips: str | None = None,
-) -> list[dict]:
-    """The rows of one erasure: one, or for the paper's mode one an epoch measured."""
+def measure_job(package, parts, judge, before, job: dict) -> list[dict]:
+    """The rows of one job: one, or for the paper's modes one an epoch measured.
+
+    parts: (MODEL, CLIP, VAE). before: what they draw of the job's prompts (`draw_before`).
+    """
     import torch
 
     from . import drawings, measure
 
+    model, clip, vae = parts
+    concept, seed = job["concept"], job["seed"]
     kind = measure.kind_of(concept)
     host = package.nodes.host.ComfyModel(model, clip, vae, size=(128, 128))
     prompts = measure.prompts_for(concept, seed)
     shots = drawings.of(concept)
     chosen = torch.randperm(len(shots), generator=torch.Generator().manual_seed(seed))[:SHOTS]
-    with torch.inference_mode(), host.training():
-        before = measure.draw(host, prompts, 1000 * seed)
-
     rows = []
     science = package.unlearn.few_shot
-    for changed in variants(mode):
+    for changed in variants(job["mode"]):
         settings = science.FewShotSettings(kind=kind, seed=seed, **changed)
         with package.nodes.memory.PeakMemory() as memory, torch.inference_mode(), host.training():
             started = time.perf_counter()
@@ -216,18 +222,12 @@ def measure_job(
         edited = package.nodes.host.ComfyModel(model, erased, vae, size=(128, 128))
         with torch.inference_mode(), edited.training():
             after = measure.draw(edited, prompts, 1000 * seed)
-        if strips:
-            save_strip(
-                Path(strips) / f"{method}-{mode}-{concept}-{seed}.png", prompts, before, after
-            )
+        save_strip(strip_file(job), prompts, before, after)
         size = sum(t.numel() * 2 for t in erasure.state_dict().values())
         rows.append(
             {
-                "method": method,
-                "mode": mode,
-                "concept": concept,
+                **{key: job[key] for key in ("method", "mode", "concept", "seed")},
                 "kind": kind,
-                "seed": seed,
                 **measure.score(concept, prompts, before, after, judge),
                 "steps": erasure.record["steps"],
                 "epochs": changed.get("epochs"),
@@ -237,6 +237,10 @@ def measure_job(
             }
         )
     return rows
+
+
+def strip_file(job: dict) -> Path:
+    return STRIPS / "{method}-{mode}-{concept}-{seed}.png".format(**job)
 
 
 def save_strip(file: Path, prompts, before, after) -> None:
@@ -255,15 +259,12 @@ def save_strip(file: Path, prompts, before, after) -> None:
     strip.resize((strip.width // 2, strip.height // 2)).save(file)
 
 
-def page_of_pictures(strips: Path, jobs: list[dict]):
+def page_of_pictures(jobs: list[dict]):
     """The first seed's strips of the default modes, named, in two columns."""
     from PIL import Image, ImageDraw
 
     shown = [job for job in jobs if job["mode"] == "balanced" and job["seed"] == jobs[0]["seed"]]
-    files = [
-        (job["concept"], strips / "{method}-{mode}-{concept}-{seed}.png".format(**job))
-        for job in shown
-    ]
+    files = [(job["concept"], strip_file(job)) for job in shown]
     pictures = [(name, Image.open(file)) for name, file in files if file.exists()]
     if not pictures:
         raise SystemExit("bench: no pictures were kept for these rows; use another --json file.")

@@ -127,7 +127,7 @@ def check_concepts(concepts: Sequence[str], images: torch.Tensor | None) -> None
     check_images(images)
     if images is not None and len(images) % len(concepts):
         raise ValueError(
-            f"{len(images)} images cannot be shared out evenly among {len(concepts)} concepts; "
+            f"{len(images)} images cannot be shared by {len(concepts)} concepts; "
             "give the same number of each, in the concepts' order, or none and the model draws them."
         )
 
