@@ -127,8 +127,9 @@ def check_concepts(concepts: Sequence[str], images: torch.Tensor | None) -> None
     check_images(images)
     if images is not None and len(images) % len(concepts):
         raise ValueError(
-            f"{len(images)} images cannot be shared by {len(concepts)} concepts; "
-            "give the same number of each, in the concepts' order, or none and the model draws them."
+            f"{len(images)} images cannot be shared evenly among {len(concepts)} "
+            "concepts; give the same number of each, in the concepts' order, or none and the model "
+            "draws them."
         )
 
 
