@@ -43,7 +43,8 @@ def encoder_weights(
         last = len(stack) - unread - 1
         for i, layer in enumerate(stack):
             for name, module in layer.named_modules():
-                if trainable == "all" or not isinstance(module, torch.nn.Linear):
+                # A linear layer of any make: quantised ones are not torch's class.
+                if trainable == "all" or not hasattr(module, "in_features"):
                     continue
                 attention = "attn" in name.lower() or "attention" in name.lower()
                 wanted = {
