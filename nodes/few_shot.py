@@ -104,7 +104,7 @@ class FewShotEncoderUnlearn(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "max_steps",
-                    default=150,
+                    default=120,
                     min=1,
                     max=10000,
                     tooltip="balanced: it stops here at the latest.",

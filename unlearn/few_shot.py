@@ -47,20 +47,22 @@ class FewShotSettings:
     """Mode "paper": passes over the pictures. The authors' example has 4, their default is 5."""
     learning_rate: float = 1e-5
     """Mode "paper": Adam's, the same for every weight."""
-    max_steps: int = 150
+    max_steps: int = 120
     """Mode "balanced": it stops here at the latest."""
     rate: float = 0.03
     """Mode "balanced": the size of a step relative to the weights (model.spectral_scale)."""
     beta: float = 1.0
     """Mode "balanced": how sharply the erasing gradient fades as the concept's loss grows."""
-    target: float = 3.0
-    """Mode "balanced": stop once the concept's loss is this many times the original model's."""
+    target: float = 1.4
+    """Mode "balanced": stop once the concept's loss is this many times the original model's..."""
+    near: float = 0.12
+    """... and its prompts are this near to the neutral ones (relative squared distance)."""
     retention: float = 4.0
     """Mode "balanced": weight of keeping other prompts' conditioning."""
     anchor: str = ""
     """Mode "balanced": a neutral word that the concept's prompts are drawn towards; empty: by
     kind."""
-    pull: float = 1.0
+    pull: float = 6.0
     """Mode "balanced": weight of drawing them there. What else a prompt says, its style, stays."""
     protect: tuple[str, ...] = ()
     """Mode "balanced": words whose prompts must stay what they are."""
@@ -251,6 +253,7 @@ def balanced(
         # Changes of conditioning count relative to how far prompts lie apart in this encoder.
         apart = model.encode(words.common[:16])
         spread = apart.distance(model.encode([""])).mean().item()
+    # Of the last steps on each concept: its loss ratio, its distance from the neutral prompts.
     recent = {concept: deque(maxlen=STOP_WINDOW) for concept in concepts}
     history: list[float] = []
     for step in range(settings.max_steps):
@@ -276,13 +279,18 @@ def balanced(
         history.append(edit.step(optimiser, loss))
         if on_step:
             on_step(step + 1, settings.max_steps, history[-1], edit)
-        recent[concept].append((d.detach() / d_ref).mean().item())
-        if all(
-            len(r) == STOP_WINDOW and sum(r) / STOP_WINDOW >= settings.target
-            for r in recent.values()
-        ):
+        recent[concept].append(((d.detach() / d_ref).mean().item(), from_neutral.item()))
+        if all(reached(steps, settings) for steps in recent.values()):
             break
     return history
+
+
+def reached(recent: deque[tuple[float, float]], settings: FewShotSettings) -> bool:
+    """Whether a concept is far enough gone: on average over the last steps, which are noisy."""
+    if len(recent) < STOP_WINDOW:
+        return False
+    ratio, distance = (sum(values) / STOP_WINDOW for values in zip(*recent))
+    return ratio >= settings.target and distance <= settings.near
 
 
 class Neighbourhood:
