@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import pytest
 import torch
 from tiny import LinearModel, TinyModel
 
 from unlearn.few_shot import (
+    STOP_WINDOW,
     FewShotSettings,
     Neighbourhood,
     ascent_loss,
     bounded_loss,
     denoising_loss,
     few_shot,
+    reached,
 )
 from unlearn.model import Conditioning, Diverged
 from unlearn.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES, split_concepts
@@ -169,10 +172,23 @@ def concept_loss(model: TinyModel, concept: str) -> float:
 
 def test_balanced_stops_by_itself_once_the_loss_has_grown_enough() -> None:
     model = TinyModel()
-    settings = FewShotSettings(max_steps=600, target=2.0)
+    settings = FewShotSettings(max_steps=600, target=2.0, near=1e9, pull=1.0)
     erasure = few_shot(model, ["cat"], IMAGES, settings)
     assert 10 <= erasure.record["steps"] < 600
     assert concept_loss(model.erased(erasure), "cat") > 1.4 * concept_loss(model, "cat")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "distance", "expected"),
+    [(1.5, 0.05, True), (1.2, 0.05, False), (1.5, 0.5, False)],
+)
+def test_gone_means_a_grown_loss_and_neutral_prompts(
+    ratio: float, distance: float, expected: bool
+) -> None:
+    recent = deque([(ratio, distance)] * STOP_WINDOW, maxlen=STOP_WINDOW)
+    assert reached(recent, FewShotSettings(target=1.4, near=0.12)) is expected
+    recent.popleft()
+    assert not reached(recent, FewShotSettings(target=1.4, near=0.12))
 
 
 def test_balanced_ends_at_max_steps() -> None:
@@ -183,7 +199,7 @@ def test_balanced_ends_at_max_steps() -> None:
 def test_retention_keeps_other_prompts_closer() -> None:
     def moved(retention: float) -> float:
         model = TinyModel()
-        settings = FewShotSettings(max_steps=60, target=1e9, retention=retention)
+        settings = FewShotSettings(max_steps=60, target=1e9, pull=0.0, retention=retention)
         erasure = few_shot(model, ["cat"], IMAGES, settings)
         others = ["a photo of a dog", "a castle", ""]
         after = model.erased(erasure).encode(others)

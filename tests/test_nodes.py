@@ -44,7 +44,7 @@ def unlearn(concept: str = CONCEPT, **inputs: Any) -> dict[str, Any]:
     """The training node: ["...", 0] is the erased CLIP and ["...", 1] the erasure."""
     values = {
         "model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "concept": concept,
-        "kind": "object", "shots": 4, "size": 128, "mode": "balanced", "rank": 0, "max_steps": 150,
+        "kind": "object", "shots": 4, "size": 128, "mode": "balanced", "rank": 0, "max_steps": 120,
         "trainable": "mlp-final-attn", "epochs": 4, "seed": 0, "filename_prefix": "loras/erased",
     }
     return node("FewShotEncoderUnlearn", **{**values, **inputs})
@@ -137,7 +137,7 @@ def training(server: Server) -> Training:
 
 
 def test_training_reports_its_steps(training: Training) -> None:
-    steps = [e.value for e in training.events if e.node == "unlearn" and e.total == 150]
+    steps = [e.value for e in training.events if e.node == "unlearn" and e.total == 120]
     assert len(steps) > 3
     assert steps == sorted(steps)
 
@@ -151,7 +151,7 @@ def test_training_shows_a_live_picture(training: Training) -> None:
 
 def test_training_says_where_it_is(training: Training) -> None:
     lines = [e.text for e in training.events if e.node == "unlearn" and e.text]
-    assert any(re.search(rf"{CONCEPT}\nstep \d+ of at most 150, loss \d", line) for line in lines)
+    assert any(re.search(rf"{CONCEPT}\nstep \d+ of at most 120, loss \d", line) for line in lines)
 
 
 def test_summary_says_what_was_done(training: Training) -> None:
@@ -173,7 +173,7 @@ def test_erasure_is_kept_and_says_where_it_came_from(server: Server, training: T
     record = Erasure.load(kept).record
     assert record["concepts"] == [CONCEPT]
     assert record["method"] == "few_shot"
-    assert record["steps"] <= 150
+    assert record["steps"] <= 120
     assert record["measured"]["seconds"] > 0
     assert record["images"] == {"count": 4, "drawn_by_model": True, "hash": None}
     assert len(record["base"]) == 24

@@ -185,10 +185,9 @@ class Edit:
         for delta in self.deltas.values():
             rate = shared * delta.scale
             if delta.full is None:
-                # up starts at zero and down has rows of norm one: moving up moves the product as
-                # much.
+                # Of an input, down's rows see rank / columns of what a full step would use.
                 rank, columns = delta.down.shape
-                groups.append({"params": [delta.up], "lr": rate * math.sqrt(columns / rank)})
+                groups.append({"params": [delta.up], "lr": rate * columns / rank})
                 groups.append({"params": [delta.down], "lr": 0.1 * shared / math.sqrt(columns)})
             else:
                 groups.append({"params": [delta.full], "lr": rate})
@@ -265,3 +264,8 @@ def check_images(images: torch.Tensor | None) -> None:
     if not torch.isfinite(images).all():
         bad = [i + 1 for i in range(len(images)) if not torch.isfinite(images[i]).all()]
         raise ValueError(f"Image {bad[0]} holds NaN or infinite values; remove or redraw it.")
+    if images.min() < -0.5 or images.max() > 1.5:
+        raise ValueError(
+            f"Image values must lie between 0 and 1, but these go from {images.min():.3g} to "
+            f"{images.max():.3g}; divide 8-bit values by 255."
+        )
