@@ -129,8 +129,9 @@ def test_loss_that_is_not_finite_hands_over_the_last_good_deltas() -> None:
     assert torch.allclose(error.value.deltas["w"]["diff"], torch.full((3,), -0.1 * steps))
 
 
+@pytest.mark.parametrize("rank", [0, 8])
 @pytest.mark.parametrize("spread", [0.02, 1.0])
-def test_one_rate_moves_wide_and_narrow_layers_alike(spread: float) -> None:
+def test_one_rate_moves_wide_and_narrow_layers_alike(spread: float, rank: int) -> None:
     """The first Adam step changes a layer's output by a like share at every width and scale."""
 
     def moved(width: int) -> float:
@@ -138,7 +139,7 @@ def test_one_rate_moves_wide_and_narrow_layers_alike(spread: float) -> None:
         weight = torch.randn(4 * width, width, generator=generator) * spread
         x = torch.randn(width, generator=generator)
         wanted = torch.randn(4 * width, generator=generator)
-        edit = Edit({"w": weight}, rank=0)
+        edit = Edit({"w": weight}, rank)
         optimiser = torch.optim.Adam(edit.groups(0.01), eps=1e-12)
         (edit.changed("w", weight) @ x @ wanted).backward()
         optimiser.step()

@@ -312,8 +312,12 @@ def test_record_says_how_it_was_made() -> None:
         (["cat"], torch.zeros(0, 4, 4, 3), "Images must be a batch of shape"),
         (["cat"], torch.zeros(4, 4, 3), r"this one has shape \(4, 4, 3\)"),
         (["cat"], torch.zeros(1, 3, 8, 8), "Images must be a batch of shape"),
+        (["cat"], torch.full((1, 4, 4, 3), 255.0), "must lie between 0 and 1, .* by 255"),
     ],
-    ids=["no concept", "blank concept", "wrong count", "nan", "no image", "no batch", "channels"],
+    ids=[
+        "no concept", "blank concept", "wrong count", "nan", "no image", "no batch", "channels",
+        "8 bit",
+    ],
 )
 def test_bad_input_gets_a_sentence_before_any_work(
     concepts: list[str], images: torch.Tensor | None, sentence: str
