@@ -334,7 +334,7 @@ def link_all(host: Path) -> None:
     link_file(checkpoint, host / "models" / "checkpoints" / checkpoint.name)
     for picture in sorted((testbed / "samples").glob("*.png")):
         name = f"iconcanvas_{picture.stem.removeprefix('iconcanvas_')}.png"
-        link_file(picture, host / "input" / name)
+        copy_file(picture, host / "input" / name)  # the host refuses inputs that lie elsewhere
     step.done()
 
 
@@ -370,13 +370,21 @@ def link_file(source: Path, target: Path) -> None:
     """Make target show source: by a link, or by a copy on Windows, where links need rights."""
     if not source.is_file():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
     if os.name == "nt":
-        if not target.is_file() or target.stat().st_mtime != source.stat().st_mtime:
-            shutil.copy2(source, target)
+        copy_file(source, target)
     elif target.resolve() != source:
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         target.symlink_to(source)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Put a copy of source at target, unless it is there already."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_symlink():
+        target.unlink()
+    if not target.is_file() or target.stat().st_mtime != source.stat().st_mtime:
+        shutil.copy2(source, target)
 
 
 def unfinished() -> Path:

@@ -26,6 +26,7 @@ WORKFLOW = host.ROOT / "workflows" / "few_shot_encoder_unlearn.json"
 FOLDER = host.ROOT / "output" / "demo"
 CHECKPOINT = "iconcanvas.safetensors"
 SHOWN = 7  # pictures a row
+LEFT = 140  # pixels for what a row is
 
 
 def main() -> None:
@@ -162,7 +163,7 @@ def before_after(
     size, margin, heading = before.shape[1], 8, 18
     rows = [("the concept", "own"), ("other objects", "in"), ("styles and characters", "cross")]
     height = heading + len(rows) * (2 * (size + heading) + margin)
-    sheet = Image.new("RGB", (70 + SHOWN * (size + 4), height), "white")
+    sheet = Image.new("RGB", (LEFT + SHOWN * (size + 4), height), "white")
     pen = ImageDraw.Draw(sheet)
     y = 4
     for title, kind in rows:
@@ -171,9 +172,10 @@ def before_after(
         chosen = [chosen[round(j * (len(chosen) - 1) / (SHOWN - 1))] for j in range(SHOWN)]
         pen.text((4, y), title, fill="black")
         for column, i in enumerate(chosen):
-            x = 70 + column * (size + 4)
-            label = prompts[i].text.removeprefix("a photo of ").removeprefix("a ")
-            pen.text((x, y), label[:22], fill=(90, 90, 90))
+            x = LEFT + column * (size + 4)
+            p = prompts[i]
+            label = p.character or f"{p.object}, {p.style}"
+            pen.text((x, y), label, fill=(90, 90, 90))
             for step, images in enumerate((before, after)):
                 pixels = Image.fromarray((images[i].numpy() * 255).round().astype(np.uint8))
                 sheet.paste(pixels, (x, y + heading + step * (size + 4)))
