@@ -19,6 +19,11 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=("autoencoder", "text", "unet"), help="train: this part alone"
     )
+    parser.add_argument(
+        "--further",
+        action="store_true",
+        help="train: go on from the repository's weights, the UNet alone, at half the peak rate",
+    )
     parser.add_argument("--steps", type=int, help="train or judge: another number of steps")
     options = parser.parse_args()
     if options.stage == "data":
@@ -51,6 +56,11 @@ def main() -> None:
         "text": train.train_text_encoder,
         "unet": train.train_unet,
     }
+    if options.further:
+        checkpoint.unpack(folder)
+        train.train_unet(folder, further=True, **extra)
+        checkpoint.assemble(folder)
+        return
     for name, stage in stages.items():
         if options.only in (None, name):
             stage(folder, **extra)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 LATENT_SCALE = 0.18215  # Stable Diffusion 1.5's: the UNet works on latents times this
 
@@ -38,3 +38,18 @@ def assemble(folder: Path, file: Path = WEIGHTS) -> None:
     save_file(tensors, temporary, {"format": "pt", "model": "IconCanvas", "license": "Apache-2.0"})
     temporary.replace(file)
     print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+def unpack(folder: Path, file: Path = WEIGHTS) -> None:
+    """The inverse of `assemble`: the final states of the parts, so that training can go on."""
+    parts: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "text": {}, "autoencoder": {}}
+    for key, value in load_file(file).items():
+        for part, prefix in PREFIXES.items():
+            if key.startswith(prefix):
+                name = key.removeprefix(prefix)
+                if part in ("encoder", "decoder"):
+                    parts["autoencoder"][f"{part}.{name}"] = value.float()
+                else:
+                    parts[part][name] = value.float()
+    for stage, state in parts.items():
+        torch.save({"modules": state}, folder / f"{stage}.final.pt")

@@ -377,13 +377,17 @@ def noise_schedule() -> torch.Tensor:
     return (1 - betas).cumprod(0).float()
 
 
-def train_unet(folder: Path, steps: int = 4600, batch: int = 64) -> None:
-    """Noise prediction under the frozen text encoder, min-SNR weighted (Hang et al.,
-    2303.09556)."""
+def train_unet(folder: Path, steps: int = 6000, batch: int = 64, further: bool = False) -> None:
+    """Noise prediction under the frozen text encoder, min-SNR weighted (Hang et al., 2303.09556).
+
+    further: start from unet.final.pt in the folder, at half the peak rate, instead of from nothing.
+    """
     latents, pairs = training_latents(folder)
     text = models.text_encoder().requires_grad_(False).to(DEVICE)
     text.load_state_dict(torch.load(folder / "text.final.pt", weights_only=True)["modules"])
     unet = models.unet().to(DEVICE)
+    if further:
+        unet.load_state_dict(torch.load(folder / "unet.final.pt", weights_only=True)["modules"])
     batches = [Batches(latents, pairs, batch // WORKERS, seed=worker) for worker in range(WORKERS)]
     alphas = noise_schedule().to(DEVICE)
 
@@ -406,7 +410,7 @@ def train_unet(folder: Path, steps: int = 4600, batch: int = 64) -> None:
         weight = (5 * (1 - alpha) / alpha).clamp(max=1)
         return (weight * (predicted - noise).square()).mean()
 
-    Stage("unet", torch.nn.ModuleDict({"unet": unet}), steps, 1e-3, 200, average=0.998).run(
-        loss, folder
-    )
+    name, peak = ("unet-further", 5e-4) if further else ("unet", 1e-3)
+    modules = torch.nn.ModuleDict({"unet": unet})
+    Stage(name, modules, steps, peak, 200, average=0.998).run(loss, folder)
     torch.save({"modules": unet.state_dict()}, folder / "unet.final.pt")
