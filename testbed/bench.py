@@ -57,7 +57,12 @@ def main() -> None:
     parser.add_argument("--seed", nargs="+", type=int)
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")
     parser.add_argument("--json", type=Path, help="where the rows are kept")
-    parser.add_argument("--table", type=Path, help="also write the table as Markdown")
+    parser.add_argument(
+        "--table",
+        nargs="+",
+        type=Path,
+        help="also write the table as Markdown; into a file with <!-- bench --> marks, between them",
+    )
     parser.add_argument("--pictures", type=Path, help="also draw before and after, one PNG")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -90,8 +95,19 @@ def main() -> None:
     print(text)
     if options.pictures:
         page_of_pictures(jobs).save(options.pictures, optimize=True)
-    if options.table:
-        options.table.write_text(text + "\n", encoding="utf-8")
+    for file in options.table or ():
+        write_table(file, text)
+
+
+def write_table(file: Path, text: str) -> None:
+    """Write the table to a file of its own, or between the marks of one that has them."""
+    begin, end = "<!-- bench -->", "<!-- /bench -->"
+    whole = file.read_text("utf-8") if file.exists() else ""
+    if begin in whole and end in whole:
+        text = f"{whole.partition(begin)[0]}{begin}\n{text}\n{end}{whole.partition(end)[2]}"
+    else:
+        text = f"# The benchmark\n\n{text}\n"
+    file.write_text(text, encoding="utf-8")
 
 
 def job_key(row: dict) -> tuple:
