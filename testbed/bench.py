@@ -61,7 +61,7 @@ def main() -> None:
         "--table",
         nargs="+",
         type=Path,
-        help="also write the table as Markdown; into a file with <!-- bench --> marks, between them",
+        help="also write the table as Markdown; in a file with <!-- bench --> marks between them",
     )
     parser.add_argument("--pictures", type=Path, help="also draw before and after, one PNG")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
