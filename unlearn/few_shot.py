@@ -290,9 +290,7 @@ def reached(recent: deque[tuple[float, float]], settings: FewShotSettings) -> bo
     if len(recent) < STOP_WINDOW:
         return False
     ratio, distance = (sum(values) / STOP_WINDOW for values in zip(*recent))
-    # A name of several tokens never comes as near to one neutral word, and has no style to keep.
-    near = settings.kind == "character" or distance <= settings.near
-    return ratio >= settings.target and near
+    return ratio >= settings.target and distance <= settings.near
 
 
 class Neighbourhood:
