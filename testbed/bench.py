@@ -313,7 +313,10 @@ def table(rows: list[dict]) -> str:
         epochs = f", {row['epochs']} epochs" if row.get("epochs") else ""
         for kind in (row["kind"], "all"):
             groups.setdefault((row["method"], row["mode"] + epochs, kind), []).append(row)
-    for (method, mode, kind), some in groups.items():
+    order = ("object", "style", "character", "all")
+    for (method, mode, kind), some in sorted(
+        groups.items(), key=lambda item: (item[0][0], item[0][1], order.index(item[0][2]))
+    ):
 
         def share(name: str, some=some) -> str:
             return f"{mean(row[name] for row in some):.1%}"
