@@ -255,6 +255,8 @@ class ComfyModel:
     @contextmanager
     def edit(self, part: Part, select: str, rank: int = 0, seed: int = 0) -> Iterator[Edit]:
         """Train weights of the encoder for the duration; `select` is one of unlearn.select's."""
+        if part != "encoder":
+            raise ValueError(f"Only the text encoder can be edited, not the {part!r}.")
         weights = encoder_weights(self.encoder, select, self._unread_layers())
         edit = Edit(weights, rank, seed)
         with edited(self.encoder, edit, ""):
