@@ -10,9 +10,10 @@ import comfy.model_management as management
 import psutil
 import torch
 
-# What a training step needs beyond the loaded weights and the training state, in the host's own unit
-# for drawing (memory_required with a memory-saving attention): measured on Stable Diffusion 1.5 at
-# batch 1, in full and with every block recomputed (python -m testbed.full_size, docs/full_size.json).
+# What a training step needs beyond the loaded weights and the training state, in the host's own
+# unit for drawing (memory_required with a memory-saving attention): measured on Stable Diffusion
+# 1.5 at batch 1, in full and with every block recomputed (python -m testbed.full_size; the figures
+# are in docs/full_size.json).
 KEPT, RECOMPUTED = 35.0, 15.0
 TRAINING_STATE = 16  # bytes a trained value: delta, gradient and Adam's two moments in float32
 
