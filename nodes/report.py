@@ -63,10 +63,9 @@ def loss_curve(losses: list[float], width: int = 512, height: int = 256) -> torc
     for value in (low, high):
         pen.text((2, point(0, value)[1] - 6), f"{value:.3g}", fill="black")
     pen.text((width // 2 - 60, height - 22), f"loss over {len(losses)} steps", fill="black")
-    mean, smooth = [], 0.0
-    for i, value in enumerate(losses):
-        smooth = value if i == 0 else 0.9 * smooth + 0.1 * value
-        mean.append(smooth)
+    # Of the steps around each one, so that the line does not lag behind a falling loss.
+    around = [losses[max(0, i - 4) : i + 5] for i in range(len(losses))]
+    mean = [sum(some) / len(some) for some in around]
     if len(losses) > 1:
         pen.line([point(i, v) for i, v in enumerate(losses)], fill=(170, 190, 220))
         pen.line([point(i, v) for i, v in enumerate(mean)], fill=(20, 60, 150), width=2)
