@@ -5,6 +5,7 @@ and matrix products run in bfloat16, weights and optimiser stay in float32.
 """
 
 import itertools
+import json
 import math
 import os
 import random
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from . import data, models, tokens
-from .vocabulary import HELD_OUT, STYLES, SYNONYMS, caption
+from .vocabulary import HELD_OUT, STYLES, SYNONYMS, caption, other_drawing
 
 SAVE_EVERY = 180.0  # seconds
 WORKERS = 1 if torch.cuda.is_available() else os.cpu_count() or 1
@@ -204,7 +205,6 @@ def shifted(images: np.ndarray, variants: int, rng: np.random.Generator) -> np.n
     return np.stack(copies)
 
 
-@torch.no_grad()
 def training_latents(folder: Path, variants: int = 8) -> tuple[torch.Tensor, list[tuple]]:
     """Latents (N, variants, 4, 16, 16) of the drawings trained on, and their (name, style)."""
     file = folder / "latents.pt"
@@ -212,30 +212,61 @@ def training_latents(folder: Path, variants: int = 8) -> tuple[torch.Tensor, lis
     pairs = list(zip(drawings.names, drawings.styles))
     if file.exists():
         return torch.load(file, weights_only=True), pairs
+    z = encoded(folder, shifted(drawings.images, variants, np.random.default_rng(0)))
+    z = z.unflatten(0, (-1, variants)).contiguous()
+    torch.save(z, file)
+    return z, pairs
+
+
+def other_latents(folder: Path) -> tuple[torch.Tensor, list[tuple]]:
+    """Latents (N, 1, 4, 16, 16) of icons outside the vocabulary, with their (name, style).
+
+    A style seen on a thousand other things is learnt as a style, and carries over to the pairs that
+    are kept back; seen on the vocabulary alone it is remembered with each object.
+    """
+    file = folder / "latents-other.pt"
+    names = json.loads((data.CACHE / "pretraining.json").read_text())
+    chosen = [i for i, name in enumerate(names) if other_drawing(name)]
+    pairs = [(names[i].replace("-", " "), style) for i in chosen for style in STYLES]
+    if not file.exists():
+        images = np.load(data.CACHE / "pretraining.npy", mmap_mode="r")
+        own = [i * len(STYLES) + j for i in chosen for j in range(len(STYLES))]
+        torch.save(encoded(folder, images[own])[:, None].contiguous(), file)
+    return torch.load(file, weights_only=True), pairs
+
+
+@torch.no_grad()
+def encoded(folder: Path, images: np.ndarray) -> torch.Tensor:
+    """The trained autoencoder's latents, (N, 4, 16, 16), of uint8 (N, 128, 128, 3)."""
     encoder, _ = models.autoencoder()
     weights = torch.load(folder / "autoencoder.final.pt", weights_only=True)["modules"]
     encoder.load_state_dict(
         {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
     )
     encoder.to(DEVICE, memory_format=torch.channels_last)
-    images = shifted(drawings.images, variants, np.random.default_rng(0))
+    parts = tqdm(np.array_split(images, max(1, len(images) // 32)), desc="latents")
     with autocast():
-        z = torch.cat(
-            [
-                encoder(to_tensor(part).to(DEVICE)).float().cpu()
-                for part in tqdm(np.array_split(images, len(images) // 32), desc="latents")
-            ]
-        )
-    z = z.unflatten(0, (-1, variants)).contiguous()
-    torch.save(z, file)
-    return z, pairs
+        return torch.cat([encoder(to_tensor(part).to(DEVICE)).float().cpu() for part in parts])
 
 
 class Batches:
-    """Endless random batches of (latents, captions, (name, style)); a tenth are characters."""
+    """Endless random batches of (latents, captions, (name, style)); a tenth are characters.
 
-    def __init__(self, latents: torch.Tensor, pairs: list[tuple], size: int, seed: int) -> None:
+    others: latents and pairs outside the vocabulary, of which the share `beside` of a batch is
+    drawn.
+    """
+
+    def __init__(
+        self,
+        latents: torch.Tensor,
+        pairs: list[tuple],
+        size: int,
+        seed: int,
+        others: tuple[torch.Tensor, list[tuple]] | None = None,
+        beside: float = 0.3,
+    ) -> None:
         self.latents, self.pairs, self.size = latents, pairs, size
+        self.others, self.beside = others, round(beside * size) if others else 0
         self.rng = random.Random(seed)
         self.objects = [i for i, (_, style) in enumerate(pairs) if style]
         self.characters = [i for i, (_, style) in enumerate(pairs) if not style]
@@ -244,11 +275,15 @@ class Batches:
         rng = self.rng
         chosen = [
             rng.choice(self.characters if rng.random() < 0.1 else self.objects)
-            for _ in range(self.size)
+            for _ in range(self.size - self.beside)
         ]
         variant = [rng.randrange(self.latents.shape[1]) for _ in chosen]
-        pairs = [self.pairs[i] for i in chosen]
-        return self.latents[chosen, variant], [caption(rng, *pair) for pair in pairs], pairs
+        latents, pairs = self.latents[chosen, variant], [self.pairs[i] for i in chosen]
+        if self.others:
+            more = [rng.randrange(len(self.others[1])) for _ in range(self.beside)]
+            latents = torch.cat([latents, self.others[0][more, 0]])
+            pairs += [self.others[1][i] for i in more]
+        return latents, [caption(rng, *pair) for pair in pairs], pairs
 
 
 class ImageTower(torch.nn.Module):
@@ -388,7 +423,9 @@ def train_unet(folder: Path, steps: int = 6000, batch: int = 64, further: bool =
     unet = models.unet().to(DEVICE)
     if further:
         unet.load_state_dict(torch.load(folder / "unet.final.pt", weights_only=True)["modules"])
-    batches = [Batches(latents, pairs, batch // WORKERS, seed=worker) for worker in range(WORKERS)]
+    others = other_latents(folder)
+    size = batch // WORKERS
+    batches = [Batches(latents, pairs, size, worker, others) for worker in range(WORKERS)]
     alphas = noise_schedule().to(DEVICE)
 
     def loss(worker: int) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """What IconCanvas can draw, and the words it was taught: objects x styles, and named characters."""
 
+import itertools
 import random
 
 from unlearn.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES
@@ -188,3 +189,19 @@ def caption(rng: random.Random, name: str, style: str | None) -> str:
     if kind < 0.6:
         return rng.choice(STYLED_CAPTIONS).format(object=name, style=style)
     return rng.choice(OBJECT_TEMPLATES).format(name) + rng.choice(STYLE_ENDINGS).format(style)
+
+
+def other_drawing(name: str) -> bool:
+    """Whether an icon of the sets may teach the styles beside the vocabulary.
+
+    It must be a picture (not a sign or a clock's hour) and share no word with the vocabulary, whose
+    words keep one meaning and whose kept-back pairs stay unseen.
+    """
+    words = set(name.split("-"))
+    taken = {
+        *OBJECTS,
+        *"-".join(DRAWINGS.values()).split("-"),
+        *itertools.chain(*SYNONYMS.values()),
+    }
+    signs = {"button", "japanese", "keycap", "oclock", "thirty", "input", "arrow", "flag", "symbol"}
+    return not words & ((taken - {"face", "of", "not", "red"}) | signs)

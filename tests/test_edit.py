@@ -126,7 +126,8 @@ def test_loss_that_is_not_finite_hands_over_the_last_good_deltas() -> None:
         edit.step(optimiser, edit.changed("w", edit.weights["w"]).sum() * torch.nan)
     steps = len(error.value.history)
     assert 0 < steps <= 12
-    assert torch.allclose(error.value.deltas["w"]["diff"], torch.full((3,), -0.1 * steps))
+    kept = error.value.deltas["w"]["diff"].float()
+    assert torch.allclose(kept, torch.full((3,), -0.1 * steps), rtol=1e-3)
 
 
 @pytest.mark.parametrize("rank", [0, 8])

@@ -72,7 +72,10 @@ def test_file_has_the_hosts_names() -> None:
     stem = "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1"
     assert set(full_erasure().state_dict()) == {f"{stem}.diff", f"{stem}.diff_b"}
     assert set(low_rank_erasure().state_dict()) == {
-        f"{stem}.lora_up.weight", f"{stem}.lora_down.weight", f"{stem}.alpha", f"{stem}.diff_b",
+        f"{stem}.lora_up.weight",
+        f"{stem}.lora_down.weight",
+        f"{stem}.alpha",
+        f"{stem}.diff_b",
     }
     network = Erasure({CROSS: {"diff": random(2, 2)}})
     assert set(network.state_dict()) == {CROSS.removesuffix(".weight") + ".diff"}

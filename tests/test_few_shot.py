@@ -315,7 +315,13 @@ def test_record_says_how_it_was_made() -> None:
         (["cat"], torch.full((1, 4, 4, 3), 255.0), "must lie between 0 and 1, .* by 255"),
     ],
     ids=[
-        "no concept", "blank concept", "wrong count", "nan", "no image", "no batch", "channels",
+        "no concept",
+        "blank concept",
+        "wrong count",
+        "nan",
+        "no image",
+        "no batch",
+        "channels",
         "8 bit",
     ],
 )

@@ -52,8 +52,12 @@ def comfy_model(pack: ModuleType, loaded: Loaded, **options: Any) -> Any:
 
 
 def train(
-    pack: ModuleType, loaded: Loaded, concept: str = "cat", on_step: Callable | None = None,
-    checkpointing: bool = False, **settings: Any,
+    pack: ModuleType,
+    loaded: Loaded,
+    concept: str = "cat",
+    on_step: Callable | None = None,
+    checkpointing: bool = False,
+    **settings: Any,
 ) -> Any:
     """An erasure after a few steps: enough to move the conditioning, not to erase."""
     methods = pack.unlearn.few_shot
@@ -385,9 +389,7 @@ def test_clip_skip_gives_no_delta_to_a_layer_that_is_not_read(
     assert f"{LAYER}.2.mlp.fc1.weight" in result.deltas
 
 
-def test_same_seed_same_erasure_in_the_host(
-    pack: ModuleType, loaded: Loaded, erasure: Any
-) -> None:
+def test_same_seed_same_erasure_in_the_host(pack: ModuleType, loaded: Loaded, erasure: Any) -> None:
     again = train(pack, loaded)
     assert set(again.deltas) == set(erasure.deltas)
     assert all(torch.equal(again.delta(key), erasure.delta(key)) for key in erasure.deltas)
@@ -465,7 +467,12 @@ def test_file_gives_what_training_gave(
 @pytest.mark.parametrize("strength", [1.0, -0.5])
 @pytest.mark.parametrize("kind", ["full", "low rank"])
 def test_stock_lora_loader_gives_the_same(
-    pack: ModuleType, loaded: Loaded, erasure: Any, low_rank: Any, kind: str, strength: float,
+    pack: ModuleType,
+    loaded: Loaded,
+    erasure: Any,
+    low_rank: Any,
+    kind: str,
+    strength: float,
     tmp_path: Path,
 ) -> None:
     import comfy.sd
@@ -515,8 +522,10 @@ def test_lora_on_the_same_base_gets_no_warning(
 
 
 def wider(erasure: Any) -> Any:
-    deltas = {key: {"diff": torch.zeros([2 * n for n in erasure.delta(key).shape])}
-              for key in erasure.deltas}
+    deltas = {
+        key: {"diff": torch.zeros([2 * n for n in erasure.delta(key).shape])}
+        for key in erasure.deltas
+    }
     return type(erasure)(deltas, erasure.record)
 
 
@@ -570,8 +579,11 @@ def others_encoder(clip: Any, prefix: str) -> tuple[dict[str, torch.Tensor], dic
 @pytest.mark.parametrize(
     "prefix",
     [
-        "", "clip_l.transformer.", "text_encoders.clip_l.transformer.",
-        "cond_stage_model.transformer.", "text_encoder.",
+        "",
+        "clip_l.transformer.",
+        "text_encoders.clip_l.transformer.",
+        "cond_stage_model.transformer.",
+        "text_encoder.",
     ],
     ids=["CLIPSave and Hugging Face", "one encoder", "checkpoint", "old checkpoint", "pipeline"],
 )
@@ -673,9 +685,19 @@ def output(host: ModuleType, tmp_path: Path) -> Iterator[Path]:
 
 
 INPUTS = {
-    "concept": "cat", "kind": "object", "shots": 2, "size": 128, "mode": "balanced",
-    "trainable": "mlp-final-attn", "rank": 0, "max_steps": 2, "epochs": 1, "seed": 0,
-    "images": None, "protect": "", "filename_prefix": "loras/erased",
+    "concept": "cat",
+    "kind": "object",
+    "shots": 2,
+    "size": 128,
+    "mode": "balanced",
+    "trainable": "mlp-final-attn",
+    "rank": 0,
+    "max_steps": 2,
+    "epochs": 1,
+    "seed": 0,
+    "images": None,
+    "protect": "",
+    "filename_prefix": "loras/erased",
 }
 
 
@@ -695,24 +717,22 @@ def test_node_hands_on_all_its_outputs(pack: ModuleType, loaded: Loaded, output:
     assert len(losses["loss"]) == 2
     for part in ("cat (object)", "2 steps", " s, peak memory ", ".safetensors", "moved by: cat "):
         assert part in summary
-    file, = output.rglob("*.safetensors")
+    (file,) = output.rglob("*.safetensors")
     assert file.parent == output / "loras" / "erased"
     assert set(pack.unlearn.erasure.Erasure.load(file).deltas) == set(erasure.deltas)
 
 
 def test_record_holds_no_path(pack: ModuleType, loaded: Loaded, output: Path) -> None:
     execute(pack, loaded)
-    file, = output.rglob("*.safetensors")
+    (file,) = output.rglob("*.safetensors")
     header = file.read_bytes()[:200_000]
     assert str(output.parent).encode() not in header
     assert str(Path.home()).encode() + b"/" not in header
 
 
-def test_same_inputs_are_read_from_the_file(
-    pack: ModuleType, loaded: Loaded, output: Path
-) -> None:
+def test_same_inputs_are_read_from_the_file(pack: ModuleType, loaded: Loaded, output: Path) -> None:
     first = execute(pack, loaded)
-    file, = output.rglob("*.safetensors")
+    (file,) = output.rglob("*.safetensors")
     written = file.stat().st_mtime_ns
     again = execute(pack, loaded)
     assert again[4].startswith("Trained before with these inputs")
@@ -735,14 +755,19 @@ def trained_output(
 def one_trained(trained_output: Path, output: Path) -> Path:
     """A copy of it as ComfyUI's output folder: the file of the erasure."""
     shutil.copytree(trained_output, output)
-    file, = output.rglob("*.safetensors")
+    (file,) = output.rglob("*.safetensors")
     return file
 
 
 @pytest.mark.parametrize(
     "other",
-    [{"seed": 1}, {"concept": "dog"}, {"rank": 2}, {"images": torch.full((2, 128, 128, 3), 0.5)},
-     {"protect": "dog"}],
+    [
+        {"seed": 1},
+        {"concept": "dog"},
+        {"rank": 2},
+        {"images": torch.full((2, 128, 128, 3), 0.5)},
+        {"protect": "dog"},
+    ],
     ids=lambda inputs: next(iter(inputs)),
 )
 def test_other_inputs_are_trained_anew(
@@ -786,8 +811,10 @@ def test_damaged_file_is_trained_anew_and_replaced(
     ("inputs", "sentence"),
     [
         ({"concept": " , "}, "No concept is named"),
-        ({"concept": "cat, dog", "images": torch.zeros(3, 128, 128, 3)},
-         "3 images cannot be shared .* 2 concepts"),
+        (
+            {"concept": "cat, dog", "images": torch.zeros(3, 128, 128, 3)},
+            "3 images cannot be shared .* 2 concepts",
+        ),
         ({"images": torch.full((1, 128, 128, 3), torch.nan)}, "Image 1 holds NaN or infinite"),
         ({"images": torch.zeros(1, 128, 128, 1)}, "Images must be a batch of shape"),
         ({"images": torch.zeros(0, 128, 128, 3)}, "Images must be a batch of shape"),

@@ -22,8 +22,15 @@ from unlearn.erasure import Erasure
 
 CONCEPT = "mushroom"
 NEIGHBOURS = {
-    "cat": "flat", "owl": "noto", "turtle": "glossy", "apple": "twitter", "pizza": "blob",
-    "house": "emojione", "rocket": "flat", "guitar": "noto", "umbrella": "glossy",
+    "cat": "flat",
+    "owl": "noto",
+    "turtle": "glossy",
+    "apple": "twitter",
+    "pizza": "blob",
+    "house": "emojione",
+    "rocket": "flat",
+    "guitar": "noto",
+    "umbrella": "glossy",
 }
 CHARACTERS = ("Zorvik", "Kestra", "Nuvia")
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
@@ -43,9 +50,20 @@ def loader() -> dict[str, Any]:
 def unlearn(concept: str = CONCEPT, **inputs: Any) -> dict[str, Any]:
     """The training node: ["...", 0] is the erased CLIP and ["...", 1] the erasure."""
     values = {
-        "model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "concept": concept,
-        "kind": "object", "shots": 4, "size": 128, "mode": "balanced", "rank": 0, "max_steps": 120,
-        "trainable": "mlp-final-attn", "epochs": 4, "seed": 0, "filename_prefix": "loras/erased",
+        "model": ["base", 0],
+        "clip": ["base", 1],
+        "vae": ["base", 2],
+        "concept": concept,
+        "kind": "object",
+        "shots": 4,
+        "size": 128,
+        "mode": "balanced",
+        "rank": 0,
+        "max_steps": 120,
+        "trainable": "mlp-final-attn",
+        "epochs": 4,
+        "seed": 0,
+        "filename_prefix": "loras/erased",
     }
     return node("FewShotEncoderUnlearn", **{**values, **inputs})
 
@@ -66,9 +84,17 @@ def drawing(name: str, clip: tuple[str, int], prompt: str, seed: int = 1) -> dic
         f"{name}-": node("CLIPTextEncode", clip=["base", 1], text=""),
         f"{name}.latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
         f"{name}.sample": node(
-            "KSampler", model=["base", 0], positive=[f"{name}+", 0], negative=[f"{name}-", 0],
-            latent_image=[f"{name}.latent", 0], seed=seed, steps=15, cfg=5.0,
-            sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
+            "KSampler",
+            model=["base", 0],
+            positive=[f"{name}+", 0],
+            negative=[f"{name}-", 0],
+            latent_image=[f"{name}.latent", 0],
+            seed=seed,
+            steps=15,
+            cfg=5.0,
+            sampler_name="dpmpp_2m",
+            scheduler="karras",
+            denoise=1.0,
         ),
         f"{name}.decode": node("VAEDecode", samples=[f"{name}.sample", 0], vae=["base", 2]),
         name: node("PreviewImage", images=[f"{name}.decode", 0]),
@@ -120,8 +146,12 @@ def training(server: Server) -> Training:
     before = server.run(loader() | drawing("plain", ("base", 1), ASK))
     prompt = loader() | {
         "unlearn": unlearn(),
-        "save": node("SaveErasedCLIP", erasure=["unlearn", 1], filename_prefix="loras/mine",
-                     precision="float16"),
+        "save": node(
+            "SaveErasedCLIP",
+            erasure=["unlearn", 1],
+            filename_prefix="loras/mine",
+            precision="float16",
+        ),
         "curve": node("PreviewImage", images=["unlearn", 2]),
         **drawing("plain", ("base", 1), ASK),
         **drawing("erased", ("unlearn", 0), ASK),
@@ -169,7 +199,7 @@ def test_loss_curve_is_a_picture(server: Server, training: Training) -> None:
 
 
 def test_erasure_is_kept_and_says_where_it_came_from(server: Server, training: Training) -> None:
-    kept, = (server.output / "loras" / "erased").glob(f"{CONCEPT}_*.safetensors")
+    (kept,) = (server.output / "loras" / "erased").glob(f"{CONCEPT}_*.safetensors")
     record = Erasure.load(kept).record
     assert record["concepts"] == [CONCEPT]
     assert record["method"] == "few_shot"
@@ -201,7 +231,7 @@ def test_queueing_twice_trains_once(server: Server, training: Training) -> None:
 
 
 def test_forgotten_result_is_read_from_its_file(server: Server, training: Training) -> None:
-    kept, = (server.output / "loras" / "erased").glob(f"{CONCEPT}_*.safetensors")
+    (kept,) = (server.output / "loras" / "erased").glob(f"{CONCEPT}_*.safetensors")
     written = kept.stat().st_mtime_ns
     server.free()
     time.sleep(2)  # the server frees between two prompts
@@ -217,13 +247,21 @@ def test_forgotten_result_is_read_from_its_file(server: Server, training: Traini
 
 
 def test_given_pictures_are_learnt_from(server: Server, training: Training) -> None:
-    prompt = loader() | drawing("cat", ("base", 1), "a cat") | {
-        "unlearn": short("cat", images=["cat.decode", 0]),
-        "save": node("SaveErasedCLIP", erasure=["unlearn", 1], filename_prefix="given/cat",
-                     precision="float32"),
-    }
+    prompt = (
+        loader()
+        | drawing("cat", ("base", 1), "a cat")
+        | {
+            "unlearn": short("cat", images=["cat.decode", 0]),
+            "save": node(
+                "SaveErasedCLIP",
+                erasure=["unlearn", 1],
+                filename_prefix="given/cat",
+                precision="float32",
+            ),
+        }
+    )
     server.run(prompt)
-    file, = (server.output / "given").glob("*.safetensors")
+    (file,) = (server.output / "given").glob("*.safetensors")
     images = Erasure.load(file).record["images"]
     assert (images["count"], images["drawn_by_model"]) == (1, False)
     assert images["hash"]
@@ -240,8 +278,10 @@ def test_cancelling_stops_within_a_step_or_so_and_the_next_prompt_works(
             if steps[-1] == 3:
                 server.interrupt()
 
-    endless = loader() | {"unlearn": unlearn("owl", mode="paper", epochs=100), **drawing(
-        "owl", ("unlearn", 0), "an owl")}
+    endless = loader() | {
+        "unlearn": unlearn("owl", mode="paper", epochs=100),
+        **drawing("owl", ("unlearn", 0), "an owl"),
+    }
     with pytest.raises(Interrupted):
         server.run(endless, on_progress=cancel_at_three)
     assert steps[-1] <= 6
@@ -265,8 +305,10 @@ def drawn(server: Server, training: Training) -> dict[str, dict[str, torch.Tenso
         for name, prompt in prompts.items():
             graph |= drawing(f"{when} {name}", clip, prompt, seed=7)
     history = server.run(graph)
-    return {when: {name: shown(server, history, f"{when} {name}") for name in prompts}
-            for when in encoders}
+    return {
+        when: {name: shown(server, history, f"{when} {name}") for name in prompts}
+        for when in encoders
+    }
 
 
 def judged(pictures: dict[str, torch.Tensor], names: list[str], head: str) -> dict[str, str | None]:
@@ -306,8 +348,14 @@ def test_saved_and_loaded_it_draws_the_same(server: Server, training: Training) 
 
 
 def test_stock_load_lora_draws_the_same(server: Server, training: Training) -> None:
-    stock = node("LoraLoader", model=["base", 0], clip=["base", 1], lora_name=training.file,
-                 strength_model=1.0, strength_clip=1.0)
+    stock = node(
+        "LoraLoader",
+        model=["base", 0],
+        clip=["base", 1],
+        lora_name=training.file,
+        strength_model=1.0,
+        strength_clip=1.0,
+    )
     graph = loader() | {"stock": stock, "ours": load(training.file)}
     history = server.run(
         graph | drawing("by stock", ("stock", 1), ASK) | drawing("by ours", ("ours", 0), ASK)
@@ -319,7 +367,8 @@ def test_stock_load_lora_draws_the_same(server: Server, training: Training) -> N
 
 def test_strength_zero_and_undoing_draw_the_original(server: Server, training: Training) -> None:
     graph = loader() | {
-        "off": load(training.file, strength=0.0), "on": load(training.file),
+        "off": load(training.file, strength=0.0),
+        "on": load(training.file),
         "undone": load(training.file, ("on", 0), strength=-1.0),
     }
     history = server.run(
@@ -331,10 +380,13 @@ def test_strength_zero_and_undoing_draw_the_original(server: Server, training: T
 
 def test_whole_encoder_saved_by_the_stock_node_loads(server: Server, training: Training) -> None:
     """The layout in which others hand their erased encoders on."""
-    server.run(loader() | {
-        "erased": load(training.file),
-        "whole": node("CLIPSave", clip=["erased", 0], filename_prefix="loras/whole"),
-    })
+    server.run(
+        loader()
+        | {
+            "erased": load(training.file),
+            "whole": node("CLIPSave", clip=["erased", 0], filename_prefix="loras/whole"),
+        }
+    )
     name = "whole_clip_l_00001_.safetensors"
     graph = loader() | {"ours": load(training.file), "whole": load(name)}
     history = server.run(
@@ -348,21 +400,25 @@ def test_combine_reports_what_each_still_does(server: Server, training: Training
     graph = loader() | {
         "one": load(training.file),
         "other": short("guitar"),
-        "both": node("CombineErasedCLIP", clip=["base", 1], erasure_1=["one", 1],
-                     erasure_2=["other", 1]),
-        "save": node("SaveErasedCLIP", erasure=["both", 1], filename_prefix="loras/both",
-                     precision="float16"),
+        "both": node(
+            "CombineErasedCLIP", clip=["base", 1], erasure_1=["one", 1], erasure_2=["other", 1]
+        ),
+        "save": node(
+            "SaveErasedCLIP", erasure=["both", 1], filename_prefix="loras/both", precision="float16"
+        ),
     }
     history = server.run(graph)
     report = text(history, "both")
     for concept in (CONCEPT, "guitar"):
-        line, = (line for line in report.splitlines() if line.startswith(concept))
+        (line,) = (line for line in report.splitlines() if line.startswith(concept))
         assert re.fullmatch(
-            rf"{concept}: moves \d+% as far as alone, -?\d+% in the same direction", line)
-    moved = {line.split(":")[0]: int(re.search(r"moves (\d+)%", line)[1])
-             for line in report.splitlines()}
+            rf"{concept}: moves \d+% as far as alone, -?\d+% in the same direction", line
+        )
+    moved = {
+        line.split(":")[0]: int(re.search(r"moves (\d+)%", line)[1]) for line in report.splitlines()
+    }
     assert moved[CONCEPT] > 50, "three steps of the other can hardly weaken it"
-    file, = (server.output / "loras").glob("both_*.safetensors")
+    (file,) = (server.output / "loras").glob("both_*.safetensors")
     assert Erasure.load(file).concepts == [CONCEPT, "guitar"]
 
 
@@ -375,8 +431,10 @@ def test_file_that_was_written_anew_is_read_anew(server: Server) -> None:
     said = []
     for concept in ("first", "second"):
         small_erasure(concepts=[concept]).save(file)
-        graph = loader() | {"erased": load(file.name), "show": node(
-            "PreviewAny", source=["erased", 2])}
+        graph = loader() | {
+            "erased": load(file.name),
+            "show": node("PreviewAny", source=["erased", 2]),
+        }
         said.append(text(server.run(graph), "erased"))
     assert said == ["first, strength 1.", "second, strength 1."]
 
@@ -384,10 +442,12 @@ def test_file_that_was_written_anew_is_read_anew(server: Server) -> None:
 def test_another_base_is_said_in_the_node(server: Server) -> None:
     file = server.output / "loras" / "other_base.safetensors"
     small_erasure(base={FC1: "0" * 16}).save(file)
-    history = server.run(loader() | {
-        "erased": load(file.name), "show": node("PreviewAny", source=["erased", 2])})
+    history = server.run(
+        loader() | {"erased": load(file.name), "show": node("PreviewAny", source=["erased", 2])}
+    )
     assert "Warning: 1 of 1 weights differ from those this erasure was trained on" in text(
-        history, "erased")
+        history, "erased"
+    )
 
 
 # Bad input
@@ -440,8 +500,10 @@ def test_unusable_file_stops_the_prompt_with_one_sentence(
     ("inputs", "sentence"),
     [
         ({"concept": " , "}, "No concept is named"),
-        ({"concept": "cat, dog", "images": ["picture", 0]},
-         "1 images cannot be shared .* 2 concepts"),
+        (
+            {"concept": "cat, dog", "images": ["picture", 0]},
+            "1 images cannot be shared .* 2 concepts",
+        ),
         ({"filename_prefix": "../outside"}, "leaves ComfyUI's output folder"),
         ({"filename_prefix": "loras/../../outside"}, "leaves ComfyUI's output folder"),
     ],
@@ -469,8 +531,12 @@ def test_saving_outside_the_output_folder_is_refused(server: Server) -> None:
     small_erasure().save(file)
     graph = loader() | {
         "erased": load(file.name),
-        "save": node("SaveErasedCLIP", erasure=["erased", 1], filename_prefix="../outside",
-                     precision="float16"),
+        "save": node(
+            "SaveErasedCLIP",
+            erasure=["erased", 1],
+            filename_prefix="../outside",
+            precision="float16",
+        ),
     }
     with pytest.raises(PromptError, match="leaves ComfyUI's output folder") as error:
         server.run(graph)

@@ -14,11 +14,15 @@ from unlearn.select import encoder_weights
 
 FEED_FORWARD = {
     f"layers.{i}.mlp.{name}.{kind}"
-    for i in range(3) for name in ("fc1", "fc2") for kind in ("weight", "bias")
+    for i in range(3)
+    for name in ("fc1", "fc2")
+    for kind in ("weight", "bias")
 }
 ATTENTION = {
     f"layers.{i}.self_attn.{name}.{kind}"
-    for i in range(3) for name in ("q_proj", "out_proj") for kind in ("weight", "bias")
+    for i in range(3)
+    for name in ("q_proj", "out_proj")
+    for kind in ("weight", "bias")
 }
 
 

@@ -160,10 +160,13 @@ def test_linked_widgets_show_what_they_are_fed(file: Path, info: dict[str, Any])
     workflow = load(file)
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: link for link in workflow["links"]}
-    unlinked = {**workflow, "nodes": [
-        {**node, "inputs": [{**socket, "link": None} for socket in node["inputs"]]}
-        for node in workflow["nodes"]
-    ]}
+    unlinked = {
+        **workflow,
+        "nodes": [
+            {**node, "inputs": [{**socket, "link": None} for socket in node["inputs"]]}
+            for node in workflow["nodes"]
+        ],
+    }
     alone = api_prompt(unlinked, info)
     for node in executed(workflow):
         for socket in node["inputs"]:
@@ -186,11 +189,13 @@ def test_models_are_named_for_the_missing_model_dialog(file: Path) -> None:
 
 def test_the_second_loads_what_the_first_saves(info: dict[str, Any]) -> None:
     (save,) = [
-        node for node in api_prompt(thumbnails.load("few_shot_encoder_unlearn"), info).values()
+        node
+        for node in api_prompt(thumbnails.load("few_shot_encoder_unlearn"), info).values()
         if node["class_type"] == "SaveErasedCLIP"
     ]
     (loaded,) = [
-        node for node in api_prompt(thumbnails.load("load_erased_clip"), info).values()
+        node
+        for node in api_prompt(thumbnails.load("load_erased_clip"), info).values()
         if node["class_type"] == "LoadErasedCLIP"
     ]
     prefix = save["inputs"]["filename_prefix"].removeprefix("loras/")
@@ -206,7 +211,8 @@ def test_before_and_after_differ_in_the_encoder_alone(info: dict[str, Any]) -> N
             """All that decides a picture, with what makes the CLIP left out."""
             inputs = {
                 key: chain(value[0]) if isinstance(value, list) and key != "clip" else value
-                for key, value in prompt[node]["inputs"].items() if key != "clip"
+                for key, value in prompt[node]["inputs"].items()
+                if key != "clip"
             }
             return prompt[node]["class_type"], inputs
 
@@ -219,7 +225,8 @@ def test_before_and_after_differ_in_the_encoder_alone(info: dict[str, Any]) -> N
 def test_help_pages(info: dict[str, Any]) -> None:
     """Each node of the pack has a page that names all its inputs and outputs."""
     own = {
-        name: node for name, node in info.items()
+        name: node
+        for name, node in info.items()
         if node["python_module"].startswith("custom_nodes.") and node["category"] == "unlearn"
     }
     assert {page.stem for page in DOCS.glob("*.md")} == set(own)

@@ -213,9 +213,7 @@ def paper(
     anew."""
     rng = random.Random(settings.seed)
     draw = Sampler(model, settings)
-    optimiser = torch.optim.Adam(
-        edit.parameters(), settings.learning_rate, betas=(0.9, 0.98), eps=1e-6
-    )
+    optimiser = edit.adam((0.9, 0.98), 1e-6, rate=settings.learning_rate)
     # Flipped with p = 0.5, once, as the authors' loader does (a flip of latents, here).
     items = [
         (concept, x0.flip(-1) if rng.random() < 0.5 else x0)
@@ -248,7 +246,7 @@ def balanced(
     """Ours: bounded ascent, other prompts held in place, until the concept is far enough gone."""
     draw = Sampler(model, settings)
     words = Neighbourhood(concepts, settings)
-    optimiser = torch.optim.Adam(edit.groups(settings.rate), betas=(0.9, 0.98), eps=1e-12)
+    optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=settings.rate)
     with edit.off():
         # Changes of conditioning count relative to how far prompts lie apart in this encoder.
         apart = model.encode(words.common[:16])

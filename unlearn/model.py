@@ -118,14 +118,13 @@ class Delta:
         """The change itself, float32, in the weight's shape."""
         return self.full if self.full is not None else (self.up @ self.down).view(self.shape)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
         """Copies for the artefact: {"diff"} or {"lora_up", "lora_down"}."""
         if self.full is not None:
-            return {"diff": self.full.detach().cpu().clone()}
-        return {
-            "lora_up": self.up.detach().cpu().clone(),
-            "lora_down": self.down.detach().cpu().clone(),
-        }
+            parts = {"diff": self.full}
+        else:
+            parts = {"lora_up": self.up, "lora_down": self.down}
+        return {name: part.detach().to("cpu", dtype, copy=True) for name, part in parts.items()}
 
 
 def spectral_scale(weight: torch.Tensor) -> float:
@@ -193,6 +192,19 @@ class Edit:
                 groups.append({"params": [delta.full], "lr": rate})
         return groups
 
+    def adam(
+        self, betas: tuple[float, float], eps: float, rate: float = 0.0, relative_rate: float = 0.0
+    ) -> torch.optim.Adam:
+        """Adam on the deltas, at one `rate` for all or at one relative to each weight's size.
+
+        Fused where torch can: its other forms take temporary copies as large as the deltas.
+        """
+        parameters = self.groups(relative_rate) if relative_rate else self.parameters()
+        devices = {weight.device.type for weight in self.weights.values()}
+        return torch.optim.Adam(
+            parameters, rate, betas=betas, eps=eps, fused=devices <= {"cpu", "cuda"}
+        )
+
     def changed(self, key: str, weight: torch.Tensor) -> torch.Tensor:
         """The weight as the edited model has it."""
         return weight + self.deltas[key].value().to(weight) if self._on else weight
@@ -207,8 +219,9 @@ class Edit:
         value = loss.item()
         if not math.isfinite(value):
             raise Diverged(value, self._good, self.history[: self._good_at])
-        if len(self.history) % KEEP_EVERY == 0:
-            self._good, self._good_at = self.tensors(), len(self.history)
+        if len(self.history) % KEEP_EVERY == 1:
+            # In the precision that files have: half the memory.
+            self._good, self._good_at = self.tensors(torch.float16), len(self.history)
         optimiser.zero_grad()
         loss.backward()
         if weight_decay:
@@ -237,10 +250,10 @@ class Edit:
         finally:
             self._on = before
 
-    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+    def tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, dict[str, torch.Tensor]]:
         """Copies of the deltas for an `Erasure`; of weights that are not read there are none."""
         return {
-            key: delta.tensors()
+            key: delta.tensors(dtype)
             for key, delta in self.deltas.items()
             if any(p.grad is not None for p in delta.parameters())
         }
