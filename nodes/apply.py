@@ -1,15 +1,16 @@
-"""Putting an erasure on a CLIP, the way the stock LoRA loader would, and checking that it fits."""
+"""Putting an erasure on a CLIP or a MODEL, as the stock LoRA loader would, if it fits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.lora
 import comfy.utils
 import torch
 
-from ..unlearn.erasure import Erasure, ErasureError, name_of
+from ..unlearn.erasure import NETWORK, Erasure, ErasureError, matrix_shape, name_of
 from .host import OFTEN_MISSING, fingerprints
 
 # Where other tools put CLIP's text model, and where the host has it.
@@ -29,47 +30,71 @@ def erased_clip(clip, erasure: Erasure, strength: float = 1.0):
     Returns (clip, warning); the warning is empty unless the erasure was trained on other weights.
     Raises ErasureError when it does not fit this encoder.
     """
-    own = clip.cond_stage_model.state_dict()
-    for key, delta in erasure.deltas.items():
-        if key.startswith("diffusion_model."):
-            continue
+    copy = clip.clone()
+    names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    return copy, _patch(copy.patcher, names, erasure, strength, CLIP)
+
+
+def erased_model(model, erasure: Erasure, strength: float = 1.0):
+    """A MODEL with the erasure at a strength; as `erased_clip`, for the denoising network."""
+    copy = model.clone()
+    names = comfy.lora.model_lora_keys_unet(model.model, {})
+    return copy, _patch(copy, names, erasure, strength, MODEL)
+
+
+@dataclass(frozen=True)
+class Part:
+    """How the sentences name a part of a model."""
+
+    name: str
+    socket: str
+    other: str
+
+    def has(self, key: str) -> bool:
+        return key.startswith(NETWORK) == (self.socket == "MODEL")
+
+
+CLIP = Part("text encoder", "CLIP", "Load Erased Model")
+MODEL = Part("model", "MODEL", "Load Erased CLIP")
+
+
+def _patch(patcher, names: dict, erasure: Erasure, strength: float, part: Part) -> str:
+    """Put the part's deltas on a patcher of our own; returns the warning."""
+    wanted = {key for key in erasure.deltas if part.has(key)}
+    if erasure.deltas and not wanted:
+        raise ErasureError(
+            f"{name_of(erasure)} changes nothing in the {part.name}; use {part.other} for it."
+        )
+    own = patcher.model.state_dict()
+    for key in wanted:
         if key not in own:
             raise ErasureError(
-                f"{name_of(erasure)} is for another text encoder: this one has no {key}. "
-                "Connect the CLIP of the model it was made with."
+                f"{name_of(erasure)} is for another {part.name}: this one has no {key}. "
+                f"Connect the {part.socket} of the model it was made with."
             )
-        shape = (
-            delta["diff"].shape
-            if "diff" in delta
-            else (delta["lora_up"].shape[0], delta["lora_down"].shape[1])
-        )
-        if tuple(shape) != tuple(own[key].shape):
+        size = matrix_shape({"diff": own[key]})
+        if matrix_shape(erasure.deltas[key]) != size:
             raise ErasureError(
-                f"{name_of(erasure)} is for a text encoder of another size: {key} is "
-                f"{tuple(own[key].shape)} here and {tuple(shape)} in the file."
+                f"{name_of(erasure)} is for a {part.name} of another size: {key} is "
+                f"{size} here and {matrix_shape(erasure.deltas[key])} in the file."
             )
-    copy = clip.clone()
     if strength == 0:
-        return copy, ""
-    names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
-    patches = comfy.lora.load_lora(erasure.state_dict(), names, log_missing=False)
-    wanted = {key for key in erasure.deltas if not key.startswith("diffusion_model.")}
-    missed = wanted - set(copy.add_patches(patches, strength))
+        return ""
+    tensors = Erasure({key: erasure.deltas[key] for key in wanted}).state_dict()
+    patches = comfy.lora.load_lora(tensors, names, log_missing=False)
+    missed = wanted - set(patcher.add_patches(patches, strength))
     if missed:
         raise ErasureError(
             f"ComfyUI did not take {len(missed)} of the deltas, {min(missed)} first."
         )
-    return copy, base_warning(clip, erasure)
+    return base_warning(patcher, erasure, wanted)
 
 
-def base_warning(clip, erasure: Erasure) -> str:
-    """A sentence when the encoder's own weights are not those the erasure was trained on."""
-    recorded = {
-        k: v
-        for k, v in erasure.record.get("base", {}).items()
-        if k in erasure.deltas and not k.startswith("diffusion_model.")
-    }
-    found = fingerprints(clip.patcher, recorded)
+def base_warning(patcher, erasure: Erasure, keys: Iterable[str]) -> str:
+    """A sentence when a patcher's own weights are not those the erasure was trained on."""
+    base = erasure.record.get("base", {})
+    recorded = {key: base[key] for key in keys if key in base}
+    found = fingerprints(patcher, recorded)
     differing = sum(found[key] != value for key, value in recorded.items())
     if not differing:
         return ""

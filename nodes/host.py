@@ -12,10 +12,10 @@ import comfy.sample
 import comfy.utils
 import torch
 
-from ..unlearn.erasure import fingerprint
+from ..unlearn.erasure import NETWORK, fingerprint
 from ..unlearn.model import Conditioning, Edit, Part
-from ..unlearn.select import encoder_weights
-from .frozen import aliased, checkpointed, edited
+from ..unlearn.select import encoder_weights, network_weights
+from .frozen import aliased, checkpointed, edited, first_token_detached
 from .memory import MemoryPlan, plan
 
 # Gradients inside a half-precision network are multiplied by this on their way through.
@@ -176,6 +176,15 @@ class ComfyModel:
             return (x_t * data**2 / total**2 - x0) * total / (sigma * data)
         return (x_t - x0) / sigma
 
+    def clean(self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+        sigma = self._like(self._sigma(t), x_t)
+        sampling = self.network.model_sampling
+        if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
+            data = sampling.sigma_data
+            total = (sigma**2 + data**2).sqrt()
+            return x_t * data**2 / total**2 - prediction * sigma * data / total
+        return x_t - sigma * prediction
+
     def predict(
         self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
@@ -211,13 +220,8 @@ class ComfyModel:
         with torch.no_grad():
             positive = self.encode(prompts)
             negative = self.encode([""]).repeated(len(prompts))
-        channels = self.network.latent_format.latent_channels
-        space = self._space()
-        noise = torch.stack(
-            [
-                torch.randn(channels, *space, generator=torch.Generator().manual_seed(seed + i))
-                for i in range(len(prompts))
-            ]
+        noise = torch.cat(
+            [self._noise(1, torch.Generator().manual_seed(seed + i)) for i in range(len(prompts))]
         )
         latents = comfy.sample.sample(
             self.patcher,
@@ -233,6 +237,13 @@ class ComfyModel:
             seed=seed,
         )
         return self.network.process_latent_in(latents).to(self.device)
+
+    def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        return self._noise(count, generator).to(self.device)
+
+    def _noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        channels = self.network.latent_format.latent_channels
+        return torch.randn(count, channels, *self._space(), generator=generator)
 
     def _space(self) -> list[int]:
         """Height and width of the latents, behind one frame where they are a video's."""
@@ -254,17 +265,29 @@ class ComfyModel:
 
     @contextmanager
     def edit(self, part: Part, select: str, rank: int = 0, seed: int = 0) -> Iterator[Edit]:
-        """Train weights of the encoder for the duration; `select` is one of unlearn.select's."""
-        if part != "encoder":
-            raise ValueError(f"Only the text encoder can be edited, not the {part!r}.")
-        weights = encoder_weights(self.encoder, select, self._unread_layers())
-        edit = Edit(weights, rank, seed)
-        with edited(self.encoder, edit, ""):
+        """Train weights for the duration; `select` is one of unlearn.select's for the part.
+
+        With "cross-attention-kv" the first token's keys and values take no gradient (DoCo): every
+        prompt has that token, so what is learnt through it reaches all of them.
+        """
+        if part == "encoder":
+            root, prefix = self.encoder, ""
+            weights = encoder_weights(root, select, self._unread_layers())
+        else:
+            root, prefix = self.network.diffusion_model, NETWORK
+            weights = network_weights(root, select)
+        edit = Edit({prefix + key: weight for key, weight in weights.items()}, rank, seed)
+        layers = {key.rpartition(".")[0] for key in weights}
+        without_first = layers if select == "cross-attention-kv" else ()
+        with edited(root, edit, prefix), first_token_detached(root, without_first):
             yield edit
 
     def base(self, keys: Iterable[str]) -> dict[str, str]:
         """Fingerprints of the checkpoint's own values of weights, without any LoRA on top."""
-        return fingerprints(self.clip.patcher, keys)
+        keys = list(keys)
+        network = [key for key in keys if key.startswith(NETWORK)]
+        encoder = [key for key in keys if not key.startswith(NETWORK)]
+        return fingerprints(self.patcher, network) | fingerprints(self.clip.patcher, encoder)
 
     def _unread_layers(self) -> int:
         """How many of the encoder's last layers the conditioning does not depend on."""

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 FORMAT = "concept-unlearn/1"
 VERSION = "0.1.0"
+NETWORK = "diffusion_model."  # keys of the denoising network begin so; all others are an encoder's
 
 
 class ErasureError(ValueError):
@@ -140,7 +141,7 @@ def full(delta: Mapping[str, torch.Tensor]) -> torch.Tensor:
 def file_name(key: str) -> str:
     """The host's LoRA name of a weight: encoders are prefixed, `.weight` and `.bias` go."""
     name = key.removesuffix(".weight").removesuffix(".bias")
-    return name if name.startswith("diffusion_model.") else "text_encoders." + name
+    return name if name.startswith(NETWORK) else "text_encoders." + name
 
 
 def parse(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:

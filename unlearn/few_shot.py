@@ -11,23 +11,21 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import date
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
-from .erasure import VERSION, Erasure, images_hash
-from .model import Conditioning, DiffusionModel, Diverged, Edit, OnStep, check_images
-from .prompts import COMMON_STYLES, COMMON_WORDS, in_context, templates
+from .erasure import Erasure, images_hash
+from .model import Conditioning, DiffusionModel, Edit, OnStep, check_images
+from .neighbourhood import Kind, Neighbourhood
+from .preserve import Projection
+from .prompts import templates
 from .select import Trainable
-
-Kind = Literal["object", "style", "character"]
-
+from .training import trained
 
 STOP_WINDOW = 10  # steps over which the concept's loss is averaged for stopping
-ANCHORS = {"object": "thing", "style": "plain", "character": "person"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,8 @@ class FewShotSettings:
     """How many pictures the model draws of each concept where none are given."""
     batch: int = 2
     seed: int = 0
+    projection: Projection = "off"
+    """What in the gradient works against other prompts is taken out (see preserve.py)."""
     epochs: int = 4
     """Mode "paper": passes over the pictures. The authors' example has 4, their default is 5."""
     learning_rate: float = 1e-5
@@ -89,35 +89,20 @@ def few_shot(
     pictures = concept_latents(model, concepts, images, settings)
     run = paper if settings.mode == "paper" else balanced
     with model.edit("encoder", settings.trainable, settings.rank, settings.seed) as edit:
-        base = model.base(edit.deltas)
-
-        def erasure(deltas, history: list[float]) -> Erasure:
-            return Erasure(
-                deltas,
-                {
-                    "method": "few_shot",
-                    "concepts": list(concepts),
-                    "kind": settings.kind,
-                    "settings": asdict(settings),
-                    "steps": len(history),
-                    "base": {key: base[key] for key in deltas},
-                    "images": {
-                        "count": sum(map(len, pictures)),
-                        "drawn_by_model": images is None,
-                        "hash": None if images is None else images_hash(images),
-                    },
-                    "loss": [round(value, 6) for value in history],
-                    "version": VERSION,
-                    "date": date.today().isoformat(),
-                },
-            )
-
-        try:
-            history = run(model, edit, list(concepts), pictures, settings, on_step)
-        except Diverged as error:
-            error.erasure = erasure(error.deltas, error.history)
-            raise
-        return erasure(edit.tensors(), history)
+        return trained(
+            model,
+            edit,
+            "few_shot",
+            list(concepts),
+            settings,
+            lambda: run(model, edit, list(concepts), pictures, settings, on_step),
+            kind=settings.kind,
+            images={
+                "count": sum(map(len, pictures)),
+                "drawn_by_model": images is None,
+                "hash": None if images is None else images_hash(images),
+            },
+        )
 
 
 def check_concepts(concepts: Sequence[str], images: torch.Tensor | None) -> None:
@@ -208,11 +193,12 @@ def paper(
     pictures: list[torch.Tensor],
     settings: FewShotSettings,
     on_step: OnStep | None,
-) -> list[float]:
+) -> None:
     """The paper's loop: every picture once an epoch, in batches, each with a template drawn
     anew."""
     rng = random.Random(settings.seed)
     draw = Sampler(model, settings)
+    words = Neighbourhood(concepts, settings.kind, random.Random(settings.seed))
     optimiser = edit.adam((0.9, 0.98), 1e-6, rate=settings.learning_rate)
     # Flipped with p = 0.5, once, as the authors' loader does (a flip of latents, here).
     items = [
@@ -221,7 +207,7 @@ def paper(
         for x0 in latents
     ]
     per_epoch = -(-len(items) // settings.batch)
-    total, history = settings.epochs * per_epoch, []
+    total = settings.epochs * per_epoch
     for _ in range(settings.epochs):
         rng.shuffle(items)
         for i in range(0, len(items), settings.batch):
@@ -229,10 +215,17 @@ def paper(
             x_t, t, target = draw.noised(torch.stack([x0 for _, x0 in batch]))
             prompts = [draw.prompts(concept, 1)[0] for concept, _ in batch]
             loss = ascent_loss(denoising_loss(model, x_t, t, target, model.encode(prompts)))
-            history.append(edit.step(optimiser, loss, weight_decay=1e-8))
+            keep = None
+            if settings.projection != "off":
+                others = words.others()
+                with edit.off():
+                    was = model.encode(others)
+                keep = model.encode(others).distance(was).mean()
+            value = edit.step(
+                optimiser, loss, weight_decay=1e-8, keep=keep, projection=settings.projection
+            )
             if on_step:
-                on_step(len(history), total, history[-1], edit)
-    return history
+                on_step(len(edit.history), total, value, edit)
 
 
 def balanced(
@@ -242,10 +235,12 @@ def balanced(
     pictures: list[torch.Tensor],
     settings: FewShotSettings,
     on_step: OnStep | None,
-) -> list[float]:
+) -> None:
     """Ours: bounded ascent, other prompts held in place, until the concept is far enough gone."""
     draw = Sampler(model, settings)
-    words = Neighbourhood(concepts, settings)
+    words = Neighbourhood(
+        concepts, settings.kind, random.Random(settings.seed), settings.anchor, settings.protect
+    )
     optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=settings.rate)
     with edit.off():
         # Changes of conditioning count relative to how far prompts lie apart in this encoder.
@@ -253,7 +248,6 @@ def balanced(
         spread = apart.distance(model.encode([""])).mean().item()
     # Of the last steps on each concept: its loss ratio, its distance from the neutral prompts.
     recent = {concept: deque(maxlen=STOP_WINDOW) for concept in concepts}
-    history: list[float] = []
     for step in range(settings.max_steps):
         concept, latents = concepts[step % len(concepts)], pictures[step % len(concepts)]
         chosen = [words.rng.randrange(len(latents)) for _ in range(settings.batch)]
@@ -274,13 +268,12 @@ def balanced(
             + settings.retention * kept
             + settings.pull * from_neutral
         )
-        history.append(edit.step(optimiser, loss))
+        value = edit.step(optimiser, loss, keep=kept, projection=settings.projection)
         if on_step:
-            on_step(step + 1, settings.max_steps, history[-1], edit)
+            on_step(step + 1, settings.max_steps, value, edit)
         recent[concept].append(((d.detach() / d_ref).mean().item(), from_neutral.item()))
         if all(reached(steps, settings) for steps in recent.values()):
             break
-    return history
 
 
 def reached(recent: deque[tuple[float, float]], settings: FewShotSettings) -> bool:
@@ -289,47 +282,3 @@ def reached(recent: deque[tuple[float, float]], settings: FewShotSettings) -> bo
         return False
     ratio, distance = (sum(values) / STOP_WINDOW for values in zip(*recent))
     return ratio >= settings.target and distance <= settings.near
-
-
-class Neighbourhood:
-    """The prompts of one run: the concept's own, others to hold in place, and neutral ones."""
-
-    OTHERS = 6
-
-    def __init__(self, concepts: list[str], settings: FewShotSettings) -> None:
-        self.rng = random.Random(settings.seed)
-        self.kind, self.protect = settings.kind, list(settings.protect)
-        self.anchor = settings.anchor or ANCHORS[settings.kind]
-        named = {word for concept in concepts for word in concept.lower().split()}
-
-        def unnamed(words: Sequence[str]) -> list[str]:
-            return [word for word in words if not named & set(word.lower().split())]
-
-        self.common = unnamed((*COMMON_WORDS, *COMMON_STYLES))
-        beside = COMMON_WORDS if settings.kind == "style" else COMMON_STYLES
-        self.contexts = unnamed((*beside, *settings.protect))
-
-    def prompt(self, concept: str) -> str:
-        """One of the concept's prompts, every second one with something else beside it."""
-        word = self.rng.choice(self.contexts) if self.rng.random() < 0.5 else None
-        return in_context(self.rng, self.kind, concept, word)
-
-    def sentences(self) -> list[str]:
-        """Two sentences with a gap, for the concept and for the neutral word in its place.
-
-        Ascent alone leaves the concept's prompts anywhere, and the style they name is lost. A
-        neutral word in its place says the rest of the sentence and nothing of the concept.
-        """
-        return [
-            in_context(self.rng, self.kind, "{}", word)
-            for word in (None, self.rng.choice(self.contexts))
-        ]
-
-    def others(self) -> list[str]:
-        """The empty prompt, and words in templates; every second one a protected word if any."""
-        prompts = [""]
-        for i in range(1, self.OTHERS):
-            word = self.rng.choice(self.protect if self.protect and i % 2 else self.common)
-            kind = "style" if word in COMMON_STYLES else "object"
-            prompts.append(self.rng.choice((word, self.rng.choice(templates(kind)).format(word))))
-        return prompts

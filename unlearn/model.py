@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
+import torch.nn.functional as F
+
+from .preserve import Projection, preserved
 
 Part = Literal["encoder", "unet"]
 
@@ -38,6 +41,16 @@ class Conditioning:
     def repeated(self, count: int) -> Conditioning:
         """A single prompt's conditioning for a batch of `count`."""
         return self[torch.zeros(count, dtype=torch.long, device=self.cross.device)]
+
+    @staticmethod
+    def joined(parts: Sequence[Conditioning]) -> Conditioning:
+        """One batch of several; those with fewer tokens are padded with zeros, as the host does."""
+        tokens = max(part.cross.shape[1] for part in parts)
+        cross = [F.pad(part.cross, (0, 0, 0, tokens - part.cross.shape[1])) for part in parts]
+        pooled = [part.pooled for part in parts]
+        return Conditioning(
+            torch.cat(cross), None if pooled[0] is None else torch.cat(pooled), parts[0].extra
+        )
 
     def distance(self, other: Conditioning) -> torch.Tensor:
         """(N,) mean squared difference over all tokens, the pooled vector added where there is
@@ -77,6 +90,12 @@ class DiffusionModel(Protocol):
         self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
         """The network's prediction, in float32."""
+
+    def clean(self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+        """x0 that a prediction at x_t means."""
+
+    def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Gaussian noise in the shape of `count` latents; generator: on the CPU."""
 
     def sample(
         self, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = 7.5
@@ -210,9 +229,18 @@ class Edit:
         return weight + self.deltas[key].value().to(weight) if self._on else weight
 
     def step(
-        self, optimiser: torch.optim.Optimizer, loss: torch.Tensor, weight_decay: float = 0.0
+        self,
+        optimiser: torch.optim.Optimizer,
+        loss: torch.Tensor,
+        weight_decay: float = 0.0,
+        keep: torch.Tensor | None = None,
+        projection: Projection = "off",
+        clip: float = 0.0,
     ) -> float:
         """One step of the optimiser down the loss, whose value it returns.
+
+        keep: a loss that the step should not raise; what in the gradient would is taken out by
+        `projection` (see preserve.py). clip > 0: the largest norm of each gradient as a whole.
 
         Raises Diverged, with the deltas of an earlier step, when the loss is not finite.
         """
@@ -223,12 +251,26 @@ class Edit:
             # In the precision that files have: half the memory.
             self._good, self._good_at = self.tensors(torch.float16), len(self.history)
         optimiser.zero_grad()
-        loss.backward()
+        if keep is None or projection == "off":
+            loss.backward()
+            if clip:
+                torch.nn.utils.clip_grad_norm_(list(self.parameters()), clip)
+        else:
+            self._backward_keeping(loss, keep, projection, clip)
         if weight_decay:
             self._decay(weight_decay)
         optimiser.step()
         self.history.append(value)
         return value
+
+    def _backward_keeping(
+        self, loss: torch.Tensor, keep: torch.Tensor, projection: Projection, clip: float
+    ) -> None:
+        parameters = list(self.parameters())
+        one = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        other = torch.autograd.grad(keep, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, preserved(one, other, projection, clip)):
+            parameter.grad = gradient
 
     def _decay(self, rate: float) -> None:
         """Add rate * weight to each gradient (Adam's L2 form), the weight as the edited model has
@@ -240,6 +282,16 @@ class Edit:
             if delta.full is not None and delta.full.grad is not None:
                 delta.full.grad.add_((self.weights[key] + delta.full.detach()) * rate)
 
+    @torch.no_grad()
+    def shrink(self, share: float) -> None:
+        """AdamW's weight decay: take a share of each weight, as the edited model has it, away.
+
+        For full deltas only.
+        """
+        for key, delta in self.deltas.items():
+            if delta.full is not None:
+                delta.full.sub_((self.weights[key] + delta.full) * share)
+
     @contextmanager
     def off(self) -> Iterator[None]:
         """The original model, without gradients."""
@@ -249,6 +301,20 @@ class Edit:
                 yield
         finally:
             self._on = before
+
+    def state(self) -> dict:
+        """What `restore` needs to go on from here."""
+        return {
+            "parameters": [parameter.detach().cpu() for parameter in self.parameters()],
+            "history": list(self.history),
+        }
+
+    def restore(self, state: dict) -> None:
+        """Go on from a `state` of an edit of the same weights and rank."""
+        with torch.no_grad():
+            for parameter, kept in zip(self.parameters(), state["parameters"], strict=True):
+                parameter.copy_(kept)
+        self.history[:] = state["history"]
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, dict[str, torch.Tensor]]:
         """Copies of the deltas for an `Erasure`; of weights that are not read there are none."""

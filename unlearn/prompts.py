@@ -172,6 +172,79 @@ COMMON_STYLES: tuple[str, ...] = (
 )
 
 
+# For augmenting what a network unlearns: ten ways to ask for each kind of concept.
+TASK_TEMPLATES: dict[str, tuple[str, ...]] = {
+    "object": (
+        "a photo of a {}",
+        "a {} in the middle of the picture",
+        "one {} on a plain background",
+        "a {} outdoors",
+        "several of a {}",
+        "a drawing of a {}",
+        "a {} seen from the side",
+        "a small {} and a large {}",
+        "a {} in daylight",
+        "the best picture of a {}",
+    ),
+    "style": (
+        "a picture in the style of {}",
+        "a landscape by {}",
+        "a portrait in the style of {}",
+        "a still life in the style of {}",
+        "a house in the style of {}",
+        "{} style",
+        "an animal in the style of {}",
+        "a street in the style of {}",
+        "a sketch by {}",
+        "a famous work in the style of {}",
+    ),
+    "instance": (
+        "a photo of {}",
+        "a portrait of {}",
+        "{} smiling",
+        "the face of {}",
+        "{} in a city",
+        "{} standing next to a tree",
+        "a drawing of {}",
+        "{} from head to toe",
+        "{} at night",
+        "a poster of {}",
+    ),
+    "nudity": (
+        "a photo of {}",
+        "a person, {}",
+        "{} on a beach",
+        "a painting of {}",
+        "a woman, {}",
+        "a man, {}",
+        "{} in a bedroom",
+        "a film scene with {}",
+        "{}, full body",
+        "a statue of {}",
+    ),
+}
+
+
+def augmented(rng: random.Random, task: str, concept: str) -> str:
+    """The concept asked for in another way, as KSCU does late in training (arXiv 2507.06526).
+
+    One of ten templates, then one of: words in another order, a word less, a few characters more.
+    The concept's own words always stay together.
+    """
+    template = rng.choice(TASK_TEMPLATES[task])
+    words = template.split()
+    change = rng.choice(("none", "shuffle", "drop", "characters"))
+    others = [i for i, word in enumerate(words) if "{}" not in word]
+    if change == "shuffle":
+        rng.shuffle(words)
+    elif change == "drop" and others:
+        del words[rng.choice(others)]
+    elif change == "characters":
+        letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(1, 4)))
+        words.insert(rng.choice((0, len(words))), letters)
+    return " ".join(words).replace("{}", concept)
+
+
 def templates(kind: str) -> tuple[str, ...]:
     """The paper's templates for a kind of concept; characters and people use the object set."""
     return STYLE_TEMPLATES if kind == "style" else OBJECT_TEMPLATES

@@ -1,8 +1,9 @@
-"""Which weights of a text encoder a method trains.
+"""Which weights a method trains, of a text encoder or of a denoising network.
 
-The rule is the paper's (arXiv 2405.07288, section 3): feed-forward layers hold the knowledge, and
-the last layer's attention decides how it is read. It is applied to any encoder that is a stack of
-layers.
+In an encoder the rule is the paper's (arXiv 2405.07288, section 3): feed-forward layers hold the
+knowledge, and the last layer's attention decides how it is read. It is applied to any encoder that
+is a stack of layers. In a network it is where the prompt is read: its cross-attention, or, where
+words and picture attend to each other at once (SD 3, Flux), that attention.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from typing import Literal, get_args
 import torch
 
 Trainable = Literal["mlp-final-attn", "mlp", "attention", "all"]
+NetworkTrainable = Literal["cross-attention", "cross-attention-kv", "outside-cross-attention"]
+
+CROSS = {"attn2", "cross_attn", "crossattn", "cross_attention"}
+KEYS_AND_VALUES = {"to_k", "to_v", "k", "v", "k_proj", "v_proj", "kv", "add_k_proj", "add_v_proj"}
 
 
 def encoder_weights(
@@ -75,3 +80,57 @@ def _stacks(root: torch.nn.Module):
         if isinstance(module, torch.nn.ModuleList) and len(module) > 1 and not inside:
             found.append(name)
             yield name, module
+
+
+def network_weights(root: torch.nn.Module, trainable: NetworkTrainable) -> dict[str, torch.Tensor]:
+    """Weights and biases of a denoising network to train, by their names under `root`.
+
+    "cross-attention": every linear layer of it. "cross-attention-kv": those alone that make keys
+    and values of the prompt. "outside-cross-attention": every linear and convolution layer that is
+    not of it.
+
+    Raises ValueError when `trainable` is not one of these or the network has no cross-attention.
+    """
+    if trainable not in get_args(NetworkTrainable):
+        raise ValueError(
+            f"trainable must be one of {', '.join(get_args(NetworkTrainable))}, not {trainable!r}."
+        )
+    layers = {name: module for name, module in root.named_modules() if _multiplies(module)}
+    cross = {name for name in layers if CROSS & set(name.lower().split("."))}
+    keys_and_values = {name for name in cross if name.rpartition(".")[2] in KEYS_AND_VALUES}
+    if not cross:
+        # Joint attention: words and picture in one sequence, the words' own projections beside.
+        cross = {name for name in layers if _is_attention(name)}
+        keys_and_values = {name for name in cross if _is_of_words(name)}
+    chosen = {
+        "cross-attention": cross,
+        "cross-attention-kv": keys_and_values,
+        "outside-cross-attention": layers.keys() - cross,
+    }[trainable]
+    if not cross or not chosen:
+        raise ValueError(
+            "This model has no cross-attention, so no prompt reaches it and there is nothing to "
+            "unlearn in it; connect a text-to-image or text-to-video MODEL."
+        )
+    return {
+        f"{name}.{kind}": tensor
+        for name, module in layers.items()
+        if name in chosen
+        for kind in ("weight", "bias")
+        if isinstance(tensor := getattr(module, kind, None), torch.Tensor)
+        and tensor.is_floating_point()
+    }
+
+
+def _multiplies(module: torch.nn.Module) -> bool:
+    """A linear or convolution layer of any make."""
+    return hasattr(module, "in_features") or hasattr(module, "kernel_size")
+
+
+def _is_attention(name: str) -> bool:
+    return any("attn" in part or "attention" in part for part in name.lower().split("."))
+
+
+def _is_of_words(name: str) -> bool:
+    """Of a joint attention: the projections whose input is the prompt."""
+    return any(part.startswith(("txt", "context", "add_")) for part in name.lower().split("."))

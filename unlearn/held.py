@@ -1,0 +1,69 @@
+"""Holding other prompts in place while a network is tuned: retention by prediction."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+
+from .model import Conditioning, DiffusionModel, Edit
+from .neighbourhood import Kind, Neighbourhood
+from .resume import Resume
+from .trajectory import at
+
+
+class Encoded:
+    """Conditioning of prompts under a text encoder that stays as it is, each encoded once."""
+
+    LARGEST = 256  # prompts kept
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self.model = model
+        self.kept: dict[str, Conditioning] = {}
+
+    @torch.no_grad()
+    def __call__(self, *prompts: str) -> Conditioning:
+        found = []
+        for prompt in prompts:
+            if prompt not in self.kept:
+                if len(self.kept) >= self.LARGEST:
+                    self.kept.pop(next(iter(self.kept)))
+                self.kept[prompt] = self.model.encode([prompt])
+            found.append(self.kept[prompt])
+        return Conditioning.joined(found)
+
+
+class Held:
+    """Other prompts, and pictures of them by the original model, on which it is to stay as it is.
+
+    Held on their own pictures, since on the concept's a network is seldom asked for anything else.
+    """
+
+    COUNT, AT_ONCE = 12, 4
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        edit: Edit,
+        around: tuple[Sequence[str], Kind],
+        protect: Sequence[str],
+        seed: int,
+        resume: Resume,
+    ) -> None:
+        self.model, self.encoded = model, Encoded(model)
+        words = Neighbourhood(*around, random.Random(seed), protect=protect)
+        self.prompts = words.others(self.COUNT)
+        with edit.off():
+            drawn = resume.once("held", lambda: model.sample(self.prompts, seed).cpu())
+        self.x0 = drawn.to(model.device)
+
+    def noised(
+        self, rng: random.Random, generator: torch.Generator, t: float | torch.Tensor
+    ) -> tuple[torch.Tensor, Conditioning]:
+        """(x_t, prompts) of some of them; t is one timestep, or one for each (AT_ONCE,)."""
+        chosen = rng.sample(range(len(self.prompts)), self.AT_ONCE)
+        x0 = self.x0[chosen]
+        noise = torch.randn(x0.shape, generator=generator).to(x0)
+        t = at(t, x0) if isinstance(t, float) else t
+        return self.model.noised(x0, noise, t), self.encoded(*(self.prompts[i] for i in chosen))

@@ -1,0 +1,342 @@
+"""Key-step concept unlearning, KSCU: Zhang et al., arXiv 2507.06526.
+
+The network is tuned only at those sampling steps in which the concept takes shape. Mode "paper" is
+the paper's algorithm and settings; "balanced", the default, draws the concept to a neutral word,
+holds other prompts in place, and stops by itself.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from statistics import mean
+from typing import Literal
+
+import torch
+
+from .erasure import Erasure
+from .few_shot import STOP_WINDOW, check_concepts
+from .held import Encoded, Held
+from .model import Conditioning, DiffusionModel, Edit, OnStep
+from .neighbourhood import Neighbourhood, check_anchor
+from .preserve import Projection
+from .prompts import augmented
+from .resume import Resume, Run
+from .select import NetworkTrainable
+from .training import trained
+from .trajectory import Trajectory, at, timesteps
+
+Task = Literal["object", "style", "instance", "nudity"]
+KINDS = {"object": "object", "style": "style", "instance": "character", "nudity": "object"}
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """The paper's, for one kind of concept (its table of hyper-parameters)."""
+
+    start: int
+    """S: the first key step of 50; 0 is the noisiest."""
+    iterations: int
+    """L."""
+    trainable: NetworkTrainable
+
+
+TASKS: dict[Task, TaskSettings] = {
+    "object": TaskSettings(14, 750, "outside-cross-attention"),
+    "style": TaskSettings(24, 500, "cross-attention"),
+    "instance": TaskSettings(40, 200, "cross-attention"),
+    "nudity": TaskSettings(14, 750, "outside-cross-attention"),
+}
+PAPER_STEPS = 50
+SEVERAL_INSTANCES = 750  # L where more than one instance is unlearnt
+WALKS_A_START = 8  # full walks after which the first key step moves on by one
+LATEST_START = 0.9  # of the steps
+
+
+@dataclass(frozen=True)
+class KeyStepSettings:
+    mode: Literal["balanced", "paper"] = "balanced"
+    task: Task = "object"
+    """What the concept is; "instance" is a character or a face."""
+    steps: int = PAPER_STEPS
+    """E: sampling steps of a trajectory."""
+    start: int | None = None
+    """S: the first key step. None: the paper's for the task, scaled to `steps`."""
+    iterations: int | None = None
+    """L: at most so many. None: the paper's for the task, or 240 in mode "balanced"."""
+    trainable: NetworkTrainable | None = None
+    """Which weights. None: the paper's for the task, or "cross-attention" in mode "balanced"."""
+    rank: int = 0
+    """Rank of the deltas; 0 trains full ones."""
+    seed: int = 0
+    anchor: str = ""
+    """What the concept is drawn to. Empty: nothing (the paper), or a neutral word ("balanced")."""
+    guidance: float = 3.0
+    """Classifier-free guidance of the trajectories."""
+    negative: float = 1.0
+    """Mode "paper": how far beyond the anchor the concept is pushed."""
+    empty_term: Literal["paper", "older script"] = "paper"
+    """Mode "paper": the weights of the second term; the authors' older script had others."""
+    learning_rate: float = 1e-5
+    """Mode "paper": Adam's, the same for every weight."""
+    augment: float = 0.05
+    """Mode "paper": the share of the iterations, the last ones, whose prompts are augmented."""
+    embedding_noise: float = 1e-5
+    """Mode "paper": standard deviation of the noise on an augmented prompt's conditioning."""
+    projection: Projection = "off"
+    """What in the gradient works against other prompts is taken out (see preserve.py)."""
+    rate: float = 0.03
+    """Mode "balanced": the size of a step relative to the weights (model.spectral_scale)."""
+    push: float = 0.3
+    """Mode "balanced": as `negative`."""
+    retention: float = 4.0
+    """Mode "balanced": weight of keeping other prompts' predictions."""
+    near: float = 0.1
+    """Mode "balanced": stop once this share of the concept's own prediction is left."""
+    batch: int = 2
+    """Mode "balanced": trajectories walked at once."""
+    protect: tuple[str, ...] = ()
+    """Mode "balanced": words whose prompts must stay what they are."""
+
+    @property
+    def first(self) -> int:
+        """S in steps of this run."""
+        if self.start is not None:
+            return self.start
+        return round(TASKS[self.task].start * self.steps / PAPER_STEPS)
+
+    def length(self, concepts: int) -> int:
+        """L of this run."""
+        if self.iterations is not None:
+            return self.iterations
+        if self.mode == "balanced":
+            return 240
+        several = self.task == "instance" and concepts > 1
+        return SEVERAL_INSTANCES if several else TASKS[self.task].iterations
+
+    @property
+    def weights(self) -> NetworkTrainable:
+        if self.trainable is not None:
+            return self.trainable
+        return "cross-attention" if self.mode == "balanced" else TASKS[self.task].trainable
+
+
+def key_step(
+    model: DiffusionModel,
+    concepts: Sequence[str],
+    settings: KeyStepSettings = KeyStepSettings(),
+    on_step: OnStep | None = None,
+    resume: Resume | None = None,
+) -> Erasure:
+    """Unlearn concepts in the denoising network, at its key steps.
+
+    The same seed gives the same erasure on one machine, also when the run was cut short and went on
+    by `resume`. Raises ValueError for bad input, before any work, and model.Diverged, which carries
+    the last good erasure; `on_step` may raise to cancel. The model is afterwards what it was.
+    """
+    check_settings(concepts, settings)
+    resume = resume or Resume()
+    run = paper if settings.mode == "paper" else balanced
+    with model.edit("unet", settings.weights, settings.rank, settings.seed) as edit:
+        erasure = trained(
+            model,
+            edit,
+            "key_step",
+            list(concepts),
+            settings,
+            lambda: run(model, edit, list(concepts), settings, on_step, resume),
+            kind=KINDS[settings.task],
+            start=settings.first,
+        )
+    resume.close()
+    return erasure
+
+
+def check_settings(concepts: Sequence[str], settings: KeyStepSettings) -> None:
+    """Raises ValueError with one sentence where they cannot be used."""
+    check_concepts(concepts, None)
+    check_anchor(concepts, settings.anchor)
+    if not 0 <= settings.first < settings.steps:
+        raise ValueError(
+            f"The first key step is {settings.first}, but a trajectory of {settings.steps} steps "
+            f"has steps 0 to {settings.steps - 1}; choose one of these or the task's own."
+        )
+
+
+def schedule(
+    start: int, steps: int, iterations: int, concepts: int = 1
+) -> Iterator[tuple[int, int]]:
+    """(concept, step) of each iteration: the key steps walked in order, again and again.
+
+    Every concept is walked in turn; after eight such rounds the walk begins one step later, never
+    past nine tenths of the steps.
+    """
+    done, walks = 0, 0
+    while True:
+        for concept in range(concepts):
+            for step in range(start, steps):
+                if done == iterations:
+                    return
+                yield concept, step
+                done += 1
+        walks += 1
+        if walks % WALKS_A_START == 0 and start + 1 <= LATEST_START * steps:
+            start += 1
+
+
+def predictions(
+    model: DiffusionModel, x: torch.Tensor, t: float, *prompts: Conditioning
+) -> tuple[torch.Tensor, ...]:
+    """The network's prediction at the same x_t for each of several prompts, in one pass."""
+    together = torch.cat([x] * len(prompts))
+    return model.predict(together, at(t, together), Conditioning.joined(prompts)).chunk(
+        len(prompts)
+    )
+
+
+def erase_term(
+    student: torch.Tensor, own: torch.Tensor, neutral: torch.Tensor, beyond: float
+) -> torch.Tensor:
+    """mse(e*(x, c'), e(x, 0) - g (e(x, c) - e(x, 0))): the concept's prediction, turned away."""
+    return (student - (neutral - beyond * (own - neutral))).square().mean()
+
+
+def empty_term(
+    student: torch.Tensor, own: torch.Tensor, empty: torch.Tensor, beyond: float
+) -> torch.Tensor:
+    """mse(e*(x, 0), e(x, 0) - l1 (e(x, c) - e(x, 0))): the empty prompt's, turned a little."""
+    return erase_term(student, own, empty, beyond)
+
+
+def empty_weights(variant: str, t: float, iteration: int) -> tuple[float, float]:
+    """(l2, l1): the second term's weight, and how far it turns, at a timestep in 0..1000."""
+    if variant == "paper":
+        return 1e-4, 2e-5 * (1000 - t)
+    return 2e-5, iteration / 10000
+
+
+def walk(
+    run: Run, order: Iterator[tuple[int, int]], iteration: Callable[[int, int, int], float]
+) -> None:
+    """Call iteration(number, concept, step) for what is left of the order."""
+    for number, (concept, step) in enumerate(order):
+        if number >= run.done:
+            iteration(number, concept, step)
+            run.offer()
+
+
+def paper(
+    model: DiffusionModel,
+    edit: Edit,
+    concepts: list[str],
+    settings: KeyStepSettings,
+    on_step: OnStep | None,
+    resume: Resume,
+) -> None:
+    """The paper's loop."""
+    noise = torch.Generator().manual_seed(settings.seed)
+    trajectory = Trajectory(model, settings.steps, settings.guidance, noise)
+    optimiser = edit.adam((0.9, 0.999), 1e-8, rate=settings.learning_rate)
+    rng = random.Random(settings.seed)
+    run = Run(resume, edit, optimiser=optimiser, trajectory=trajectory, rng=rng)
+    words = Neighbourhood(concepts, KINDS[settings.task], rng)
+    total, times, encoded = (
+        settings.length(len(concepts)),
+        timesteps(settings.steps),
+        Encoded(model),
+    )
+
+    def iteration(number: int, which: int, step: int) -> None:
+        concept, t = concepts[which], times[step]
+        prompt, empty, anchor = encoded(concept), encoded(""), encoded(settings.anchor)
+        x = trajectory.to(step, prompt, empty)
+        asked = prompt
+        if number >= (1 - settings.augment) * total:
+            asked = noisy(
+                encoded(augmented(rng, settings.task, concept)), settings.embedding_noise, noise
+            )
+        with edit.off():
+            own, none, neutral = predictions(model, x, t, prompt, empty, anchor)
+        student, student_none = predictions(model, x, t, asked, empty)
+        weight, turn = empty_weights(settings.empty_term, t, number)
+        loss = erase_term(student, own, neutral, settings.negative)
+        loss = loss + weight * empty_term(student_none, own, none, turn)
+        keep = None
+        if settings.projection != "off":
+            others = [encoded(prompt) for prompt in words.others(2)]
+            with edit.off():
+                was = torch.cat(predictions(model, x, t, *others))
+            keep = (torch.cat(predictions(model, x, t, *others)) - was).square().mean()
+        value = edit.step(optimiser, loss, keep=keep, projection=settings.projection)
+        if on_step:
+            on_step(number + 1, total, value, edit)
+
+    walk(run, schedule(settings.first, settings.steps, total, len(concepts)), iteration)
+
+
+def noisy(prompt: Conditioning, deviation: float, generator: torch.Generator) -> Conditioning:
+    noise = torch.randn(prompt.cross.shape, generator=generator).to(prompt.cross)
+    return Conditioning(prompt.cross + deviation * noise, prompt.pooled, prompt.extra)
+
+
+def balanced(
+    model: DiffusionModel,
+    edit: Edit,
+    concepts: list[str],
+    settings: KeyStepSettings,
+    on_step: OnStep | None,
+    resume: Resume,
+) -> None:
+    """Ours: to a neutral word and a little beyond, other prompts held, until the concept is gone.
+
+    Other prompts are held on pictures that the original model drew of them, at the same noise.
+    """
+    noise = torch.Generator().manual_seed(settings.seed)
+    trajectory = Trajectory(model, settings.steps, settings.guidance, noise, settings.batch)
+    optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=settings.rate)
+    rng = random.Random(settings.seed)
+    run = Run(resume, edit, optimiser=optimiser, trajectory=trajectory, rng=rng)
+    around = concepts, KINDS[settings.task]
+    words = Neighbourhood(*around, rng, settings.anchor, settings.protect)
+    encoded = Encoded(model)
+    held = Held(model, edit, around, settings.protect, settings.seed, resume)
+    total, times = settings.length(len(concepts)), timesteps(settings.steps)
+    count = settings.batch
+    # Of the last iterations on each concept: how much of its own prediction is left.
+    recent = run.more.setdefault("recent", [[] for _ in concepts])
+
+    def iteration(number: int, which: int, step: int) -> None:
+        if step != trajectory.step + 1:  # a new walk
+            run.more["sentences"] = words.sentences(count)
+        sentences, t = run.more["sentences"], times[step]
+        own = encoded(*(sentence.format(concepts[which]) for sentence in sentences))
+        neutral = encoded(*(sentence.format(words.anchor) for sentence in sentences))
+        x = trajectory.to(step, own, encoded("").repeated(count))
+        others, others_prompts = held.noised(rng, noise, t)
+        prompts = Conditioning.joined([own, neutral, others_prompts])
+        inputs = torch.cat([x, x, others])
+        with edit.off():
+            was = model.predict(inputs, at(t, inputs), prompts)
+        now = model.predict(inputs, at(t, inputs), prompts)
+        target = was[count : 2 * count] - settings.push * (was[:count] - was[count : 2 * count])
+        # Relative to how far the concept's prediction is from it at this step.
+        far = (was[:count] - target).square().mean().clamp(min=1e-12)
+        left = (now[:count] - target).square().mean() / far
+        kept = (now[count:] - was[count:]).square().mean() / far
+        value = edit.step(
+            optimiser, left + settings.retention * kept, keep=kept, projection=settings.projection
+        )
+        recent[which] = [*recent[which][1 - STOP_WINDOW :], left.item()]
+        if on_step:
+            on_step(number + 1, total, value, edit)
+        if all(len(some) == STOP_WINDOW and mean(some) <= settings.near for some in recent):
+            raise Reached
+
+    with suppress(Reached):
+        walk(run, schedule(settings.first, settings.steps, total, len(concepts)), iteration)
+
+
+class Reached(Exception):
+    """The concept is far enough gone."""

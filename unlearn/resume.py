@@ -1,0 +1,121 @@
+"""Resuming: a long run keeps its state in a file and goes on from it, to the very same result."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from .model import Edit
+
+
+class Resume:
+    """Where a run keeps its state, so that a crash, a cancel or a restart costs little of it.
+
+    file: None keeps nothing. The state holds tensors, numbers, strings, lists, tuples and dicts
+    only; the file is read without running anything in it.
+    """
+
+    def __init__(self, file: Path | None = None, every: float = 60.0) -> None:
+        self.file, self.every = file, every
+        self.saved = time.monotonic()
+
+    def load(self) -> dict | None:
+        """The state of an earlier run; None where there is none or it cannot be read."""
+        return self._read(self.file) if self.file else None
+
+    def offer(self, state: Callable[[], dict]) -> None:
+        """Keep the state if `every` seconds have passed since the last time."""
+        if self.file and time.monotonic() - self.saved >= self.every:
+            self._write(self.file, state())
+            self.saved = time.monotonic()
+
+    def once(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """A tensor that is dear to make: from its own file beside the state where it is there."""
+        if not self.file:
+            return make()
+        file = self.file.with_name(f"{self.file.name}.{name}")
+        kept = self._read(file)
+        if kept is None:
+            kept = make()
+            self._write(file, kept)
+        return kept
+
+    def close(self) -> None:
+        """The run is done: its state is of no use any more."""
+        if self.file and self.file.parent.exists():
+            for file in (self.file, *self.file.parent.glob(f"{self.file.name}.*")):
+                file.unlink(missing_ok=True)
+
+    @staticmethod
+    def _read(file: Path):
+        if not file.is_file():
+            return None
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError):
+            return None  # cut short or of another make: the run begins anew
+
+    @staticmethod
+    def _write(file: Path, state) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        try:
+            torch.save(state, temporary)
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class Run:
+    """All that changes in the course of a run; it begins where `resume` says, or anew.
+
+    parts: by name, whatever has a state: modules, optimisers, generators of random numbers, and
+    what has `state` and `restore` as an Edit does.
+    """
+
+    def __init__(self, resume: Resume, edit: Edit, **parts) -> None:
+        self.resume, self.edit = resume, edit
+        self.parts = {"edit": edit, **parts}
+        self.more: dict = {}
+        """Plain values to be had again."""
+        state = resume.load()
+        if state is not None and state.keys() == {"more", *self.parts}:
+            for name, part in self.parts.items():
+                _restore(part, state[name])
+            self.more = state["more"]
+
+    @property
+    def done(self) -> int:
+        """Steps of an earlier run."""
+        return len(self.edit.history)
+
+    def offer(self) -> None:
+        """Call it after every iteration."""
+        self.resume.offer(
+            lambda: {"more": self.more, **{name: _state(p) for name, p in self.parts.items()}}
+        )
+
+
+def _state(part):
+    if isinstance(part, random.Random):
+        return part.getstate()
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    return part.state_dict() if hasattr(part, "state_dict") else part.state()
+
+
+def _restore(part, state) -> None:
+    if isinstance(part, random.Random):
+        part.setstate(state)
+    elif isinstance(part, torch.Generator):
+        part.set_state(state)
+    elif hasattr(part, "load_state_dict"):
+        part.load_state_dict(state)
+    else:
+        part.restore(state)
