@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .erased import CombineErasedClip, LoadErasedClip, SaveErasedClip
+from .domain_correction import DomainCorrectionUNetUnlearn
+from .erased import (
+    CombineErasedClip,
+    LoadErasedClip,
+    LoadErasedModel,
+    SaveErasedClip,
+    SaveErasedModel,
+)
 from .few_shot import FewShotEncoderUnlearn
+from .key_step import KeyStepUNetUnlearn
 
 
 class ConceptUnlearn(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [FewShotEncoderUnlearn, LoadErasedClip, SaveErasedClip, CombineErasedClip]
+        return [
+            FewShotEncoderUnlearn,
+            KeyStepUNetUnlearn,
+            DomainCorrectionUNetUnlearn,
+            LoadErasedClip,
+            LoadErasedModel,
+            SaveErasedClip,
+            SaveErasedModel,
+            CombineErasedClip,
+        ]

@@ -58,6 +58,11 @@ CLIP = Part("text encoder", "CLIP", "Load Erased Model")
 MODEL = Part("model", "MODEL", "Load Erased CLIP")
 
 
+def has_part(erasure: Erasure, socket: str) -> bool:
+    """Whether it changes the text encoder ("CLIP") or the network ("MODEL")."""
+    return any(key.startswith(NETWORK) == (socket == "MODEL") for key in erasure.deltas)
+
+
 def _patch(patcher, names: dict, erasure: Erasure, strength: float, part: Part) -> str:
     """Put the part's deltas on a patcher of our own; returns the warning."""
     wanted = {key for key in erasure.deltas if part.has(key)}

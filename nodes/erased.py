@@ -1,4 +1,4 @@
-"""Load, Save and Combine Erased CLIP: what one does with an erasure once it is there."""
+"""Load, Save and Combine: what one does with an erasure once it is there."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import torch
 from comfy_api.latest import io, ui
 from safetensors import SafetensorError
 
-from ..unlearn.erasure import Erasure, ErasureError, combine, is_erasure
-from .apply import erased_clip, foreign_erasure
-from .few_shot import ErasureType, output_file
+from ..unlearn.erasure import NETWORK, Erasure, ErasureError, combine, is_erasure
+from .apply import erased_clip, erased_model, foreign_erasure, has_part
+from .files import output_file
 from .report import tell
+from .training import ErasureType
 
 FOLDERS = ("loras", "text_encoders")
 
 
-def erasure_choices() -> list[str]:
-    """What Load Erased CLIP offers: erasures among the LoRAs, and whole encoders of others."""
+def erasure_choices(folders: tuple[str, ...] = FOLDERS) -> list[str]:
+    """What the loaders offer: erasures among the LoRAs, and whole encoders of others."""
     return [
         name
-        for folder in FOLDERS
+        for folder in folders
         for name in folder_paths.get_filename_list(folder)
         if name.endswith(".safetensors")
     ]
@@ -62,17 +63,7 @@ class LoadErasedClip(io.ComfyNode):
                     options=erasure_choices(),
                     tooltip="A file in models/loras, output/loras or models/text_encoders.",
                 ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-2.0,
-                    max=2.0,
-                    step=0.05,
-                    display_mode=io.NumberDisplay.slider,
-                    tooltip="1 is "
-                    "the erasure as trained, 0 the original. Negative values go the other "
-                    "way: -1 undoes an erasure that is already on this CLIP.",
-                ),
+                strength_input("CLIP"),
             ],
             outputs=[
                 io.Clip.Output("erased_clip", display_name="CLIP"),
@@ -89,17 +80,79 @@ class LoadErasedClip(io.ComfyNode):
         file = find_file(erasure_name)
         erasure = read(clip, file)
         result, warning = erased_clip(clip, erasure, strength)
-        if warning:
-            logging.warning(warning)
-        text = f"{', '.join(erasure.concepts)}, strength {strength:g}. {warning}".strip()
-        tell(cls.hidden.unique_id, text)
-        return io.NodeOutput(result, combine([erasure], [strength]), text, ui=ui.PreviewText(text))
+        return _loaded(cls.hidden.unique_id, result, erasure, strength, warning)
 
     @classmethod
     def fingerprint_inputs(cls, erasure_name, **inputs) -> str:
         """A file that was written anew is read anew."""
         path = find_file(erasure_name)
         return f"{path.stat().st_mtime_ns}"
+
+
+class LoadErasedModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoadErasedModel",
+            display_name="Load Erased Model",
+            category="unlearn",
+            description=(
+                "Puts a saved erasure on the network that draws. Chain several for several "
+                "erasures."
+            ),
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The model that the erasure was trained with. The one connected here "
+                    "stays what it is.",
+                ),
+                io.Combo.Input(
+                    "erasure_name",
+                    options=erasure_choices(("loras",)),
+                    tooltip="A file in models/loras or output/loras.",
+                ),
+                strength_input("MODEL"),
+            ],
+            outputs=[
+                io.Model.Output("erased_model", display_name="MODEL"),
+                ErasureType.Output(
+                    "erasure", display_name="ERASURE", tooltip="What was put on, at this strength."
+                ),
+                io.String.Output("summary", display_name="summary"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, erasure_name, strength) -> io.NodeOutput:
+        erasure = Erasure.load(find_file(erasure_name))
+        result, warning = erased_model(model, erasure, strength)
+        return _loaded(cls.hidden.unique_id, result, erasure, strength, warning)
+
+    @classmethod
+    def fingerprint_inputs(cls, erasure_name, **inputs) -> str:
+        return f"{find_file(erasure_name).stat().st_mtime_ns}"
+
+
+def strength_input(socket: str) -> io.Float.Input:
+    return io.Float.Input(
+        "strength",
+        default=1.0,
+        min=-2.0,
+        max=2.0,
+        step=0.05,
+        display_mode=io.NumberDisplay.slider,
+        tooltip="1 is the erasure as trained, 0 the original. Negative values go the other way: -1 "
+        f"undoes an erasure that is already on this {socket}.",
+    )
+
+
+def _loaded(node_id, result, erasure: Erasure, strength: float, warning: str) -> io.NodeOutput:
+    if warning:
+        logging.warning(warning)
+    text = f"{', '.join(erasure.concepts)}, strength {strength:g}. {warning}".strip()
+    tell(node_id, text)
+    return io.NodeOutput(result, combine([erasure], [strength]), text, ui=ui.PreviewText(text))
 
 
 def read(clip, file: Path) -> Erasure:
@@ -117,21 +170,23 @@ def read(clip, file: Path) -> Erasure:
 
 
 class SaveErasedClip(io.ComfyNode):
+    NODE_ID, NAME, PREFIX = "SaveErasedCLIP", "Save Erased CLIP", "loras/erased_clip"
+    READERS = "Load Erased CLIP and the stock Load LoRA node read"
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="SaveErasedCLIP",
-            display_name="Save Erased CLIP",
+            node_id=cls.NODE_ID,
+            display_name=cls.NAME,
             category="unlearn",
             description=(
-                "Writes an erasure under a name of your own, as one small file that Load Erased "
-                "CLIP and the stock Load LoRA node read."
+                f"Writes an erasure under a name of your own, as one small file that {cls.READERS}."
             ),
             inputs=[
                 ErasureType.Input("erasure", tooltip="From a training, loading or combining node."),
                 io.String.Input(
                     "filename_prefix",
-                    default="loras/erased_clip",
+                    default=cls.PREFIX,
                     tooltip="In the output folder; the stock nodes find what lies in output/loras.",
                 ),
                 io.Combo.Input(
@@ -161,6 +216,13 @@ class SaveErasedClip(io.ComfyNode):
         return io.NodeOutput(str(relative), ui=ui.PreviewText(text))
 
 
+class SaveErasedModel(SaveErasedClip):
+    """The same file, also for what was taken out of a denoising network."""
+
+    NODE_ID, NAME, PREFIX = "SaveErasedModel", "Save Erased Model", "loras/erased_model"
+    READERS = "Load Erased Model and the stock Load LoRA nodes read"
+
+
 class CombineErasedClip(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -180,33 +242,62 @@ class CombineErasedClip(io.ComfyNode):
                     ErasureType.Input(f"erasure_{i}", optional=i > 2, tooltip="An erasure to add.")
                     for i in range(1, 6)
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The original model, where erasures of it are combined.",
+                ),
             ],
             outputs=[
                 io.Clip.Output("erased_clip", display_name="CLIP"),
                 ErasureType.Output("erasure", display_name="ERASURE"),
                 io.String.Output("report", display_name="report"),
+                io.Model.Output("erased_model", display_name="MODEL"),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, clip, **erasures) -> io.NodeOutput:
+    def execute(cls, clip, model=None, **erasures) -> io.NodeOutput:
         parts = [erasure for _, erasure in sorted(erasures.items()) if erasure is not None]
         together = combine(parts)
-        result, warning = erased_clip(clip, together)
-        lines = [warning] if warning else []
+        lines = []
+        result, drawing = clip, model
+        if has_part(together, "CLIP"):
+            result, warning = erased_clip(clip, together)
+            lines += [warning] if warning else []
+        if has_part(together, "MODEL") and model is not None:
+            drawing, warning = erased_model(model, together)
+            lines += [warning] if warning else []
         for erasure in parts:
-            alone, _ = erased_clip(clip, erasure)
-            for concept in erasure.concepts:
+            for concept in erasure.concepts if has_part(erasure, "CLIP") else ():
+                alone, _ = erased_clip(clip, erasure)
                 length, direction = conflict(clip, alone, result, concept)
                 lines.append(
                     f"{concept}: moves {length:.0%} as far as alone, {direction:.0%} in the same "
                     "direction"
                 )
+            if has_part(erasure, "MODEL"):
+                shared = overlap(erasure, together)
+                lines.append(
+                    f"{', '.join(erasure.concepts)}: {shared:.0%} of its change of the model is "
+                    "left beside the others"
+                )
         text = "\n".join(lines)
         tell(cls.hidden.unique_id, text)
         together = together.with_measured(conflict=lines)
-        return io.NodeOutput(result, together, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(result, together, text, drawing, ui=ui.PreviewText(text))
+
+
+def overlap(erasure: Erasure, together: Erasure) -> float:
+    """The share of an erasure's change of the network that is still there in a sum of several.
+
+    Its projection on the sum: 1 where the others change what it does not.
+    """
+    keys = [key for key in erasure.deltas if key.startswith(NETWORK)]
+    one = torch.cat([erasure.delta(key).flatten() for key in keys])
+    both = torch.cat([together.delta(key).flatten() for key in keys])
+    return ((one @ both) / (one @ one).clamp(min=1e-20)).item()
 
 
 def conflict(clip, alone, together, concept: str) -> tuple[float, float]:

@@ -52,23 +52,32 @@ class ComfyModel:
     def encoder(self) -> torch.nn.Module:
         return self.clip.cond_stage_model
 
-    def prepare(self, batch: int, trainable: str, rank: int) -> MemoryPlan:
+    def prepare(self, part: Part, select: str, rank: int, batch: int) -> MemoryPlan:
         """Look whether a training fits into memory, and recompute activations where it must.
 
         Raises MemoryError with the estimate when it does not fit at all, and ValueError when the
         text encoder is not of the kind that this network reads.
         """
         self._check_encoder()
-        weights = encoder_weights(self.encoder, trainable, self._unread_layers()).values()
+        weights = self._weights(part, select)
         trained = sum(
             rank * (w.shape[0] + w[0].numel()) if rank and w.ndim > 1 else w.numel()
-            for w in weights
+            for w in weights.values()
         )
+        # Autograd keeps each edited weight as it was used, unless its block is recomputed.
+        copies = sum(w.numel() * w.element_size() for w in weights.values())
         shape = (batch, self.network.latent_format.latent_channels, *self._space())
-        planned = plan(self.network, shape, trained, self.device)
+        planned = plan(self.network, shape, trained, copies, self.device)
         if self.checkpointing is None:
             self.checkpointing = planned.checkpointing
         return planned
+
+    def _weights(self, part: Part, select: str) -> dict[str, torch.Tensor]:
+        """What `select` means in a part, by the host's names."""
+        if part == "encoder":
+            return encoder_weights(self.encoder, select, self._unread_layers())
+        found = network_weights(self.network.diffusion_model, select)
+        return {NETWORK + key: weight for key, weight in found.items()}
 
     def _check_encoder(self) -> None:
         wanted = self.network.model_config.unet_config.get("context_dim")
@@ -270,14 +279,10 @@ class ComfyModel:
         With "cross-attention-kv" the first token's keys and values take no gradient (DoCo): every
         prompt has that token, so what is learnt through it reaches all of them.
         """
-        if part == "encoder":
-            root, prefix = self.encoder, ""
-            weights = encoder_weights(root, select, self._unread_layers())
-        else:
-            root, prefix = self.network.diffusion_model, NETWORK
-            weights = network_weights(root, select)
-        edit = Edit({prefix + key: weight for key, weight in weights.items()}, rank, seed)
-        layers = {key.rpartition(".")[0] for key in weights}
+        root = self.encoder if part == "encoder" else self.network.diffusion_model
+        prefix = "" if part == "encoder" else NETWORK
+        edit = Edit(self._weights(part, select), rank, seed)
+        layers = {key.removeprefix(prefix).rpartition(".")[0] for key in edit.weights}
         without_first = layers if select == "cross-attention-kv" else ()
         with edited(root, edit, prefix), first_token_detached(root, without_first):
             yield edit

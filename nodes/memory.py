@@ -30,11 +30,16 @@ class MemoryPlan:
 
 
 def plan(
-    network: torch.nn.Module, shape: tuple[int, ...], trained: int, device: torch.device
+    network: torch.nn.Module,
+    shape: tuple[int, ...],
+    trained: int,
+    copies: int,
+    device: torch.device,
 ) -> MemoryPlan:
     """Decide on activation checkpointing: only where the run would not fit without it.
 
-    shape: of the latents of a batch. trained: how many values are trained. Raises MemoryError, one
+    shape: of the latents of a batch. trained: how many values are trained. copies: bytes of the
+    weights they change. Raises MemoryError, one
     sentence with the estimate, when it will not fit either way.
     """
     area = shape[0]
@@ -44,7 +49,7 @@ def plan(
     unit = area * size * 0.01 * network.memory_usage_factor * 2**20
     state = trained * TRAINING_STATE
     free = int(management.get_free_memory(device))
-    full, recomputed = int(unit * KEPT), int(unit * RECOMPUTED)
+    full, recomputed = int(unit * KEPT) + copies, int(unit * RECOMPUTED)
     if full + state <= free:
         return MemoryPlan(full, state, free, checkpointing=False)
     if recomputed + state <= free:

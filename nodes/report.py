@@ -21,7 +21,8 @@ def tell(node_id: str | None, text: str) -> None:
 class Progress:
     """on_step of a method: progress bar, status text and a live picture of what the concept is now.
 
-    draw() gives one picture (1, H, W, 3); it may take a fifth of the time and no more. Every step
+    draw() gives one picture (1, H, W, 3), None draws none; it may take a fifth of the time and no
+    more. Every step
     asks the host whether the user cancelled: its own progress bar does so too rarely.
     """
 
@@ -35,7 +36,7 @@ class Progress:
         comfy.model_management.throw_exception_if_processing_interrupted()
         preview = None
         now = time.monotonic()
-        if step == 1 or now - self.drawn > max(1.0, 5 * self.cost):
+        if self.draw and (step == 1 or now - self.drawn > max(1.0, 5 * self.cost)):
             picture = Image.fromarray((self.draw()[0].numpy() * 255).round().astype(np.uint8))
             preview = ("JPEG", picture, 512)
             self.drawn = time.monotonic()
@@ -44,29 +45,81 @@ class Progress:
         tell(self.node_id, f"{self.what}\nstep {step} of at most {total}, loss {loss:.4f}")
 
 
-def loss_curve(losses: list[float], width: int = 512, height: int = 256) -> torch.Tensor:
-    """The losses as a picture, (1, height, width, 3): each step thin, their running mean bold."""
-    image = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(image)
-    margin = 34
+class Chart:
+    """A picture with two axes and lines on it."""
+
+    MARGIN = 34
+
+    def __init__(
+        self,
+        title: str,
+        x: tuple[float, float],
+        y: tuple[float, float],
+        size: tuple[int, int] = (512, 256),
+    ) -> None:
+        self.x, self.y, self.size = x, y, size
+        self.image = Image.new("RGB", size, "white")
+        self.pen = ImageDraw.Draw(self.image)
+        width, height = size
+        self.pen.line(
+            [
+                (self.MARGIN, 10),
+                (self.MARGIN, height - self.MARGIN + 4),
+                (width - 10, height - self.MARGIN + 4),
+            ],
+            fill="black",
+        )
+        for value in y:
+            self.pen.text((2, self.place(x[0], value)[1] - 6), f"{value:.3g}", fill="black")
+        self.pen.text((width // 2, height - 22), title, fill="black", anchor="mt")
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        width, height = self.size
+        across = (x - self.x[0]) / max(1e-12, self.x[1] - self.x[0])
+        up = (y - self.y[0]) / max(1e-12, self.y[1] - self.y[0])
+        return (
+            self.MARGIN + (width - self.MARGIN - 10) * across,
+            10 + (height - self.MARGIN - 10) * (1 - up),
+        )
+
+    def line(self, points, colour: tuple[int, int, int], width: int = 1) -> None:
+        if len(points) > 1:
+            self.pen.line([self.place(x, y) for x, y in points], fill=colour, width=width)
+
+    def tensor(self) -> torch.Tensor:
+        """(1, height, width, 3)."""
+        return torch.from_numpy(np.asarray(self.image).astype(np.float32) / 255)[None]
+
+
+PALE, DARK = (170, 190, 220), (20, 60, 150)
+
+
+def loss_curve(losses: list[float]) -> torch.Tensor:
+    """The losses as a picture, (1, 256, 512, 3): each step thin, their running mean bold."""
     low, high = (min(losses), max(losses)) if losses else (0.0, 1.0)
-    high = high if high > low else low + 1.0
-
-    def point(i: int, value: float) -> tuple[float, float]:
-        x = margin + (width - margin - 10) * i / max(1, len(losses) - 1)
-        return x, 10 + (height - margin - 10) * (high - value) / (high - low)
-
-    pen.line(
-        [(margin, 10), (margin, height - margin + 4), (width - 10, height - margin + 4)],
-        fill="black",
+    chart = Chart(
+        f"loss over {len(losses)} steps",
+        (0, max(1, len(losses) - 1)),
+        (low, high if high > low else low + 1.0),
     )
-    for value in (low, high):
-        pen.text((2, point(0, value)[1] - 6), f"{value:.3g}", fill="black")
-    pen.text((width // 2 - 60, height - 22), f"loss over {len(losses)} steps", fill="black")
     # Of the steps around each one, so that the line does not lag behind a falling loss.
     around = [losses[max(0, i - 4) : i + 5] for i in range(len(losses))]
-    mean = [sum(some) / len(some) for some in around]
-    if len(losses) > 1:
-        pen.line([point(i, v) for i, v in enumerate(losses)], fill=(170, 190, 220))
-        pen.line([point(i, v) for i, v in enumerate(mean)], fill=(20, 60, 150), width=2)
-    return torch.from_numpy(np.asarray(image).astype(np.float32) / 255)[None]
+    chart.line(list(enumerate(losses)), PALE)
+    chart.line([(i, sum(some) / len(some)) for i, some in enumerate(around)], DARK, 2)
+    return chart.tensor()
+
+
+def key_steps_plot(start: int, steps: int, found: dict | None) -> torch.Tensor:
+    """Which sampling steps were trained on, (1, 256, 512, 3).
+
+    found: a unlearn.find_start.KeySteps as a dict, whose curve is drawn; None where nothing was
+    measured.
+    """
+    what = "what is left of the concept when later steps know nothing of it" if found else ""
+    chart = Chart(f"trained on steps {start} to {steps - 1}  {what}", (0, steps), (0.0, 1.0))
+    left, top = chart.place(start, 1.0)
+    right, bottom = chart.place(steps, 0.0)
+    chart.pen.rectangle([left, top, right, bottom], fill=(235, 240, 250))
+    if found:
+        chart.line(list(zip(found["points"], found["left"])), DARK, 2)
+    return chart.tensor()

@@ -66,6 +66,11 @@ class DomainCorrectionSettings:
     protect: tuple[str, ...] = ()
     """Mode "balanced": words whose prompts must stay what they are."""
 
+    @property
+    def rows(self) -> int:
+        """Latents that the network works on at once, at most."""
+        return self.of("batch", 8, 4 + Held.AT_ONCE)
+
     def of(self, name: str, paper: int, balanced: int) -> int:
         """A number of this run: the user's own, or the mode's."""
         own = getattr(self, name)
@@ -85,8 +90,7 @@ def domain_correction(
     by `resume`. Raises ValueError for bad input, before any work, and model.Diverged, which carries
     the last good erasure; `on_step` may raise to cancel. The model is afterwards what it was.
     """
-    check_concepts(concepts, None)
-    check_anchor(concepts, settings.anchor)
+    check_settings(concepts, settings)
     resume = resume or Resume()
     with model.edit("unet", settings.trainable, settings.rank, settings.seed) as edit:
         erasure = trained(
@@ -100,6 +104,12 @@ def domain_correction(
         )
     resume.close()
     return erasure
+
+
+def check_settings(concepts: Sequence[str], settings: DomainCorrectionSettings) -> None:
+    """Raises ValueError with one sentence where they cannot be used."""
+    check_concepts(concepts, None)
+    check_anchor(concepts, settings.anchor)
 
 
 class Discriminator(torch.nn.Sequential):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import Literal
 
@@ -18,11 +18,12 @@ import torch
 
 from .erasure import Erasure
 from .few_shot import STOP_WINDOW, check_concepts
+from .find_start import KeySteps, find_key_steps
 from .held import Encoded, Held
 from .model import Conditioning, DiffusionModel, Edit, OnStep
 from .neighbourhood import Neighbourhood, check_anchor
 from .preserve import Projection
-from .prompts import augmented
+from .prompts import COMMON_STYLES, COMMON_WORDS, augmented
 from .resume import Resume, Run
 from .select import NetworkTrainable
 from .training import trained
@@ -62,8 +63,9 @@ class KeyStepSettings:
     """What the concept is; "instance" is a character or a face."""
     steps: int = PAPER_STEPS
     """E: sampling steps of a trajectory."""
-    start: int | None = None
-    """S: the first key step. None: the paper's for the task, scaled to `steps`."""
+    start: int | Literal["auto"] | None = None
+    """S: the first key step. None: the paper's for the task, scaled to `steps`. "auto": measured
+    for this concept and model (find_start.py)."""
     iterations: int | None = None
     """L: at most so many. None: the paper's for the task, or 240 in mode "balanced"."""
     trainable: NetworkTrainable | None = None
@@ -102,8 +104,8 @@ class KeyStepSettings:
 
     @property
     def first(self) -> int:
-        """S in steps of this run."""
-        if self.start is not None:
+        """S in steps of this run; the paper's where it is yet to be found."""
+        if isinstance(self.start, int):
             return self.start
         return round(TASKS[self.task].start * self.steps / PAPER_STEPS)
 
@@ -115,6 +117,11 @@ class KeyStepSettings:
             return 240
         several = self.task == "instance" and concepts > 1
         return SEVERAL_INSTANCES if several else TASKS[self.task].iterations
+
+    @property
+    def rows(self) -> int:
+        """Latents that the network works on at once, at most."""
+        return 3 if self.mode == "paper" else 2 * self.batch + Held.AT_ONCE
 
     @property
     def weights(self) -> NetworkTrainable:
@@ -138,6 +145,12 @@ def key_step(
     """
     check_settings(concepts, settings)
     resume = resume or Resume()
+    record = {"kind": KINDS[settings.task]}
+    run_settings = settings
+    if settings.start == "auto":
+        found = found_start(model, concepts, settings, resume)
+        record["key_steps"] = asdict(found)
+        run_settings = replace(settings, start=found.start)
     run = paper if settings.mode == "paper" else balanced
     with model.edit("unet", settings.weights, settings.rank, settings.seed) as edit:
         erasure = trained(
@@ -146,9 +159,9 @@ def key_step(
             "key_step",
             list(concepts),
             settings,
-            lambda: run(model, edit, list(concepts), settings, on_step, resume),
-            kind=KINDS[settings.task],
-            start=settings.first,
+            lambda: run(model, edit, list(concepts), run_settings, on_step, resume),
+            **record,
+            start=run_settings.first,
         )
     resume.close()
     return erasure
@@ -163,6 +176,37 @@ def check_settings(concepts: Sequence[str], settings: KeyStepSettings) -> None:
             f"The first key step is {settings.first}, but a trajectory of {settings.steps} steps "
             f"has steps 0 to {settings.steps - 1}; choose one of these or the task's own."
         )
+
+
+def found_start(
+    model: DiffusionModel, concepts: Sequence[str], settings: KeyStepSettings, resume: Resume
+) -> KeySteps:
+    """The key steps measured; of several concepts, those of the one that is decided first."""
+    kind = KINDS[settings.task]
+    words = Neighbourhood(concepts, kind, random.Random(settings.seed), settings.anchor)
+    neighbours = {"style": COMMON_STYLES, "character": ("man", "woman", "child")}
+    others = [w for w in neighbours.get(kind, COMMON_WORDS) if w not in concepts][:3]
+    sentence = "a photo of a person, {} style" if kind == "style" else "a photo of a {}"
+
+    def measure() -> torch.Tensor:
+        found = [
+            find_key_steps(
+                model,
+                sentence,
+                concept,
+                words.anchor,
+                others,
+                settings.steps,
+                settings.guidance,
+                settings.seed,
+            )
+            for concept in concepts
+        ]
+        earliest = min(found, key=lambda one: one.start)
+        return torch.tensor([earliest.points, earliest.left], dtype=torch.float64)
+
+    points, left = resume.once("start", measure).tolist()
+    return KeySteps([int(point) for point in points], left, settings.steps)
 
 
 def schedule(

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date
 
-from .erasure import VERSION, Erasure
+import torch
+
+from .erasure import NETWORK, VERSION, Erasure
 from .model import DiffusionModel, Diverged, Edit
 
 
@@ -44,7 +46,29 @@ def trained(
 
     try:
         loop()
+        if any(key.startswith(NETWORK) for key in edit.deltas):
+            record["moved"] = moved(model, edit, concepts)
     except Diverged as error:
         error.erasure = erasure(error.deltas, error.history)
         raise
     return erasure(edit.tensors(), edit.history)
+
+
+@torch.no_grad()
+def moved(model: DiffusionModel, edit: Edit, concepts: list[str]) -> dict[str, float]:
+    """How far each concept's prediction moved in an edited network, relative to what its prompt
+    did.
+
+    |e*(x, c) - e(x, c)| / |e(x, c) - e(x, 0)| on the same noise in the middle of the schedule.
+    """
+    noise = model.noise(1, torch.Generator().manual_seed(0))
+    t = torch.full((2,), 700.0, device=noise.device)
+    x = model.noised(torch.zeros_like(noise), noise, t[:1]).repeat(2, *[1] * (noise.ndim - 1))
+    result = {}
+    for concept in concepts:
+        prompts = model.encode([f"a photo of a {concept}", ""])
+        with edit.off():
+            own, empty = model.predict(x, t, prompts)
+        now = model.predict(x, t, prompts)[0]
+        result[concept] = ((now - own).norm() / (own - empty).norm().clamp(min=1e-12)).item()
+    return result

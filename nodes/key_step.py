@@ -1,0 +1,190 @@
+"""Key-Step UNet Unlearn: the node of unlearn/key_step.py (arXiv 2507.06526)."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..unlearn.key_step import TASKS, KeyStepSettings, check_settings, key_step
+from ..unlearn.prompts import split_concepts
+from .apply import erased_model
+from .report import key_steps_plot
+from .training import (
+    Trained,
+    Training,
+    filename_input,
+    output_sockets,
+    outputs,
+    projection_input,
+    protect_input,
+    rank_input,
+    seed_input,
+    summary,
+    words,
+)
+
+WEIGHTS = ["by task", "cross-attention", "cross-attention-kv", "outside-cross-attention"]
+
+
+class KeyStepUNetUnlearn(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KeyStepUNetUnlearn",
+            display_name="Key-Step UNet Unlearn",
+            category="unlearn",
+            description=(
+                "Takes a concept out of the network that draws, at those sampling steps in which "
+                "it takes shape. No pictures are needed, and it holds for embeddings of the "
+                "concept, too, which an erased text encoder cannot stop."
+            ),
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The model to take the concept out of. The one connected here stays "
+                    "what it is.",
+                ),
+                io.Clip.Input("clip", tooltip="The text encoder of this model. It is only read."),
+                io.Vae.Input("vae", optional=True, tooltip="For the live picture while it trains."),
+                io.String.Input(
+                    "concept",
+                    default="",
+                    tooltip="The word or name to unlearn. Several are separated by commas and go "
+                    "into one erasure.",
+                ),
+                io.Combo.Input(
+                    "task",
+                    options=list(TASKS),
+                    default="object",
+                    tooltip="What the concept is; instance is a character or a face. It decides "
+                    "the sentences, and in mode paper the key steps and the weights.",
+                ),
+                io.String.Input(
+                    "anchor",
+                    default="",
+                    optional=True,
+                    tooltip="What is drawn in its place. Empty: a neutral word by task (balanced), "
+                    "nothing (paper).",
+                ),
+                io.Int.Input(
+                    "size",
+                    default=512,
+                    min=64,
+                    max=2048,
+                    step=8,
+                    tooltip="Width and height in pixels of what the model draws while it trains.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=["balanced", "paper"],
+                    default="balanced",
+                    tooltip="balanced: keeps other concepts and stops by itself. paper: the "
+                    "published algorithm and settings, for comparison.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=50,
+                    min=4,
+                    max=1000,
+                    tooltip="Sampling steps of the pictures it walks through.",
+                ),
+                io.Combo.Input(
+                    "key_steps",
+                    options=["by task", "auto", "from start"],
+                    default="by task",
+                    tooltip="Which steps are trained on. by task: the paper's. auto: measured for "
+                    "this concept and model. from start: from the step below on.",
+                ),
+                io.Int.Input(
+                    "start",
+                    default=14,
+                    min=0,
+                    max=999,
+                    tooltip="The first key step, where key_steps says so; 0 is the noisiest.",
+                ),
+                io.Int.Input(
+                    "iterations",
+                    default=0,
+                    min=0,
+                    max=100000,
+                    tooltip="It stops here at the latest. 0: the mode's own number.",
+                ),
+                io.Combo.Input(
+                    "trainable",
+                    options=WEIGHTS,
+                    default="by task",
+                    tooltip="Which weights are trained. by task: the paper's in mode paper, "
+                    "cross-attention in mode balanced.",
+                ),
+                rank_input(),
+                seed_input(),
+                protect_input(),
+                filename_input(),
+                projection_input("off"),
+            ],
+            outputs=[
+                *output_sockets(
+                    io.Model.Output(
+                        "erased_model", display_name="MODEL", tooltip="The erased model."
+                    )
+                ),
+                io.Image.Output(
+                    "key_steps_plot",
+                    display_name="key steps",
+                    tooltip="Which steps were trained on and, where they were measured, why.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        concept,
+        task,
+        size,
+        mode,
+        steps,
+        key_steps,
+        start,
+        iterations,
+        trainable,
+        rank,
+        seed,
+        vae=None,
+        anchor="",
+        protect="",
+        filename_prefix="loras/erased",
+        projection="off",
+    ) -> io.NodeOutput:
+        concepts = split_concepts(concept)
+        settings = KeyStepSettings(
+            mode=mode,
+            task=task,
+            steps=steps,
+            start={"by task": None, "auto": "auto", "from start": start}[key_steps],
+            iterations=iterations or None,
+            trainable=None if trainable == "by task" else trainable,
+            rank=rank,
+            seed=seed,
+            anchor=anchor.strip(),
+            projection=projection,
+            protect=words(protect),
+        )
+        check_settings(concepts, settings)
+        training = Training(
+            "key_step", concepts, settings, model, clip, vae, size, None, filename_prefix, seed
+        )
+        # Teacher and tuned network each predict for several prompts at once.
+        erasure, file, again = training.run(
+            cls.hidden.unique_id,
+            Trained("unet", settings.weights, rank, settings.rows),
+            lambda host, progress, resume: key_step(host, concepts, settings, progress, resume),
+        )
+        result, _ = erased_model(model, erasure)
+        text = again + summary(
+            erasure, file, "the model", "Its prediction moved by", erasure.record["moved"]
+        )
+        plot = key_steps_plot(erasure.record["start"], steps, erasure.record.get("key_steps"))
+        return outputs(cls.hidden.unique_id, result, erasure, text, plot)

@@ -1,0 +1,189 @@
+"""What all training nodes share: sockets, one run from inputs to file, and what they hand on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..unlearn.erasure import Erasure
+from ..unlearn.model import Diverged, Part
+from ..unlearn.resume import Resume
+from .files import erasure_file, trained_before, training_key
+from .host import ComfyModel
+from .memory import PeakMemory
+from .report import Progress, loss_curve, tell
+
+ErasureType = io.Custom("ERASURE")
+
+
+def rank_input() -> io.Int.Input:
+    return io.Int.Input(
+        "rank",
+        default=0,
+        min=0,
+        max=256,
+        tooltip="0 trains full deltas (the paper). A rank of 4 to 32 makes the file many times "
+        "smaller.",
+    )
+
+
+def seed_input() -> io.Int.Input:
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=2**63 - 1,
+        # The host's default would draw a new one, and train anew, at every queueing.
+        control_after_generate=False,
+        tooltip="The same seed gives the same erasure on one machine.",
+    )
+
+
+def protect_input() -> io.String.Input:
+    return io.String.Input(
+        "protect",
+        default="",
+        optional=True,
+        tooltip="balanced: words, separated by commas, that must keep their meaning, such as "
+        "close relatives of the concept.",
+    )
+
+
+def projection_input(default: str) -> io.Combo.Input:
+    return io.Combo.Input(
+        "projection",
+        options=["off", "orthogonal", "as_released"],
+        default=default,
+        optional=True,
+        tooltip="Takes out of each step what would harm other prompts (DoCo's concept-preserving "
+        "gradient). as_released is the authors' code, which takes too much.",
+    )
+
+
+def filename_input() -> io.String.Input:
+    return io.String.Input(
+        "filename_prefix",
+        default="loras/erased",
+        optional=True,
+        tooltip="Where in the output folder the erasure is kept. The stock Load LoRA node finds "
+        "what lies in output/loras.",
+    )
+
+
+def output_sockets(erased: io.Output) -> list[io.Output]:
+    return [
+        erased,
+        ErasureType.Output(
+            "erasure",
+            display_name="ERASURE",
+            tooltip="The weight changes, with where they came from: for Save and Combine.",
+        ),
+        io.Image.Output("loss_curve", display_name="loss curve"),
+        io.LossMap.Output("loss_map", display_name="LOSS_MAP"),
+        io.String.Output("summary", display_name="summary"),
+    ]
+
+
+def words(text: str) -> tuple[str, ...]:
+    """What a user typed, separated by commas."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Which weights a run trains, and with how many latents at once."""
+
+    part: Part
+    select: str
+    rank: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training node's work: from what it is given to an erasure and the file it lies in."""
+
+    method: str
+    concepts: list[str]
+    settings: object
+    model: object
+    clip: object
+    vae: object | None
+    size: int
+    images: torch.Tensor | None
+    prefix: str
+    seed: int
+
+    def run(
+        self,
+        node_id: str | None,
+        trained: Trained,
+        learn: Callable[[ComfyModel, Progress, Resume], Erasure],
+    ) -> tuple[Erasure, Path, str]:
+        """(erasure, file, a line saying so if it was trained before).
+
+        What is trained is written to the file at once, and a run with the very same inputs reads
+        it: the host forgets results. A long run keeps its state beside the file and goes on from
+        it. Raises RuntimeError when the loss diverged; what was good by then is kept aside.
+        """
+        drawn_at = None if self.images is not None else self.size
+        key = training_key(
+            self.method, self.concepts, self.settings, self.images, drawn_at, self.model, self.clip
+        )
+        file = erasure_file(self.prefix, self.concepts, key)
+        kept = trained_before(file, key)
+        if kept is not None:
+            return kept, file, "Trained before with these inputs; read from the file.\n"
+        sides = (self.size,) * 2 if self.images is None else tuple(self.images.shape[1:3])
+        host = ComfyModel(self.model, self.clip, self.vae, sides)
+        planned = host.prepare(trained.part, trained.select, trained.rank, trained.batch)
+        with PeakMemory() as memory, host.training():
+            started = time.monotonic()
+            draw = None
+            if self.vae is not None:
+                draw = lambda: host.preview(f"a photo of a {self.concepts[0]}", self.seed)  # noqa: E731
+            progress = Progress(node_id, f"unlearning {', '.join(self.concepts)}", draw)
+            try:
+                erasure = learn(host, progress, Resume(file.with_suffix(".resume")))
+            except Diverged as error:
+                aside = file.with_name(f"{file.stem}_unfinished.safetensors")
+                error.erasure.save(aside)
+                raise RuntimeError(
+                    f"{error} What was reached after step {len(error.history)} is kept in "
+                    f"{aside.name}."
+                ) from error
+        erasure = Erasure(erasure.deltas, {**erasure.record, "key": key}).with_measured(
+            seconds=round(time.monotonic() - started, 2),
+            peak_mb=memory.peak >> 20,
+            recomputed=planned.checkpointing,
+        )
+        erasure.save(file)
+        return erasure, file, ""
+
+
+def outputs(node_id: str | None, erased, erasure: Erasure, text: str, *more) -> io.NodeOutput:
+    """A training node's five outputs and its own, the text also shown in the node."""
+    tell(node_id, text)
+    losses = erasure.record["loss"]
+    return io.NodeOutput(
+        erased, erasure, loss_curve(losses), {"loss": losses}, text, *more, ui=ui.PreviewText(text)
+    )
+
+
+def summary(erasure: Erasure, file: Path, where: str, what: str, moved: Mapping[str, float]) -> str:
+    """What was erased and how strongly, in words."""
+    record, measured = erasure.record, erasure.record.get("measured", {})
+    strength = ", ".join(f"{name} {value:.0%}" for name, value in moved.items())
+    return (
+        f"Erased from {where}: {', '.join(erasure.concepts)} ({record['kind']}).\n"
+        f"{what}: {strength}.\n"
+        f"{record['steps']} steps ({record['settings']['mode']}), "
+        f"{measured.get('seconds', 0):.1f} s, peak memory {measured.get('peak_mb', 0)} MB.\n"
+        f"File: {file.name}, {file.stat().st_size / 1e6:.1f} MB.\n"
+        "Suppressed, not removed for good: probe it before you rely on it."
+    )
