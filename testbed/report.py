@@ -17,7 +17,7 @@ from tqdm import tqdm
 from . import host, pack
 from .bench import machine
 from .judge import Judge
-from .measure import Prompt, draw, portrait, styled
+from .measure import GUIDANCE, Prompt, draw, portrait, styled
 from .vocabulary import CHARACTERS, HELD_OUT, OBJECTS, STYLES
 
 DOCS = host.ROOT / "docs"
@@ -30,9 +30,12 @@ BARS = {
 }
 
 
+STEPS = 25
+
+
 def pictures(model, prompts: list[Prompt], seed: int, batch: int = 16) -> torch.Tensor:
     parts = [
-        draw(model, prompts[i : i + batch], seed + i)
+        draw(model, prompts[i : i + batch], seed + i, STEPS)
         for i in tqdm(range(0, len(prompts), batch), desc="drawing")
     ]
     return torch.cat(parts)
@@ -105,7 +108,7 @@ def write(seeds: int = 1) -> None:
         "# IconCanvas, measured",
         "",
         f"{len(OBJECTS)} objects x {len(STYLES)} styles, {seeds} seed(s); a tenth of the pairs was "
-        "never seen in training. Judged by the judge, 20 steps, guidance 5.",
+        f"never seen in training. Judged by the judge, {STEPS} steps, guidance {GUIDANCE:g}.",
         "",
         "| what | measured | bar |",
         "|---|---|---|",
