@@ -38,9 +38,24 @@ OBJECTS = (
 QUICK = ("fox", "pizza", "guitar", "ink", "Zorvik")
 CONCEPTS = (*OBJECTS, *STYLES, *CHARACTERS[:: len(CHARACTERS) // 6][:6])
 SEEDS = (0, 1)
-# method -> modes; the paper's is measured after each of these epochs.
-METHODS = {"few_shot": ("balanced", "paper", "paper-all")}
+# method -> modes. Few-shot's paper modes are measured after each of EPOCHS; key-step unlearning
+# also from the first step on, in the last half alone, and where the finder says.
+METHODS = {
+    "few_shot": ("balanced", "paper", "paper-all"),
+    "key_step": (
+        "balanced",
+        "balanced-auto",
+        "balanced-all-steps",
+        "balanced-last-half",
+        "paper",
+        "paper-all-steps",
+        "paper-last-half",
+    ),
+    "domain_correction": ("balanced", "paper"),
+}
 EPOCHS = (1, 2, 4, 5, 7, 10)
+STARTS = {"auto": "auto", "all-steps": 0, "last-half": 25}
+TASKS = {"object": "object", "style": "style", "character": "instance"}
 SHOTS = 4
 STRIPS = Path(__file__).parent.parent / "output" / "bench"  # pictures of each row
 
@@ -202,16 +217,36 @@ def draw_before(package, parts, concept: str, seed: int):
         return measure.draw(host, measure.prompts_for(concept, seed), 1000 * seed)
 
 
-def variants(mode: str) -> list[dict]:
-    """Settings of a mode: one for ours, one an epoch measured for the paper's."""
-    if mode == "balanced":
-        return [{}]
-    trainable = "all" if mode == "paper-all" else "mlp-final-attn"
-    return [{"mode": "paper", "epochs": count, "trainable": trainable} for count in EPOCHS]
+def variants(package, job: dict, kind: str, shots):
+    """(what to add to the row, a function that erases on a host) of each row of a job."""
+    mode, _, variant = job["mode"].partition("-")
+    science, concept, seed = package.unlearn, [job["concept"]], job["seed"]
+    if job["method"] == "key_step":
+        settings = science.key_step.KeyStepSettings(
+            mode=mode, task=TASKS[kind], seed=seed, start=STARTS.get(variant)
+        )
+        yield {}, lambda host: science.key_step.key_step(host, concept, settings)
+    elif job["method"] == "domain_correction":
+        settings = science.domain_correction.DomainCorrectionSettings(
+            mode=mode, kind=kind, seed=seed
+        )
+        yield {}, lambda host: science.domain_correction.domain_correction(host, concept, settings)
+    else:
+        trainable = "all" if variant == "all" else "mlp-final-attn"
+        for epochs in EPOCHS if mode == "paper" else (4,):
+            settings = science.few_shot.FewShotSettings(
+                mode=mode, kind=kind, seed=seed, epochs=epochs, trainable=trainable
+            )
+            yield (
+                {"epochs": epochs} if mode == "paper" else {},
+                lambda host, settings=settings: science.few_shot.few_shot(
+                    host, concept, shots, settings
+                ),
+            )
 
 
 def measure_job(package, parts, judge, before, job: dict) -> list[dict]:
-    """The rows of one job: one, or for the paper's modes one an epoch measured.
+    """The rows of one job: one, or for few-shot's paper modes one an epoch measured.
 
     parts: (MODEL, CLIP, VAE). before: what they draw of the job's prompts (`draw_before`).
     """
@@ -227,15 +262,14 @@ def measure_job(package, parts, judge, before, job: dict) -> list[dict]:
     shots = drawings.of(concept)
     chosen = torch.randperm(len(shots), generator=torch.Generator().manual_seed(seed))[:SHOTS]
     rows = []
-    science = package.unlearn.few_shot
-    for changed in variants(job["mode"]):
-        settings = science.FewShotSettings(kind=kind, seed=seed, **changed)
+    for added, erase in variants(package, job, kind, shots[chosen]):
         with package.nodes.memory.PeakMemory() as memory, torch.inference_mode(), host.training():
             started = time.perf_counter()
-            erasure = science.few_shot(host, [concept], shots[chosen], settings)
+            erasure = erase(host)
             seconds = time.perf_counter() - started
-        erased, _ = package.nodes.apply.erased_clip(clip, erasure)
-        edited = package.nodes.host.ComfyModel(model, erased, vae, size=(128, 128))
+        edited = package.nodes.host.ComfyModel(
+            *package.nodes.apply.erased(model, clip, erasure), vae, size=(128, 128)
+        )
         with torch.inference_mode(), edited.training():
             after = measure.draw(edited, prompts, 1000 * seed)
         save_strip(strip_file(job), prompts, before, after)
@@ -246,7 +280,8 @@ def measure_job(package, parts, judge, before, job: dict) -> list[dict]:
                 "kind": kind,
                 **measure.score(concept, prompts, before, after, judge),
                 "steps": erasure.record["steps"],
-                "epochs": changed.get("epochs"),
+                "start": erasure.record.get("start"),
+                **added,
                 "seconds": round(seconds, 2),
                 "peak_mb": memory.peak >> 20,
                 "file_bytes": size,

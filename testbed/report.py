@@ -7,6 +7,7 @@ writes docs/iconcanvas.md and docs/contact_sheet.png.
 
 from __future__ import annotations
 
+import json
 import time
 
 import numpy as np
@@ -71,6 +72,27 @@ def psnr(model) -> float:
     return torch.cat(ratios).mean().item()
 
 
+def style_ceiling(judge: Judge, count: int = 100) -> float:
+    """The judge's share of styles right on true drawings of things outside the vocabulary.
+
+    What it cannot tell of real drawings cannot be asked of pictures of never-seen pairs. Needs the
+    rendered data; not a number without it.
+    """
+    from . import data
+    from .vocabulary import other_drawing
+
+    file = data.CACHE / "pretraining.npy"
+    if not file.exists():
+        return float("nan")
+    names = json.loads((data.CACHE / "pretraining.json").read_text())
+    others = [i for i, name in enumerate(names) if other_drawing(name) and "face" not in name]
+    chosen = np.random.default_rng(0).choice(others, count, replace=False)
+    rows = [int(i) * len(STYLES) + j for i in chosen for j in range(len(STYLES))]
+    drawn = torch.from_numpy(np.load(file, mmap_mode="r")[rows]).float() / 255
+    wanted = STYLES * count
+    return sum(s["style"] == w for s, w in zip(judge(drawn), wanted)) / len(wanted)
+
+
 def write(seeds: int = 1) -> None:
     """Draw every object in every style and every character, judge them, and write the report."""
     package = pack.load()
@@ -119,6 +141,8 @@ def write(seeds: int = 1) -> None:
         lines.append(f"| {name} | {text} | {bar} |")
     lines += [
         f"| seconds a picture, in batches of 16 | {seconds:.2f} | 2 |",
+        f"| the judge's own style accuracy on true drawings of other things | "
+        f"{style_ceiling(judge):.1%} | |",
         "",
         "| style | object right | style right |",
         "|---|---|---|",
