@@ -42,6 +42,15 @@ def erased_model(model, erasure: Erasure, strength: float = 1.0):
     return copy, _patch(copy, names, erasure, strength, MODEL)
 
 
+def erased(model, clip, erasure: Erasure, strength: float = 1.0):
+    """(MODEL, CLIP) with whatever the erasure changes, in either or in both."""
+    if has_part(erasure, "MODEL"):
+        model, _ = erased_model(model, erasure, strength)
+    if has_part(erasure, "CLIP"):
+        clip, _ = erased_clip(clip, erasure, strength)
+    return model, clip
+
+
 @dataclass(frozen=True)
 class Part:
     """How the sentences name a part of a model."""

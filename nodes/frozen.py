@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -116,13 +117,22 @@ def _recomputed(block: torch.nn.Module, forward):
         leaves, structure = tree_flatten(
             (args, kwargs), is_leaf=lambda x: x is not kwargs and isinstance(x, dict)
         )
-        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        # Where tensors are: leaves, and fields of dataclasses (Flux 2 passes its modulation so).
+        places = [(i, None) for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        places += [
+            (i, field.name)
+            for i, leaf in enumerate(leaves)
+            if is_dataclass(leaf)
+            for field in fields(leaf)
+            if isinstance(getattr(leaf, field.name), torch.Tensor)
+        ]
 
         def again(tensors: Sequence[torch.Tensor]):
             values = list(leaves)
-            for i, tensor in zip(places, tensors):
+            for (i, name), tensor in zip(places, tensors):
                 # Some blocks write into their input; the second time it must still be what it was.
-                values[i] = tensor.clone() if tensor.is_floating_point() else tensor
+                tensor = tensor.clone() if tensor.is_floating_point() else tensor
+                values[i] = tensor if name is None else replace(values[i], **{name: tensor})
             args, kwargs = tree_unflatten(values, structure)
             return forward(*args, **kwargs)
 
@@ -130,7 +140,8 @@ def _recomputed(block: torch.nn.Module, forward):
         # are none of its inputs.
         trained = any(getattr(m, "weight_function", None) for m in block.modules())
         trigger = torch.empty(0, requires_grad=True) if trained else None
-        return _Recompute.apply(again, trigger, *(leaves[i] for i in places))
+        tensors = (leaves[i] if name is None else getattr(leaves[i], name) for i, name in places)
+        return _Recompute.apply(again, trigger, *tensors)
 
     return run
 

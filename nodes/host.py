@@ -13,7 +13,7 @@ import comfy.utils
 import torch
 
 from ..unlearn.erasure import NETWORK, fingerprint
-from ..unlearn.model import Conditioning, Edit, Part
+from ..unlearn.model import Conditioning, Edit, Part, scale_gradient
 from ..unlearn.select import encoder_weights, network_weights
 from .frozen import aliased, checkpointed, edited, first_token_detached
 from .memory import MemoryPlan, plan
@@ -116,20 +116,18 @@ class ComfyModel:
         if self._stackable(tokens):
             # The host encodes the sections of a long prompt as one batch; these are N short ones.
             sections = {name: [t[name][0] for t in tokens] for name in tokens[0]}
-            cross = self._encode(sections)["cond"].unflatten(1, (len(prompts), -1))[0]
-            return Conditioning(cross.to(self.device))
-        outputs = [self._encode(t) for t in tokens]
-        longest = max(o["cond"].shape[1] for o in outputs)
-        cross = torch.cat(
-            [
-                torch.nn.functional.pad(o["cond"], (0, 0, 0, longest - o["cond"].shape[1]))
-                for o in outputs
-            ]
-        )
-        pooled = [o.get("pooled_output") for o in outputs]
-        pooled = None if pooled[0] is None else torch.cat(pooled).to(self.device)
-        extra = {k: v for k, v in outputs[0].items() if k not in ("cond", "pooled_output")}
-        return Conditioning(cross.to(self.device), pooled, extra)
+            output = self._encode(sections)
+            cross = output.pop("cond").unflatten(1, (len(prompts), -1))[0]
+            output.pop("pooled_output", None)
+            if "attention_mask" in output:
+                output["attention_mask"] = output["attention_mask"].view(len(prompts), -1)
+            return Conditioning(cross.to(self.device), None, output)
+        return Conditioning.joined([self._one(t) for t in tokens])
+
+    def _one(self, tokens: dict) -> Conditioning:
+        output = self._encode(tokens)
+        cross, pooled = output.pop("cond").to(self.device), output.pop("pooled_output", None)
+        return Conditioning(cross, None if pooled is None else pooled.to(self.device), output)
 
     def _encode(self, tokens: dict) -> dict:
         return self.clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
@@ -149,7 +147,10 @@ class ComfyModel:
 
     def latents(self, images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return self.network.process_latent_in(self.vae.encode(images[..., :3])).to(self.device)
+            # A video model's VAE would take several for the frames of one video.
+            size = 1 if self.network.latent_format.latent_dimensions == 3 else len(images)
+            parts = [self.vae.encode(some[..., :3]) for some in images.split(size)]
+            return self.network.process_latent_in(torch.cat(parts)).to(self.device)
 
     def images(self, x0: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -163,7 +164,14 @@ class ComfyModel:
         sampling = self.network.model_sampling
         if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
             return sampling.sigma(t.clamp(max=len(sampling.sigmas) - 1))
-        return sampling.sigma(t / 1000 * getattr(sampling, "multiplier", 1.0))
+        if isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM):
+            low, high = (
+                sampling.timestep(sigma).to(t) for sigma in (sampling.sigma_min, sampling.sigma_max)
+            )
+            return sampling.sigma(low + (high - low) * t / 1000)
+        # Of a flow without noise there is no velocity to be told from its two ends.
+        sigma = sampling.sigma(t / 1000 * getattr(sampling, "multiplier", 1.0))
+        return sigma.clamp(min=float(sampling.sigma_min))
 
     @staticmethod
     def _like(sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -197,9 +205,8 @@ class ComfyModel:
     def predict(
         self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        half = self.network.get_dtype_inference() == torch.float16
-        scale = HALF_GRADIENT_SCALE if half else 1.0
-        cross = _scale_gradient(conditioning.cross.to(self.device), 1 / scale)
+        scale = self._gradient_scale
+        cross = scale_gradient(conditioning.cross.to(self.device), 1 / scale)
         known = {
             **conditioning.extra,
             "cross_attn": cross,
@@ -211,7 +218,7 @@ class ComfyModel:
             "prompt_type": "positive",
         }
         if conditioning.pooled is not None:
-            known["pooled_output"] = _scale_gradient(conditioning.pooled, 1 / scale)
+            known["pooled_output"] = scale_gradient(conditioning.pooled, 1 / scale)
         conds = {
             name: cond.process_cond(batch_size=len(x_t), area=None).cond
             for name, cond in self.network.extra_conds(**known).items()
@@ -220,7 +227,12 @@ class ComfyModel:
         x0 = self.network.apply_model(
             x_t, self._sigma(t).to(x_t), transformer_options=options, **conds
         )
-        return _scale_gradient(self._prediction(x_t, t, x0.float()), scale)
+        return scale_gradient(self._prediction(x_t, t, x0.float()), scale)
+
+    @property
+    def _gradient_scale(self) -> float:
+        half = self.network.get_dtype_inference() == torch.float16
+        return HALF_GRADIENT_SCALE if half else 1.0
 
     def sample(
         self, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = 7.5
@@ -282,6 +294,8 @@ class ComfyModel:
         root = self.encoder if part == "encoder" else self.network.diffusion_model
         prefix = "" if part == "encoder" else NETWORK
         edit = Edit(self._weights(part, select), rank, seed)
+        if part == "unet":
+            edit.gradient_scale = 1 / self._gradient_scale
         layers = {key.removeprefix(prefix).rpartition(".")[0] for key in edit.weights}
         without_first = layers if select == "cross-attention-kv" else ()
         with edited(root, edit, prefix), first_token_detached(root, without_first):
@@ -330,19 +344,3 @@ def fingerprints(patcher, keys: Iterable[str]) -> dict[str, str]:
         weight = comfy.utils.get_attr(patcher.model, key) if backup is None else backup.weight
         values[key] = fingerprint(weight)
     return values
-
-
-class _ScaleGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, factor: float) -> torch.Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient * ctx.factor, None
-
-
-def _scale_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:
-    """x itself, its gradient multiplied: half precision would lose a small gradient to zero."""
-    return x if factor == 1.0 else _ScaleGradient.apply(x, factor)

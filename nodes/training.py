@@ -148,9 +148,11 @@ class Training:
             if self.vae is not None:
                 draw = lambda: host.preview(f"a photo of a {self.concepts[0]}", self.seed)  # noqa: E731
             progress = Progress(node_id, f"unlearning {', '.join(self.concepts)}", draw)
+            resume = Resume(file.with_suffix(".resume"))
             try:
-                erasure = learn(host, progress, Resume(file.with_suffix(".resume")))
+                erasure = learn(host, progress, resume)
             except Diverged as error:
+                resume.close()
                 aside = file.with_name(f"{file.stem}_unfinished.safetensors")
                 error.erasure.save(aside)
                 raise RuntimeError(

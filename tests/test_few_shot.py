@@ -228,7 +228,7 @@ def test_each_step_encodes_the_concept_others_and_the_neutral_word() -> None:
     model = TinyModel()
     few_shot(model, ["cat"], IMAGES, FewShotSettings(max_steps=3, anchor="blank"))
     frozen, edited = model.encoded[-2:]
-    assert sum("cat" in prompt.replace(",", "").split() for prompt in frozen) == 2
+    assert sum("cat" in prompt.replace(",", "").split() for prompt in frozen) == 4
     assert sum("cat" in prompt.replace(",", "").split() for prompt in edited) == 4
     assert sum("blank" in prompt.replace(",", "").split() for prompt in frozen) == 2
     assert "" in frozen

@@ -1,4 +1,4 @@
-"""Which weights are trained, by the paper's rule."""
+"""Which weights are trained: an encoder's by the paper's rule, a network's by their names."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from types import ModuleType
 import pytest
 import torch
 from tiny import Encoder
+from torch import nn
 
 import testbed.host
-from unlearn.select import encoder_weights
+from unlearn.select import encoder_weights, network_weights
 
 FEED_FORWARD = {
     f"layers.{i}.mlp.{name}.{kind}"
@@ -96,3 +97,185 @@ def test_clip_l_has_the_papers_count_of_trained_parameters(clip_l: torch.nn.Modu
 def test_clip_l_has_the_papers_count_of_parameters_in_all(clip_l: torch.nn.Module) -> None:
     weights = encoder_weights(clip_l.text_model, "all")
     assert sum(weight.numel() for weight in weights.values()) == 123_060_480
+
+
+# Networks
+
+
+def network(*names: str, **modules: nn.Module) -> nn.Module:
+    """A tree of modules with linear layers of these names, and others by theirs (`__` is a dot)."""
+    root = nn.Module()
+    layers = {name: nn.Linear(2, 2) for name in names}
+    layers |= {name.replace("__", "."): module for name, module in modules.items()}
+    for path, layer in layers.items():
+        parent = root
+        *folders, last = path.split(".")
+        for folder in folders:
+            if folder not in dict(parent.named_children()):
+                parent.add_module(folder, nn.Module())
+            parent = parent.get_submodule(folder)
+        parent.add_module(last, layer)
+    return root
+
+
+def chosen(root: nn.Module, trainable: str) -> set[str]:
+    """The layers whose weights are trained."""
+    return {name.rpartition(".")[0] for name in network_weights(root, trainable)}
+
+
+BLOCK = "input_blocks.1.1.transformer_blocks.0"
+SELF = {f"{BLOCK}.attn1.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")}
+CROSS = {f"{BLOCK}.attn2.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")}
+OTHERS = {f"{BLOCK}.ff.net.0.proj", "time_embed.0", "input_blocks.1.0.emb_layers.1"}
+
+
+def unet() -> nn.Module:
+    return network(
+        *SELF,
+        *CROSS,
+        *OTHERS,
+        input_blocks__1__0__in_layers__2=nn.Conv2d(2, 2, 3),
+        input_blocks__1__0__in_layers__0=nn.GroupNorm(1, 2),
+        input_blocks__1__1__transformer_blocks__0__norm1=nn.LayerNorm(2),
+        input_blocks__2__pool=nn.AvgPool2d(2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("trainable", "expected"),
+    [
+        ("cross-attention", CROSS),
+        ("cross-attention-kv", {f"{BLOCK}.attn2.to_k", f"{BLOCK}.attn2.to_v"}),
+        ("outside-cross-attention", {*SELF, *OTHERS, "input_blocks.1.0.in_layers.2"}),
+    ],
+)
+def test_exactly_these_layers_of_a_unet(trainable: str, expected: set[str]) -> None:
+    assert chosen(unet(), trainable) == expected
+
+
+def test_network_weights_are_the_models_own_with_their_biases() -> None:
+    root = unet()
+    weights = network_weights(root, "outside-cross-attention")
+    assert {f"input_blocks.1.0.in_layers.2.{kind}" for kind in ("weight", "bias")} <= set(weights)
+    for name, weight in weights.items():
+        assert weight is root.get_parameter(name)
+
+
+def test_layers_without_bias_give_their_weight_alone() -> None:
+    root = network(blocks__0__attn2__to_k=nn.Linear(2, 2, bias=False))
+    assert set(network_weights(root, "cross-attention")) == {"blocks.0.attn2.to_k.weight"}
+
+
+WAN = [
+    *(f"blocks.0.{kind}.{name}" for kind in ("self_attn", "cross_attn") for name in "qkvo"),
+    *("blocks.0.ffn.0", "text_embedding.0", "head.head"),
+]
+
+
+@pytest.mark.parametrize(
+    ("trainable", "expected"),
+    [
+        ("cross-attention", {f"blocks.0.cross_attn.{name}" for name in "qkvo"}),
+        ("cross-attention-kv", {"blocks.0.cross_attn.k", "blocks.0.cross_attn.v"}),
+        (
+            "outside-cross-attention",
+            {name for name in WAN if "cross_attn" not in name},
+        ),
+    ],
+)
+def test_exactly_these_layers_of_wan(trainable: str, expected: set[str]) -> None:
+    assert chosen(network(*WAN), trainable) == expected
+
+
+JOINT = {
+    f"double_blocks.0.{stream}_attn.{name}" for stream in ("img", "txt") for name in ("qkv", "proj")
+}
+FLUX = [
+    *JOINT,
+    *(
+        f"double_blocks.0.{name}"
+        for name in ("img_mlp.0", "txt_mlp.0", "img_mod.lin", "txt_mod.lin")
+    ),
+    *(
+        "single_blocks.0.linear1",
+        "single_blocks.0.linear2",
+        "txt_in",
+        "img_in",
+        "final_layer.linear",
+    ),
+]
+
+
+def test_in_joint_attention_all_of_it_is_cross_attention() -> None:
+    assert chosen(network(*FLUX), "cross-attention") == JOINT
+    assert chosen(network(*FLUX), "outside-cross-attention") == set(FLUX) - JOINT
+
+
+def test_in_joint_attention_the_words_own_projections_make_keys_and_values() -> None:
+    """Not what comes behind the attention."""
+    assert chosen(network(*FLUX), "cross-attention-kv") == {"double_blocks.0.txt_attn.qkv"}
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        pytest.param(
+            ["blocks.0.attn.qkv", "blocks.0.cross_attn.q_linear", "blocks.0.cross_attn.kv_linear"],
+            {"blocks.0.cross_attn.kv_linear"},
+            id="PixArt",
+        ),
+        pytest.param(
+            ["blocks.0.attn1.Wqkv", "blocks.0.attn2.q_proj", "blocks.0.attn2.kv_proj"],
+            {"blocks.0.attn2.kv_proj"},
+            id="HunyuanDiT",
+        ),
+        pytest.param(
+            [f"blocks.0.cross_attention.to_{name}" for name in ("query", "key", "value")],
+            {"blocks.0.cross_attention.to_key", "blocks.0.cross_attention.to_value"},
+            id="Kandinsky 5",
+        ),
+        pytest.param(
+            [f"transformer_blocks.0.attn.{name}" for name in ("to_k", "add_k_proj", "add_v_proj")],
+            {f"transformer_blocks.0.attn.{name}" for name in ("add_k_proj", "add_v_proj")},
+            id="Qwen-Image",
+        ),
+        pytest.param(
+            ["joint_blocks.0.x_block.attn.qkv", "joint_blocks.0.context_block.attn.qkv"],
+            {"joint_blocks.0.context_block.attn.qkv"},
+            id="SD 3",
+        ),
+        pytest.param(
+            # attn2 is of the picture alone here.
+            [
+                "joint_blocks.0.x_block.attn.qkv",
+                "joint_blocks.0.x_block.attn2.qkv",
+                "joint_blocks.0.context_block.attn.qkv",
+            ],
+            {"joint_blocks.0.context_block.attn.qkv"},
+            id="SD 3.5 medium",
+        ),
+        pytest.param(
+            [f"blocks.0.attn.{name}_{stream}" for name in ("qkv", "proj") for stream in "xy"],
+            {"blocks.0.attn.qkv_y"},
+            id="Mochi",
+        ),
+    ],
+)
+def test_keys_and_values_of_the_prompt_by_the_hosts_other_names(
+    layers: list[str], expected: set[str]
+) -> None:
+    assert chosen(network(*layers), "cross-attention-kv") == expected
+
+
+@pytest.mark.parametrize(
+    "trainable", ["cross-attention", "cross-attention-kv", "outside-cross-attention"]
+)
+def test_a_network_without_attention_gets_a_sentence(trainable: str) -> None:
+    root = network("time_embed.0", in_layers=nn.Conv2d(2, 2, 3))
+    with pytest.raises(ValueError, match="This model has no cross-attention, so no prompt reaches"):
+        network_weights(root, trainable)
+
+
+def test_an_unknown_choice_of_network_weights_gets_a_sentence() -> None:
+    with pytest.raises(ValueError, match=r"trainable must be one of cross-attention, .* not 'mlp'"):
+        network_weights(unet(), "mlp")

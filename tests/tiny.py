@@ -1,23 +1,28 @@
-"""A DiffusionModel small enough to compute by hand, and its encoder on its own.
+"""DiffusionModels small enough to compute by hand or to train in a second.
 
-One channel, one pixel. The encoder is a stack of two layers, named as CLIP's are, on a sum of fixed
-word vectors; the network adds to the noised latent what the conditioning says. Nothing is random
-but the word vectors and the initial weights, both seeded.
+TinyModel: one channel, one pixel. The encoder is a stack of two layers, named as CLIP's are, on a
+sum of fixed word vectors; the network adds to the noised latent what the conditioning says.
+TinyNetworkModel: pictures of 3 x 4 x 4 and a real network with cross-attention, to be trained.
+Nothing is random but the word vectors and the initial weights, both seeded.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from typing import Literal
 
 import torch
 from torch import nn
 
-from unlearn.erasure import Erasure, fingerprint
+from unlearn.erasure import NETWORK, Erasure, fingerprint
 from unlearn.model import Conditioning, Edit
-from unlearn.select import encoder_weights
+from unlearn.select import encoder_weights, network_weights
+from unlearn.trajectory import ddim_step, guided, timesteps
 
 
 class Attention(nn.Module):
@@ -52,14 +57,16 @@ class Encoder(nn.Module):
         self.final_layer_norm = nn.LayerNorm(width)
 
 
+@cache
+def word_vector(word: str, width: int) -> torch.Tensor:
+    return torch.randn(width, generator=torch.Generator().manual_seed(zlib.crc32(word.encode())))
+
+
 def word_vectors(prompts: Sequence[str], width: int) -> torch.Tensor:
     """(N, width): the mean of a vector for each word; zero for the empty prompt."""
     rows = []
     for prompt in prompts:
-        words = [
-            torch.randn(width, generator=torch.Generator().manual_seed(zlib.crc32(word.encode())))
-            for word in prompt.split()
-        ]
+        words = [word_vector(word, width) for word in prompt.split()]
         rows.append(torch.stack(words).mean(0) if words else torch.zeros(width))
     return torch.stack(rows)
 
@@ -80,6 +87,10 @@ class TinyModel:
         self.asked: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         """(x0, noise, t) of every `target`."""
 
+    def original(self, key: str) -> torch.Tensor:
+        """A weight by the key that an Edit has it under."""
+        return self.encoder.get_parameter(key)
+
     def _weight(self, name: str) -> torch.Tensor:
         weight = self.encoder.get_parameter(name)
         if self.current and name in self.current.deltas:
@@ -91,13 +102,15 @@ class TinyModel:
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         self.encoded.append(list(prompts))
-        x = word_vectors(prompts, self.width)
+        return Conditioning(self._layers(word_vectors(prompts, self.width))[:, None])
+
+    def _layers(self, x: torch.Tensor) -> torch.Tensor:
         for i in range(len(self.encoder.layers)):
             query = torch.tanh(self._linear(x, f"layers.{i}.self_attn.q_proj"))
             x = x + self._linear(query, f"layers.{i}.self_attn.out_proj")
             hidden = torch.tanh(self._linear(x, f"layers.{i}.mlp.fc1"))
             x = x + self._linear(hidden, f"layers.{i}.mlp.fc2")
-        return Conditioning(x[:, None])
+        return x
 
     def latents(self, images: torch.Tensor) -> torch.Tensor:
         return images[..., :1].mean((1, 2), keepdim=True).movedim(-1, 1)
@@ -117,6 +130,12 @@ class TinyModel:
     ) -> torch.Tensor:
         return x_t + conditioning.cross[:, 0, 0].view(-1, 1, 1, 1)
 
+    def clean(self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+        return x_t - prediction * (t / 1000).view(-1, 1, 1, 1)
+
+    def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(count, 1, 1, 1, generator=generator)
+
     def sample(
         self, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = 7.5
     ) -> torch.Tensor:
@@ -135,11 +154,12 @@ class TinyModel:
         """A model of its own with the deltas in its weights."""
         model = copy.deepcopy(self)
         for key in erasure.deltas:
-            model.encoder.get_parameter(key).add_(erasure.delta(key))
+            weight = model.original(key)
+            weight.add_(erasure.delta(key).view(weight.shape))
         return model
 
     def base(self, keys: Iterable[str]) -> dict[str, str]:
-        return {key: fingerprint(self.encoder.get_parameter(key)) for key in keys}
+        return {key: fingerprint(self.original(key)) for key in keys}
 
 
 class LinearModel(TinyModel):
@@ -166,6 +186,182 @@ class LinearModel(TinyModel):
     @contextmanager
     def edit(self, part: str, select: str, rank: int = 0, seed: int = 0) -> Iterator[Edit]:
         edit = self.current = Edit({"fc.weight": self.encoder["fc"].weight}, rank, seed)
+        try:
+            yield edit
+        finally:
+            self.current = None
+
+
+class CrossAttention(nn.Module):
+    """From places of the picture to tokens; tokens that are zero are padding."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(width, width, bias=False)
+        self.to_v = nn.Linear(width, width, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(width, width))
+
+    def forward(self, x: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
+        scores = self.to_q(x) @ self.to_k(cross).mT / math.sqrt(x.shape[-1])
+        padding = ~cross.any(-1)[:, None]
+        return self.to_out(scores.masked_fill(padding, -torch.inf).softmax(-1) @ self.to_v(cross))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attn2 = CrossAttention(width)
+        self.ff = FeedForward(width)
+
+    def forward(self, x: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
+        x = x + self.attn2(x, cross)
+        return x + self.ff(x)
+
+
+class Network(nn.Module):
+    """What picture x_t means, mostly by the prompt; the names are as in Stable Diffusion's UNet."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.time_embed = nn.Linear(1, width)
+        self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
+        self.transformer_blocks = nn.ModuleList([Block(width)])
+        self.conv_out = nn.Conv2d(width, channels, 3, padding=1)
+        with torch.no_grad():
+            self.conv_in.weight.mul_(0.3)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
+        h = self.conv_in(x) + self.time_embed(t[:, None] / 1000)[..., None, None]
+        places = h.flatten(2).mT
+        for block in self.transformer_blocks:
+            places = block(places, cross)
+        return self.conv_out(places.mT.unflatten(2, h.shape[2:]))
+
+
+class TinyNetworkModel(TinyModel):
+    """A network that is trained, in any of three parameterisations; prompts are several tokens.
+
+    x_t is a x0 + s noise. With "eps" and "v" a and s are cosine and sine of an angle that grows
+    with t; with "flow" s grows with t to 1 and a is 1 - s. Some noise is left even at t = 0.
+    """
+
+    SHAPE = (3, 4, 4)
+
+    def __init__(self, parameterisation: Literal["eps", "v", "flow"] = "eps") -> None:
+        super().__init__()
+        self.parameterisation = parameterisation
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.network = Network(self.SHAPE[0], self.width).requires_grad_(False)
+        self.predictions: list[int] = []
+        """The batch size of every `predict`."""
+        self.learnt_from: list[int] = []
+        """Those that are kept for a backward pass."""
+        self.drawn: list[list[str]] = []
+        """The prompts of every `sample`."""
+
+    def original(self, key: str) -> torch.Tensor:
+        if key.startswith(NETWORK):
+            return self.network.get_parameter(key.removeprefix(NETWORK))
+        return super().original(key)
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        self.encoded.append(list(prompts))
+        tokens = [["<start>", *prompt.replace(",", " ").lower().split()] for prompt in prompts]
+        rows = [
+            self._layers(torch.stack([word_vector(word, self.width) for word in words]))
+            for words in tokens
+        ]
+        return Conditioning(nn.utils.rnn.pad_sequence(rows, batch_first=True))
+
+    def latents(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(images.movedim(-1, 1), self.SHAPE[1:])
+
+    def images(self, x0: torch.Tensor) -> torch.Tensor:
+        return x0.movedim(1, -1).clamp(0, 1)
+
+    def _mix(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(a, s) of timesteps."""
+        t = t.view(-1, 1, 1, 1) / 1000
+        if self.parameterisation == "flow":
+            s = 0.1 + 0.9 * t
+            return 1 - s, s
+        angle = 0.3 + 1.1 * t
+        return angle.cos(), angle.sin()
+
+    def noised(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        a, s = self._mix(t)
+        return a * x0 + s * noise
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        super().target(x0, noise, t)
+        a, s = self._mix(t)
+        return {"eps": noise, "v": a * noise - s * x0, "flow": noise - x0}[self.parameterisation]
+
+    def clean(self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+        a, s = self._mix(t)
+        if self.parameterisation == "eps":
+            return (x_t - s * prediction) / a
+        return (a * x_t if self.parameterisation == "v" else x_t) - s * prediction
+
+    def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(count, *self.SHAPE, generator=generator)
+
+    def predict(
+        self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        self.predictions.append(len(x_t))
+        changed = {}
+        if self.current:
+            changed = {
+                key.removeprefix(NETWORK): self.current.changed(key, self.original(key))
+                for key in self.current.deltas
+                if key.startswith(NETWORK)
+            }
+        inputs = (x_t, t, conditioning.cross)
+        x0 = torch.func.functional_call(self.network, changed, inputs, tie_weights=False)
+        a, s = self._mix(t)
+        if x0.requires_grad:
+            self.learnt_from.append(len(x_t))
+        return {
+            "eps": lambda: (x_t - a * x0) / s,
+            "v": lambda: (a * x_t - x0) / s,
+            "flow": lambda: (x_t - x0) / s,
+        }[self.parameterisation]()
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = 7.5
+    ) -> torch.Tensor:
+        self.drawn.append(list(prompts))
+        own, empty = self.encode(prompts), self.encode([""]).repeated(len(prompts))
+        seeds = range(seed, seed + len(prompts))
+        x = torch.cat([self.noise(1, torch.Generator().manual_seed(one)) for one in seeds])
+        times = timesteps(steps)
+        for t, after in zip(times, [*times[1:], None]):
+            x = ddim_step(self, x, t, guided(self, x, t, own, empty, guidance), after)
+        return x
+
+    @contextmanager
+    def edit(self, part: str, select: str, rank: int = 0, seed: int = 0) -> Iterator[Edit]:
+        if part == "encoder":
+            with super().edit(part, select, rank, seed) as edit:
+                yield edit
+            return
+        found = network_weights(self.network, select)
+        edit = self.current = Edit({NETWORK + key: w for key, w in found.items()}, rank, seed)
         try:
             yield edit
         finally:

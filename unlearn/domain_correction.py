@@ -68,8 +68,9 @@ class DomainCorrectionSettings:
 
     @property
     def rows(self) -> int:
-        """Latents that the network works on at once, at most."""
-        return self.of("batch", 8, 4 + Held.AT_ONCE)
+        """Latents that are kept for one backward pass, at most: the concept's and those held."""
+        size = self.of("batch", 8, 4)
+        return 2 * size if self.mode == "paper" else 2 * size + Held.AT_ONCE
 
     def of(self, name: str, paper: int, balanced: int) -> int:
         """A number of this run: the user's own, or the mode's."""
@@ -110,6 +111,8 @@ def check_settings(concepts: Sequence[str], settings: DomainCorrectionSettings) 
     """Raises ValueError with one sentence where they cannot be used."""
     check_concepts(concepts, None)
     check_anchor(concepts, settings.anchor)
+    if settings.prompts < 1 or settings.of("pictures", 1000, 32) < 1:
+        raise ValueError("It learns from anchor pictures: let the model draw at least one of them.")
 
 
 class Discriminator(torch.nn.Sequential):
@@ -124,7 +127,7 @@ class Discriminator(torch.nn.Sequential):
     def __init__(self, channels: int, side: int) -> None:
         layers: list[torch.nn.Module] = []
         for i, width in enumerate(self.WIDTHS):
-            if i and side < 8:
+            if i and side < 4:
                 break
             layers.append(torch.nn.Conv2d(channels, width, 4, stride=2, padding=1))
             if i:
@@ -183,10 +186,13 @@ class Anchors:
         rng = random.Random(settings.seed)
         words = Neighbourhood(concepts, settings.kind, rng, settings.anchor, settings.protect)
         self.count = settings.of("pictures", 1000, 32)
-        self.pairs = [
-            [paired_prompts(rng, words, settings, concept) for concept in concepts]
-            for _ in range(min(settings.prompts, self.count))
-        ]
+        self.pairs: list[list[tuple[str, str]]] = []
+        for _ in range(min(settings.prompts, self.count)):
+            before, several = rng.getstate(), []
+            for concept in concepts:
+                rng.setstate(before)  # one sentence for all of them
+                several.append(paired_prompts(rng, words, settings, concept))
+            self.pairs.append(several)
         size = settings.of("batch", 8, 4)
 
         def draw() -> torch.Tensor:

@@ -12,6 +12,7 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -25,6 +26,8 @@ from .prompts import templates
 from .select import Trainable
 from .training import trained
 
+# A picture has some style whatever the prompt says, so away from one there must be a push.
+PUSH = {"object": 0.0, "style": 0.3, "character": 0.0}
 STOP_WINDOW = 10  # steps over which the concept's loss is averaged for stopping
 
 
@@ -64,8 +67,14 @@ class FewShotSettings:
     kind."""
     pull: float = 6.0
     """Mode "balanced": weight of drawing them there. What else a prompt says, its style, stays."""
+    push: float | None = None
+    """Mode "balanced": how far beyond the neutral ones, away from what they were. None: by kind."""
     protect: tuple[str, ...] = ()
     """Mode "balanced": words whose prompts must stay what they are."""
+
+    @property
+    def further(self) -> float:
+        return PUSH[self.kind] if self.push is None else self.push
 
 
 def few_shot(
@@ -253,16 +262,20 @@ def balanced(
         chosen = [words.rng.randrange(len(latents)) for _ in range(settings.batch)]
         x_t, t, target = draw.noised(latents[chosen])
         own = [words.prompt(concept) for _ in chosen]
-        others = words.others()
-        sentences = words.sentences()
+        others, sentences = words.others(), words.sentences()
+        named = [sentence.format(concept) for sentence in sentences]
+        neutral = [sentence.format(words.anchor) for sentence in sentences]
 
         with edit.off():
-            was = model.encode(own + others + [s.format(words.anchor) for s in sentences])
-            d_ref = denoising_loss(model, x_t, t, target, was[: len(own)])
-        now = model.encode(own + others + [s.format(concept) for s in sentences])
-        d = denoising_loss(model, x_t, t, target, now[: len(own)])
-        moved = now[len(own) :].distance(was[len(own) :]) / spread
-        kept, from_neutral = moved[: len(others)].mean(), moved[len(others) :].mean()
+            own_was, others_was, named_was, neutral_was = encoded(
+                model, own, others, named, neutral
+            )
+            d_ref = denoising_loss(model, x_t, t, target, own_was)
+        own_is, others_is, named_is = encoded(model, own, others, named)
+        d = denoising_loss(model, x_t, t, target, own_is)
+        aim = neutral_was.beyond(named_was, settings.further)
+        kept = others_is.distance(others_was).mean() / spread
+        from_neutral = named_is.distance(aim).mean() / spread
         loss = (
             bounded_loss(d, d_ref, settings.beta)
             + settings.retention * kept
@@ -274,6 +287,13 @@ def balanced(
         recent[concept].append(((d.detach() / d_ref).mean().item(), from_neutral.item()))
         if all(reached(steps, settings) for steps in recent.values()):
             break
+
+
+def encoded(model: DiffusionModel, *groups: list[str]) -> list[Conditioning]:
+    """The conditioning of several lists of prompts, encoded at once."""
+    together = model.encode([prompt for group in groups for prompt in group])
+    ends = list(accumulate(map(len, groups)))
+    return [together[end - len(group) : end] for end, group in zip(ends, groups)]
 
 
 def reached(recent: deque[tuple[float, float]], settings: FewShotSettings) -> bool:

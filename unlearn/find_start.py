@@ -19,6 +19,7 @@ from .trajectory import at, ddim_step, guided, timesteps
 
 POINTS = 13  # steps at which a trajectory is continued with the neutral prompt
 JUDGED_AT = (300.0, 400.0, 500.0, 600.0, 700.0, 800.0)  # timesteps of the classifier
+AT_ONCE = 4  # latents that the network works on at once, with and without the prompt
 LITTLE = 0.1  # of the concept may be left where an erasure begins
 
 
@@ -77,8 +78,18 @@ def find_key_steps(
             rows = torch.cat([rows, x])
         together = torch.cat([x, rows])
         prompts = Conditioning.joined([own.repeated(count), neutral.repeated(len(rows))])
-        prediction = guided(
-            model, together, times[step], prompts, empty.repeated(len(together)), guidance
+        prediction = torch.cat(
+            [
+                guided(
+                    model,
+                    together[some],
+                    times[step],
+                    prompts[some],
+                    empty.repeated(len(together[some])),
+                    guidance,
+                )
+                for some in torch.arange(len(together)).split(AT_ONCE)
+            ]
         )
         after = times[step + 1] if step + 1 < steps else None
         together = ddim_step(model, together, times[step], prediction, after)

@@ -120,8 +120,10 @@ class KeyStepSettings:
 
     @property
     def rows(self) -> int:
-        """Latents that the network works on at once, at most."""
-        return 3 if self.mode == "paper" else 2 * self.batch + Held.AT_ONCE
+        """Latents that are kept for one backward pass, at most."""
+        if self.mode == "paper":
+            return 2 if self.projection == "off" else 4
+        return 2 * self.batch + Held.AT_ONCE
 
     @property
     def weights(self) -> NetworkTrainable:
@@ -185,7 +187,8 @@ def found_start(
     kind = KINDS[settings.task]
     words = Neighbourhood(concepts, kind, random.Random(settings.seed), settings.anchor)
     neighbours = {"style": COMMON_STYLES, "character": ("man", "woman", "child")}
-    others = [w for w in neighbours.get(kind, COMMON_WORDS) if w not in concepts][:3]
+    own = {word.strip().lower() for word in (*concepts, words.anchor)}
+    others = [word for word in neighbours.get(kind, COMMON_WORDS) if word not in own][:3]
     sentence = "a photo of a person, {} style" if kind == "style" else "a photo of a {}"
 
     def measure() -> torch.Tensor:

@@ -36,7 +36,8 @@ class Conditioning:
 
     def __getitem__(self, index) -> Conditioning:
         pooled = None if self.pooled is None else self.pooled[index]
-        return Conditioning(self.cross[index], pooled, self.extra)
+        extra = {k: v[index] if _is_mask(k) else v for k, v in self.extra.items()}
+        return Conditioning(self.cross[index], pooled, extra)
 
     def repeated(self, count: int) -> Conditioning:
         """A single prompt's conditioning for a batch of `count`."""
@@ -48,9 +49,20 @@ class Conditioning:
         tokens = max(part.cross.shape[1] for part in parts)
         cross = [F.pad(part.cross, (0, 0, 0, tokens - part.cross.shape[1])) for part in parts]
         pooled = [part.pooled for part in parts]
+        extra = dict(parts[0].extra)
+        for k in filter(_is_mask, extra):
+            masks = [part.extra[k] for part in parts]
+            extra[k] = torch.cat([F.pad(mask, (0, tokens - mask.shape[1])) for mask in masks])
         return Conditioning(
-            torch.cat(cross), None if pooled[0] is None else torch.cat(pooled), parts[0].extra
+            torch.cat(cross), None if pooled[0] is None else torch.cat(pooled), extra
         )
+
+    def beyond(self, other: Conditioning, amount: float) -> Conditioning:
+        """This one moved away from another by a share of their difference."""
+        pooled = self.pooled
+        if pooled is not None and other.pooled is not None:
+            pooled = pooled + amount * (pooled - other.pooled)
+        return Conditioning(self.cross + amount * (self.cross - other.cross), pooled, self.extra)
 
     def distance(self, other: Conditioning) -> torch.Tensor:
         """(N,) mean squared difference over all tokens, the pooled vector added where there is
@@ -59,6 +71,10 @@ class Conditioning:
         if self.pooled is not None and other.pooled is not None:
             value = value + (self.pooled - other.pooled).float().square().mean(1)
         return value
+
+
+def _is_mask(name: str) -> bool:
+    return name == "attention_mask"
 
 
 class DiffusionModel(Protocol):
@@ -162,6 +178,22 @@ def spectral_scale(weight: torch.Tensor) -> float:
     return max(rms, 1e-3) * (rows**-0.5 + columns**-0.5)
 
 
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+def scale_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """x itself, its gradient multiplied: half precision would lose a small gradient to zero."""
+    return x if factor == 1.0 else _ScaleGradient.apply(x, factor)
+
+
 class Diverged(FloatingPointError):
     """The loss became NaN or infinite. `deltas` are the last good ones, `history` their losses.
 
@@ -190,6 +222,9 @@ class Edit:
         self._good, self._good_at = {}, 0
         self.deltas = {key: Delta(weight, rank, generator) for key, weight in weights.items()}
         self._on = True
+        self.gradient_scale = 1.0
+        """What the deltas' gradients are multiplied by: a backend may scale them up on their way
+        through half precision."""
 
     def parameters(self) -> Iterator[torch.Tensor]:
         for delta in self.deltas.values():
@@ -226,7 +261,10 @@ class Edit:
 
     def changed(self, key: str, weight: torch.Tensor) -> torch.Tensor:
         """The weight as the edited model has it."""
-        return weight + self.deltas[key].value().to(weight) if self._on else weight
+        if not self._on:
+            return weight
+        # Back in float32 before it is scaled down: that is what it was scaled up for.
+        return weight + scale_gradient(self.deltas[key].value(), self.gradient_scale).to(weight)
 
     def step(
         self,
@@ -267,10 +305,18 @@ class Edit:
         self, loss: torch.Tensor, keep: torch.Tensor, projection: Projection, clip: float
     ) -> None:
         parameters = list(self.parameters())
-        one = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        other = torch.autograd.grad(keep, parameters, allow_unused=True)
+        one = self._gradients(loss, retain=True)
+        other = self._gradients(keep, retain=False)
         for parameter, gradient in zip(parameters, preserved(one, other, projection, clip)):
             parameter.grad = gradient
+
+    def _gradients(self, loss: torch.Tensor, retain: bool) -> list[torch.Tensor | None]:
+        """By backward: torch.autograd.grad does not see weights inside of a recomputed block."""
+        parameters = list(self.parameters())
+        for parameter in parameters:
+            parameter.grad = None
+        loss.backward(retain_graph=retain)
+        return [parameter.grad for parameter in parameters]
 
     def _decay(self, rate: float) -> None:
         """Add rate * weight to each gradient (Adam's L2 form), the weight as the edited model has
@@ -306,15 +352,20 @@ class Edit:
         """What `restore` needs to go on from here."""
         return {
             "parameters": [parameter.detach().cpu() for parameter in self.parameters()],
+            "read": [parameter.grad is not None for parameter in self.parameters()],
             "history": list(self.history),
         }
 
     def restore(self, state: dict) -> None:
         """Go on from a `state` of an edit of the same weights and rank."""
         with torch.no_grad():
-            for parameter, kept in zip(self.parameters(), state["parameters"], strict=True):
+            for parameter, kept, read in zip(
+                self.parameters(), state["parameters"], state["read"], strict=True
+            ):
                 parameter.copy_(kept)
+                parameter.grad = torch.zeros_like(parameter) if read else None
         self.history[:] = state["history"]
+        self._good, self._good_at = self.tensors(torch.float16), len(self.history)
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, dict[str, torch.Tensor]]:
         """Copies of the deltas for an `Erasure`; of weights that are not read there are none."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import random
 import time
 from collections.abc import Callable
@@ -49,8 +48,10 @@ class Resume:
     def close(self) -> None:
         """The run is done: its state is of no use any more."""
         if self.file and self.file.parent.exists():
-            for file in (self.file, *self.file.parent.glob(f"{self.file.name}.*")):
-                file.unlink(missing_ok=True)
+            for file in self.file.parent.iterdir():
+                # The state, what was made once, and what a killed process left half written.
+                if f"{file.name}.".removeprefix(".").startswith(f"{self.file.name}."):
+                    file.unlink(missing_ok=True)
 
     @staticmethod
     def _read(file: Path):
@@ -58,8 +59,9 @@ class Resume:
             return None
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError):
-            return None  # cut short or of another make: the run begins anew
+        except Exception:  # noqa: BLE001
+            # Cut short or of another make, which torch says in a dozen ways: the run begins anew.
+            return None
 
     @staticmethod
     def _write(file: Path, state) -> None:
@@ -85,7 +87,7 @@ class Run:
         self.more: dict = {}
         """Plain values to be had again."""
         state = resume.load()
-        if state is not None and state.keys() == {"more", *self.parts}:
+        if isinstance(state, dict) and state.keys() == {"more", *self.parts}:
             for name, part in self.parts.items():
                 _restore(part, state[name])
             self.more = state["more"]

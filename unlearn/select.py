@@ -16,7 +16,10 @@ Trainable = Literal["mlp-final-attn", "mlp", "attention", "all"]
 NetworkTrainable = Literal["cross-attention", "cross-attention-kv", "outside-cross-attention"]
 
 CROSS = {"attn2", "cross_attn", "crossattn", "cross_attention"}
-KEYS_AND_VALUES = {"to_k", "to_v", "k", "v", "k_proj", "v_proj", "kv", "add_k_proj", "add_v_proj"}
+KEYS_AND_VALUES = {
+    *("to_k", "to_v", "k", "v", "k_proj", "v_proj", "to_key", "to_value"),
+    *("kv", "kv_proj", "kv_linear", "to_kv"),
+}
 
 
 def encoder_weights(
@@ -98,7 +101,7 @@ def network_weights(root: torch.nn.Module, trainable: NetworkTrainable) -> dict[
     layers = {name: module for name, module in root.named_modules() if _multiplies(module)}
     cross = {name for name in layers if CROSS & set(name.lower().split("."))}
     keys_and_values = {name for name in cross if name.rpartition(".")[2] in KEYS_AND_VALUES}
-    if not cross:
+    if not keys_and_values:
         # Joint attention: words and picture in one sequence, the words' own projections beside.
         cross = {name for name in layers if _is_attention(name)}
         keys_and_values = {name for name in cross if _is_of_words(name)}
@@ -133,4 +136,7 @@ def _is_attention(name: str) -> bool:
 
 def _is_of_words(name: str) -> bool:
     """Of a joint attention: the projections whose input is the prompt."""
-    return any(part.startswith(("txt", "context", "add_")) for part in name.lower().split("."))
+    parts = name.lower().split(".")
+    words = any(p.startswith(("txt", "context", "add_", "w1")) for p in parts)
+    words = words or parts[-1].endswith(("_t", "_y"))
+    return words and not any(p.startswith(("proj", "out", "to_out", "w1o")) for p in parts)

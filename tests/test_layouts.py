@@ -1,0 +1,705 @@
+"""The network's methods on every kind of network: what trains, what stays, what an erasure changes.
+
+The methods speak to a DiffusionModel alone, so each kind of network that the host has must answer
+as one. Here are small ones of the host's own classes, with the text encoders that belong to them
+and random weights: nothing is learnt, but whether a gradient arrives where it must, and whether an
+erasure changes what it says, does not depend on what the weights mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+SIDE = 64  # pixels
+SELECTIONS = ("cross-attention", "cross-attention-kv", "outside-cross-attention")
+PROMPTS = ("a photo of a cat", "a dog in ink style")
+# In 0..1000, as the methods draw them: both ends, and the first and last steps of a trajectory.
+TIMESTEPS = (0.0, 1.0, 21.0, 500.0, 981.0, 999.0)
+
+SMALL_CLIP = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 3,
+}
+SMALL_T5 = {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 2}
+SMALL_ENCODERS = {
+    "clip_l_model_config": SMALL_CLIP,
+    "clip_g_model_config": SMALL_CLIP,
+    "t5xxl_model_config": SMALL_T5,
+    "umt5xxl_model_config": {**SMALL_T5, "vocab_size": 32128},
+    "dtype": torch.float32,
+}
+SMALL_UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "use_temporal_attention": False,
+}
+SMALL_FLUX = {
+    "hidden_size": 64,
+    "num_heads": 2,
+    "mlp_ratio": 2.0,
+    "depth": 2,
+    "depth_single_blocks": 1,
+    "context_in_dim": 32,
+    "guidance_embed": True,
+}
+
+# The layouts, each as (configuration, tokenizer, text encoder)
+
+
+def sd15() -> tuple:
+    import comfy.supported_models
+
+    config = comfy.supported_models.SD15(
+        {
+            **SMALL_UNET,
+            "model_channels": 32,
+            "transformer_depth": [1, 1],
+            "transformer_depth_middle": 1,
+            "transformer_depth_output": [1, 1, 1, 1],
+            "use_linear_in_transformer": False,
+            "context_dim": 32,
+            "adm_in_channels": None,
+        }
+    )
+    return config, config.clip_target().tokenizer, config.clip_target().clip
+
+
+def sdxl() -> tuple:
+    """Two encoders, and one vector for the whole prompt beside the words."""
+    import comfy.supported_models
+
+    config = comfy.supported_models.SDXL(
+        {
+            **SMALL_UNET,
+            "model_channels": 64,
+            "transformer_depth": [0, 1],
+            "transformer_depth_middle": 1,
+            "transformer_depth_output": [0, 0, 1, 1],
+            "use_linear_in_transformer": True,
+            "context_dim": 64,
+            "num_classes": "sequential",
+            "adm_in_channels": 32 + 6 * 256,
+        }
+    )
+    return config, config.clip_target().tokenizer, config.clip_target().clip
+
+
+def sd3(second_attention: tuple[int, ...] = ()) -> tuple:
+    """A flow; words and picture in one attention.
+
+    second_attention: the blocks with one more attention of the picture to itself, as SD 3.5 medium
+    has them.
+    """
+    import comfy.supported_models
+    import comfy.text_encoders.sd3_clip
+
+    config = comfy.supported_models.SD3(
+        {
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_size": 2,
+            "depth": 2,
+            "input_size": None,
+            "adm_in_channels": 64,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 4096, "out_features": 128},
+            },
+            "num_patches": 64,
+            "pos_embed_max_size": 8,
+            "pos_embed_scaling_factor": None,
+            "qk_norm": "rms",
+            "x_block_self_attn_layers": list(second_attention),
+        }
+    )
+    encoder = comfy.text_encoders.sd3_clip.sd3_clip(t5=False)
+    return config, comfy.text_encoders.sd3_clip.SD3Tokenizer, encoder
+
+
+def flux() -> tuple:
+    """A flow; words and picture in one attention, then in one stream."""
+    import comfy.supported_models
+    import comfy.text_encoders.flux
+
+    config = comfy.supported_models.Flux(
+        {
+            **SMALL_FLUX,
+            "image_model": "flux",
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_size": 2,
+            "vec_in_dim": 32,
+            "axes_dim": [8, 12, 12],
+            "theta": 10000,
+            "qkv_bias": True,
+            "txt_ids_dims": [],
+        }
+    )
+    encoder = comfy.text_encoders.flux.flux_clip()
+    return config, comfy.text_encoders.flux.FluxTokenizer, encoder
+
+
+def flux2() -> tuple:
+    """All blocks share their modulation. For its large language model stands a small T5."""
+    import comfy.supported_models
+    import comfy.text_encoders.genmo
+
+    config = comfy.supported_models.Flux2(
+        {
+            **SMALL_FLUX,
+            "image_model": "flux2",
+            "in_channels": 128,
+            "out_channels": 128,
+            "patch_size": 1,
+            "vec_in_dim": None,
+            "axes_dim": [8, 8, 8, 8],
+            "theta": 2000,
+            "qkv_bias": False,
+            "ops_bias": False,
+            "global_modulation": True,
+            "mlp_silu_act": True,
+            "txt_ids_dims": [3],
+        }
+    )
+    genmo = comfy.text_encoders.genmo
+    return config, genmo.MochiT5Tokenizer, genmo.mochi_te()
+
+
+def wan() -> tuple:
+    """Video latents. Its tokenizer comes with its full-size encoder; here T5's takes its place."""
+    import comfy.sd1_clip
+    import comfy.supported_models
+    import comfy.text_encoders.sd3_clip
+    import comfy.text_encoders.wan
+
+    config = comfy.supported_models.WAN21_T2V(
+        {
+            "image_model": "wan2.1",
+            "model_type": "t2v",
+            "dim": 48,
+            "ffn_dim": 64,
+            "freq_dim": 32,
+            "text_dim": 32,
+            "num_heads": 2,
+            "num_layers": 2,
+            "in_dim": 16,
+            "out_dim": 16,
+        }
+    )
+    t5 = partial(comfy.text_encoders.sd3_clip.T5XXLTokenizer, min_length=512)
+    tokenizer = partial(comfy.sd1_clip.SD1Tokenizer, clip_name="umt5xxl", tokenizer=t5)
+    return config, tokenizer, comfy.text_encoders.wan.te()
+
+
+def ltxv() -> tuple:
+    """Video latents, and an encoder that says of each prompt which of its tokens are words."""
+    import comfy.supported_models
+
+    config = comfy.supported_models.LTXV(
+        {
+            "image_model": "ltxv",
+            "in_channels": 128,
+            "cross_attention_dim": 32,
+            "caption_channels": 32,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "num_layers": 2,
+        }
+    )
+    return config, config.clip_target().tokenizer, config.clip_target().clip
+
+
+LAYOUTS: dict[str, Callable[[], tuple]] = {
+    "sd15": sd15,
+    "sd15 v": sd15,
+    "sdxl": sdxl,
+    "sdxl edm v": sdxl,
+    "sd3": sd3,
+    "sd3.5 medium": partial(sd3, second_attention=(0,)),
+    "flux": flux,
+    "flux2": flux2,
+    "wan": wan,
+    "ltxv": ltxv,
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a loader node returns, without a VAE."""
+
+    name: str
+    model: Any
+    clip: Any
+
+
+def build(name: str, dtype: torch.dtype = torch.float32) -> Loaded:
+    """As the host's loader would, weights random; v-prediction as by the host's own nodes."""
+    import comfy.model_management as management
+    import comfy.model_patcher
+    import comfy.sd
+    import comfy_extras.nodes_model_advanced as sampling
+    from comfy.supported_models_base import ClipTarget
+
+    config, tokenizer, encoder = LAYOUTS[name]()
+    config.unet_config["dtype"] = dtype
+    config.set_inference_dtype(dtype, None)
+    model = config.get_model({}, "", device="cpu")
+    patcher = comfy.model_patcher.CoreModelPatcher(
+        model, management.get_torch_device(), management.unet_offload_device()
+    )
+    clip = comfy.sd.CLIP(ClipTarget(tokenizer, encoder), model_options=SMALL_ENCODERS)
+    generator = torch.Generator().manual_seed(0)
+    for root in (model.diffusion_model, clip.cond_stage_model):
+        for tensor in (*root.parameters(), *root.buffers()):
+            if tensor.is_floating_point():
+                fill(tensor, generator)
+    if name == "sd15 v":
+        (patcher,) = sampling.ModelSamplingDiscrete().patch(patcher, "v_prediction", zsnr=True)
+    if name == "sdxl edm v":
+        edm = sampling.ModelSamplingContinuousEDM()
+        (patcher,) = edm.patch(patcher, "v_prediction", sigma_max=120.0, sigma_min=0.002)
+    return Loaded(name, patcher, clip)
+
+
+def fill(tensor: torch.Tensor, generator: torch.Generator) -> None:
+    """A matrix keeps the size of what it multiplies; norms' weights and biases are near one."""
+    if tensor.ndim > 1:
+        values = torch.randn(tensor.shape, generator=generator) * tensor[0].numel() ** -0.5
+    else:
+        values = 1 + 0.1 * torch.randn(tensor.shape, generator=generator)
+    tensor.copy_(values)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def loaded(request: pytest.FixtureRequest, pack: ModuleType) -> Loaded:
+    with torch.inference_mode():  # as the host's loader nodes run
+        return build(request.param)
+
+
+@pytest.fixture(autouse=True)
+def node_body() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def comfy_model(pack: ModuleType, loaded: Loaded, **options: Any) -> Any:
+    return pack.nodes.host.ComfyModel(loaded.model, loaded.clip, None, (SIDE, SIDE), **options)
+
+
+def batch(model: Any, count: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(x_t, t, what to predict), of random latents."""
+    generator = torch.Generator().manual_seed(1)
+    x0, noise = model.noise(count, generator), model.noise(count, generator)
+    t = torch.linspace(300, 700, count, device=model.device)
+    return model.noised(x0, noise, t), t, model.target(x0, noise, t)
+
+
+def one_by_one(pack: ModuleType, model: Any, prompts: tuple[str, ...] = PROMPTS) -> Any:
+    """Conditioning of prompts, each encoded by itself, as the network's methods have it."""
+    parts = [model.encode([prompt]) for prompt in prompts]
+    return pack.unlearn.model.Conditioning.joined(parts)
+
+
+def loss_of(pack: ModuleType, model: Any) -> torch.Tensor:
+    """The denoising loss of two random latents under two prompts."""
+    x_t, t, target = batch(model)
+    return (model.predict(x_t, t, one_by_one(pack, model)) - target).square().mean()
+
+
+# What trains
+
+
+def gradients(
+    pack: ModuleType, loaded: Loaded, select: str, rank: int = 0, **options: Any
+) -> dict[str, torch.Tensor | None]:
+    """Of the denoising loss by each delta; of a low-rank one by its `up`.
+
+    `up` begins at zero, and `down` has no gradient until it has moved.
+    """
+    with (
+        comfy_model(pack, loaded, **options).training() as model,
+        model.edit("unet", select, rank) as edit,
+    ):
+        loss_of(pack, model).backward()
+        return {key: delta.parameters()[0].grad for key, delta in edit.deltas.items()}
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("select", SELECTIONS)
+def test_gradient_reaches_every_selected_weight(
+    pack: ModuleType, loaded: Loaded, select: str, rank: int
+) -> None:
+    found = gradients(pack, loaded, select, rank)
+    assert found
+    for key, gradient in found.items():
+        assert gradient is not None, key
+        assert gradient.isfinite().all(), key
+        assert gradient.abs().max() > 0, key
+
+
+def test_frozen_weights_take_no_gradient(pack: ModuleType, loaded: Loaded) -> None:
+    gradients(pack, loaded, "cross-attention")
+    for root in (loaded.model.model, loaded.clip.cond_stage_model):
+        assert all(parameter.grad is None for parameter in root.parameters())
+
+
+def test_first_token_teaches_keys_and_values_nothing(pack: ModuleType, loaded: Loaded) -> None:
+    if loaded.name == "flux2":
+        pytest.skip("It is padded in front: its first token is none of the prompt's.")
+    with (
+        comfy_model(pack, loaded).training() as model,
+        model.edit("unet", "cross-attention-kv") as edit,
+    ):
+        whole = model.encode(PROMPTS[:1])
+        extra = {k: v[:, :1] if torch.is_tensor(v) else v for k, v in whole.extra.items()}
+        first = pack.unlearn.model.Conditioning(whole.cross[:, :1], whole.pooled, extra)
+        x_t, t, target = batch(model, 1)
+        (model.predict(x_t, t, first) - target).square().mean().backward()
+        for key, delta in edit.deltas.items():
+            assert delta.full.grad is None or not delta.full.grad.any(), key
+
+
+def test_selections_share_out_all_layers(pack: ModuleType, loaded: Loaded) -> None:
+    root = loaded.model.model.diffusion_model
+    cross, keys_and_values, outside = (
+        set(pack.unlearn.select.network_weights(root, select)) for select in SELECTIONS
+    )
+    assert keys_and_values < cross
+    assert not cross & outside
+    assert cross | outside == {
+        f"{name}.{kind}"
+        for name, module in root.named_modules()
+        if hasattr(module, "in_features") or hasattr(module, "kernel_size")
+        for kind, _ in module.named_parameters(recurse=False)
+    }
+
+
+def test_only_what_reads_the_prompt_is_of_the_cross_attention(
+    pack: ModuleType, loaded: Loaded
+) -> None:
+    """Every layer of the keys and values is fed by tokens of the prompt, as many as it has."""
+    with comfy_model(pack, loaded).training() as model, torch.no_grad():
+        root = model.network.diffusion_model
+        prompts = model.encode(PROMPTS[:1])
+        tokens = 512 if loaded.name == "flux2" else prompts.cross.shape[1]
+        seen: dict[str, int] = {}
+        hooks = [
+            root.get_submodule(name).register_forward_hook(
+                lambda module, inputs, output, name=name: seen.update({name: inputs[0].shape[1]})
+            )
+            for name in {
+                key.rpartition(".")[0]
+                for key in pack.unlearn.select.network_weights(root, "cross-attention-kv")
+            }
+        ]
+        try:
+            x_t, t, _ = batch(model, 1)
+            model.predict(x_t, t, prompts)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    assert len(seen) == len(hooks)
+    assert set(seen.values()) == {tokens}, seen
+
+
+@pytest.mark.parametrize("select", SELECTIONS)
+def test_checkpointed_gradients_equal_unchecked_ones(
+    pack: ModuleType, loaded: Loaded, select: str
+) -> None:
+    plain = gradients(pack, loaded, select, checkpointing=False)
+    assert_gradients_agree(gradients(pack, loaded, select, checkpointing=True), plain)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
+def test_projected_step_has_the_gradients_of_a_plain_one(
+    pack: ModuleType, loaded: Loaded, checkpointing: bool
+) -> None:
+    """Where what erases also keeps, the concept-preserving gradient takes nothing out."""
+    found = {}
+    for projection in ("off", "orthogonal"):
+        with (
+            comfy_model(pack, loaded, checkpointing=checkpointing).training() as model,
+            model.edit("unet", "cross-attention") as edit,
+        ):
+            loss, keep = loss_of(pack, model), loss_of(pack, model)
+            optimiser = torch.optim.SGD(edit.parameters(), 0.0)
+            edit.step(optimiser, loss, keep=keep, projection=projection)
+            found[projection] = {key: delta.full.grad for key, delta in edit.deltas.items()}
+    assert_gradients_agree(found["orthogonal"], found["off"])
+
+
+def assert_gradients_agree(found: dict, wanted: dict, tolerance: float = 1e-3) -> None:
+    largest = max(float(gradient.abs().max()) for gradient in wanted.values())
+    for key, gradient in wanted.items():
+        assert found[key] is not None, key
+        apart = (found[key] - gradient).abs().max()
+        assert apart <= tolerance * gradient.abs().max() + 1e-5 * largest, key
+
+
+def test_half_precision_gives_the_same_gradients(pack: ModuleType) -> None:
+    """What lifts small gradients over half precision's threshold must not reach the deltas."""
+    full, half = build("sd15"), build("sd15", torch.float16)
+    for weight, same in zip(
+        full.model.model.diffusion_model.parameters(),
+        half.model.model.diffusion_model.parameters(),
+    ):
+        weight.copy_(same)
+    wanted = gradients(pack, full, "cross-attention")
+    assert_gradients_agree(gradients(pack, half, "cross-attention"), wanted, tolerance=0.1)
+
+
+# What stays
+
+
+def test_edit_that_is_off_and_one_that_is_over_are_the_original(
+    pack: ModuleType, loaded: Loaded
+) -> None:
+    with comfy_model(pack, loaded).training() as model, torch.no_grad():
+        prompts = one_by_one(pack, model)
+        x_t, t, _ = batch(model)
+        original = model.predict(x_t, t, prompts)
+        for select in SELECTIONS:
+            with model.edit("unet", select) as edit:
+                for delta in edit.deltas.values():
+                    delta.full.data.fill_(0.01)
+                changed = model.predict(x_t, t, prompts)
+                with edit.off():
+                    assert torch.equal(model.predict(x_t, t, prompts), original)
+                assert torch.equal(model.predict(x_t, t, prompts), changed)
+            assert not torch.allclose(changed, original, atol=1e-4)
+            assert torch.equal(model.predict(x_t, t, prompts), original)
+    with comfy_model(pack, loaded).training() as model, torch.no_grad():
+        assert torch.equal(model.predict(x_t, t, prompts), original)
+
+
+# What a prediction means
+
+
+def test_clean_undoes_noised_and_target(pack: ModuleType, loaded: Loaded) -> None:
+    with comfy_model(pack, loaded).training() as model:
+        generator = torch.Generator().manual_seed(1)
+        count = len(TIMESTEPS)
+        x0, noise = model.noise(count, generator), model.noise(count, generator)
+        t = torch.tensor(TIMESTEPS, device=model.device)
+        target = model.target(x0, noise, t)
+        found = model.clean(model.noised(x0, noise, t), t, target)
+    for one, means, wanted, time in zip(found, target, x0, TIMESTEPS):
+        assert means.isfinite().all(), time
+        assert torch.allclose(one, wanted, rtol=1e-3, atol=1e-3), time
+
+
+def test_prediction_is_finite_at_every_timestep(pack: ModuleType, loaded: Loaded) -> None:
+    with comfy_model(pack, loaded).training() as model, torch.no_grad():
+        prompts = model.encode(PROMPTS[:1]).repeated(len(TIMESTEPS))
+        x_t = model.noise(len(TIMESTEPS), torch.Generator().manual_seed(1))
+        predicted = model.predict(x_t, torch.tensor(TIMESTEPS, device=model.device), prompts)
+    for one, time in zip(predicted, TIMESTEPS):
+        assert one.isfinite().all(), time
+
+
+def test_timesteps_cover_the_hosts_noise_levels(pack: ModuleType, loaded: Loaded) -> None:
+    with comfy_model(pack, loaded).training() as model:
+        t = torch.tensor((*TIMESTEPS, 1000.0), device=model.device)
+        nothing = torch.zeros_like(model.noise(len(t), torch.Generator()))
+        level = model.noised(nothing, torch.ones_like(nothing), t).flatten(1)[:, 0]
+        sampling = model.network.model_sampling
+    assert (level.diff() >= 0).all()
+    assert level[1] < 0.05, "the last step of a trajectory is nearly clean"
+    assert level[-1] > 0.9 * float(sampling.sigma_max), "the first is nearly noise"
+
+
+def test_prompts_predict_together_as_each_alone(pack: ModuleType, loaded: Loaded) -> None:
+    prompts = (*PROMPTS, "")
+    with comfy_model(pack, loaded).training() as model, torch.no_grad():
+        x_t, t, _ = batch(model, 1)
+        alone = torch.cat([model.predict(x_t, t, model.encode([prompt])) for prompt in prompts])
+        x_t, t = torch.cat([x_t] * 3), torch.cat([t] * 3)
+        joined = model.predict(x_t, t, one_by_one(pack, model, prompts))
+        encoded = model.predict(x_t, t, model.encode(prompts))
+    near = 0.01 * float((alone[0] - alone[1]).abs().max())
+    assert near > 1e-4, "a test on prompts that the network cannot tell apart"
+    assert torch.allclose(joined, alone, atol=near)
+    assert torch.allclose(encoded, alone, atol=near)
+
+
+def test_memory_is_planned(pack: ModuleType, loaded: Loaded) -> None:
+    model = comfy_model(pack, loaded)
+    full, low_rank = (model.prepare("unet", "cross-attention", rank, batch=4) for rank in (0, 2))
+    assert full.activations > 0
+    assert full.state > low_rank.state > 0
+
+
+class VideoVae:
+    """As the host's VAE of a video model: a batch of pictures is one video, each four a latent."""
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        count, height, width, _ = images.shape
+        return torch.zeros(1, 16, 1 + (count - 1) // 4, height // 8, width // 8)
+
+
+@pytest.mark.parametrize("loaded", ["wan"], indirect=True)
+def test_pictures_are_no_frames_of_one_video(pack: ModuleType, loaded: Loaded) -> None:
+    model = pack.nodes.host.ComfyModel(loaded.model, loaded.clip, VideoVae(), (SIDE, SIDE))
+    with model.training():
+        assert model.latents(torch.zeros(3, SIDE, SIDE, 3)).shape == (3, 16, 1, 8, 8)
+
+
+# What an erasure changes
+
+
+def weights(patcher: Any) -> dict[str, torch.Tensor]:
+    """The weights as this MODEL has them, patches applied."""
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([patcher])
+    return {key: value.clone() for key, value in patcher.model.state_dict().items()}
+
+
+def random_erasure(pack: ModuleType, loaded: Loaded, rank: int) -> Any:
+    """Of every linear and convolution layer of the network."""
+    root = loaded.model.model.diffusion_model
+    network_weights, prefix = pack.unlearn.select.network_weights, pack.unlearn.erasure.NETWORK
+    every = {**network_weights(root, SELECTIONS[0]), **network_weights(root, SELECTIONS[2])}
+    generator = torch.Generator().manual_seed(2)
+    with torch.inference_mode(False):
+        edit = pack.unlearn.model.Edit({prefix + key: w for key, w in every.items()}, rank)
+        for parameter in edit.parameters():
+            parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    deltas = {key: delta.tensors() for key, delta in edit.deltas.items()}
+    return pack.unlearn.erasure.Erasure(deltas, {"concepts": ["cat"]})
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_erasure_changes_the_weights_as_the_stock_loader_does(
+    pack: ModuleType, loaded: Loaded, rank: int, tmp_path: Path
+) -> None:
+    import comfy.sd
+    import comfy.utils
+
+    random_erasure(pack, loaded, rank).save(tmp_path / "a.safetensors")
+    erasure = pack.unlearn.erasure.Erasure.load(tmp_path / "a.safetensors")
+    lora = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
+    original = weights(loaded.model)
+    convolutions = [key for key in erasure.deltas if original[key].ndim > 2]
+    assert bool(convolutions) != loaded.name.startswith(("flux", "ltxv"))
+    for strength in (1.0, -0.5):
+        erased, warning = pack.nodes.apply.erased_model(loaded.model, erasure, strength)
+        assert warning == ""
+        ours = weights(erased)
+        stock = weights(comfy.sd.load_lora_for_models(loaded.model, None, lora, strength, 0)[0])
+        for key, value in original.items():
+            assert torch.equal(ours[key], stock[key]), key
+            wanted = value
+            if key in erasure.deltas:
+                wanted = value + strength * erasure.delta(key).view(value.shape).to(value)
+            assert torch.allclose(ours[key], wanted, atol=1e-6), key
+    now = weights(loaded.model)
+    assert all(torch.equal(now[key], value) for key, value in original.items())
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_minus_one_after_one_restores(pack: ModuleType, loaded: Loaded, rank: int) -> None:
+    original = weights(loaded.model)
+    erasure = random_erasure(pack, loaded, rank)
+    erased, _ = pack.nodes.apply.erased_model(loaded.model, erasure, 1.0)
+    restored, _ = pack.nodes.apply.erased_model(erased, erasure, -1.0)
+    for key, value in weights(restored).items():
+        assert torch.allclose(value, original[key], atol=1e-6), key
+
+
+# The methods
+
+
+def run_key_step(pack: ModuleType, model: Any, mode: str) -> Any:
+    methods = pack.unlearn.key_step
+    settings = methods.KeyStepSettings(mode=mode, steps=4, start=2, iterations=3)
+    return methods.key_step(model, ["cat"], settings)
+
+
+def run_domain_correction(pack: ModuleType, model: Any, mode: str) -> Any:
+    methods = pack.unlearn.domain_correction
+    settings = methods.DomainCorrectionSettings(
+        mode=mode, pictures=2, iterations=3, alone=1, batch=2
+    )
+    return methods.domain_correction(model, ["cat"], settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["balanced", "paper"])
+@pytest.mark.parametrize("run", [run_key_step, run_domain_correction])
+def test_method_runs_and_moves_the_prediction(
+    pack: ModuleType, loaded: Loaded, run: Callable, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack.unlearn.held.Held, "COUNT", 4)
+    before = weights(loaded.model)
+    with comfy_model(pack, loaded, checkpointing=True).training() as model:
+        erasure = run(pack, model, mode)
+    assert erasure.norm() > 0
+    assert erasure.record["moved"]["cat"] > 0
+    erased, warning = pack.nodes.apply.erased_model(loaded.model, erasure)
+    assert warning == ""
+    assert set(erasure.deltas) == set(erased.patches)
+    after = weights(loaded.model)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+# Other names for keys and values, on networks of full width without their memory
+
+
+def pixart(**options: Any) -> torch.nn.Module:
+    from comfy.ldm.pixart.pixartms import PixArtMS
+
+    return PixArtMS(depth=2, **options)
+
+
+def hunyuan_dit(**options: Any) -> torch.nn.Module:
+    from comfy.ldm.hydit.models import HunYuanDiT
+
+    return HunYuanDiT(depth=2, **options)
+
+
+def kandinsky(**options: Any) -> torch.nn.Module:
+    from comfy.ldm.kandinsky5.model import Kandinsky5
+
+    return Kandinsky5(num_visual_blocks=2, **options)
+
+
+def aura_flow(**options: Any) -> torch.nn.Module:
+    from comfy.ldm.aura.mmdit import MMDiT
+
+    return MMDiT(n_layers=2, n_double_layers=2, **options)
+
+
+@pytest.mark.parametrize(
+    ("network", "names"),
+    [
+        (pixart, {"kv_linear"}),
+        (hunyuan_dit, {"kv_proj"}),
+        (kandinsky, {"to_key", "to_value"}),
+        (aura_flow, {"w1k", "w1v"}),
+    ],
+)
+def test_keys_and_values_are_found_under_other_names(
+    pack: ModuleType, network: Callable[..., torch.nn.Module], names: set[str]
+) -> None:
+    import comfy.ops
+
+    root = network(dtype=torch.float32, device="meta", operations=comfy.ops.disable_weight_init)
+    found = pack.unlearn.select.network_weights(root, "cross-attention-kv")
+    # Where words and picture attend to each other, the words' own queries may be among them.
+    assert {key.split(".")[-2] for key in found} - {"w1q"} == names
