@@ -27,7 +27,7 @@ from .select import Trainable
 from .training import trained
 
 # A picture has some style whatever the prompt says, so away from one there must be a push.
-PUSH = {"object": 0.0, "style": 0.3, "character": 0.0}
+PUSH = {"object": 0.0, "style": 0.5, "character": 0.0}
 STOP_WINDOW = 10  # steps over which the concept's loss is averaged for stopping
 
 
