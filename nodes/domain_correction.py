@@ -11,19 +11,17 @@ from ..unlearn.domain_correction import (
 )
 from ..unlearn.prompts import split_concepts
 from .apply import erased_model
-from .training import (
-    Trained,
-    Training,
-    filename_input,
+from .sockets import (
+    anchor_input,
+    closing_inputs,
+    iterations_input,
+    kind_input,
+    mode_input,
+    network_inputs,
     output_sockets,
-    outputs,
-    projection_input,
-    protect_input,
-    rank_input,
-    seed_input,
-    summary,
-    words,
+    size_input,
 )
+from .training import Trained, Training, outputs, summary, words
 
 
 class DomainCorrectionUNetUnlearn(io.ComfyNode):
@@ -39,31 +37,11 @@ class DomainCorrectionUNetUnlearn(io.ComfyNode):
                 "protected in every step."
             ),
             inputs=[
-                io.Model.Input(
-                    "model",
-                    tooltip="The model to take the concept out of. The one connected here stays "
-                    "what it is.",
-                ),
-                io.Clip.Input("clip", tooltip="The text encoder of this model. It is only read."),
-                io.Vae.Input("vae", optional=True, tooltip="For the live picture while it trains."),
-                io.String.Input(
-                    "concept",
-                    default="",
-                    tooltip="The word or name to unlearn. Several are separated by commas and go "
-                    "into one erasure.",
-                ),
-                io.Combo.Input(
-                    "kind",
-                    options=["object", "style", "character"],
-                    default="object",
-                    tooltip="What the concept is: it decides the sentences it is named in.",
-                ),
-                io.String.Input(
-                    "anchor",
-                    default="",
-                    optional=True,
-                    tooltip="What is drawn in its place, for example dog for a certain breed. "
-                    "Empty: a neutral word by kind.",
+                *network_inputs(),
+                kind_input(),
+                anchor_input(
+                    "What is drawn in its place, for example dog for a certain breed. Empty: a "
+                    "neutral word by kind."
                 ),
                 io.Int.Input(
                     "pictures",
@@ -73,33 +51,10 @@ class DomainCorrectionUNetUnlearn(io.ComfyNode):
                     tooltip="How many pictures of the anchor the model draws first. 0: the mode's "
                     "own number (32 in balanced, 1000 in paper).",
                 ),
-                io.Int.Input(
-                    "size",
-                    default=512,
-                    min=64,
-                    max=2048,
-                    step=8,
-                    tooltip="Width and height in pixels of these pictures.",
-                ),
-                io.Combo.Input(
-                    "mode",
-                    options=["balanced", "paper"],
-                    default="balanced",
-                    tooltip="balanced: keeps other concepts and stops by itself. paper: the "
-                    "published algorithm and settings, for comparison.",
-                ),
-                io.Int.Input(
-                    "iterations",
-                    default=0,
-                    min=0,
-                    max=100000,
-                    tooltip="It stops here at the latest. 0: the mode's own number.",
-                ),
-                rank_input(),
-                seed_input(),
-                protect_input(),
-                filename_input(),
-                projection_input("orthogonal"),
+                size_input("Width and height in pixels of these pictures."),
+                mode_input(),
+                iterations_input(),
+                *closing_inputs("orthogonal"),
             ],
             outputs=output_sockets(
                 io.Model.Output("erased_model", display_name="MODEL", tooltip="The erased model.")

@@ -15,7 +15,7 @@ from ..unlearn.erasure import NETWORK, Erasure, ErasureError, combine, is_erasur
 from .apply import erased_clip, erased_model, foreign_erasure, has_part
 from .files import output_file
 from .report import tell
-from .training import ErasureType
+from .sockets import ErasureType
 
 FOLDERS = ("loras", "text_encoders")
 

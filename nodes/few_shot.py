@@ -7,19 +7,19 @@ from comfy_api.latest import io
 from ..unlearn.few_shot import FewShotSettings, check_concepts, few_shot
 from ..unlearn.prompts import split_concepts
 from .apply import erased_clip
-from .training import (
-    Trained,
-    Training,
+from .sockets import (
+    concept_input,
     filename_input,
+    kind_input,
+    mode_input,
     output_sockets,
-    outputs,
     projection_input,
     protect_input,
     rank_input,
     seed_input,
-    summary,
-    words,
+    size_input,
 )
+from .training import Trained, Training, outputs, summary, words
 
 
 class FewShotEncoderUnlearn(io.ComfyNode):
@@ -43,19 +43,8 @@ class FewShotEncoderUnlearn(io.ComfyNode):
                     "connected here stays what it is.",
                 ),
                 io.Vae.Input("vae", tooltip="Turns pictures into latents."),
-                io.String.Input(
-                    "concept",
-                    default="",
-                    tooltip="The word or name to unlearn. Several "
-                    "are separated by commas and go into one erasure.",
-                ),
-                io.Combo.Input(
-                    "kind",
-                    options=["object", "style", "character"],
-                    default="object",
-                    tooltip="What the concept is: it decides the sentences it is named in "
-                    "('a photo of a ...' or 'a painting in the style of ...').",
-                ),
+                concept_input(),
+                kind_input(),
                 io.Image.Input(
                     "images",
                     optional=True,
@@ -71,21 +60,8 @@ class FewShotEncoderUnlearn(io.ComfyNode):
                     tooltip="How many pictures of each "
                     "concept the model draws where none are connected.",
                 ),
-                io.Int.Input(
-                    "size",
-                    default=512,
-                    min=64,
-                    max=2048,
-                    step=8,
-                    tooltip="Width and height in pixels of the pictures that the model draws.",
-                ),
-                io.Combo.Input(
-                    "mode",
-                    options=["balanced", "paper"],
-                    default="balanced",
-                    tooltip="balanced: bounded, keeps other concepts and stops by itself. "
-                    "paper: the published algorithm and settings, for comparison.",
-                ),
+                size_input("Width and height in pixels of the pictures that the model draws."),
+                mode_input(),
                 io.Combo.Input(
                     "trainable",
                     options=["mlp-final-attn", "mlp", "attention", "all"],

@@ -8,19 +8,16 @@ from ..unlearn.key_step import TASKS, KeyStepSettings, check_settings, key_step
 from ..unlearn.prompts import split_concepts
 from .apply import erased_model
 from .report import key_steps_plot
-from .training import (
-    Trained,
-    Training,
-    filename_input,
+from .sockets import (
+    anchor_input,
+    closing_inputs,
+    iterations_input,
+    mode_input,
+    network_inputs,
     output_sockets,
-    outputs,
-    projection_input,
-    protect_input,
-    rank_input,
-    seed_input,
-    summary,
-    words,
+    size_input,
 )
+from .training import Trained, Training, outputs, summary, words
 
 WEIGHTS = ["by task", "cross-attention", "cross-attention-kv", "outside-cross-attention"]
 
@@ -38,19 +35,7 @@ class KeyStepUNetUnlearn(io.ComfyNode):
                 "concept, too, which an erased text encoder cannot stop."
             ),
             inputs=[
-                io.Model.Input(
-                    "model",
-                    tooltip="The model to take the concept out of. The one connected here stays "
-                    "what it is.",
-                ),
-                io.Clip.Input("clip", tooltip="The text encoder of this model. It is only read."),
-                io.Vae.Input("vae", optional=True, tooltip="For the live picture while it trains."),
-                io.String.Input(
-                    "concept",
-                    default="",
-                    tooltip="The word or name to unlearn. Several are separated by commas and go "
-                    "into one erasure.",
-                ),
+                *network_inputs(),
                 io.Combo.Input(
                     "task",
                     options=list(TASKS),
@@ -58,28 +43,12 @@ class KeyStepUNetUnlearn(io.ComfyNode):
                     tooltip="What the concept is; instance is a character or a face. It decides "
                     "the sentences, and in mode paper the key steps and the weights.",
                 ),
-                io.String.Input(
-                    "anchor",
-                    default="",
-                    optional=True,
-                    tooltip="What is drawn in its place. Empty: a neutral word by task (balanced), "
-                    "nothing (paper).",
+                anchor_input(
+                    "What is drawn in its place. Empty: a neutral word by task (balanced), nothing "
+                    "(paper)."
                 ),
-                io.Int.Input(
-                    "size",
-                    default=512,
-                    min=64,
-                    max=2048,
-                    step=8,
-                    tooltip="Width and height in pixels of what the model draws while it trains.",
-                ),
-                io.Combo.Input(
-                    "mode",
-                    options=["balanced", "paper"],
-                    default="balanced",
-                    tooltip="balanced: keeps other concepts and stops by itself. paper: the "
-                    "published algorithm and settings, for comparison.",
-                ),
+                size_input("Width and height in pixels of what the model draws while it trains."),
+                mode_input(),
                 io.Int.Input(
                     "steps",
                     default=50,
@@ -101,13 +70,7 @@ class KeyStepUNetUnlearn(io.ComfyNode):
                     max=999,
                     tooltip="The first key step, where key_steps says so; 0 is the noisiest.",
                 ),
-                io.Int.Input(
-                    "iterations",
-                    default=0,
-                    min=0,
-                    max=100000,
-                    tooltip="It stops here at the latest. 0: the mode's own number.",
-                ),
+                iterations_input(),
                 io.Combo.Input(
                     "trainable",
                     options=WEIGHTS,
@@ -115,11 +78,7 @@ class KeyStepUNetUnlearn(io.ComfyNode):
                     tooltip="Which weights are trained. by task: the paper's in mode paper, "
                     "cross-attention in mode balanced.",
                 ),
-                rank_input(),
-                seed_input(),
-                protect_input(),
-                filename_input(),
-                projection_input("off"),
+                *closing_inputs("off"),
             ],
             outputs=[
                 *output_sockets(

@@ -1,4 +1,4 @@
-"""What all training nodes share: sockets, one run from inputs to file, and what they hand on."""
+"""What all training nodes share: one run from inputs to a file, and what they hand on."""
 
 from __future__ import annotations
 
@@ -17,76 +17,6 @@ from .files import erasure_file, trained_before, training_key
 from .host import ComfyModel
 from .memory import PeakMemory
 from .report import Progress, loss_curve, tell
-
-ErasureType = io.Custom("ERASURE")
-
-
-def rank_input() -> io.Int.Input:
-    return io.Int.Input(
-        "rank",
-        default=0,
-        min=0,
-        max=256,
-        tooltip="0 trains full deltas (the paper). A rank of 4 to 32 makes the file many times "
-        "smaller.",
-    )
-
-
-def seed_input() -> io.Int.Input:
-    return io.Int.Input(
-        "seed",
-        default=0,
-        min=0,
-        max=2**63 - 1,
-        # The host's default would draw a new one, and train anew, at every queueing.
-        control_after_generate=False,
-        tooltip="The same seed gives the same erasure on one machine.",
-    )
-
-
-def protect_input() -> io.String.Input:
-    return io.String.Input(
-        "protect",
-        default="",
-        optional=True,
-        tooltip="balanced: words, separated by commas, that must keep their meaning, such as "
-        "close relatives of the concept.",
-    )
-
-
-def projection_input(default: str) -> io.Combo.Input:
-    return io.Combo.Input(
-        "projection",
-        options=["off", "orthogonal", "as_released"],
-        default=default,
-        optional=True,
-        tooltip="Takes out of each step what would harm other prompts (DoCo's concept-preserving "
-        "gradient). as_released is the authors' code, which takes too much.",
-    )
-
-
-def filename_input() -> io.String.Input:
-    return io.String.Input(
-        "filename_prefix",
-        default="loras/erased",
-        optional=True,
-        tooltip="Where in the output folder the erasure is kept. The stock Load LoRA node finds "
-        "what lies in output/loras.",
-    )
-
-
-def output_sockets(erased: io.Output) -> list[io.Output]:
-    return [
-        erased,
-        ErasureType.Output(
-            "erasure",
-            display_name="ERASURE",
-            tooltip="The weight changes, with where they came from: for Save and Combine.",
-        ),
-        io.Image.Output("loss_curve", display_name="loss curve"),
-        io.LossMap.Output("loss_map", display_name="LOSS_MAP"),
-        io.String.Output("summary", display_name="summary"),
-    ]
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -79,6 +79,9 @@ def main() -> None:
         help="also write the table as Markdown; in a file with <!-- bench --> marks between them",
     )
     parser.add_argument("--pictures", type=Path, help="also draw before and after, one PNG")
+    parser.add_argument(
+        "--no-run", action="store_true", help="only write what the JSON file already holds"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -103,7 +106,7 @@ def main() -> None:
     ]
     rows = read_rows(options.json)
     done = {job_key(row) for row in rows}
-    missing = [job for job in jobs if job_key(job) not in done]
+    missing = [job for job in jobs if job_key(job) not in done and not options.no_run]
     rows += run_parallel(missing, options.jobs, options.json, rows)
     wanted = {job_key(job) for job in jobs}
     text = table([row for row in rows if job_key(row) in wanted])
