@@ -1,7 +1,7 @@
 """The thumbnails of the shipped workflows, made of the pictures that they really draw.
 
 Each workflow shows pictures in pairs of Preview Image nodes titled "Before: <what>" and
-"After: <what>". Here both workflows run on a real server, and their pairs become the .jpg that
+"After: <what>". Here the workflows run on a real server, and their pairs become the .jpg that
 ComfyUI's template browser shows beside each.
 """
 
@@ -20,7 +20,12 @@ from .server import Server, api_prompt
 
 FOLDER = host.ROOT / "workflows"
 # In this order: the second loads what the first saves.
-NAMES = ("few_shot_encoder_unlearn", "load_erased_clip")
+NAMES = (
+    "few_shot_encoder_unlearn",
+    "load_erased_clip",
+    "key_step_unet_unlearn",
+    "domain_correction_unet_unlearn",
+)
 
 WIDTH = 512  # pixels of a thumbnail
 MARGIN = 8
@@ -68,7 +73,7 @@ def compose(
 
 
 def write(folder: Path = FOLDER, args: tuple[str, ...] = ()) -> list[Path]:
-    """Run both workflows and write <workflow>.jpg for each into folder; returns the files.
+    """Run the workflows and write <workflow>.jpg for each into folder; returns the files.
 
     args are further options of ComfyUI's main.py. Raises what testbed.server.Server.run raises.
     """

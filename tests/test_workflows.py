@@ -202,17 +202,18 @@ def test_the_second_loads_what_the_first_saves(info: dict[str, Any]) -> None:
     assert loaded["inputs"]["erasure_name"] == f"{prefix}_00001_.safetensors"
 
 
-def test_before_and_after_differ_in_the_encoder_alone(info: dict[str, Any]) -> None:
+def test_before_and_after_differ_in_what_was_erased_alone(info: dict[str, Any]) -> None:
     for name in thumbnails.NAMES:
+        erased = "model" if name.endswith("unet_unlearn") else "clip"
         workflow = thumbnails.load(name)
         prompt = api_prompt(workflow, info)
 
-        def chain(node: str, prompt: dict[str, Any] = prompt) -> Any:
-            """All that decides a picture, with what makes the CLIP left out."""
+        def chain(node: str, prompt: dict[str, Any] = prompt, erased: str = erased) -> Any:
+            """All that decides a picture, with what makes the erased CLIP or MODEL left out."""
             inputs = {
-                key: chain(value[0]) if isinstance(value, list) and key != "clip" else value
+                key: chain(value[0]) if isinstance(value, list) else value
                 for key, value in prompt[node]["inputs"].items()
-                if key != "clip"
+                if key != erased
             }
             return prompt[node]["class_type"], inputs
 

@@ -55,7 +55,7 @@ class DomainCorrectionSettings:
     """Mode "paper": AdamW's."""
     discriminator_rate: float = 1e-4
     """Adam's, of the discriminator."""
-    rate: float = 0.03
+    rate: float = 0.1
     """Mode "balanced": the size of a step relative to the weights (model.spectral_scale)."""
     adversarial: float = 0.1
     """Mode "balanced": weight of deceiving the discriminator."""

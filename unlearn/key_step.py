@@ -89,7 +89,7 @@ class KeyStepSettings:
     """Mode "paper": standard deviation of the noise on an augmented prompt's conditioning."""
     projection: Projection = "off"
     """What in the gradient works against other prompts is taken out (see preserve.py)."""
-    rate: float = 0.03
+    rate: float = 0.1
     """Mode "balanced": the size of a step relative to the weights (model.spectral_scale)."""
     push: float = 0.3
     """Mode "balanced": as `negative`."""

@@ -10,7 +10,7 @@ from .prompts import COMMON_STYLES, COMMON_WORDS, in_context, templates
 
 Kind = Literal["object", "style", "character"]
 
-ANCHORS = {"object": "thing", "style": "plain", "character": "person"}
+ANCHORS = {"object": "picture", "style": "plain", "character": "person"}
 
 
 class Neighbourhood:
