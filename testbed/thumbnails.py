@@ -24,7 +24,6 @@ NAMES = (
     "few_shot_encoder_unlearn",
     "load_erased_clip",
     "key_step_unet_unlearn",
-    "domain_correction_unet_unlearn",
 )
 
 WIDTH = 512  # pixels of a thumbnail

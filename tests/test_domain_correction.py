@@ -360,7 +360,7 @@ def test_more_of_the_network_can_be_trained() -> None:
 def test_paper_deceives_the_discriminator(parameterisation: str) -> None:
     """Alone long enough to tell the two apart, then the generator's loss falls."""
     settings = replace(PAPER, iterations=70, alone=40, learning_rate=3e-3, projection="off")
-    settings = replace(settings, discriminator_rate=1e-3)
+    settings = replace(settings, discriminator_rate=1e-3, anchor="thing")
     erasure = domain_correction(TinyNetworkModel(parameterisation), ["cat"], settings)
     loss = erasure.record["loss"]
     assert sum(loss[-8:]) < 0.95 * sum(loss[:8])
@@ -438,6 +438,7 @@ def test_balanced_draws_the_concept_to_the_anchor(parameterisation: str) -> None
 
 def test_balanced_stops_by_itself_when_little_is_left() -> None:
     settings = replace(BALANCED, iterations=400, alone=5, retention=1.0, rate=0.06, near=0.2)
+    settings = replace(settings, anchor="thing")
     erasure = domain_correction(TinyNetworkModel(), ["cat"], settings)
     assert STOP_WINDOW < erasure.record["steps"] < 395
     assert left(TinyNetworkModel(), erasure) < 0.5

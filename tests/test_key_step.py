@@ -366,7 +366,7 @@ def test_projection_in_the_paper_mode_keeps_other_prompts_nearer() -> None:
 
 def test_balanced_stops_by_itself_when_little_is_left() -> None:
     model = TinyNetworkModel()
-    settings = replace(BALANCED, iterations=400, retention=1.0, push=0.0)
+    settings = replace(BALANCED, iterations=400, retention=1.0, push=0.0, anchor="thing")
     erasure = key_step(model, ["cat"], settings)
     assert STOP_WINDOW <= erasure.record["steps"] < 400
     assert left(model, erasure) < 0.3

@@ -47,7 +47,7 @@ def few_shot(server: Server, checkpoint: Path) -> dict[str, Any]:
     return server.run(api_prompt(workflow, server.object_info()), workflow)
 
 
-def test_both_are_shipped() -> None:
+def test_all_are_shipped() -> None:
     assert [file.stem for file in FILES] == sorted(thumbnails.NAMES)
 
 
