@@ -115,8 +115,8 @@ def key_steps_plot(start: int, steps: int, found: dict | None) -> torch.Tensor:
     found: a unlearn.find_start.KeySteps as a dict, whose curve is drawn; None where nothing was
     measured.
     """
-    what = "what is left of the concept when later steps know nothing of it" if found else ""
-    chart = Chart(f"trained on steps {start} to {steps - 1}  {what}", (0, steps), (0.0, 1.0))
+    what = "; line: what is left when later steps know nothing of it" if found else ""
+    chart = Chart(f"trained on steps {start} to {steps - 1}{what}", (0, steps), (0.0, 1.0))
     left, top = chart.place(start, 1.0)
     right, bottom = chart.place(steps, 0.0)
     chart.pen.rectangle([left, top, right, bottom], fill=(235, 240, 250))
