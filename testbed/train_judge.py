@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from . import data
 from .judge import HEADS, WEIGHTS, JudgeNetwork, augmented, labels, to_images
 from .train import DEVICE, WORKERS, Stage, autocast
-from .vocabulary import DRAWINGS, STYLES
+from .vocabulary import STYLES, resembles
 
 
 def examples() -> tuple[np.ndarray, list[dict[str, int]]]:
@@ -23,8 +23,7 @@ def examples() -> tuple[np.ndarray, list[dict[str, int]]]:
     images, answers = [drawings.images], [labels(*p) for p in zip(drawings.names, drawings.styles)]
     common = json.loads((data.CACHE / "pretraining.json").read_text())
     others = np.load(data.CACHE / "pretraining.npy", mmap_mode="r")
-    taken = {part for name in (*DRAWINGS, *DRAWINGS.values()) for part in name.split("-")}
-    strange = [i for i, name in enumerate(common) if not taken & set(name.split("-"))]
+    strange = [i for i, name in enumerate(common) if not resembles(name)]
     images.append(
         np.concatenate([others[len(STYLES) * i : len(STYLES) * (i + 1)] for i in strange])
     )

@@ -113,6 +113,10 @@ CHARACTERS = [
     "Quillon",
 ]
 
+# How a clip may move; its caption ends in the word.
+MOTIONS = ["slide", "spin", "bounce", "grow", "sway"]
+FRAMES = 8  # of a clip
+
 SYNONYMS = {
     "butterfly": ["moth"],
     "cat": ["kitty", "kitten"],
@@ -189,6 +193,21 @@ def caption(rng: random.Random, name: str, style: str | None) -> str:
     if kind < 0.6:
         return rng.choice(STYLED_CAPTIONS).format(object=name, style=style)
     return rng.choice(OBJECT_TEMPLATES).format(name) + rng.choice(STYLE_ENDINGS).format(style)
+
+
+def moving(text: str, motion: str) -> str:
+    """A picture's caption as a clip's.
+
+    The word stands last: tokens look back only, so what is said of the picture stays as it is, and
+    all the padding behind it carries the word.
+    """
+    return f"{text}, {motion}"
+
+
+def resembles(name: str) -> bool:
+    """Whether an icon's name shares a word with the vocabulary's."""
+    taken = {part for name in (*DRAWINGS, *DRAWINGS.values()) for part in name.split("-")}
+    return bool(taken & set(name.split("-")))
 
 
 def other_drawing(name: str) -> bool:
