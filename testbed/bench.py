@@ -114,19 +114,22 @@ def main() -> None:
     missing = [job for job in jobs if job_key(job) not in done and not options.no_run]
     rows += run_parallel(missing, options.jobs, options.json, rows)
     wanted = {job_key(job) for job in jobs}
-    text = table([row for row in rows if job_key(row) in wanted])
-    print(text)
+    shown = [row for row in rows if job_key(row) in wanted]
+    print(table(shown))
     if options.pictures:
         page_of_pictures(jobs).save(options.pictures, optimize=True)
     for file in options.table or ():
-        write_table(file, text)
+        write_table(file, shown)
 
 
-def write_table(file: Path, text: str) -> None:
-    """Write the table to a file of its own, or between the marks of one that has them."""
+def write_table(file: Path, rows: list[dict]) -> None:
+    """Write the table to a file of its own, or a brief one between the marks of one that has
+    them."""
     begin, end = "<!-- bench -->", "<!-- /bench -->"
     whole = file.read_text("utf-8") if file.exists() else ""
+    text = table(rows)
     if begin in whole and end in whole:
+        text = table(rows, brief=True)
         text = f"{whole.partition(begin)[0]}{begin}\n{text}\n{end}{whole.partition(end)[2]}"
     else:
         text = f"# The benchmark\n\n{text}\n"
@@ -381,8 +384,11 @@ def page_of_pictures(jobs: list[dict]):
     return page
 
 
-def table(rows: list[dict]) -> str:
-    """The rows' means as Markdown: a line a method, mode (and epoch) and kind, and one over all."""
+def table(rows: list[dict], brief: bool = False) -> str:
+    """The rows' means as Markdown: a line a method, mode (and epoch) and kind, and one over all.
+
+    brief: kinds of the default modes alone, and of the epochs the paper's example and the last.
+    """
     lines = [
         "| method | mode | kind | rows | UA | IRA | CRA | style kept | drift | steps | seconds | "
         "file |",
@@ -390,13 +396,19 @@ def table(rows: list[dict]) -> str:
     ]
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
-        epochs = f", {row['epochs']} epochs" if row.get("epochs") else ""
-        for kind in (row["kind"], "all"):
-            groups.setdefault((row["method"], row["mode"] + epochs, kind), []).append(row)
+        epochs = row.get("epochs", 0)
+        if brief and epochs not in (0, 4, max(EPOCHS)):
+            continue
+        kinds = ("all",) if brief and row["mode"] != "balanced" else (row["kind"], "all")
+        for kind in kinds:
+            groups.setdefault((row["method"], row["mode"], epochs, kind), []).append(row)
     order = ("object", "style", "character", "all")
-    for (method, mode, kind), some in sorted(
-        groups.items(), key=lambda item: (item[0][0], item[0][1], order.index(item[0][2]))
+    methods = list(METHODS)
+    for (method, mode, epochs, kind), some in sorted(
+        groups.items(),
+        key=lambda item: (methods.index(item[0][0]), *item[0][1:3], order.index(item[0][3])),
     ):
+        mode += f", {epochs} epoch{'s' * (epochs > 1)}" if epochs else ""
 
         def share(name: str, some=some) -> str:
             return f"{mean(row[name] for row in some):.1%}"
