@@ -43,11 +43,13 @@ SEEDS = (0, 1)
 # method -> modes. Few-shot's paper modes are measured after each of EPOCHS, and once more with the
 # learning rate scaled to the width of this encoder (Adam's goes as 1 / width: Yang et al.,
 # arXiv 2203.03466), since the paper's is made for one four times as wide; key-step unlearning
-# also from the first step on, in the last half alone, and where the finder says.
+# also with the closed form alone and no step, from the first step on, in the last half alone, and
+# where the finder says.
 METHODS = {
     "few_shot": ("balanced", "paper", "paper-scaled", "paper-all"),
     "key_step": (
         "balanced",
+        "balanced-solved",
         "balanced-auto",
         "balanced-all-steps",
         "balanced-last-half",
@@ -253,7 +255,11 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
         started = time.perf_counter()
         if job["method"] == "key_step":
             settings = science.key_step.KeyStepSettings(
-                mode=mode, task=TASKS[kind], seed=seed, start=STARTS.get(variant)
+                mode=mode,
+                task=TASKS[kind],
+                seed=seed,
+                start=STARTS.get(variant),
+                iterations=0 if variant == "solved" else None,
             )
             erasure = science.key_step.key_step(host, concept, settings)
         elif job["method"] == "domain_correction":

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from . import closed_form
 from .erasure import Erasure
 from .few_shot import STOP_WINDOW, check_concepts
 from .held import Encoded, Held
@@ -61,7 +62,9 @@ class DomainCorrectionSettings:
     """Mode "balanced": weight of deceiving the discriminator."""
     retention: float = 4.0
     """Mode "balanced": weight of keeping other prompts' predictions."""
-    near: float = 0.1
+    start_solved: bool = True
+    """Mode "balanced": begin with what can be solved in closed form (closed_form.py)."""
+    near: float = 0.2
     """Mode "balanced": stop once this share of the distance from the anchor is left."""
     protect: tuple[str, ...] = ()
     """Mode "balanced": words whose prompts must stay what they are."""
@@ -93,16 +96,16 @@ def domain_correction(
     """
     check_settings(concepts, settings)
     resume = resume or Resume()
-    with model.edit("unet", settings.trainable, settings.rank, settings.seed) as edit:
-        erasure = trained(
-            model,
-            edit,
-            "domain_correction",
-            list(concepts),
-            settings,
-            lambda: correct(model, edit, list(concepts), settings, on_step, resume),
-            kind=settings.kind,
-        )
+    erasure = trained(
+        model,
+        "unet",
+        settings.trainable,
+        "domain_correction",
+        list(concepts),
+        settings,
+        lambda edit: correct(model, edit, list(concepts), settings, on_step, resume),
+        kind=settings.kind,
+    )
     resume.close()
     return erasure
 
@@ -237,6 +240,8 @@ def correct(
     optimiser = erasing.optimiser
     run = Run(resume, edit, optimiser=optimiser, judge=judge, judging=judging, rng=rng, noise=noise)
     encoded = Encoded(model)
+    if not run.more:
+        erasing.begin()
 
     for number in range(run.more.get("number", 0), total):
         chosen = [rng.randrange(anchors.count) for _ in range(size)]
@@ -304,6 +309,9 @@ class Paper:
             self.optimiser, deceived, keep=keep, projection=projection, clip=self.CLIP
         )
 
+    def begin(self) -> None:
+        """It begins from nothing."""
+
     def reached(self, more: dict) -> bool:
         return False
 
@@ -317,6 +325,17 @@ class Balanced:
         around = concepts, settings.kind
         self.held = Held(model, edit, around, settings.protect, settings.seed, resume)
         self.left = 1.0
+        self.around = around
+
+    def begin(self) -> None:
+        """What can be solved is done before the first step."""
+        settings, (concepts, kind) = self.settings, self.around
+        if settings.start_solved:
+            rng = random.Random(settings.seed)
+            words = Neighbourhood(concepts, kind, rng, settings.anchor, settings.protect)
+            closed_form.start(
+                self.model, self.edit, self.optimiser, words, concepts, closed_form.PUSH[kind]
+            )
 
     def step(self, batch: Batch, deceived: torch.Tensor, rng, noise) -> float:
         t = torch.randint(0, 1000, (Held.AT_ONCE,), generator=noise).float().to(batch.t)

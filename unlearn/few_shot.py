@@ -97,21 +97,21 @@ def few_shot(
     check_concepts(concepts, images)
     pictures = concept_latents(model, concepts, images, settings)
     run = paper if settings.mode == "paper" else balanced
-    with model.edit("encoder", settings.trainable, settings.rank, settings.seed) as edit:
-        return trained(
-            model,
-            edit,
-            "few_shot",
-            list(concepts),
-            settings,
-            lambda: run(model, edit, list(concepts), pictures, settings, on_step),
-            kind=settings.kind,
-            images={
-                "count": sum(map(len, pictures)),
-                "drawn_by_model": images is None,
-                "hash": None if images is None else images_hash(images),
-            },
-        )
+    return trained(
+        model,
+        "encoder",
+        settings.trainable,
+        "few_shot",
+        list(concepts),
+        settings,
+        lambda edit: run(model, edit, list(concepts), pictures, settings, on_step),
+        kind=settings.kind,
+        images={
+            "count": sum(map(len, pictures)),
+            "drawn_by_model": images is None,
+            "hash": None if images is None else images_hash(images),
+        },
+    )
 
 
 def check_concepts(concepts: Sequence[str], images: torch.Tensor | None) -> None:

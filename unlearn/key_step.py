@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from . import closed_form
 from .erasure import Erasure
 from .few_shot import STOP_WINDOW, check_concepts
 from .find_start import KeySteps, find_key_steps
@@ -91,11 +92,13 @@ class KeyStepSettings:
     """What in the gradient works against other prompts is taken out (see preserve.py)."""
     rate: float = 0.1
     """Mode "balanced": the size of a step relative to the weights (model.spectral_scale)."""
-    push: float = 0.3
-    """Mode "balanced": as `negative`."""
+    push: float | None = None
+    """Mode "balanced": as `negative`. None: by task (closed_form.PUSH)."""
+    start_solved: bool = True
+    """Mode "balanced": begin with what can be solved in closed form (closed_form.py)."""
     retention: float = 4.0
     """Mode "balanced": weight of keeping other prompts' predictions."""
-    near: float = 0.1
+    near: float = 0.2
     """Mode "balanced": stop once this share of the concept's own prediction is left."""
     batch: int = 2
     """Mode "balanced": trajectories walked at once."""
@@ -126,6 +129,11 @@ class KeyStepSettings:
         return 2 * self.batch + Held.AT_ONCE
 
     @property
+    def beyond(self) -> float:
+        """How far beyond the anchor the concept is pushed, in mode "balanced"."""
+        return closed_form.PUSH[KINDS[self.task]] if self.push is None else self.push
+
+    @property
     def weights(self) -> NetworkTrainable:
         if self.trainable is not None:
             return self.trainable
@@ -154,17 +162,17 @@ def key_step(
         record["key_steps"] = asdict(found)
         run_settings = replace(settings, start=found.start)
     run = paper if settings.mode == "paper" else balanced
-    with model.edit("unet", settings.weights, settings.rank, settings.seed) as edit:
-        erasure = trained(
-            model,
-            edit,
-            "key_step",
-            list(concepts),
-            settings,
-            lambda: run(model, edit, list(concepts), run_settings, on_step, resume),
-            **record,
-            start=run_settings.first,
-        )
+    erasure = trained(
+        model,
+        "unet",
+        settings.weights,
+        "key_step",
+        list(concepts),
+        settings,
+        lambda edit: run(model, edit, list(concepts), run_settings, on_step, resume),
+        **record,
+        start=run_settings.first,
+    )
     resume.close()
     return erasure
 
@@ -336,9 +344,10 @@ def balanced(
     on_step: OnStep | None,
     resume: Resume,
 ) -> None:
-    """Ours: to a neutral word and a little beyond, other prompts held, until the concept is gone.
+    """Ours: to a neutral word, other prompts held, until the concept is gone.
 
-    Other prompts are held on pictures that the original model drew of them, at the same noise.
+    It begins with what can be solved; the walk mends what is left. Other prompts are held on
+    pictures that the original model drew of them, at the same noise.
     """
     noise = torch.Generator().manual_seed(settings.seed)
     trajectory = Trajectory(model, settings.steps, settings.guidance, noise, settings.batch)
@@ -348,26 +357,34 @@ def balanced(
     around = concepts, KINDS[settings.task]
     words = Neighbourhood(*around, rng, settings.anchor, settings.protect)
     encoded = Encoded(model)
+    push = settings.beyond
+    if settings.start_solved and not run.done:
+        closed_form.start(model, edit, optimiser, words, concepts, push)
     held = Held(model, edit, around, settings.protect, settings.seed, resume)
     total, times = settings.length(len(concepts)), timesteps(settings.steps)
     count = settings.batch
-    # Of the last iterations on each concept: how much of its own prediction is left.
+    # Of each concept's last whole walk: how much of its own prediction is left. At the last steps,
+    # where pictures are all but finished, there is little to erase.
+    window = max(STOP_WINDOW, settings.steps - settings.first)
     recent = run.more.setdefault("recent", [[] for _ in concepts])
 
     def iteration(number: int, which: int, step: int) -> None:
+        concept, t = concepts[which], times[step]
         if step != trajectory.step + 1:  # a new walk
-            run.more["sentences"] = words.sentences(count)
-        sentences, t = run.more["sentences"], times[step]
-        own = encoded(*(sentence.format(concepts[which]) for sentence in sentences))
+            run.more["walked"] = words.sentences(count)
+        walked = encoded(*(sentence.format(concept) for sentence in run.more["walked"]))
+        x = trajectory.to(step, walked, encoded("").repeated(count))
+        # Other sentences than those walked along: a walk is too long to see only two of them.
+        sentences = words.sentences(count)
+        own = encoded(*(sentence.format(concept) for sentence in sentences))
         neutral = encoded(*(sentence.format(words.anchor) for sentence in sentences))
-        x = trajectory.to(step, own, encoded("").repeated(count))
         others, others_prompts = held.noised(rng, noise, t)
         prompts = Conditioning.joined([own, neutral, others_prompts])
         inputs = torch.cat([x, x, others])
         with edit.off():
             was = model.predict(inputs, at(t, inputs), prompts)
         now = model.predict(inputs, at(t, inputs), prompts)
-        target = was[count : 2 * count] - settings.push * (was[:count] - was[count : 2 * count])
+        target = was[count : 2 * count] - push * (was[:count] - was[count : 2 * count])
         # Relative to how far the concept's prediction is from it at this step.
         far = (was[:count] - target).square().mean().clamp(min=1e-12)
         left = (now[:count] - target).square().mean() / far
@@ -375,10 +392,10 @@ def balanced(
         value = edit.step(
             optimiser, left + settings.retention * kept, keep=kept, projection=settings.projection
         )
-        recent[which] = [*recent[which][1 - STOP_WINDOW :], left.item()]
+        recent[which] = [*recent[which][1 - window :], left.item()]
         if on_step:
             on_step(number + 1, total, value, edit)
-        if all(len(some) == STOP_WINDOW and mean(some) <= settings.near for some in recent):
+        if all(len(some) == window and mean(some) <= settings.near for some in recent):
             raise Reached
 
     with suppress(Reached):

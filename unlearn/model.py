@@ -153,6 +153,20 @@ class Delta:
         """The change itself, float32, in the weight's shape."""
         return self.full if self.full is not None else (self.up @ self.down).view(self.shape)
 
+    @torch.no_grad()
+    def assign(self, value: torch.Tensor) -> None:
+        """Make it this change; of a low rank, the nearest one."""
+        if self.full is not None:
+            self.full.copy_(value)
+        else:
+            rank = self.down.shape[0]
+            u, s, vh = torch.linalg.svd(value.float().flatten(1), full_matrices=False)
+            root = s[:rank].sqrt()
+            self.up.copy_(u[:, :rank] * root)
+            self.down.copy_(root[:, None] * vh[:rank])
+        for parameter in self.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
     def tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
         """Copies for the artefact: {"diff"} or {"lora_up", "lora_down"}."""
         if self.full is not None:

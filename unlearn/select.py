@@ -92,7 +92,8 @@ def network_weights(root: torch.nn.Module, trainable: NetworkTrainable) -> dict[
     and values of the prompt. "outside-cross-attention": every linear and convolution layer that is
     not of it.
 
-    Raises ValueError when `trainable` is not one of these or the network has no cross-attention.
+    Raises ValueError when `trainable` is not one of these, the network has no cross-attention, or
+    "cross-attention-kv" is asked of one whose attention has one projection for words and picture.
     """
     if trainable not in get_args(NetworkTrainable):
         raise ValueError(
@@ -110,6 +111,12 @@ def network_weights(root: torch.nn.Module, trainable: NetworkTrainable) -> dict[
         "cross-attention-kv": keys_and_values,
         "outside-cross-attention": layers.keys() - cross,
     }[trainable]
+    if cross and not chosen and trainable == "cross-attention-kv":
+        raise ValueError(
+            "This model has no cross-attention-kv: in its attention words and picture go through "
+            "the same weights, so none make the keys and values of the words alone. Train its "
+            "cross-attention instead, which is all of that attention; Key-Step UNet Unlearn does."
+        )
     if not cross or not chosen:
         raise ValueError(
             "This model has no cross-attention, so no prompt reaches it and there is nothing to "
@@ -123,6 +130,14 @@ def network_weights(root: torch.nn.Module, trainable: NetworkTrainable) -> dict[
         if isinstance(tensor := getattr(module, kind, None), torch.Tensor)
         and tensor.is_floating_point()
     }
+
+
+def reads_prompt(name: str, weight: torch.Tensor, width: int) -> bool:
+    """Whether a weight, by its name under the network's root, makes keys or values of the
+    conditioning (`width` wide) itself."""
+    *path, layer, kind = name.lower().split(".")
+    attention = bool(CROSS & set(path)) and layer in KEYS_AND_VALUES and kind == "weight"
+    return attention and weight.shape[1:] == (width,)
 
 
 def _multiplies(module: torch.nn.Module) -> bool:

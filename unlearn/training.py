@@ -9,24 +9,24 @@ from datetime import date
 import torch
 
 from .erasure import NETWORK, VERSION, Erasure
-from .model import DiffusionModel, Diverged, Edit
+from .model import DiffusionModel, Diverged, Edit, Part
 
 
 def trained(
     model: DiffusionModel,
-    edit: Edit,
+    part: Part,
+    select: str,
     method: str,
     concepts: list[str],
     settings,
-    loop: Callable[[], object],
+    loop: Callable[[Edit], object],
     **record,
 ) -> Erasure:
-    """Run a method's loop on the edit; the erasure says where it came from.
+    """Run a method's loop on an edit of the weights of a part; the erasure says where it came from.
 
     settings: the method's dataclass. record: what else the erasure is to say. When the loop raises
     Diverged, the error is given the erasure of the last good deltas.
     """
-    base = model.base(edit.deltas)
 
     def erasure(deltas: dict, history: list[float]) -> Erasure:
         return Erasure(
@@ -44,14 +44,16 @@ def trained(
             },
         )
 
-    try:
-        loop()
-        if any(key.startswith(NETWORK) for key in edit.deltas):
-            record["moved"] = moved(model, edit, concepts)
-    except Diverged as error:
-        error.erasure = erasure(error.deltas, error.history)
-        raise
-    return erasure(edit.tensors(), edit.history)
+    with model.edit(part, select, settings.rank, settings.seed) as edit:
+        base = model.base(edit.deltas)
+        try:
+            loop(edit)
+            if any(key.startswith(NETWORK) for key in edit.deltas):
+                record["moved"] = moved(model, edit, concepts)
+        except Diverged as error:
+            error.erasure = erasure(error.deltas, error.history)
+            raise
+        return erasure(edit.tensors(), edit.history)
 
 
 @torch.no_grad()

@@ -1,0 +1,84 @@
+"""Take concepts out of a text-to-image model without ComfyUI.
+
+    python -m unlearn erase MODEL CONCEPT -o FILE     train an erasure
+    python -m unlearn show FILE                       what is in it
+    python -m unlearn apply MODEL FILE -o FOLDER      a model with the erasure in its weights
+    python -m unlearn export MODEL FILE -o PATH       a text encoder or a LoRA for other programs
+
+An erasure is a small file of weight changes. It works here and in ComfyUI alike, and the model it
+was made with is never changed. MODEL is a diffusers folder or a checkpoint file of Stable Diffusion
+1.x, 2.x or XL, or AnimateDiff on one of these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+from collections.abc import Sequence
+
+import torch
+from safetensors import SafetensorError
+
+from .commands import apply, erase, export, show
+from .commands.output import Failure
+
+COMMANDS = {"erase": erase, "show": show, "apply": apply, "export": export}
+EPILOG = """
+"python -m unlearn COMMAND --help" explains a command with examples. The exit code is 0 when all
+went well, 1 when something failed, with one sentence on stderr, and 2 for a command line that
+cannot be understood.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, and where the help is."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{message}. See {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    top = Parser("python -m unlearn", description=__doc__, epilog=EPILOG, formatter_class=formatter)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        added = commands.add_parser(
+            name,
+            help=command.HELP,
+            description=command.__doc__,
+            epilog=command.EXAMPLES,
+            formatter_class=formatter,
+        )
+        command.add(added)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code; argparse itself ends the program on --help and bad usage."""
+    given = parser().parse_args(arguments)
+    try:
+        COMMANDS[given.command].run(given)
+    except KeyboardInterrupt:
+        print("\nInterrupted; nothing was written.", file=sys.stderr)
+        return 130
+    except (Failure, ValueError, MemoryError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError:
+        print(
+            "The device has too little memory; try --half, --save-memory, --rank 8 or a smaller "
+            "--size.",
+            file=sys.stderr,
+        )
+        return 1
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        text = "The disk is full; free some space, nothing was written" if full else str(error)
+        print(f"{text}.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

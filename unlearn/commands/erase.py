@@ -1,0 +1,281 @@
+"""erase: train an erasure and write it to a file."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+from tqdm import tqdm
+
+from ..domain_correction import DomainCorrectionSettings, domain_correction
+from ..domain_correction import check_settings as check_domain_correction
+from ..erasure import Erasure
+from ..few_shot import FewShotSettings, check_concepts, few_shot
+from ..key_step import KeyStepSettings, key_step
+from ..key_step import check_settings as check_key_step
+from ..model import Diverged, Edit, Part
+from ..neighbourhood import Kind
+from ..preserve import Projection
+from ..resume import Resume
+from ..select import NetworkTrainable, Trainable
+from . import options
+from .output import Failure, check_output, check_space
+from .pictures import batch, read_pictures
+
+HELP = "train an erasure of one or several concepts and write it to a file"
+EXAMPLES = """
+examples:
+  python -m unlearn erase sd15/ "Van Gogh" --kind style -o van_gogh.safetensors
+      takes a style out of the text encoder; the model draws the four pictures itself
+  python -m unlearn erase sd15.safetensors Zorvik --kind character --images photos/ --rank 8 \\
+          -o zorvik.safetensors
+      from your own pictures, as a small file
+  python -m unlearn erase sd15/ "cat, dog" --images 1.png 2.png 3.png 4.png -o cat_dog.safetensors
+      two concepts at once: the first half of the pictures shows cats, the second dogs
+  python -m unlearn erase sd15/ mushroom --method key_step -o mushroom.safetensors
+      takes it out of the image network instead; an interrupted run goes on where it was
+
+The file loads in ComfyUI (Load Erased CLIP, Load Erased Model, Load LoRA) and with apply and
+export. What is left out takes the method's own value, which show prints afterwards.
+"""
+# The name of each option in the method's settings.
+SHARED = ("mode", "rank", "seed", "projection", "trainable", "anchor", "protect", "batch")
+SETTINGS: dict[str, dict[str, str]] = {
+    "few_shot": {
+        **{name: name for name in (*SHARED, "kind", "shots", "epochs")},
+        "steps": "max_steps",
+    },
+    "key_step": {
+        **{name: name for name in (*SHARED, "start")},
+        **{"kind": "task", "steps": "iterations"},
+    },
+    "domain_correction": {
+        **{name: name for name in (*SHARED, "kind")},
+        **{"shots": "pictures", "steps": "iterations"},
+    },
+}
+CLASSES = {
+    "few_shot": FewShotSettings,
+    "key_step": KeyStepSettings,
+    "domain_correction": DomainCorrectionSettings,
+}
+TASKS = {"object": "object", "style": "style", "character": "instance"}
+ONLY_PAPER, ONLY_BALANCED = ("epochs",), ("anchor", "protect", "steps")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    parser.add_argument(
+        "concepts",
+        type=options.concepts,
+        metavar="CONCEPT",
+        help="the word or name to unlearn; several, separated by commas, go into one erasure",
+    )
+    options.add_output(parser, "the erasure's file, ending in .safetensors")
+    parser.add_argument(
+        "--method",
+        choices=tuple(SETTINGS),
+        default="few_shot",
+        help="few_shot changes the text encoder, the others the image network (default: few_shot)",
+    )
+    parser.add_argument("--kind", choices=get_args(Kind), help="what the concept is")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="few_shot: pictures of the concept, or folders of them; without any the model draws "
+        "them. Of several concepts the same number each, in their order",
+    )
+    parser.add_argument(
+        "--size",
+        type=options.whole(64, step=8),
+        metavar="PIXELS",
+        help="side of the pictures (default: the model's own)",
+    )
+    method = parser.add_argument_group("the method's settings")
+    method.add_argument("--mode", choices=("balanced", "paper"), help="ours, or as published")
+    method.add_argument(
+        "--shots",
+        type=options.whole(1),
+        metavar="N",
+        help="few_shot, domain_correction: pictures that the model draws",
+    )
+    method.add_argument(
+        "--steps", type=options.whole(1), metavar="N", help="it stops here at the latest"
+    )
+    method.add_argument(
+        "--epochs", type=options.whole(1), metavar="N", help="few_shot, paper: passes"
+    )
+    method.add_argument(
+        "--start", type=options.start, metavar="S", help="key_step: the first step, or auto"
+    )
+    method.add_argument(
+        "--rank", type=options.whole(0), metavar="N", help="0: full changes; 4 to 32: a small file"
+    )
+    method.add_argument(
+        "--trainable",
+        choices=(*get_args(Trainable), *get_args(NetworkTrainable)),
+        help="which weights; the first four are an encoder's, the others the network's",
+    )
+    method.add_argument("--anchor", metavar="WORD", help="what the concept is drawn towards")
+    method.add_argument(
+        "--protect", type=options.words, metavar="WORDS", help="words that must stay what they are"
+    )
+    method.add_argument("--projection", choices=get_args(Projection), help="see preserve.py")
+    method.add_argument("--batch", type=options.whole(1), metavar="N", help="latents at once")
+    method.add_argument("--seed", type=options.whole(0), metavar="N", help="default: 0")
+    machine = parser.add_argument_group("the machine")
+    machine.add_argument("--device", choices=options.DEVICES, default="auto")
+    machine.add_argument(
+        "--half", action="store_true", help="the frozen image network in half precision"
+    )
+    machine.add_argument(
+        "--save-memory", action="store_true", help="compute activations again: less memory, slower"
+    )
+    machine.add_argument(
+        "--clip-skip",
+        type=options.whole(0),
+        default=0,
+        metavar="N",
+        help="last layers of the text encoder that are passed over, as diffusers counts them",
+    )
+    options.add_precision(parser, "float16")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is run: its name, settings, and which weights they ask for."""
+
+    name: str
+    settings: FewShotSettings | KeyStepSettings | DomainCorrectionSettings
+
+    @property
+    def part(self) -> Part:
+        return "encoder" if self.name == "few_shot" else "unet"
+
+    @property
+    def select(self) -> str:
+        return getattr(self.settings, "weights", None) or self.settings.trainable
+
+
+def run(given: argparse.Namespace) -> None:
+    method = chosen(given)
+    if given.output.suffix != ".safetensors":
+        raise Failure(f"{given.output} must end in .safetensors; name such an --output.")
+    check_output(given.output, given.force)
+    pictures = read_pictures(given.images) if given.images else None
+    check(method, given.concepts, None if pictures is None else len(pictures))
+
+    from .models import device_of, load_model
+
+    device = device_of(given.device)
+    model = load_model(
+        given.model,
+        given.config,
+        size=None if given.size is None else (given.size, given.size),
+        clip_skip=given.clip_skip,
+        checkpointing=given.save_memory,
+    )
+    model.pipeline.to(device)
+    if given.half:
+        model.network.to(torch.bfloat16 if device.type == "cpu" else torch.float16)
+    weights = model.selected(method.part, method.select)
+    count = sum(weight.numel() for weight in weights.values())
+    check_space(given.output, 2 * count * getattr(torch, given.precision).itemsize)
+    images = None if pictures is None else batch(pictures, model.size)
+    began = time.monotonic()
+    erasure = trained(given, method, model, images)
+    erasure = erasure.with_measured(seconds=round(time.monotonic() - began, 2))
+    erasure.save(given.output, getattr(torch, given.precision))
+    record = erasure.record
+    print(
+        f"{given.output}: {', '.join(erasure.concepts)}, {record['steps']} steps, "
+        f"{record['measured']['seconds']:.1f} s, {given.output.stat().st_size / 1e6:.1f} MB.\n"
+        "Suppressed, not removed for good: probe it before you rely on it."
+    )
+
+
+def chosen(given: argparse.Namespace) -> Method:
+    """The method with the settings that were given; the others are its own.
+
+    Raises Failure for an option that this method or mode has no use for.
+    """
+    names = SETTINGS[given.method]
+    every = dict.fromkeys(name for settings in SETTINGS.values() for name in settings)
+    values = {name: getattr(given, name) for name in every if getattr(given, name) is not None}
+    for name in values:
+        if name not in names:
+            raise Failure(f"{given.method} has no setting --{name}; leave it out.")
+    unused = ONLY_BALANCED if given.mode == "paper" else ONLY_PAPER
+    for name in unused if given.method == "few_shot" else ():
+        if name in values:
+            other = "balanced" if given.mode == "paper" else "paper"
+            raise Failure(f"--{name} is a setting of mode {other}; leave it or change --mode.")
+    known = get_args(Trainable if given.method == "few_shot" else NetworkTrainable)
+    if values.get("trainable", known[0]) not in known:
+        raise Failure(f"{given.method} trains one of {', '.join(known)}; correct --trainable.")
+    if given.images and given.method != "few_shot":
+        raise Failure(f"{given.method} takes no pictures, it draws its own; leave out --images.")
+    if given.method == "key_step" and "kind" in values:
+        values["kind"] = TASKS[values["kind"]]
+    settings = CLASSES[given.method](**{names[name]: value for name, value in values.items()})
+    return Method(given.method, settings)
+
+
+def check(method: Method, concepts: list[str], pictures: int | None) -> None:
+    """Raises ValueError with one sentence for what the method cannot work on."""
+    if method.name == "key_step":
+        check_key_step(concepts, method.settings)
+    elif method.name == "domain_correction":
+        check_domain_correction(concepts, method.settings)
+    else:
+        check_concepts(concepts, None if pictures is None else torch.zeros(pictures, 1, 1, 3))
+
+
+def trained(given: argparse.Namespace, method: Method, model, images) -> Erasure:
+    """The erasure; of a loss that diverged, what was good is kept beside the output."""
+    with tqdm(desc=f"unlearning {', '.join(given.concepts)}", disable=None, unit="step") as bar:
+
+        def on_step(step: int, total: int, loss: float, edit: Edit) -> None:
+            bar.total = total
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update(step - bar.n)
+
+        try:
+            if method.name == "few_shot":
+                return few_shot(model, given.concepts, images, method.settings, on_step)
+            learn = key_step if method.name == "key_step" else domain_correction
+            resume = Resume(resume_file(given, method, model))
+            return learn(model, given.concepts, method.settings, on_step, resume)
+        except Diverged as error:
+            aside = given.output.with_name(f"{given.output.stem}_unfinished.safetensors")
+            error.erasure.save(aside)
+            raise Failure(
+                f"{error} What was reached after step {len(error.history)} is kept in {aside}."
+            ) from error
+
+
+def resume_file(given: argparse.Namespace, method: Method, model) -> Path:
+    """Where a long run keeps its state: one file for each set of inputs."""
+    inputs = {
+        "method": method.name,
+        "settings": asdict(method.settings),
+        "concepts": given.concepts,
+        "size": model.size,
+        "clip_skip": model.clip_skip,
+        "dtype": str(model.network.dtype),
+        "base": model.base(model.weights),
+    }
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
+    file = given.output.with_name(f"{given.output.stem}_{key}.resume")
+    if file.is_file():
+        print(f"Going on with an interrupted run ({file.name}).", file=sys.stderr)
+    return file

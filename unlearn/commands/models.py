@@ -1,0 +1,53 @@
+"""What the commands do with models and erasures before they begin."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from ..diffusers_files import load_pipeline
+from ..diffusers_model import DiffusersModel
+from ..erasure import Erasure, combine
+from .output import Failure
+
+
+def device_of(name: str) -> torch.device:
+    """The device to run on; "auto" takes a GPU where there is one."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next((kind for kind in available if available[kind]), "cpu")
+    if not available.get(name, True):
+        raise Failure(f"There is no {name} device here; use --device cpu or auto.")
+    return torch.device(name)
+
+
+def load_model(path: Path, config: Path | None = None, whole: bool = False, **options):
+    """A DiffusersModel of a file or folder, without the chatter of the libraries."""
+    hush()
+    return DiffusersModel(load_pipeline(path, config, whole), **options)
+
+
+def hush() -> None:
+    """No progress bars and no advice from diffusers and transformers: errors are told here."""
+    try:
+        import diffusers
+        import transformers
+    except ImportError:
+        return  # load_pipeline says what to install
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def load_erasures(files: list[Path], strengths: list[float]) -> Erasure:
+    """The files' sum. Raises ErasureError for a file that is none, and for different bases."""
+    if len(strengths) not in (1, len(files)):
+        raise Failure(
+            f"There are {len(files)} erasures and {len(strengths)} strengths; give one for all or "
+            "one each."
+        )
+    erasures = [Erasure.load(file) for file in files]
+    return combine(erasures, strengths * len(files) if len(strengths) == 1 else strengths)

@@ -1,0 +1,96 @@
+"""Command-line options that several commands have, and how their text is read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from ..prompts import split_concepts
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def whole(smallest: int, step: int = 1) -> Callable[[str], int]:
+    """A reader of whole numbers from `smallest` on, in multiples of `step`."""
+
+    def read(text: str) -> int:
+        number = int(text) if text.lstrip("-").isdigit() else smallest - 1
+        if number < smallest or number % step:
+            steps = f" and a multiple of {step}" if step > 1 else ""
+            raise argparse.ArgumentTypeError(
+                f"it must be a whole number, at least {smallest}{steps}, not {text!r}"
+            )
+        return number
+
+    return read
+
+
+def concepts(text: str) -> list[str]:
+    """Concepts, separated by commas."""
+    try:
+        return split_concepts(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def start(text: str) -> int | str:
+    return "auto" if text == "auto" else whole(0)(text)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="a diffusers folder, or a .safetensors or .ckpt checkpoint; it is only read",
+    )
+    add_reading(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FOLDER",
+        help="for a checkpoint file: a diffusers folder of the same kind of model, for its "
+        "configuration and tokenizer; without it these small files come from the Hugging Face Hub",
+    )
+
+
+def add_erasures(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "erasures",
+        type=Path,
+        nargs="+",
+        metavar="ERASURE",
+        help="files that erase or the nodes wrote; several are added up",
+    )
+    parser.add_argument(
+        "--strength",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="S",
+        help="1 is the erasure as trained, 0 the original, -1 undoes it; one for all, or one each",
+    )
+
+
+def add_output(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="PATH", help=what)
+    parser.add_argument(
+        "--force", action="store_true", help="replace what an earlier run wrote there"
+    )
+
+
+def add_precision(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=("float16", "float32"),
+        default=default,
+        help=f"of the numbers that are written (default: {default})",
+    )

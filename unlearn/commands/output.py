@@ -1,0 +1,86 @@
+"""Writing results so that nothing is lost: not what was there, not what a crash leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+RECEIPT = "concept_unlearn.json"
+"""In every folder that is written: what was put on, and where it came from."""
+
+
+class Failure(Exception):
+    """Something that a command cannot do; the message is one sentence for the user."""
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Raises Failure when something is at `path` that must stay: without --force all, with it all
+    that no command of this program wrote."""
+    if not os.path.lexists(path):
+        return
+    if not force:
+        raise Failure(f"{path} is there already; name another --output, or add --force to replace.")
+    if not (path / RECEIPT).is_file() if path.is_dir() else not _is_ours(path):
+        raise Failure(
+            f"{path} is there already and was not written by this program, so --force does not "
+            "replace it; name another --output."
+        )
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        with safe_open(file, framework="pt") as content:
+            return "concept_unlearn" in (content.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Raises Failure when the disk of `path` has fewer than `needed` bytes free."""
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise Failure(
+            f"{path} will take {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free there; free "
+            "some space or name another --output."
+        )
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block is through."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path, receipt: Mapping) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place, with a receipt, when the block is
+    through."""
+    path = path.absolute()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        text = json.dumps(receipt, indent=1, sort_keys=True)
+        (temporary / RECEIPT).write_text(text + "\n", encoding="utf-8")
+        if path.exists():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

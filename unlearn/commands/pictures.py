@@ -1,0 +1,53 @@
+"""Pictures from files, as a method takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from .output import Failure
+
+ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+def read_pictures(paths: list[Path]) -> list[Image.Image]:
+    """The pictures in files, and of folders all in the order of their names.
+
+    Raises Failure for a path that is missing, holds none, or cannot be read.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise Failure(f"There is no picture or folder {path}; correct --images.")
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(one for one in path.iterdir() if one.suffix.lower() in ENDINGS)
+        if not inside:
+            raise Failure(
+                f"{path} holds no pictures; put some there ({', '.join(sorted(ENDINGS))}) or leave "
+                "--images out and the model draws them."
+            )
+        files += inside
+    return [_read(file) for file in files]
+
+
+def _read(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as picture:
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        raise Failure(f"{file} is no picture that can be read; remove or replace it.") from None
+
+
+def batch(pictures: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
+    """(N, height, width, 3) in 0..1, resized where need be: bicubic and uncropped, as the paper
+    does (arXiv 2405.07288, released code)."""
+    height, width = size
+    same = [
+        one if one.size == (width, height) else one.resize((width, height), Image.BICUBIC)
+        for one in pictures
+    ]
+    return torch.from_numpy(np.stack([np.asarray(one) for one in same])).float() / 255
