@@ -44,7 +44,9 @@ def aliased(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
         yield
     finally:
         for table, name, tensor in reversed(replaced):
-            table[name] = tensor
+            # Short of memory, the host may have unloaded the model and put its own tensor here.
+            if table[name] is aliases[id(tensor)]:
+                table[name] = tensor
 
 
 def _alias(tensor: torch.Tensor) -> torch.Tensor:
@@ -61,20 +63,22 @@ def edited(root: torch.nn.Module, edit: Edit, prefix: str) -> Iterator[None]:
     The edit's keys are the weights' names under `root` behind `prefix`. They must belong to the
     host's own layers (comfy.ops), whose `weight_function` and `bias_function` lists are used.
     """
-    added: list[tuple[torch.nn.Module, str, list]] = []
+    added: list[tuple[torch.nn.Module, str, list, list]] = []
     try:
         for key in edit.deltas:
             path, _, name = key.removeprefix(prefix).rpartition(".")
             module = root.get_submodule(path)
             slot = f"{name}_function"
             before = getattr(module, slot)
-            added.append((module, slot, before))
             # A list of its own: the host's default is one list for the whole class.
-            setattr(module, slot, [*before, lambda weight, key=key: edit.changed(key, weight)])
+            ours = [*before, lambda weight, key=key: edit.changed(key, weight)]
+            added.append((module, slot, before, ours))
+            setattr(module, slot, ours)
         yield
     finally:
-        for module, slot, before in reversed(added):
-            setattr(module, slot, before)
+        for module, slot, before, ours in reversed(added):
+            if getattr(module, slot) is ours:  # the host sets its own when it unloads a model
+                setattr(module, slot, before)
 
 
 @contextmanager

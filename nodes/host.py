@@ -58,7 +58,7 @@ class ComfyModel:
         Raises MemoryError with the estimate when it does not fit at all, and ValueError when the
         text encoder is not of the kind that this network reads.
         """
-        self._check_encoder()
+        self.check_encoder()
         weights = self._weights(part, select)
         trained = sum(
             rank * (w.shape[0] + w[0].numel()) if rank and w.ndim > 1 else w.numel()
@@ -79,7 +79,8 @@ class ComfyModel:
         found = network_weights(self.network.diffusion_model, select)
         return {NETWORK + key: weight for key, weight in found.items()}
 
-    def _check_encoder(self) -> None:
+    def check_encoder(self) -> None:
+        """Raises ValueError when the text encoder is not of the kind that this network reads."""
         wanted = self.network.model_config.unet_config.get("context_dim")
         found = self.clip.encode_from_tokens(self.clip.tokenize("")).shape[-1]
         if wanted is not None and found != wanted:
@@ -318,7 +319,18 @@ class ComfyModel:
 def signature(patcher) -> str:
     """A quick hash of a patcher's weights and patches: it tells models apart, and LoRAs on them."""
     digest = hashlib.sha256()
-    for name, tensor in patcher.model.state_dict().items():
+    tensors = patcher.model.state_dict()
+    # Whole objects that a node has put in place of the model's own, such as its noise schedule. All
+    # branches of a graph share the module: what is in it now may be another branch's.
+    for name in {*patcher.object_patches, *patcher.object_patches_backup}:
+        tensors = {key: t for key, t in tensors.items() if not key.startswith(f"{name}.")}
+        own = patcher.get_model_object(name)
+        if isinstance(own, torch.nn.Module):
+            tensors |= {f"{name}.{key}": t for key, t in own.state_dict().items()}
+    for name, replacement in sorted(patcher.object_patches.items()):
+        kinds = [kind.__qualname__ for kind in type(replacement).__mro__]
+        digest.update(repr((name, kinds, getattr(replacement, "__qualname__", ""))).encode())
+    for name, tensor in sorted(tensors.items()):
         if name.endswith(OFTEN_MISSING):
             continue
         backup = patcher.backup.get(name)

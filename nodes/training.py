@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,22 @@ from .files import erasure_file, trained_before, training_key
 from .host import ComfyModel
 from .memory import PeakMemory
 from .report import Progress, loss_curve, tell
+
+SAVE_EVERY = "CONCEPT_UNLEARN_SAVE_EVERY"
+
+
+def save_every() -> float:
+    """Seconds between two savings of a run's state: 60, or what the environment asks for.
+
+    Fewer where little may be lost, more where the disk is slow. Raises ValueError.
+    """
+    asked = os.environ.get(SAVE_EVERY, "60")
+    try:
+        return float(asked)
+    except ValueError:
+        raise ValueError(
+            f"The environment variable {SAVE_EVERY} is {asked!r}; set it to a number of seconds."
+        ) from None
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -61,11 +78,13 @@ class Training:
         it: the host forgets results. A long run keeps its state beside the file and goes on from
         it. Raises RuntimeError when the loss diverged; what was good by then is kept aside.
         """
+        self._check_connected()
         drawn_at = None if self.images is not None else self.size
         key = training_key(
             self.method, self.concepts, self.settings, self.images, drawn_at, self.model, self.clip
         )
         file = erasure_file(self.prefix, self.concepts, key)
+        resume = Resume(file.with_suffix(".resume"), save_every())
         kept = trained_before(file, key)
         if kept is not None:
             return kept, file, "Trained before with these inputs; read from the file.\n"
@@ -78,11 +97,15 @@ class Training:
             if self.vae is not None:
                 draw = lambda: host.preview(f"a photo of a {self.concepts[0]}", self.seed)  # noqa: E731
             progress = Progress(node_id, f"unlearning {', '.join(self.concepts)}", draw)
-            resume = Resume(file.with_suffix(".resume"))
             try:
                 erasure = learn(host, progress, resume)
             except Diverged as error:
                 resume.close()
+                if not error.history:
+                    raise RuntimeError(
+                        f"{error} Nothing was learnt, so nothing is kept. If it is so at every "
+                        "try, what the model itself draws is not finite: look at the LoRAs on it."
+                    ) from error
                 aside = file.with_name(f"{file.stem}_unfinished.safetensors")
                 error.erasure.save(aside)
                 raise RuntimeError(
@@ -96,6 +119,19 @@ class Training:
         )
         erasure.save(file)
         return erasure, file, ""
+
+    def _check_connected(self) -> None:
+        """A loader hands on nothing where its file holds no text encoder or no autoencoder."""
+        if self.clip is None:
+            raise ValueError(
+                "The CLIP that is connected is empty: its checkpoint holds no text encoder. "
+                "Connect the text encoder that this model reads, for example from Load CLIP."
+            )
+        if self.vae is None and self.images is not None:
+            raise ValueError(
+                "The VAE that is connected is empty: its checkpoint holds none. Connect one, for "
+                "example from Load VAE, or no pictures."
+            )
 
 
 def outputs(node_id: str | None, erased, erasure: Erasure, text: str, *more) -> io.NodeOutput:

@@ -5,8 +5,9 @@
         picture = server.images(history)[0]
 
 The server is started from the ComfyUI that `dev.py setup` prepared, on a free loopback port, with
-its own folders and no custom node but this pack and IconCanvas. `api_prompt` turns a workflow as
-the browser saves it into the prompt that the server's queue takes, as the browser itself does.
+its own folders and no custom node but this pack and IconCanvas. It ends with the process that
+started it, also when that is killed (see tether.py). `api_prompt` turns a workflow as the browser
+saves it into the prompt that the server's queue takes, as the browser itself does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +38,7 @@ from dev import child_environment, host_command
 from testbed.host import path
 
 STARTUP_SECONDS = 300
+TETHER = Path(__file__).with_name("tether.py")
 
 # The numbers of ComfyUI's protocol.BinaryEventTypes.
 PREVIEW_IMAGE = 1
@@ -94,11 +96,17 @@ class Server:
 
     folder receives all that it writes: output, input, temp and user folders, and server.log.
     input_folder replaces folder/input as the place that Load Image reads from; args are
-    further options of the host's main.py. The CPU is used where CUDA is not available.
+    further options of the host's main.py, environment further variables. The CPU is used where CUDA
+    is not available.
     """
 
     def __init__(
-        self, folder: Path, *, input_folder: Path | None = None, args: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        *,
+        input_folder: Path | None = None,
+        args: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         folder = Path(folder).resolve()
         self.host = path()
@@ -107,6 +115,7 @@ class Server:
         self.log = folder / "server.log"
         self._folder = folder
         self._args = args
+        self._environment = dict(environment or {})
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._process: subprocess.Popen[bytes] | None = None
         self.address = ""
@@ -119,7 +128,7 @@ class Server:
         user, temp = self._folder / "user", self._folder / "temp"
         for needed in (self.output, self.input, user, temp):
             needed.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, *host_command(self.host, port)]
+        command = [sys.executable, str(TETHER), *host_command(self.host, port)]
         command += ["--output-directory", str(self.output), "--input-directory", str(self.input)]
         command += ["--temp-directory", str(temp), "--user-directory", str(user)]
         if not torch.cuda.is_available():
@@ -128,8 +137,8 @@ class Server:
             self._process = subprocess.Popen(
                 command + list(self._args),
                 cwd=self.host,
-                env=child_environment(),
-                stdin=subprocess.DEVNULL,
+                env={**child_environment(), **self._environment},
+                stdin=subprocess.PIPE,  # which the tether watches
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -158,7 +167,14 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process.stdin.close()
         self._process = None
+
+    def kill(self) -> None:
+        """End the server at once, as a crash would: it has no time to write anything."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
     def object_info(self) -> dict[str, Any]:
         """The schema of every node the server knows, by node id."""

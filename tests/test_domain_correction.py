@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
-from tiny import TinyNetworkModel
+from tiny import Cancelled, OutOfMemoryAtTheEnd, TinyNetworkModel, cancel_at, same
 from torch import nn
 
 from unlearn.domain_correction import (
@@ -25,7 +26,7 @@ from unlearn.domain_correction import (
 from unlearn.erasure import NETWORK, Erasure
 from unlearn.few_shot import STOP_WINDOW
 from unlearn.held import Held
-from unlearn.model import Conditioning, Diverged, Edit
+from unlearn.model import Diverged, Edit
 from unlearn.neighbourhood import Neighbourhood
 from unlearn.resume import Resume
 from unlearn.select import network_weights
@@ -38,30 +39,11 @@ KEYS_AND_VALUES = {
 }
 
 
-class Cancelled(Exception):
-    """What a caller's on_step may raise."""
-
-
 def left(model: TinyNetworkModel, erasure: Erasure) -> float:
-    """Squared distance of the erased model's prediction from the anchor's, the original's as 1."""
-    model = TinyNetworkModel(model.parameterisation)
-    own, anchor = (
-        model.encode([prompt]).repeated(4) for prompt in ("a photo of a cat", "a photo of a thing")
-    )
-    x0 = model.sample(["a photo of a thing"] * 4, 9)
-    t = torch.tensor([200.0, 400.0, 600.0, 800.0])
-    x_t = model.noised(x0, model.noise(4, torch.Generator().manual_seed(2)), t)
-    wanted = model.predict(x_t, t, anchor)
-    before = (model.predict(x_t, t, own) - wanted).square().mean()
-    after = (model.erased(erasure).predict(x_t, t, own) - wanted).square().mean()
-    return (after / before).item()
-
-
-def same(one: Erasure, other: Erasure) -> bool:
-    """Bit for bit."""
-    return one.deltas.keys() == other.deltas.keys() and all(
-        torch.equal(one.delta(key), other.delta(key)) for key in one.deltas
-    )
+    """How far the concept's prediction still is from the anchor's, the original's as 1."""
+    original = TinyNetworkModel(model.parameterisation)
+    x0 = original.sample(["a photo of a thing"] * 4, 9)
+    return tiny.left(original.erased(erasure), x0, "a photo of a cat", "a photo of a thing")
 
 
 # The discriminator
@@ -498,14 +480,6 @@ def test_a_run_leaves_torchs_own_random_numbers_alone() -> None:
     assert torch.equal(torch.rand(4), wanted)
 
 
-def cancel_at(last: int) -> Callable:
-    def on_step(step: int, *_) -> None:
-        if step == last:
-            raise Cancelled
-
-    return on_step
-
-
 @pytest.mark.parametrize(
     ("settings", "concepts", "at_step"),
     [
@@ -554,17 +528,9 @@ def test_a_run_that_stops_by_itself_stops_at_the_same_step_after_a_cut(tmp_path:
 
 
 def test_a_run_cut_short_after_its_last_step_is_not_lost(tmp_path: Path) -> None:
-    """As by a lack of memory while it is measured how far the concept moved."""
-
-    class Broken(TinyNetworkModel):
-        def encode(self, prompts: Sequence[str]) -> Conditioning:
-            if prompts == ["a photo of a cat", ""]:
-                raise MemoryError
-            return super().encode(prompts)
-
     resume = Resume(tmp_path / "run", every=0)
     with pytest.raises(MemoryError):
-        domain_correction(Broken(), ["cat"], PAPER, None, resume)
+        domain_correction(OutOfMemoryAtTheEnd(), ["cat"], PAPER, None, resume)
     again = domain_correction(TinyNetworkModel(), ["cat"], PAPER, None, resume)
     assert set(again.deltas) == KEYS_AND_VALUES
 

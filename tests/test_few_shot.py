@@ -8,7 +8,7 @@ from collections import deque
 
 import pytest
 import torch
-from tiny import LinearModel, TinyModel
+from tiny import Cancelled, LinearModel, TinyModel
 
 from unlearn.few_shot import (
     STOP_WINDOW,
@@ -25,10 +25,6 @@ from unlearn.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES, split_concepts
 
 PAPER = FewShotSettings(mode="paper")
 IMAGES = torch.linspace(0, 1, 4).view(4, 1, 1, 1).expand(4, 2, 2, 3).contiguous()
-
-
-class Cancelled(Exception):
-    """What a caller's on_step may raise."""
 
 
 # The losses

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
 import pytest
+import tiny
 import torch
-from tiny import TinyNetworkModel
+from tiny import Cancelled, OutOfMemoryAtTheEnd, TinyNetworkModel, cancel_at, same
 
 from unlearn.erasure import NETWORK, Erasure
 from unlearn.few_shot import STOP_WINDOW
@@ -39,28 +39,10 @@ MODES = [pytest.param(PAPER, id="paper"), pytest.param(BALANCED, id="balanced")]
 CONCEPT, ANCHOR = "a photo of a cat", "a photo of a thing"
 
 
-class Cancelled(Exception):
-    """What a caller's on_step may raise."""
-
-
 def left(model: TinyNetworkModel, erasure: Erasure, prompt: str = CONCEPT) -> float:
-    """Squared distance of the erased model's prediction from the anchor's, the original's as 1."""
-    model = TinyNetworkModel(model.parameterisation)
-    x0 = model.noise(4, torch.Generator().manual_seed(1))
-    t = torch.tensor([200.0, 400.0, 600.0, 800.0])
-    x_t = model.noised(0.5 * x0, model.noise(4, torch.Generator().manual_seed(2)), t)
-    own, anchor = (model.encode([p]).repeated(4) for p in (prompt, ANCHOR))
-    wanted = model.predict(x_t, t, anchor)
-    before = (model.predict(x_t, t, own) - wanted).square().mean()
-    after = (model.erased(erasure).predict(x_t, t, own) - wanted).square().mean()
-    return (after / before).item()
-
-
-def same(one: Erasure, other: Erasure) -> bool:
-    """Bit for bit."""
-    return one.deltas.keys() == other.deltas.keys() and all(
-        torch.equal(one.delta(key), other.delta(key)) for key in one.deltas
-    )
+    """How far the concept's prediction still is from the anchor's, the original's as 1."""
+    x0 = 0.5 * model.noise(4, torch.Generator().manual_seed(1))
+    return tiny.left(TinyNetworkModel(model.parameterisation).erased(erasure), x0, prompt, ANCHOR)
 
 
 # The losses
@@ -520,27 +502,11 @@ def test_a_run_that_stops_by_itself_stops_at_the_same_step_after_a_cut(tmp_path:
 
 
 def test_a_run_cut_short_after_its_last_step_is_not_lost(tmp_path: Path) -> None:
-    """As by a lack of memory while it is measured how far the concept moved."""
-
-    class Broken(TinyNetworkModel):
-        def encode(self, prompts: Sequence[str]) -> Conditioning:
-            if prompts == ["a photo of a cat", ""]:
-                raise MemoryError
-            return super().encode(prompts)
-
     with pytest.raises(MemoryError):
-        key_step(Broken(), ["cat"], PAPER, None, Resume(tmp_path / "run", every=0))
+        key_step(OutOfMemoryAtTheEnd(), ["cat"], PAPER, None, Resume(tmp_path / "run", every=0))
     again = key_step(TinyNetworkModel(), ["cat"], PAPER, None, Resume(tmp_path / "run", every=0))
     assert again.deltas
     assert same(again, key_step(TinyNetworkModel(), ["cat"], PAPER))
-
-
-def cancel_at(last: int) -> Callable:
-    def on_step(step: int, *_) -> None:
-        if step == last:
-            raise Cancelled
-
-    return on_step
 
 
 @pytest.mark.parametrize("settings", MODES)

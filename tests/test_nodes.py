@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graphs import cached, distance, files, loader, node, text
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -36,15 +37,6 @@ CHARACTERS = ("Zorvik", "Kestra", "Nuvia")
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 ASK = f"a photo of a {CONCEPT}, flat style"
 NODES = ("FewShotEncoderUnlearn", "LoadErasedCLIP", "SaveErasedCLIP", "CombineErasedCLIP")
-
-
-def node(class_type: str, /, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
-
-
-def loader() -> dict[str, Any]:
-    """A prompt with the test model in it: ["base", 0..2] are MODEL, CLIP and VAE."""
-    return {"base": node("CheckpointLoaderSimple", ckpt_name="iconcanvas.safetensors")}
 
 
 def unlearn(concept: str = CONCEPT, **inputs: Any) -> dict[str, Any]:
@@ -108,21 +100,6 @@ def pixels(picture: Image.Image) -> torch.Tensor:
 
 def shown(server: Server, history: dict[str, Any], name: str) -> torch.Tensor:
     return pixels(server.images(history, name)[0])
-
-
-def text(history: dict[str, Any], name: str) -> str:
-    """What a node shows as text."""
-    return "".join(history["outputs"][name]["text"])
-
-
-def cached(history: dict[str, Any]) -> set[str]:
-    """The nodes that the server did not run again."""
-    messages = dict(history["status"]["messages"])
-    return set(messages.get("execution_cached", {}).get("nodes", ()))
-
-
-def distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    return (one - other).abs().mean().item()
 
 
 @dataclass
@@ -468,10 +445,6 @@ def another_encoders(file: Path) -> None:
 
 def an_autoencoder(file: Path) -> None:
     save_file({"decoder.conv_in.weight": torch.zeros(4, 4)}, file)
-
-
-def files(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,35 @@ def test_a_network_without_attention_gets_a_sentence(trainable: str) -> None:
         network_weights(root, trainable)
 
 
+@pytest.mark.parametrize(
+    ("layers", "attention"),
+    [
+        pytest.param(
+            ["layers.0.attention.qkv", "layers.0.attention.out", "layers.0.feed_forward.w1"],
+            {"layers.0.attention.qkv", "layers.0.attention.out"},
+            id="Lumina",
+        ),
+        pytest.param(
+            [
+                *(f"down_blocks.0.2.attention.attn.{name}" for name in ("to_q", "to_k", "to_v")),
+                "down_blocks.0.0.channelwise.0",
+            ],
+            {f"down_blocks.0.2.attention.attn.{name}" for name in ("to_q", "to_k", "to_v")},
+            id="Stable Cascade",
+        ),
+        pytest.param(
+            ["blocks.0.attn_out", "blocks.0.ff_proj"], {"blocks.0.attn_out"}, id="CogVideoX"
+        ),
+    ],
+)
+def test_attention_without_keys_and_values_of_the_words_says_what_to_train_instead(
+    layers: list[str], attention: set[str]
+) -> None:
+    with pytest.raises(ValueError, match=r"no cross-attention-kv: .* Train its cross-attention"):
+        network_weights(network(*layers), "cross-attention-kv")
+    assert chosen(network(*layers), "cross-attention") == attention
+
+
 def test_an_unknown_choice_of_network_weights_gets_a_sentence() -> None:
     with pytest.raises(ValueError, match=r"trainable must be one of cross-attention, .* not 'mlp'"):
         network_weights(unet(), "mlp")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Literal
@@ -366,3 +366,45 @@ class TinyNetworkModel(TinyModel):
             yield edit
         finally:
             self.current = None
+
+
+class OutOfMemoryAtTheEnd(TinyNetworkModel):
+    """Fails when the training is done and it is measured how far the concept moved."""
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        if prompts == ["a photo of a cat", ""]:
+            raise MemoryError
+        return super().encode(prompts)
+
+
+class Cancelled(Exception):
+    """What a caller's on_step may raise."""
+
+
+def cancel_at(last: int) -> Callable:
+    """An on_step that lets a run come to this step."""
+
+    def on_step(step: int, *_) -> None:
+        if step == last:
+            raise Cancelled
+
+    return on_step
+
+
+def same(one: Erasure, other: Erasure) -> bool:
+    """Bit for bit."""
+    return one.deltas.keys() == other.deltas.keys() and all(
+        torch.equal(one.delta(key), other.delta(key)) for key in one.deltas
+    )
+
+
+def left(erased: TinyNetworkModel, x0: torch.Tensor, prompt: str, anchor: str) -> float:
+    """Squared distance of the erased model's prediction from the anchor's, the original's as 1."""
+    model = TinyNetworkModel(erased.parameterisation)
+    t = torch.tensor([200.0, 400.0, 600.0, 800.0])
+    x_t = model.noised(x0, model.noise(4, torch.Generator().manual_seed(2)), t)
+    own, neutral = (model.encode([p]).repeated(4) for p in (prompt, anchor))
+    wanted = model.predict(x_t, t, neutral)
+    before = (model.predict(x_t, t, own) - wanted).square().mean()
+    after = (erased.predict(x_t, t, own) - wanted).square().mean()
+    return (after / before).item()

@@ -1,0 +1,100 @@
+"""The tether: what a process started does not outlive it, ComfyUI least of all."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from testbed.server import TETHER
+
+SLEEPER = "import time; print('started', flush=True); time.sleep(300)"
+
+# Starts what it is given and waits, as the demo and the benchmark do.
+PARENT = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, *sys.argv[1:]], stdin=subprocess.PIPE)
+time.sleep(300)
+"""
+
+SERVES = """
+import sys, time
+from pathlib import Path
+sys.path.append(sys.argv[1])
+from testbed.server import Server
+with Server(Path(sys.argv[2])) as server:
+    print(server.address, flush=True)
+    time.sleep(300)
+"""
+
+each_end = pytest.mark.parametrize("end", ["terminate", "kill"])
+
+
+def test_script_runs_as_if_python_had_been_given_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, sys\n"
+        "import beside\n"
+        "print(json.dumps([__name__, sys.argv, beside.name, sys.stdin.read()]))\n"
+    )
+    (tmp_path / "beside.py").write_text("name = __name__")
+    with subprocess.Popen(
+        [sys.executable, TETHER, script, "one", "--two"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        process.stdin.write("not for the script")
+        process.stdin.flush()
+        said = json.loads(process.stdout.readline())
+        assert process.wait(timeout=60) == 0
+    assert said == ["__main__", [str(script), "one", "--two"], "beside", ""]
+
+
+def test_the_scripts_own_exit_code_is_handed_on(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("raise SystemExit(3)")
+    process = subprocess.Popen([sys.executable, TETHER, script], stdin=subprocess.PIPE)
+    assert process.wait(timeout=60) == 3
+    process.stdin.close()
+
+
+@each_end
+def test_script_ends_with_a_parent_that_was_ended(tmp_path: Path, end: str) -> None:
+    script = tmp_path / "sleeper.py"
+    script.write_text(SLEEPER)
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, TETHER, script], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout.readline() == "started\n"
+        getattr(parent, end)()
+        # Both write there: it ends when both have.
+        parent.communicate(timeout=60)
+
+
+def test_comfyui_ends_with_a_parent_that_was_terminated(checkpoint: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVES, str(ROOT), str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        name, _, port = parent.stdout.readline().strip().partition(":")
+        socket.create_connection((name, int(port)), timeout=60).close()
+        parent.terminate()
+        parent.wait(timeout=60)
+    assert gone(name, int(port))
+
+
+def gone(name: str, port: int) -> bool:
+    """Whether nothing answers there any more, now or soon."""
+    for _ in range(600):
+        try:
+            socket.create_connection((name, port), timeout=60).close()
+        except ConnectionError:
+            return True
+        time.sleep(0.1)
+    return False

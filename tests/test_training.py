@@ -1,0 +1,123 @@
+"""What all training nodes share: when it is the same training, and how often its state is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import testbed.pack
+
+
+@pytest.fixture(scope="module")
+def loaded(pack: ModuleType, checkpoint: Path) -> tuple:
+    """(MODEL, CLIP, VAE)"""
+    return testbed.pack.checkpoint(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def model(loaded: tuple) -> Any:
+    return loaded[0]
+
+
+@pytest.fixture(autouse=True)
+def node_body() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def with_schedule(model: Any, *settings: Any) -> Any:
+    """By the stock node ModelSamplingDiscrete."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    return ModelSamplingDiscrete().patch(model, *settings)[0]
+
+
+def test_another_noise_schedule_is_another_training(pack: ModuleType, model: Any) -> None:
+    signature = pack.nodes.host.signature
+    settings = [("eps", False), ("eps", True), ("v_prediction", False), ("lcm", False)]
+    found = [signature(model), *(signature(with_schedule(model, *some)) for some in settings)]
+    assert len(set(found)) == len(found)
+    assert found[1:] == [signature(with_schedule(model, *some)) for some in settings]
+
+
+def test_what_another_branch_has_loaded_makes_no_other_training(
+    pack: ModuleType, model: Any
+) -> None:
+    """The host's modules are shared: another branch's noise schedule stays in them for a while."""
+    import comfy.model_management as management
+
+    signature = pack.nodes.host.signature
+    other = with_schedule(model, "v_prediction", True)
+    before = signature(model), signature(other)
+    for branch in (other, model, other):
+        management.load_models_gpu([branch])
+        assert (signature(model), signature(other)) == before
+
+
+def test_model_that_is_unloaded_while_it_trains_keeps_no_lora(
+    pack: ModuleType, checkpoint: Path
+) -> None:
+    """As when memory runs short in the middle of a run, for example for a live picture."""
+    import comfy.model_management as management
+
+    model, clip, _ = testbed.pack.checkpoint(checkpoint)
+    before = {key: weight.clone() for key, weight in model.model.state_dict().items()}
+    key = next(key for key in before if key.endswith("attn2.to_q.weight"))
+    other = next(key for key in before if key.endswith("in_layers.2.weight"))
+    lora = model.clone()
+    assert len(lora.add_patches({k: (torch.ones_like(before[k]),) for k in (key, other)})) == 2
+    management.load_models_gpu([lora])  # it has drawn before
+    host = pack.nodes.host.ComfyModel(lora, clip, None, (64, 64))
+    with host.training(), host.edit("unet", "cross-attention"):
+        assert not torch.equal(model.model.state_dict()[key], before[key])
+        management.unload_all_models()
+    after = model.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert not any(getattr(m, "weight_function", None) for m in model.model.modules())
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [
+        ("clip", "The CLIP that is connected is empty"),
+        ("vae", "The VAE that is connected is empty"),
+    ],
+)
+def test_what_a_loader_did_not_find_gets_a_sentence_before_any_work(
+    pack: ModuleType, loaded: tuple, missing: str, sentence: str
+) -> None:
+    """It hands on None for what its file lacks."""
+    parts = dict(zip(("model", "clip", "vae"), loaded)) | {missing: None}
+    training = pack.nodes.training.Training(
+        method="few_shot",
+        concepts=["cat"],
+        settings=pack.unlearn.few_shot.FewShotSettings(),
+        **parts,
+        size=64,
+        images=torch.zeros(1, 64, 64, 3),
+        prefix="loras/erased",
+        seed=0,
+    )
+    trained = pack.nodes.training.Trained("encoder", "mlp", 0, 1)
+    with pytest.raises(ValueError, match=sentence) as error:
+        training.run(None, trained, lambda *_: pytest.fail("it began"))
+    assert "\n" not in str(error.value)
+
+
+def test_state_is_kept_every_minute_or_as_often_as_asked(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = pack.nodes.training
+    monkeypatch.delenv(training.SAVE_EVERY, raising=False)
+    assert training.save_every() == 60
+    monkeypatch.setenv(training.SAVE_EVERY, "2.5")
+    assert training.save_every() == 2.5
+    monkeypatch.setenv(training.SAVE_EVERY, "often")
+    with pytest.raises(ValueError, match="CONCEPT_UNLEARN_SAVE_EVERY is 'often'; set it to a num"):
+        training.save_every()
