@@ -405,17 +405,22 @@ def test_retention_keeps_other_prompts_nearer() -> None:
     assert drift(4.0) < 0.5 * drift(0.0)
 
 
-def test_balanced_walks_one_pair_of_sentences_at_a_time() -> None:
+def test_balanced_walks_one_pair_of_sentences_at_a_time(monkeypatch) -> None:
     """A trajectory is of one prompt from its first step to its last."""
-    model, asked = TinyNetworkModel(), []
+    walked = []
 
-    def on_step(*_) -> None:
-        asked.append({p for prompts in model.encoded for p in prompts if "cat" in p.split()})
-        model.encoded.clear()
+    class Recorded(Trajectory):
+        def to(self, step: int, prompt: Conditioning, empty: Conditioning) -> torch.Tensor:
+            walked.append(prompt.cross)
+            return super().to(step, prompt, empty)
 
-    key_step(model, ["cat"], replace(BALANCED, start=6, iterations=12, near=0.0), on_step)
-    # Walks of four steps; each prompt is encoded once, when it is first needed.
-    assert not any(asked[i] for i in range(12) if i % 4)
+    monkeypatch.setattr("unlearn.key_step.Trajectory", Recorded)
+    settings = replace(BALANCED, start=6, iterations=12, near=0.0)
+    key_step(TinyNetworkModel(), ["cat"], settings)
+    first, *others = (walked[i : i + 4] for i in (0, 4, 8))  # walks of four steps
+    for walk in (first, *others):
+        assert all(torch.equal(prompt, walk[0]) for prompt in walk)
+    assert any(not torch.equal(walk[0], first[0]) for walk in others)
 
 
 # What holds in both modes
