@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .compare import CompareErasure
 from .domain_correction import DomainCorrectionUNetUnlearn
 from .erased import (
     CombineErasedClip,
@@ -13,12 +14,14 @@ from .erased import (
     SaveErasedModel,
 )
 from .few_shot import FewShotEncoderUnlearn
+from .identify import IdentifyConcept
 from .key_step import KeyStepUNetUnlearn
 
 
 class ConceptUnlearn(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
+            IdentifyConcept,
             FewShotEncoderUnlearn,
             KeyStepUNetUnlearn,
             DomainCorrectionUNetUnlearn,
@@ -27,4 +30,5 @@ class ConceptUnlearn(ComfyExtension):
             SaveErasedClip,
             SaveErasedModel,
             CombineErasedClip,
+            CompareErasure,
         ]

@@ -1,15 +1,17 @@
 """The thumbnails of the shipped workflows, made of the pictures that they really draw.
 
 Each workflow shows pictures in pairs of Preview Image nodes titled "Before: <what>" and
-"After: <what>". Here the workflows run on a real server, and their pairs become the .jpg that
-ComfyUI's template browser shows beside each.
+"After: <what>", or one picture in a node titled "Result". Here the workflows run on a real server,
+and these become the .jpg that ComfyUI's template browser shows beside each.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ NAMES = (
     "few_shot_encoder_unlearn",
     "load_erased_clip",
     "key_step_unet_unlearn",
+    "identify_concept",
+    "compare",
 )
 
 WIDTH = 512  # pixels of a thumbnail
@@ -50,6 +54,12 @@ def comparisons(workflow: dict[str, Any]) -> dict[str, tuple[int, int]]:
     }
 
 
+def result(workflow: dict[str, Any]) -> int | None:
+    """The id of the node that shows all there is to see, where there is one."""
+    titled = [node["id"] for node in workflow["nodes"] if node.get("title") == "Result"]
+    return titled[0] if titled else None
+
+
 def compose(
     rows: dict[str, tuple[list[Image.Image], list[Image.Image]]], width: int = WIDTH
 ) -> Image.Image:
@@ -71,7 +81,9 @@ def compose(
     return sheet
 
 
-def write(folder: Path = FOLDER, args: tuple[str, ...] = ()) -> list[Path]:
+def write(
+    folder: Path = FOLDER, args: tuple[str, ...] = (), names: Sequence[str] = NAMES
+) -> list[Path]:
     """Run the workflows and write <workflow>.jpg for each into folder; returns the files.
 
     args are further options of ComfyUI's main.py. Raises what testbed.server.Server.run raises.
@@ -83,18 +95,20 @@ def write(folder: Path = FOLDER, args: tuple[str, ...] = ()) -> list[Path]:
         for picture in samples.FOLDER.glob("*.png"):
             shutil.copy(picture, shown / f"iconcanvas_{picture.name}")
         with Server(Path(temporary), args=args) as server:
-            for name in NAMES:
+            for name in names:
                 workflow = load(name)
                 history = server.run(api_prompt(workflow, server.object_info()), workflow)
                 rows = {
                     what: (server.images(history, before), server.images(history, after))
                     for what, (before, after) in comparisons(workflow).items()
                 }
+                whole = result(workflow)
+                picture = compose(rows) if whole is None else server.images(history, whole)[0]
                 files.append(folder / f"{name}.jpg")
-                compose(rows).save(files[-1], quality=88, optimize=True)
+                picture.convert("RGB").save(files[-1], quality=88, optimize=True)
     return files
 
 
 if __name__ == "__main__":
-    for file in write():
+    for file in write(names=sys.argv[1:] or NAMES):
         print(file.relative_to(host.ROOT))

@@ -204,6 +204,8 @@ def test_the_second_loads_what_the_first_saves(info: dict[str, Any]) -> None:
 
 def test_before_and_after_differ_in_what_was_erased_alone(info: dict[str, Any]) -> None:
     for name in thumbnails.NAMES:
+        if thumbnails.result(thumbnails.load(name)) is not None:
+            continue  # it shows one picture, not pairs
         erased = "model" if name.endswith("unet_unlearn") else "clip"
         workflow = thumbnails.load(name)
         prompt = api_prompt(workflow, info)

@@ -1,0 +1,271 @@
+"""Compare Erasure: the same prompts and seeds before and after, as one labelled picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import comfy.model_management
+import comfy.samplers
+import torch
+from comfy_api.latest import io, ui
+
+# ComfyUI's own: what its KSampler calls, so that a picture here is a picture there.
+from nodes import EmptyLatentImage, common_ksampler
+
+from ..unlearn.prompts import split_concepts, templates
+from ..unlearn.remains import Seen, remains
+from ..unlearn.words import VOCABULARY
+from .host import ComfyModel
+from .identify import Counting
+from .report import tell
+from .sheet import Row, sheet
+from .sockets import kind_input
+
+NEIGHBOURS = ("cat", "house", "apple", "guitar", "car", "umbrella")
+STYLES = ("watercolor", "pencil sketch", "photograph")
+
+
+class CompareErasure(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CompareErasure",
+            display_name="Compare Erasure",
+            category="unlearn",
+            description=(
+                "Draws the same prompts with the same seeds before and after an erasure, the "
+                "concept's and its neighbours', and says what is left and what changed."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The original model, which also judges."),
+                io.Clip.Input("clip", tooltip="The original text encoder."),
+                io.Vae.Input("vae", tooltip="Turns latents into pictures."),
+                io.Model.Input(
+                    "erased_model",
+                    optional=True,
+                    tooltip="The model after an erasure. Not connected: the original.",
+                ),
+                io.Clip.Input(
+                    "erased_clip",
+                    optional=True,
+                    tooltip="The text encoder after an erasure. Not connected: the original.",
+                ),
+                io.String.Input(
+                    "concept", default="", tooltip="What was erased; several, with commas between."
+                ),
+                kind_input(),
+                io.String.Input(
+                    "prompts",
+                    default="",
+                    multiline=True,
+                    tooltip="Prompts of the concept, one a line. Empty: two usual ones.",
+                ),
+                io.String.Input(
+                    "neighbours",
+                    default="",
+                    multiline=True,
+                    tooltip="Prompts that should draw what they drew, one a line. Empty: common "
+                    "things.",
+                ),
+                io.Int.Input(
+                    "count",
+                    default=2,
+                    min=1,
+                    max=8,
+                    tooltip="Pictures a prompt, each with a seed one higher.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    tooltip="Of the first picture of each prompt, as in KSampler.",
+                ),
+                io.Int.Input(
+                    "steps", default=20, min=1, max=1000, tooltip="Sampling steps, as in KSampler."
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=7.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Strength of the guidance, as in KSampler.",
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=comfy.samplers.KSampler.SAMPLERS,
+                    default="dpmpp_2m",
+                    tooltip="As in KSampler.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    default="karras",
+                    tooltip="As in KSampler.",
+                ),
+                *(
+                    io.Int.Input(
+                        side, default=512, min=64, max=4096, step=8, tooltip=f"Pixels of {side}."
+                    )
+                    for side in ("width", "height")
+                ),
+            ],
+            outputs=[
+                io.Image.Output("picture", display_name="picture"),
+                io.String.Output("report", display_name="report"),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        vae,
+        concept,
+        kind,
+        prompts,
+        neighbours,
+        count,
+        seed,
+        steps,
+        cfg,
+        sampler_name,
+        scheduler,
+        width,
+        height,
+        erased_model=None,
+        erased_clip=None,
+    ) -> io.NodeOutput:
+        if erased_model is None and erased_clip is None:
+            raise ValueError(
+                "Nothing erased is connected, so before and after would be the same: connect "
+                "erased_clip, erased_model or both."
+            )
+        concepts = split_concepts(concept)
+        asked = lines(prompts) or own_prompts(concepts, kind)
+        near = lines(neighbours) or near_prompts(concepts, kind)
+        host = ComfyModel(model, clip, vae, (height, width))
+        host.check_encoder()
+        node_id = cls.hidden.unique_id
+        prompted, seeds = [*asked, *near], range(seed, seed + count)
+
+        def drawn(when: str, *parts) -> list[torch.Tensor]:
+            def told(prompt: str) -> None:
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                tell(node_id, f"drawing {when}\n{prompt}")
+
+            sampling, size = (steps, cfg, sampler_name, scheduler), (width, height)
+            return draw(*parts, vae, prompted, seeds, sampling, size, told)
+
+        before = drawn("before", model, clip)
+        after = drawn("after", erased_model or model, erased_clip or clip)
+        rows = [Row(*row) for row in zip(prompted, before, after)]
+        own, others = rows[: len(asked)], rows[len(asked) :]
+        with host.training():
+            pictures = torch.cat([row.before for row in own] + [row.after for row in own])
+            seen = remains(
+                host,
+                pictures,
+                concepts,
+                kind,
+                on_row=Counting(node_id, "judging"),
+                things=things_in(asked),
+            )
+        figures = findings(concepts, seen, own, others)
+        text = "\n".join(figures)
+        tell(node_id, text)
+        picture = sheet({", ".join(concepts): own, "neighbours": others}, figures)
+        shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
+        return io.NodeOutput(picture, text, ui=shown)
+
+
+def lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def own_prompts(concepts: list[str], kind: str) -> list[str]:
+    """The first of the kind's templates, and one from the middle for a lone concept."""
+    sentences = templates(kind)
+    chosen = sentences[:1] if len(concepts) > 1 else (sentences[0], sentences[len(sentences) // 2])
+    return [sentence.format(concept) for concept in concepts for sentence in chosen]
+
+
+def things_in(prompts: list[str]) -> list[str]:
+    """The built-in things that prompts name: what a picture in a style is likely to show."""
+    named = {word.strip(".,;:") for prompt in prompts for word in prompt.lower().split()}
+    return [thing for thing in VOCABULARY["object"] if thing in named]
+
+
+def near_prompts(concepts: list[str], kind: str) -> list[str]:
+    """Three common things, or two and two styles beside a style."""
+    named = {word for concept in concepts for word in concept.lower().split()}
+    things = [word for word in NEIGHBOURS if word not in named]
+    styles = [word for word in STYLES if not named & set(word.split())]
+    if kind != "style":
+        return [templates("object")[0].format(word) for word in things[:3]]
+    return [templates("object")[0].format(word) for word in things[:2]] + [
+        templates("style")[0].format(word) for word in styles[:2]
+    ]
+
+
+def draw(
+    model,
+    clip,
+    vae,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: tuple[int, float, str, str],
+    size: tuple[int, int],
+    on_picture: Callable[[str], None],
+) -> list[torch.Tensor]:
+    """(seeds, H, W, 3) pictures of each prompt, as Empty Latent Image, CLIP Text Encode and
+    KSampler draw them one by one; the negative prompt is empty.
+
+    sampling: steps, cfg, sampler and scheduler. size: width and height. on_picture(prompt) comes
+    before every picture and may raise to cancel; the host's sampler moves the progress bar.
+    """
+
+    def encoded(text: str):
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+    (empty,) = EmptyLatentImage().generate(*size)
+    negative, drawn = encoded(""), []
+    for prompt in prompts:
+        positive, pictures = encoded(prompt), []
+        for seed in seeds:
+            on_picture(prompt)
+            (latent,) = common_ksampler(model, seed, *sampling, positive, negative, empty)
+            picture = vae.decode(latent["samples"])
+            pictures.append((picture[:, 0] if picture.ndim == 5 else picture)[:1, ..., :3].cpu())
+        drawn.append(torch.cat(pictures))
+    return drawn
+
+
+def findings(concepts: list[str], seen: list[Seen], own: list[Row], others: list[Row]) -> list[str]:
+    """What the pictures say, a sentence each. seen: of the concepts' pictures, before and after."""
+    half = len(seen) // 2
+    before, after = seen[:half], seen[half:]
+    counts = [sum(one.shown for one in side) for side in (before, after)]
+    shares = [sum(one.explained for one in side) / half for side in (before, after)]
+    found = [
+        f"{', '.join(concepts)}: the original model sees it in {counts[0]} of {half} pictures "
+        f"before and in {counts[1]} of {half} after.",
+        f"The word explains {shares[0]:.1%} of the loss before, {shares[1]:.1%} after.",
+        f"Mean change of a pixel: {changed(own):.1%} of its range in the concept's pictures, "
+        f"{changed(others):.1%} in the neighbours'.",
+    ]
+    if counts[0] <= half / 2:
+        found.append(
+            "The original hardly draws the concept from these prompts: compare with others."
+        )
+    return found
+
+
+def changed(rows: list[Row]) -> float:
+    """Mean absolute difference of a value, which lies in 0..1."""
+    return torch.cat([(row.after - row.before).abs().flatten() for row in rows]).mean().item()

@@ -1,0 +1,446 @@
+"""Identify: its arithmetic and its cost on models computed by hand, its answers on the real one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import islice
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import TinyModel, TinyNetworkModel
+
+from testbed import drawings
+from testbed.identify_bench import objects, styles, views
+from testbed.server import Interrupted, Progress, PromptError, Server
+from testbed.vocabulary import HELD_OUT, OBJECTS, STYLES
+from unlearn.erasure import Erasure
+from unlearn.identify import TIMES, identify, parse_words, rounds
+from unlearn.model import Conditioning
+from unlearn.neighbours import neighbours
+from unlearn.remains import remains, rivals
+from unlearn.words import VOCABULARY
+
+BLACK = torch.zeros(2, 2, 2, 3)
+FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+
+
+class Offsets(TinyModel):
+    """Of black pictures the network knows the noise, but for an offset by the prompt's last word.
+
+    So the loss under a word is its offset squared, in every draw: 1 under the empty prompt.
+    """
+
+    def __init__(self, offsets: dict[str, float], jitter: float = 0.0) -> None:
+        super().__init__()
+        self.offsets, self.jitter = {"": 1.0, **offsets}, jitter
+        self.rows: list[tuple[float, float]] = []
+        """(timestep, offset) of every row that was predicted."""
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        self.encoded.append(list(prompts))
+        words = [prompt.rpartition(" ")[2] for prompt in prompts]
+        return Conditioning(torch.tensor([self.offsets.get(w, 2.0) for w in words]).view(-1, 1, 1))
+
+    def predict(
+        self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        offset = conditioning.cross[:, 0, 0]
+        self.rows += list(zip(t.tolist(), offset.tolist()))
+        # What a word has to say depends on the draw, where it is asked for.
+        swing = self.jitter * torch.sin(t * offset * 1e3)
+        return x_t / (t / 1000).view(-1, 1, 1, 1) + (offset + swing).view(-1, 1, 1, 1)
+
+
+def words_of(count: int) -> list[str]:
+    return [f"word{i}" for i in range(count)]
+
+
+# Cost
+
+
+def evaluations(count: int, draws: int = 64) -> int:
+    """Rows that the network is asked for, counted in the network."""
+    model = TinyNetworkModel()
+    ranking = identify(model, torch.rand(4, 8, 8, 3), words_of(count), draws=draws)
+    assert ranking.evaluations == sum(model.predictions)
+    return ranking.evaluations
+
+
+@pytest.mark.parametrize("draws", [12, 64, 100])
+def test_two_hundred_words_cost_at_most_four_times_ten(draws: int) -> None:
+    ten = evaluations(10, draws)
+    assert ten == 11 * draws  # each word and the empty prompt, in full
+    assert evaluations(200, draws) <= 4 * ten
+
+
+def test_few_words_are_all_tried_in_full() -> None:
+    assert rounds(2, 64) == [(2, 64)]
+    assert rounds(10, 64) == [(10, 64)]
+
+
+def test_halving_by_hand() -> None:
+    # Ten times 64 rows to begin with; then half as many words with twice as many draws.
+    assert rounds(80, 64) == [(80, 8), (40, 16), (20, 32), (10, 64)]
+    # No round without a draw more, however many words there are.
+    assert rounds(1000, 12)[:4] == [(1000, 1), (500, 2), (250, 3), (125, 4)]
+
+
+def test_every_word_gets_the_same_noise_and_timesteps() -> None:
+    model = Offsets({"a": 0.5, "b": 0.7, "c": 0.9})
+    identify(model, BLACK, ["a", "b", "c"], draws=8)
+    by_word: dict[float, list[float]] = {}
+    for t, offset in model.rows:
+        by_word.setdefault(round(offset, 4), []).append(t)
+    times = list(by_word.values())
+    assert len(times) == 4
+    assert all(sorted(some) == sorted(times[0]) for some in times)
+    assert len(set(times[0])) == 8
+    least, most = TIMES["object"]
+    assert least <= min(times[0]) < 0.8 * least + 0.2 * most
+    assert 0.2 * least + 0.8 * most < max(times[0]) <= most
+
+
+def test_pictures_take_turns() -> None:
+    model = TinyModel()
+    images = torch.linspace(0, 1, 4).view(4, 1, 1, 1).expand(4, 2, 2, 3).contiguous()
+    identify(model, images, ["a", "b"], draws=8)
+    seen: dict[float, set[float]] = {}
+    for x0, _, t in model.asked:
+        for value, time in zip(x0.flatten().tolist(), t.tolist()):
+            seen.setdefault(round(value, 3), set()).add(time)
+    assert [len(times) for times in seen.values()] == [2, 2, 2, 2]
+
+
+# The ranking
+
+
+def test_ranking_by_hand() -> None:
+    model = Offsets({"far": 1.5, "near": 0.1, "half": 0.5})
+    ranking = identify(model, BLACK, ["far", "near", "half"], draws=8)
+    assert [word.word for word in ranking.words] == ["near", "half", "far"]
+    explained = [word.explained for word in ranking.words]
+    # Half of what a word changes counts: offsets of 0.55, 0.75 and 1.25.
+    assert explained == pytest.approx([1 - 0.55**2, 1 - 0.75**2, 1 - 1.25**2], rel=1e-4)
+    assert ranking.best == "near"
+    assert ranking.confidence == pytest.approx(1.0)
+    assert ranking.words[0].error == 0
+
+
+def test_the_best_of_many_survives_and_the_dropped_stand_behind() -> None:
+    offsets = {word: 0.2 + 0.01 * i for i, word in enumerate(words_of(80))}
+    ranking = identify(Offsets(offsets), BLACK, list(reversed(offsets)), draws=64)
+    assert ranking.best == "word0"
+    assert [word.draws for word in ranking.words] == [64] * 10 + [32] * 10 + [16] * 20 + [8] * 40
+    assert [word.word for word in ranking.words[:10]] == words_of(10)
+
+
+def test_twins_get_no_confidence() -> None:
+    ranking = identify(Offsets({"a": 0.5, "b": 0.5}), BLACK, ["a", "b"], draws=16)
+    assert ranking.confidence == pytest.approx(0.5)
+
+
+def test_confidence_grows_with_the_draws() -> None:
+    def confidence(draws: int) -> float:
+        model = Offsets({"a": 0.5, "b": 0.55}, jitter=0.2)
+        return identify(model, BLACK, ["a", "b"], draws=draws).confidence
+
+    assert 0.5 <= confidence(8) < confidence(512)
+    assert confidence(512) > 0.95
+
+
+def test_same_seed_same_ranking() -> None:
+    def ranking(seed: int):
+        return identify(TinyNetworkModel(), torch.rand(1, 4, 4, 3), words_of(30), seed=seed).words
+
+    torch.manual_seed(0)
+    first = ranking(3)
+    torch.manual_seed(0)
+    assert first == ranking(3)
+    torch.manual_seed(0)
+    assert first != ranking(4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"), [("object", "a photo of a cat"), ("character", "a photo of cat")]
+)
+def test_the_kind_decides_the_sentence(kind: str, sentence: str) -> None:
+    model = TinyModel()
+    identify(model, BLACK, ["cat", "dog"], kind, draws=2)
+    assert "" in model.encoded[0]
+    assert sentence in model.encoded[0]
+
+
+def test_a_style_is_asked_for_beside_the_thing_in_each_picture() -> None:
+    model = Offsets({"dog": 0.1, "ink": 0.2, "neon": 0.4})
+    heard = []
+    ranking = identify(
+        model,
+        BLACK,
+        ["neon", "ink"],
+        "style",
+        draws=4,
+        things=["cat", "dog"],
+        on_row=lambda *row: heard.append(row),
+    )
+    assert ranking.best == "ink"
+    assert model.encoded[-1] == [
+        "a picture of a dog",
+        "a picture of a dog in the style of neon",
+        "a picture of a dog in the style of ink",
+    ]
+    # Against the sentence without a style, whose last word is the dog.
+    assert ranking.words[0].explained == pytest.approx(1 - 0.2**2 / 0.1**2, rel=1e-3)
+    assert len({total for _, total, _ in heard}) == 1
+    assert heard[-1][0] == heard[-1][1] == ranking.evaluations == len(model.rows)
+
+
+def test_on_row_hears_of_the_leader_and_may_cancel() -> None:
+    heard = []
+
+    def cancel(done: int, total: int, leader: str) -> None:
+        heard.append((done, total, leader))
+        if done > 200:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        identify(Offsets({"word7": 0.1}), BLACK, words_of(40), on_row=cancel)
+    assert heard[-1][0] < 300
+    assert len({total for _, total, _ in heard}) == 1
+
+
+# Words
+
+
+def test_candidates_are_split_at_commas_and_lines_and_doubles_go() -> None:
+    assert parse_words(" cat, red fox\nCat ,, owl", "object") == ["cat", "red fox", "owl"]
+
+
+@pytest.mark.parametrize("kind", ["object", "style", "character"])
+def test_without_candidates_there_are_built_in_ones(kind: str) -> None:
+    words = parse_words(" \n", kind)
+    assert words == list(VOCABULARY[kind])
+    assert len(words) == len({word.lower() for word in words}) >= 60
+    assert max(map(len, words)) < 40
+
+
+@pytest.mark.parametrize(
+    ("images", "words", "sentence"),
+    [
+        (BLACK, ["cat"], "1 candidate is given; name at least two"),
+        (torch.full((1, 4, 4, 3), torch.nan), ["cat", "dog"], "Image 1 holds NaN"),
+        (torch.zeros(0, 4, 4, 3), ["cat", "dog"], "Images must be a batch"),
+        (BLACK + 255, ["cat", "dog"], "must lie between 0 and 1"),
+    ],
+    ids=["one word", "nan", "no image", "8 bit"],
+)
+def test_bad_input_gets_a_sentence_before_any_work(
+    images: torch.Tensor, words: list[str], sentence: str
+) -> None:
+    model = TinyModel()
+    with pytest.raises(ValueError, match=sentence):
+        identify(model, images, words)
+    assert not model.encoded
+
+
+# Neighbours, and what is left
+
+
+def test_neighbours_are_those_that_moved_most_without_the_concept() -> None:
+    model = Offsets({"fox": 0.0, "dog": 0.5, "cat": 0.5, "owl": 0.9})
+    after = Offsets({"fox": 5.0, "dog": 0.75, "cat": 0.5, "owl": 0.91})
+    found = neighbours(
+        model.encode, after.encode, ["cat", "dog", "red fox", "owl"], "object", ["fox"]
+    )
+    assert [one.word for one in found] == ["dog", "owl", "cat"]
+    # In shares of the way from the empty prompt: 0.25 of 0.5, 0.01 of 0.1, nothing.
+    assert [one.moved for one in found] == pytest.approx([0.5, 0.1, 0.0], abs=1e-4)
+
+
+def test_neighbours_of_an_open_edit() -> None:
+    model = TinyModel()
+    with model.edit("encoder", "mlp") as edit:
+        for parameter in edit.parameters():
+            parameter.data += 0.01
+
+        def before(prompts: Sequence[str]) -> Conditioning:
+            with edit.off():
+                return model.encode(prompts)
+
+        found = neighbours(before, model.encode, ["cat", "dog"], "object")
+    assert all(0 < one.moved < 10 for one in found)
+
+
+def test_remains_says_which_pictures_show_the_concept() -> None:
+    seen = remains(Offsets({"fox": 0.5, "dog": 0.6}), BLACK, ["fox"], others=["dog"], draws=4)
+    assert [one.shown for one in seen] == [True, True]
+    assert seen[0].explained == pytest.approx(1 - 0.75**2, rel=1e-3)
+    worse = remains(Offsets({"fox": 0.7, "dog": 0.6}), BLACK, ["fox"], others=["dog"], draws=4)
+    assert not any(one.shown for one in worse)
+    nothing = remains(Offsets({"fox": 1.1, "dog": 1.2}), BLACK, ["fox"], others=["dog"], draws=4)
+    assert not any(one.shown for one in nothing), "an empty prompt says more"
+
+
+def test_rivals_do_not_name_the_concept() -> None:
+    words = rivals(["man", "fox"], "object")
+    assert words[0] == "picture"
+    assert 8 <= len(words) <= 13
+    assert not {"man", "fox"} & set(words)
+
+
+# The benchmark's pictures
+
+
+def test_the_pictures_are_none_that_were_trained_on() -> None:
+    trained = torch.stack(
+        [
+            drawings.of(name)[STYLES.index(style), ::4, ::4]
+            for name in OBJECTS
+            for style in STYLES
+            if (name, style) not in HELD_OUT
+        ]
+    )
+    for one in [*islice(objects(), 3), *islice(styles(), 3)]:
+        for image in one.images:
+            assert (trained - image[::4, ::4]).abs().mean((1, 2, 3)).min() > 0.003
+        assert one.answer in one.words
+        assert len(one.images) == 4
+    same = drawings.of("cat")
+    assert torch.equal(views(same, 1), views(same, 1))
+
+
+# The real model
+
+
+@pytest.fixture(scope="module")
+def model(pack: ModuleType):
+    """IconCanvas as a DiffusionModel of the pack's own `unlearn`, open for asking."""
+    import testbed.pack
+
+    model = pack.nodes.host.ComfyModel(*testbed.pack.checkpoint(), size=(128, 128))
+    with torch.inference_mode(), model.training():
+        yield model
+
+
+@pytest.mark.slow
+def test_it_names_drawings_that_the_model_was_never_shown(pack: ModuleType, model) -> None:
+    """A few of the benchmark's sets; all of them are in docs/identify.md."""
+    ask = pack.unlearn.identify.identify
+    sets = [one for one in objects() if one.answer in ("cat", "banana", "rocket", "bell")]
+    rankings = [ask(model, one.images, one.words, draws=12) for one in sets]
+    right = [ranking.best == one.answer for one, ranking in zip(sets, rankings)]
+    assert sum(right) >= 3
+    assert all(ranking.words[0].explained > 0 for ranking, ok in zip(rankings, right) if ok)
+
+
+@pytest.mark.slow
+def test_it_names_the_style_of_things_drawn_in_it(pack: ModuleType, model) -> None:
+    ask = pack.unlearn.identify.identify
+    words = {style: sorted(w for w, of in HELD_OUT if of == style)[:2] for style in ("ink", "flat")}
+    things = [word for some in words.values() for word in some]
+    for style, some in words.items():
+        images = torch.stack([drawings.of(word)[STYLES.index(style)] for word in some])
+        assert ask(model, images, STYLES, "style", draws=24, things=things).best == style
+
+
+# The node
+
+
+def node(class_type: str, /, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def asking(**inputs: Any) -> dict[str, Any]:
+    """Two mushrooms and the node: ["ask", 0..3] are its outputs."""
+    values = {
+        "model": ["base", 0],
+        "clip": ["base", 1],
+        "vae": ["base", 2],
+        "images": ["both", 0],
+        "candidates": "cat, pizza\nmushroom\nhouse",
+        "kind": "object",
+        "draws": 12,
+        "seed": 0,
+    }
+    return {
+        "base": node("CheckpointLoaderSimple", ckpt_name="iconcanvas.safetensors"),
+        "one": node("LoadImage", image="iconcanvas_mushroom_1.png"),
+        "two": node("LoadImage", image="iconcanvas_mushroom_3.png"),
+        "both": node("ImageBatch", image1=["one", 0], image2=["two", 0]),
+        "ask": node("IdentifyConcept", **{**values, **inputs}),
+        "word": node("PreviewAny", source=["ask", 0]),
+        "chart": node("PreviewImage", images=["ask", 2]),
+        "protect": node("PreviewAny", source=["ask", 3]),
+    }
+
+
+def text(history: dict[str, Any], name: str) -> str:
+    return "".join(history["outputs"][name]["text"])
+
+
+@pytest.fixture(scope="module")
+def asked(server: Server) -> tuple[dict[str, Any], list[Progress]]:
+    """A run with an encoder in whose file every feed-forward weight of a layer was shaken."""
+    shaken = torch.randn(768, 192, generator=torch.Generator().manual_seed(0))
+    erasure = Erasure({FC1: {"diff": 0.2 * shaken}}, {"concepts": ["mushroom"]})
+    erasure.save(server.output / "loras" / "shaken.safetensors")
+    events: list[Progress] = []
+    erased = node("LoadErasedCLIP", clip=["base", 1], erasure_name="shaken.safetensors", strength=1)
+    graph = asking(erased_clip=["erased", 0]) | {"erased": erased}
+    return server.run(graph, on_progress=events.append), events
+
+
+def test_node_gives_the_word_and_says_how_sure_it_is(asked: tuple) -> None:
+    history, _ = asked
+    assert text(history, "word") == "mushroom"
+    report = text(history, "ask")
+    assert re.search(r"The model calls it: mushroom \(confidence (over )?\d+%\)", report)
+    assert re.search(r"1\. mushroom: explains \d+\.\d%, 12 draws", report)
+    assert "4 candidates, 2 pictures, 60 evaluations" in report
+
+
+def test_node_proposes_what_moved_for_protection(asked: tuple) -> None:
+    history, _ = asked
+    proposed = text(history, "protect").split(", ")
+    assert set(proposed) == {"cat", "pizza", "house"}
+    assert re.search(r"To protect, .* \w+ \d+%", text(history, "ask"))
+
+
+def test_node_draws_the_ranking(server: Server, asked: tuple) -> None:
+    (picture,) = server.images(asked[0], "chart")
+    pixels = np.asarray(picture.convert("RGB"), dtype=int)
+    assert pixels.shape[1] == 512
+    # The first bar is dark, the others pale.
+    assert (np.abs(pixels - (20, 60, 150)).sum(2) < 30).sum() > 500
+
+
+def test_node_reports_progress(asked: tuple) -> None:
+    steps = [e for e in asked[1] if e.node == "ask" and e.total == 60]
+    assert steps
+    assert any("ahead: " in (e.text or "") for e in asked[1] if e.node == "ask")
+
+
+def test_node_can_be_cancelled(server: Server) -> None:
+    def cancel(event: Progress) -> None:
+        if "rows, ahead" in (event.text or ""):
+            server.interrupt()
+
+    with pytest.raises(Interrupted):
+        server.run(asking(draws=4096), on_progress=cancel)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [({"candidates": " fox , "}, "1 candidate is given; name at least two")],
+    ids=["one candidate"],
+)
+def test_bad_input_stops_the_node_with_one_sentence(
+    server: Server, inputs: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(PromptError, match=sentence) as error:
+        server.run(asking(**inputs))
+    assert error.value.node_type == "IdentifyConcept"
+    assert "\n" not in str(error.value)

@@ -1,0 +1,330 @@
+"""Identify: what a model itself calls the thing in some pictures.
+
+The model is a classifier as it stands (Li et al., arXiv 2303.16203): of several words the right one
+is that under which the network predicts the noise in the pictures best. Nothing is trained and
+nothing else is needed. Ours is that only a share of what a word changes in the prediction counts.
+
+Every word gets the same noise and the same timesteps, so that what differs is the word alone. Weak
+words are dropped early, by successive halving (Karnin, Koren and Somekh, ICML 2013). A bound on
+paired differences would need their spread, which a handful of draws does not tell, and its cost
+would depend on the pictures; halving only ranks, and its cost is known before it begins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .model import Conditioning, DiffusionModel, check_images
+from .neighbourhood import Kind
+from .words import VOCABULARY
+
+SENTENCES = {
+    "object": "a photo of a {}",
+    "style": "a painting in the style of {}",
+    "character": "a photo of {}",
+}
+# Timesteps that are tried: what a thing is shows in much noise, its style in less. Where there is
+# too much noise for any word to matter, all losses are alike and nothing is lost.
+TIMES = {"object": (400.0, 1000.0), "style": (100.0, 800.0), "character": (400.0, 1000.0)}
+# How much of what a word changes in the prediction is believed. Of pictures unlike those that it
+# learnt from, a network overstates what a word for the whole picture says.
+BELIEVED = {"object": 0.5, "style": 1.0, "character": 0.5}
+THING_DRAWS = 32  # with which the thing in a picture is found, before its style is asked for
+IN_FULL = 10  # as many words get every draw; more of them are halved down to it
+AT_ONCE = 65536  # pixels of latents that the network works on at once: 16 of 64 x 64...
+ROWS_AT_ONCE = 64  # ... but no more than these
+ENCODED_AT_ONCE = 32  # prompts
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+OnRow = Callable[[int, int, str], None]
+"""on_row(evaluations so far, all of them, the leading word), called often; it may raise to
+cancel."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A candidate and how well it explains the pictures."""
+
+    word: str
+    explained: float
+    """Share of the loss without any word that the word takes away: a mean over its draws."""
+    error: float
+    """Standard error of its distance from the first word; 0 for the first itself."""
+    draws: int
+    """How many draws of noise and timestep it was given before it was dropped."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    words: list[Word]
+    """Best first; one that was kept longer stands before one that was dropped earlier."""
+    confidence: float
+    """How likely the first word would still be first after endlessly many draws, 0 to 1."""
+    evaluations: int
+    """Network evaluations of one row that it took."""
+
+    @property
+    def best(self) -> str:
+        return self.words[0].word
+
+
+def parse_words(text: str, kind: Kind) -> list[str]:
+    """The words that a user typed, separated by commas or lines; the built-in ones for an empty
+    text.
+
+    Raises ValueError when there is nothing to choose from.
+    """
+    typed = [word.strip() for word in text.replace("\n", ",").split(",")]
+    # CLIP reads no capitals, and two spellings of one word would tie for ever.
+    words: dict[str, str] = {}
+    for word in filter(None, typed):
+        words.setdefault(word.lower(), word)
+    return check_words(list(words.values()) or VOCABULARY[kind])
+
+
+def check_words(words: Sequence[str]) -> list[str]:
+    """Raises ValueError with one sentence when there is nothing to choose from."""
+    if len(words) < 2:
+        raise ValueError(
+            f"There is nothing to choose from: {len(words)} candidate is given; name at least two, "
+            "separated by commas or lines, or none for the built-in words."
+        )
+    return list(words)
+
+
+def rounds(count: int, draws: int) -> list[tuple[int, int]]:
+    """(words left, draws that each has had by its end) of every round.
+
+    Up to IN_FULL words get all draws at once. More of them begin with as many as cost the same;
+    then the better half goes on, with twice the draws, until all are done.
+    """
+    plan, left, until = [], count, 0
+    while True:
+        # None is dropped without a draw more.
+        until = min(draws, max(until + 1, IN_FULL * draws // left))
+        plan.append((left, until))
+        if until == draws:
+            return plan
+        left = math.ceil(left / 2)
+
+
+@dataclass(frozen=True)
+class Context:
+    """The sentences that a picture is judged by."""
+
+    without: str
+    """That names no candidate."""
+    sentence: str
+    """With a gap for one."""
+
+
+@torch.no_grad()
+def identify(
+    model: DiffusionModel,
+    images: torch.Tensor,
+    words: Sequence[str],
+    kind: Kind = "object",
+    draws: int = 64,
+    seed: int = 0,
+    on_row: OnRow | None = None,
+    things: Sequence[str] = VOCABULARY["object"],
+) -> Ranking:
+    """Rank words by how well the model predicts the noise in the pictures under each.
+
+    images: (N, H, W, 3) in 0..1, all of one thing or in one style. draws: of noise and timestep for
+    the words that are left in the end, shared out evenly among the pictures. things: what pictures
+    whose style is asked for may show; it is found first. The same seed gives the same ranking.
+
+    Raises ValueError for bad input, before any work; `on_row` may raise to cancel.
+    """
+    check_images(images)
+    words = check_words(words)
+    plan = rounds(len(words), draws)
+    total, spent = _evaluations(plan), 0
+    if kind == "style":
+        before = len(images) * _evaluations(rounds(len(things), THING_DRAWS))
+        total += before
+        contexts = _things(model, images, things, seed, on_row, total)
+        spent = before
+    else:
+        contexts = [Context("", SENTENCES[kind])] * len(images)
+    noised = _Draws(model, model.latents(images), TIMES[kind], draws, seed)
+    prompts = _Prompts(model, contexts, words)
+    # Rows: no word, which is never dropped, and the words.
+    losses = torch.full((len(words) + 1, draws), torch.nan)
+    left, had = list(range(1, len(words) + 1)), 0
+    for count, until in plan:
+        if had:
+            left = _ordered(losses, left, had)[:count]
+        rows = [(row, draw) for draw in range(had, until) for row in (0, *left)]
+        for some in _batches(rows, noised.at_once):
+            row, at = torch.tensor(some).T
+            conditioning = prompts.of(row, noised.picture[at])
+            losses[row, at] = noised.loss(at, conditioning, row == 0, BELIEVED[kind])
+            spent += len(some)
+            if on_row:
+                on_row(spent, total, words[left[0] - 1])
+        had = until
+    return _ranking(losses, words, left, spent)
+
+
+def _things(
+    model: DiffusionModel,
+    images: torch.Tensor,
+    things: Sequence[str],
+    seed: int,
+    on_row: OnRow | None,
+    total: int,
+) -> list[Context]:
+    """What each picture shows, so that its style can be asked for in a whole sentence.
+
+    A style's own sentence names no thing, and the network then errs more about the thing than any
+    style can make good.
+    """
+    contexts = []
+    for i in range(len(images)):
+
+        def on(done: int, of: int, leader: str, i: int = i) -> None:
+            on_row(i * of + done, total, leader)
+
+        found = identify(
+            model, images[[i]], things, "object", THING_DRAWS, seed, on if on_row else None
+        )
+        thing = f"a picture of a {found.best}"
+        contexts.append(Context(thing, thing + " in the style of {}"))
+    return contexts
+
+
+def _evaluations(plan: list[tuple[int, int]]) -> int:
+    """Rows of the network in all rounds, those without a word with them."""
+    before = [0, *(until for _, until in plan)]
+    return sum((left + 1) * (until - had) for (left, until), had in zip(plan, before))
+
+
+class _Draws:
+    """The draws of noise and timestep that all words share, and the loss in them."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        x0: torch.Tensor,
+        times: tuple[float, float],
+        count: int,
+        seed: int,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        # The pictures take turns, in random order, so that every round sees as many as it can.
+        turns = [torch.randperm(len(x0), generator=generator) for _ in range(-(-count // len(x0)))]
+        self.picture = torch.cat(turns)[:count]
+        """(draws,) which picture each is of; on the CPU."""
+        self.x0 = x0[self.picture.to(x0.device)]
+        # Multiples of the golden ratio: however many are used, they lie evenly.
+        share = (0.5 + torch.arange(count) * GOLDEN) % 1
+        self.t = (times[0] + (times[1] - times[0]) * share).to(x0.device)
+        self.noise = torch.randn(self.x0.shape, generator=generator).to(x0)
+        self.plain = torch.zeros_like(self.x0, dtype=torch.float32)
+        """The predictions without a word."""
+        self.model = model
+        pixels = x0[0, 0].numel()
+        self.at_once = min(ROWS_AT_ONCE, max(1, AT_ONCE // pixels))
+
+    def loss(
+        self, at: torch.Tensor, conditioning: Conditioning, without: torch.Tensor, believed: float
+    ) -> torch.Tensor:
+        """(N,) mean squared error of the prediction in the draws `at`, each under its own
+        conditioning; on the CPU.
+
+        without: (N,) which rows name no word; each draw's is asked for before the others. Of what a
+        word changes against it, `believed` is the share that counts.
+        """
+        without, there = without.to(self.x0.device), at.to(self.x0.device)
+        x0, noise, t = self.x0[there], self.noise[there], self.t[there]
+        predicted = self.model.predict(self.model.noised(x0, noise, t), t, conditioning).float()
+        self.plain[there[without]] = predicted[without]
+        plain = self.plain[there]
+        error = plain + believed * (predicted - plain) - self.model.target(x0, noise, t).float()
+        return error.square().flatten(1).mean(1).cpu()
+
+
+class _Prompts:
+    """The conditioning of no word and of every word, in each of the pictures' contexts."""
+
+    def __init__(
+        self, model: DiffusionModel, contexts: Sequence[Context], words: Sequence[str]
+    ) -> None:
+        different = list(dict.fromkeys(contexts))
+        self.context = torch.tensor([different.index(context) for context in contexts])
+        self.size = len(words) + 1
+        sentences = [
+            sentence
+            for context in different
+            for sentence in (context.without, *(context.sentence.format(word) for word in words))
+        ]
+        self.conditioning = Conditioning.joined(
+            [
+                model.encode(sentences[i : i + ENCODED_AT_ONCE])
+                for i in range(0, len(sentences), ENCODED_AT_ONCE)
+            ]
+        )
+
+    def of(self, row: torch.Tensor, picture: torch.Tensor) -> Conditioning:
+        """row: (N,) 0 for no word, else the word's place from 1; picture: (N,)."""
+        index = self.context[picture] * self.size + row
+        return self.conditioning[index.to(self.conditioning.cross.device)]
+
+
+def _batches(rows: list, size: int) -> Iterator[list]:
+    for i in range(0, len(rows), size):
+        yield rows[i : i + size]
+
+
+def _relative(losses: torch.Tensor, rows: Sequence[int], draws: int) -> torch.Tensor:
+    """(rows, draws) losses as shares of that without a word: a clean and a noisy latent differ a
+    hundredfold, and each draw shall count alike."""
+    return losses[list(rows), :draws] / losses[0, :draws]
+
+
+def _ordered(losses: torch.Tensor, rows: Sequence[int], draws: int) -> list[int]:
+    """Rows, best first, by their first `draws` draws."""
+    order = _relative(losses, rows, draws).mean(1).argsort(stable=True)
+    return [rows[i] for i in order]
+
+
+def _ranking(losses: torch.Tensor, words: Sequence[str], last: list[int], spent: int) -> Ranking:
+    had = (~losses.isnan()).sum(1).tolist()
+    by_draws: dict[int, list[int]] = {}
+    for row in range(1, len(losses)):
+        by_draws.setdefault(had[row], []).append(row)
+    order = [
+        row for n in sorted(by_draws, reverse=True) for row in _ordered(losses, by_draws[n], n)
+    ]
+    ranked = []
+    for row in order:
+        own, first = _relative(losses, (row, order[0]), had[row])
+        ranked.append(Word(words[row - 1], 1 - own.mean().item(), _error(own - first), had[row]))
+    rivals = [word for word in ranked[1:] if word.draws == ranked[0].draws]
+    return Ranking(ranked, _confidence(ranked[0], rivals), spent)
+
+
+def _error(differences: torch.Tensor) -> float:
+    """Standard error of the mean; infinite of a single draw."""
+    if len(differences) < 2:
+        return math.inf
+    return (differences.std() / math.sqrt(len(differences))).item()
+
+
+def _confidence(first: Word, rivals: Sequence[Word]) -> float:
+    """One less the chances that each of the rivals is better in truth, by their paired differences.
+
+    A difference is taken as normal with its standard error: the draws are many.
+    """
+    overtaken = sum(
+        0.5
+        * math.erfc((first.explained - rival.explained) / max(rival.error, 1e-12) / math.sqrt(2))
+        for rival in rivals
+    )
+    return max(0.0, 1.0 - overtaken)

@@ -1,0 +1,45 @@
+"""Neighbours: the words that an erasure moves besides its own, to be protected the next time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .identify import SENTENCES
+from .model import Conditioning
+from .neighbourhood import Kind
+
+Encode = Callable[[Sequence[str]], Conditioning]
+ENCODED_AT_ONCE = 32  # prompts
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    word: str
+    moved: float
+    """How far its conditioning moved; 1 is as far as it was from the empty prompt's."""
+
+
+@torch.no_grad()
+def neighbours(
+    before: Encode, after: Encode, words: Sequence[str], kind: Kind, concepts: Sequence[str] = ()
+) -> list[Neighbour]:
+    """Words, those first whose conditioning an erasure moves most.
+
+    before and after: `encode` of the original and of the erased model. Of an `Edit` that is open
+    they are one model's, `before` under `edit.off()`. concepts: what was erased; words that share a
+    word with it are left out.
+    """
+    named = {word for concept in concepts for word in concept.lower().split()}
+    words = [word for word in words if not named & set(word.lower().split())]
+    empty = before([""])
+    found = []
+    for i in range(0, len(words), ENCODED_AT_ONCE):
+        some = words[i : i + ENCODED_AT_ONCE]
+        prompts = [SENTENCES[kind].format(word) for word in some]
+        was, now = before(prompts), after(prompts)
+        moved = now.distance(was) / was.distance(empty.repeated(len(some))).clamp(min=1e-12)
+        found += [Neighbour(word, m) for word, m in zip(some, moved.sqrt().tolist())]
+    return sorted(found, key=lambda neighbour: -neighbour.moved)

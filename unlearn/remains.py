@@ -1,0 +1,71 @@
+"""What is left of a concept in pictures: the original model says so, as a classifier (identify.py).
+
+The concept is weighed against a neutral word and a dozen others. A picture shows it if it comes
+first among them and says more about the picture than an empty prompt does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .identify import OnRow, identify
+from .model import DiffusionModel
+from .neighbourhood import ANCHORS, Kind
+from .words import VOCABULARY
+
+OTHERS = 11  # words that a concept is weighed against, beside the neutral one
+THINGS = VOCABULARY["object"][::20]  # what a picture may show whose style is asked for
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the model sees in one picture."""
+
+    shown: bool
+    """Whether one of the concepts came first."""
+    explained: float
+    """Share of the loss that the best of the concepts takes away; see identify.Word."""
+
+
+def rivals(concepts: Sequence[str], kind: Kind) -> list[str]:
+    """The neutral word, and words spread over the built-in ones that share none with a concept."""
+    named = {word for concept in concepts for word in concept.lower().split()}
+    words = [word for word in VOCABULARY[kind] if not named & set(word.lower().split())]
+    return [ANCHORS[kind], *words[:: -(-len(words) // OTHERS)]]
+
+
+def remains(
+    model: DiffusionModel,
+    images: torch.Tensor,
+    concepts: Sequence[str],
+    kind: Kind = "object",
+    others: Sequence[str] | None = None,
+    draws: int = 24,
+    seed: int = 0,
+    on_row: OnRow | None = None,
+    things: Sequence[str] = (),
+) -> list[Seen]:
+    """Whether each of the pictures shows one of the concepts.
+
+    model: the original one. images: (N, H, W, 3) in 0..1. others: words to weigh the concepts
+    against; None: see `rivals`. things: what the pictures may show, beside THINGS, where the
+    concept is a style. Raises what `identify` raises.
+    """
+    against = rivals(concepts, kind) if others is None else others
+    words = list(dict.fromkeys([*concepts, *against]))
+    shown = list(dict.fromkeys([*things, *THINGS]))
+    seen = []
+    for i in range(len(images)):
+
+        def on(done: int, total: int, leader: str, i: int = i) -> None:
+            on_row(i * total + done, len(images) * total, leader)
+
+        ranking = identify(
+            model, images[[i]], words, kind, draws, seed, on if on_row else None, shown
+        )
+        explained = max(word.explained for word in ranking.words if word.word in concepts)
+        seen.append(Seen(ranking.best in concepts and explained > 0, explained))
+    return seen
