@@ -1,5 +1,7 @@
 """Rebuild IconCanvas from nothing: python -m testbed data | train | judge | report
 
+and its motion module, which makes clips of its pictures: python -m testbed motion | motion-report
+
 Each goes on from where an earlier run stopped; `cache/` holds what lies between. Training takes
 about two hours on two cores and minutes on a GPU; only `data` reaches the network (npm).
 """
@@ -8,6 +10,8 @@ import argparse
 
 from . import host
 
+STAGES = ("data", "train", "judge", "report", "motion", "motion-report")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -15,7 +19,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=("data", "train", "judge", "report"))
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
         "--only", choices=("autoencoder", "text", "unet"), help="train: this part alone"
     )
@@ -24,7 +28,7 @@ def main() -> None:
         action="store_true",
         help="train: go on from the repository's weights, the UNet alone, at half the peak rate",
     )
-    parser.add_argument("--steps", type=int, help="train or judge: another number of steps")
+    parser.add_argument("--steps", type=int, help="train, judge or motion: another number of steps")
     options = parser.parse_args()
     if options.stage == "data":
         from . import data
@@ -38,6 +42,11 @@ def main() -> None:
 
         report.write()
         return
+    if options.stage == "motion-report":
+        from . import motion_report
+
+        motion_report.write()
+        return
     import torch
 
     from . import checkpoint, data, train
@@ -50,6 +59,11 @@ def main() -> None:
         from .train_judge import train_judge
 
         train_judge(folder, **extra)
+        return
+    if options.stage == "motion":
+        from .train_motion import train_motion
+
+        train_motion(folder, **extra)
         return
     stages = {
         "autoencoder": train.train_autoencoder,

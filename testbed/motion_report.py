@@ -1,0 +1,198 @@
+"""The motion module's report: do its clips show the right thing, and move as the word says?
+
+    python -m testbed motion-report
+
+writes docs/motion.md and docs/motion_sheet.png.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from . import clips, drawings, motion, motion_estimate, pack
+from .bench import machine
+from .judge import Judge
+from .measure import GUIDANCE, Prompt, draw, portrait, styled
+from .report import DOCS, STEPS, grid
+from .vocabulary import CHARACTERS, FRAMES, MOTIONS, OBJECTS, STYLES, moving
+
+BARS = {"object": 0.90, "motion": 0.80}
+
+
+@dataclass(frozen=True)
+class Shot:
+    """What a clip is asked to show, and how it should move."""
+
+    prompt: Prompt
+    motion: str
+
+
+def shot(prompt: Prompt, word: str) -> Shot:
+    return Shot(replace(prompt, text=moving(prompt.text, word)), word)
+
+
+def shots() -> list[Shot]:
+    """Every object in two motions and two styles, every character in one motion."""
+    chosen = []
+    for i, name in enumerate(OBJECTS):
+        for turn in (0, 1):
+            # Two motions apart, so that over the objects every style meets every motion.
+            word = MOTIONS[(i + 2 * turn) % len(MOTIONS)]
+            chosen.append(shot(styled(name, STYLES[(i + 3 * turn) % len(STYLES)], "own"), word))
+    for i, name in enumerate(CHARACTERS):
+        chosen.append(shot(portrait(name, "own"), MOTIONS[i % len(MOTIONS)]))
+    return chosen
+
+
+def film(model, some: list[Shot], seed: int, batch: int = 4) -> torch.Tensor:
+    """Clips (N, FRAMES, 128, 128, 3), by a model whose UNet has the motion modules in it."""
+    parts = []
+    for i in tqdm(range(0, len(some), batch), desc="clips"):
+        frames = [s.prompt for s in some[i : i + batch] for _ in range(FRAMES)]
+        parts.append(draw(model, frames, seed + i * FRAMES, STEPS))
+    return torch.cat(parts).unflatten(0, (-1, FRAMES))
+
+
+def score(some: list[Shot], made: torch.Tensor, judge: Judge) -> list[dict]:
+    """For each clip: {"right": for every frame whether the judge sees what was asked, "shows": the
+    motion word estimated, or None}."""
+    shown = motion_estimate.words(made.movedim(-1, 2))
+    rows = []
+    for one, frames, word in zip(some, made, shown):
+        kind = "object" if one.prompt.object else "character"
+        wanted = getattr(one.prompt, kind)
+        rows.append({"right": [seen[kind] == wanted for seen in judge(frames)], "shows": word})
+    return rows
+
+
+def share(values) -> float:
+    values = list(values)
+    return sum(values) / max(1, len(values))
+
+
+def figures(some: list[Shot], rows: list[dict]) -> dict[str, float]:
+    """{"object", "character"}: share of frames right; {"motion"}: share of clips."""
+
+    def frames(kind: str) -> float:
+        return share(
+            r for s, row in zip(some, rows) if getattr(s.prompt, kind) for r in row["right"]
+        )
+
+    return {
+        "object": frames("object"),
+        "character": frames("character"),
+        "motion": share(row["shows"] == s.motion for s, row in zip(some, rows)),
+    }
+
+
+def true_clips(some: list[Shot]) -> torch.Tensor:
+    """The drawings themselves, moved: what the measures give at best."""
+    made = []
+    for one in some:
+        p = one.prompt
+        picture = drawings.of(p.object or p.character)[STYLES.index(p.style) if p.style else 0]
+        made.append(clips.clip(picture.movedim(-1, 0)[None], one.motion)[0])
+    return torch.stack(made).movedim(2, -1)
+
+
+def sheet(some: list[Shot], made: torch.Tensor, file: Path, each: int = 4) -> None:
+    """`each` clips of every motion word, two beside each other, half size, with their words."""
+    rows, names = [], []
+    for word in MOTIONS:
+        mine = [i for i, s in enumerate(some) if s.motion == word]
+        # Spread over the list, whose end is the characters.
+        chosen = mine[:: max(1, (len(mine) - 1) // (each - 1))][: each - 1] + mine[-1:]
+        for pair in (chosen[:2], chosen[2:]):
+            rows.append(torch.cat([made[i] for i in pair]))
+            names.append([some[i].prompt.text for i in pair])
+    pictures = grid(torch.cat(rows), 2 * FRAMES)
+    pictures = pictures.resize(
+        (pictures.width // 2, pictures.height // 2), Image.Resampling.LANCZOS
+    )
+    line, side = 14, pictures.height // len(rows)
+    whole = Image.new("RGB", (pictures.width, len(rows) * (side + line)), "white")
+    pen = ImageDraw.Draw(whole)
+    for i, pair in enumerate(names):
+        top = i * (side + line)
+        for j, text in enumerate(pair):
+            pen.text((4 + j * pictures.width // 2, top), text, fill="black")
+        strip = pictures.crop((0, i * side, pictures.width, (i + 1) * side))
+        whole.paste(strip, (0, top + line))
+    whole.save(file, optimize=True)
+
+
+def write(file: Path = motion.WEIGHTS, folder: Path = DOCS, seed: int = 5000) -> None:
+    """Draw the clips, judge them, and write the report."""
+    package = pack.load()
+    model = package.nodes.host.ComfyModel(*pack.checkpoint(), size=(128, 128))
+    some, judge = shots(), Judge()
+    modules = motion.load(file).to(model.device)
+    with (
+        torch.inference_mode(),
+        model.training(),
+        motion.inserted(model.network.diffusion_model, modules),
+    ):
+        started = time.perf_counter()
+        made = film(model, some, seed)
+        seconds = (time.perf_counter() - started) / len(some)
+        # The other way to normalise, on a part.
+        few = some[::4]
+        modules.normalise("clip")
+        others = film(model, few, seed)
+    rows = score(some, made, judge)
+    found = figures(some, rows)
+    together = figures(few, score(few, others, judge))
+    alone = figures(few, rows[::4])
+    best = figures(some, score(some, true_clips(some), judge))
+    lines = [
+        "# The motion module, measured",
+        "",
+        f"{len(some)} clips of {FRAMES} frames: every object in two motions and two styles, every "
+        f"character in one. {STEPS} steps, guidance {GUIDANCE:g}. The judge looks at each frame; "
+        "the motion is estimated from the pixels (testbed/motion_estimate.py) and must be that of "
+        "the prompt's last word.",
+        "",
+        "| what | measured | bar | true drawings, moved |",
+        "|---|---|---|---|",
+        f"| object right, share of frames | {found['object']:.1%} | {BARS['object']:.0%} | "
+        f"{best['object']:.1%} |",
+        f"| character right, share of frames | {found['character']:.1%} | | "
+        f"{best['character']:.1%} |",
+        f"| motion right, share of clips | {found['motion']:.1%} | {BARS['motion']:.0%} | "
+        f"{best['motion']:.1%} |",
+        f"| seconds a clip, in batches of 4 | {seconds:.1f} | | |",
+        "",
+        "| motion | object or character right | motion right | taken for |",
+        "|---|---|---|---|",
+    ]
+    for word in MOTIONS:
+        mine = [row for s, row in zip(some, rows) if s.motion == word]
+        wrong = [row["shows"] or "none" for row in mine if row["shows"] != word]
+        taken = ", ".join(f"{w} {wrong.count(w)}" for w in sorted(set(wrong)))
+        seen = share(r for row in mine for r in row["right"])
+        agree = share(row["shows"] == word for row in mine)
+        lines.append(f"| {word} | {seen:.0%} | {agree:.0%} | {taken} |")
+    by_frame = [share(row["right"][k] for row in rows) for k in range(FRAMES)]
+    lines += [
+        "",
+        "Right by frame, first to last: " + ", ".join(f"{x:.0%}" for x in by_frame) + ".",
+        "",
+        f"On every fourth of the clips, with each frame normalised by itself, as AnimateDiff has "
+        f"it: objects {alone['object']:.0%}, motion {alone['motion']:.0%}; with the frames of a "
+        f"clip together, as diffusers has it: objects {together['object']:.0%}, motion "
+        f"{together['motion']:.0%}.",
+        "",
+        "![contact sheet](motion_sheet.png)",
+        "",
+        f"Measured on {machine()}.",
+    ]
+    folder.mkdir(exist_ok=True)
+    (folder / "motion.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sheet(some, made, folder / "motion_sheet.png")
+    print("\n".join(lines))

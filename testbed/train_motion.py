@@ -1,0 +1,104 @@
+"""Trains IconCanvas's motion module on moving drawings; the rest of IconCanvas stays as it is.
+
+A motion module reads no text. It learns the motion words all the same, by the traces that they
+leave in the features of the frozen UNet, whose cross-attention answers to every token: a linear
+classifier on these features names the word behind a prompt in nine cases of ten.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+
+from . import checkpoint, models, motion, tokens
+from .clips import training_clips
+from .train import DEVICE, WORKERS, Stage, attention, autocast, noise_schedule
+from .vocabulary import FRAMES, MOTIONS, caption, moving
+
+
+class ClipBatches:
+    """Endless random batches of (latents (N, FRAMES, 4, 16, 16), captions); a fifth are characters.
+
+    clips, pairs: as from `training_clips`.
+    """
+
+    def __init__(self, clips: torch.Tensor, pairs: list[tuple], size: int, seed: int) -> None:
+        self.clips, self.pairs, self.size = clips, pairs, size
+        self.rng = random.Random(seed)
+        self.objects = [i for i, (_, style) in enumerate(pairs) if style]
+        self.characters = [i for i, (_, style) in enumerate(pairs) if not style]
+
+    def __next__(self) -> tuple[torch.Tensor, list[str]]:
+        rng = self.rng
+        chosen = [
+            rng.choice(self.characters if rng.random() < 0.2 else self.objects)
+            for _ in range(self.size)
+        ]
+        ways = [rng.randrange(len(MOTIONS)) for _ in chosen]
+        captions = [
+            moving(caption(rng, *self.pairs[i]), MOTIONS[way]) for i, way in zip(chosen, ways)
+        ]
+        # A tenth learns the empty prompt, which guidance needs.
+        captions = ["" if rng.random() < 0.1 else words for words in captions]
+        return self.clips[chosen, ways].float(), captions
+
+
+def clip_loss(
+    unet: torch.nn.Module, text: torch.nn.Module, z: torch.Tensor, captions: list[str]
+) -> torch.Tensor:
+    """The error in the noise of clips z, (N, FRAMES, 4, 16, 16), at a random time for each.
+
+    It is weighted as an error in v (Salimans and Ho, 2202.00512), by 1 / alpha, and much noise is
+    drawn more often: under much noise the word alone tells how a clip moves, under less it can be
+    seen. Weighted as in the UNet's training, much noise counts next to nothing, and the word is not
+    learnt. Each frame has noise of its own, as in AnimateDiff.
+    """
+    alphas = noise_schedule().to(DEVICE)
+    t = (1000 * torch.rand(len(z), device=DEVICE).sqrt()).long().clamp(max=999)
+    t = t.repeat_interleave(FRAMES)
+    alpha = alphas[t].view(-1, 1, 1, 1)
+    z = z.to(DEVICE).flatten(0, 1)
+    noise = torch.randn_like(z)
+    with autocast():
+        context = text(tokens.tokenize(captions).to(DEVICE))[0].to(torch.bfloat16)
+        predicted = unet(
+            alpha.sqrt() * z + (1 - alpha).sqrt() * noise,
+            t,
+            context=context.repeat_interleave(FRAMES, 0),
+            transformer_options={"optimized_attention_override": attention},
+        ).float()
+    return ((predicted - noise).square() / alpha).mean()
+
+
+def frozen(folder: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """IconCanvas's UNet and text encoder, from the final states in `folder`."""
+    unet, text = models.unet(), models.text_encoder()
+    for name, module in (("unet", unet), ("text", text)):
+        state = torch.load(folder / f"{name}.final.pt", weights_only=True)["modules"]
+        module.load_state_dict(state)
+        module.requires_grad_(False).to(DEVICE)
+    return unet, text
+
+
+def train_motion(
+    folder: Path, steps: int = 3500, batch: int = 8, file: Path = motion.WEIGHTS
+) -> None:
+    """Train on `batch` clips a step and write the weights to `file`.
+
+    The folder's final states are those of the repository's checkpoint, so what is trained fits it.
+    """
+    checkpoint.unpack(folder)
+    clips, pairs = training_clips(folder)
+    unet, text = frozen(folder)
+    modules = motion.Motion().normalise("both").to(DEVICE)
+    size = batch // WORKERS
+    batches = [ClipBatches(clips, pairs, size, seed=worker) for worker in range(WORKERS)]
+    with motion.inserted(unet, modules):
+        stage = Stage(
+            "motion", torch.nn.ModuleDict({"motion": modules}), steps, 1e-3, 200, average=0.995
+        )
+        stage.run(lambda worker: clip_loss(unet, text, *next(batches[worker])), folder)
+    motion.save(modules.cpu(), file)
+    print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")

@@ -1,0 +1,328 @@
+"""The motion module: its layout in both loaders, its clips, the estimate of motion, a few steps of
+training."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from testbed import clips, drawings, motion, motion_estimate
+from testbed.vocabulary import FRAMES, MOTIONS, STYLES, moving
+
+EVOLVED = "ANIMATEDIFF_EVOLVED_PATH"  # the folder of AnimateDiff-Evolved
+KINDS = ("weight", "bias")
+NAMES = ("car", "fox", "donut", "anchor")
+
+
+@pytest.fixture
+def lively() -> motion.Motion:
+    """A motion module whose every weight does something."""
+    torch.manual_seed(0)
+    made = motion.Motion()
+    for parameter in made.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.06)
+    return made
+
+
+@pytest.fixture(scope="module")
+def pictures() -> torch.Tensor:
+    """Drawings (N, 3, 128, 128) in 0..1."""
+    return torch.cat([drawings.of(name)[i : i + 1] for i, name in enumerate(NAMES)]).movedim(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def networks(
+    host: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """IconCanvas's UNet and text encoder as they are trained with."""
+    from testbed import checkpoint, train_motion
+
+    folder = tmp_path_factory.mktemp("states")
+    checkpoint.unpack(folder)
+    return train_motion.frozen(folder)
+
+
+# The layout
+
+
+def test_layout_is_animatediffs() -> None:
+    keys = motion.Motion().state_dict()
+    modules = {key.split(".temporal_transformer.")[0] for key in keys}
+    assert len(modules) == 20
+    assert not any(key.startswith("mid_block.") for key in keys)
+    prefix = "down_blocks.0.motion_modules.1.temporal_transformer."
+    assert {key.removeprefix(prefix) for key in keys if key.startswith(prefix)} == {
+        *(f"{layer}.{kind}" for layer in ("norm", "proj_in", "proj_out") for kind in KINDS),
+        *(
+            f"transformer_blocks.0.{layer}.{kind}"
+            for layer in ("norms.0", "norms.1", "ff_norm", "ff.net.0.proj", "ff.net.2")
+            for kind in KINDS
+        ),
+        *(
+            f"transformer_blocks.0.attention_blocks.{i}.{key}"
+            for i in (0, 1)
+            for key in (
+                "pos_encoder.pe",
+                "to_q.weight",
+                "to_k.weight",
+                "to_v.weight",
+                "to_out.0.weight",
+                "to_out.0.bias",
+            )
+        ),
+    }
+    assert keys[prefix + "transformer_blocks.0.attention_blocks.0.pos_encoder.pe"].shape == (
+        1,
+        FRAMES,
+        64,
+    )
+
+
+def test_file_keeps_the_weights(lively: motion.Motion, tmp_path: Path) -> None:
+    file = tmp_path / "motion.safetensors"
+    motion.save(lively, file)
+    assert file.stat().st_size < 5.5e6
+    again = motion.load(file)
+    for (key, was), now in zip(lively.state_dict().items(), again.state_dict().values()):
+        assert torch.allclose(was, now, rtol=0.07, atol=0.002), key
+    # What was rounded once is not rounded again: going on from the file loses nothing.
+    motion.save(again, file)
+    for was, now in zip(again.state_dict().values(), motion.load(file).state_dict().values()):
+        assert torch.equal(was, now)
+
+
+def test_diffusers_loads_the_file_itself(lively: motion.Motion, tmp_path: Path) -> None:
+    from diffusers import MotionAdapter
+
+    file = tmp_path / "motion.safetensors"
+    motion.save(lively, file)
+    ours = motion.adapter(motion.load(file))
+    ours.save_config(tmp_path)
+    theirs = MotionAdapter.from_single_file(
+        str(file), config=str(tmp_path), torch_dtype=torch.float32, local_files_only=True
+    )
+    state = theirs.state_dict()
+    assert state.keys() == ours.state_dict().keys()
+    for key, value in ours.state_dict().items():
+        assert torch.equal(state[key], value), key
+
+
+def test_diffusers_computes_the_same(lively: motion.Motion) -> None:
+    adapter = motion.adapter(lively.normalise("clip"))
+    for level, width, side in ((1, 128, 4), (3, 64, 8)):
+        x = torch.randn(2 * FRAMES, width, side, side)
+        ours = lively.up_blocks[level].motion_modules[2]
+        theirs = adapter.up_blocks[level].motion_modules[2]
+        with torch.no_grad():
+            expected = theirs(x, num_frames=FRAMES)
+            assert (expected - x).abs().mean() > 0.01
+            assert torch.allclose(ours(x), expected, atol=1e-5)
+
+
+def test_ways_to_normalise(lively: motion.Motion) -> None:
+    module = lively.down_blocks[1].motion_modules[0]
+    x = torch.randn(4 * FRAMES, 128, 4, 4)
+    with torch.no_grad():
+        frame, clip, both = (module(x) for by in ("frame", "clip", "both") if lively.normalise(by))
+    assert torch.allclose(both[: 2 * FRAMES], frame[: 2 * FRAMES], atol=1e-6)
+    assert torch.allclose(both[2 * FRAMES :], clip[2 * FRAMES :], atol=1e-6)
+    assert not torch.allclose(frame, clip, atol=1e-3)
+
+
+# In the UNet
+
+
+def test_new_modules_change_nothing(networks: tuple) -> None:
+    unet, _ = networks
+    kinds = [[type(layer) for layer in block] for block in unet.output_blocks]
+    x, t, context = torch.randn(FRAMES, 4, 16, 16), torch.tensor([500.0]), torch.randn(1, 77, 192)
+    with torch.no_grad():
+        alone = unet(x, t.expand(FRAMES), context=context.expand(FRAMES, -1, -1))
+        with motion.inserted(unet, motion.Motion()):
+            within = unet(x, t.expand(FRAMES), context=context.expand(FRAMES, -1, -1))
+    assert torch.equal(alone, within)
+    assert kinds == [[type(layer) for layer in block] for block in unet.output_blocks]
+
+
+def test_frames_of_a_clip_see_each_other_only(networks: tuple, lively: motion.Motion) -> None:
+    unet, _ = networks
+    x, t = torch.randn(2 * FRAMES, 4, 16, 16), torch.full((2 * FRAMES,), 500.0)
+    context = torch.randn(1, 77, 192).expand(2 * FRAMES, -1, -1)
+    other = x.clone()
+    other[0] = torch.randn(4, 16, 16)
+    with torch.no_grad(), motion.inserted(unet, lively):
+        change = (unet(x, t, context=context) - unet(other, t, context=context)).flatten(1)
+    assert (change[:FRAMES].abs().amax(1) > 1e-4).all()
+    assert (change[FRAMES:].abs().amax(1) < 1e-5).all()
+
+
+def test_wrong_unet_is_refused(networks: tuple) -> None:
+    unet, _ = networks
+    short = SimpleNamespace(input_blocks=unet.input_blocks, output_blocks=unet.output_blocks[:-1])
+    with (
+        pytest.raises(ValueError, match="do not belong together"),
+        motion.inserted(short, motion.Motion()),
+    ):
+        pass
+
+
+def test_a_few_steps_lower_the_loss(networks: tuple, pictures: torch.Tensor) -> None:
+    from testbed import train_motion
+
+    unet, text = networks
+    z = _latents(clips.clip(pictures[:1], "slide"))
+    modules = motion.Motion()
+    optimiser = torch.optim.AdamW(modules.parameters(), lr=2e-3)
+    losses = []
+    with motion.inserted(unet, modules):
+        for step in range(13):
+            torch.manual_seed(step % 3)  # three noises and times, again and again
+            loss = train_motion.clip_loss(unet, text, z, [moving(f"a {NAMES[0]}", "slide")])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+    assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
+    assert all(p.grad is None for p in (*unet.parameters(), *text.parameters()))
+
+
+def _latents(some: torch.Tensor) -> torch.Tensor:
+    """Latents (N, FRAMES, 4, 16, 16) of clips, by the repository's autoencoder."""
+    from safetensors.torch import load_file
+
+    from testbed import checkpoint, models
+
+    prefix = checkpoint.PREFIXES["encoder"]
+    encoder, _ = models.autoencoder()
+    encoder.load_state_dict(
+        {
+            key.removeprefix(prefix): value.float()
+            for key, value in load_file(checkpoint.WEIGHTS).items()
+            if key.startswith(prefix)
+        }
+    )
+    with torch.no_grad():
+        return encoder(some.flatten(0, 1)).unflatten(0, (-1, FRAMES))
+
+
+# Clips and their motion
+
+
+def test_clips_move_as_told(pictures: torch.Tensor) -> None:
+    for word in MOTIONS:
+        made = clips.clip(pictures, word)
+        assert made.shape == (len(pictures), FRAMES, 3, 128, 128)
+        assert made.min() >= 0
+        assert made.max() <= 1
+    # A dark square, by hand.
+    square = torch.ones(1, 3, 128, 128)
+    square[..., 54:74, 54:74] = 0
+    ink = 1 - clips.clip(square, "slide")[0, :, 0]
+    across = (ink * torch.arange(128)).sum((1, 2)) / ink.sum((1, 2))
+    assert np.allclose(across, 63.5 + clips.SLIDE * np.linspace(-1, 1, FRAMES), atol=0.1)
+    mass = (1 - clips.clip(square, "grow")[0, :, 0]).sum((1, 2))
+    assert np.allclose((mass / mass[-1]).sqrt()[0], clips.GROW, atol=0.01)
+    ink = 1 - clips.clip(square, "bounce")[0, :, 0]
+    down = (ink * torch.arange(128)[:, None]).sum((1, 2)) / ink.sum((1, 2)) - 63.5
+    assert np.allclose(down[[0, 2, 4]], [clips.BOUNCE, -clips.BOUNCE, clips.BOUNCE], atol=0.1)
+
+
+def test_unknown_motion_is_refused(pictures: torch.Tensor) -> None:
+    with pytest.raises(KeyError):
+        clips.clip(pictures, "fly")
+
+
+@pytest.mark.parametrize("word", MOTIONS)
+def test_estimate_names_the_motion(pictures: torch.Tensor, word: str) -> None:
+    made = clips.clip(pictures, word)
+    made = (made + 0.03 * torch.randn(made.shape)).clamp(0, 1)
+    assert motion_estimate.words(made) == [word] * len(pictures)
+
+
+def test_estimate_sees_no_motion_where_there_is_none(pictures: torch.Tensor) -> None:
+    still = pictures[:, None].expand(-1, FRAMES, -1, -1, -1)
+    still = (still + 0.05 * torch.randn(still.shape)).clamp(0, 1)
+    assert motion_estimate.words(still) == [None] * len(pictures)
+    backwards = clips.clip(pictures, "slide").flip(1)
+    assert "slide" not in motion_estimate.words(backwards)
+
+
+def test_estimate_measures_a_step(pictures: torch.Tensor) -> None:
+    turn = torch.full((len(pictures),), 0.95 * np.exp(1j * np.radians(5)), dtype=torch.complex64)
+    shift = torch.full((len(pictures),), 4 - 6j, dtype=torch.complex64)
+    found, gone = motion_estimate.steps(pictures, clips.moved(pictures, turn, shift))
+    assert torch.allclose(found, turn, atol=0.02)
+    assert torch.allclose(gone, shift, atol=1.0)
+
+
+def test_shots_cover_words_and_styles() -> None:
+    from testbed import motion_report
+
+    shots = motion_report.shots()
+    assert {(s.motion, s.prompt.style) for s in shots if s.prompt.style} == {
+        (word, style) for word in MOTIONS for style in STYLES
+    }
+    assert all(s.prompt.text.endswith(f", {s.motion}") for s in shots)
+
+
+# AnimateDiff-Evolved, which is on no package index
+
+
+@pytest.fixture
+def evolved(host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """Its package `animatediff`, at IconCanvas's widths: Stable Diffusion 1.5's are built in."""
+    folder = os.environ.get(EVOLVED)
+    if not folder:
+        pytest.skip(f"not run: {EVOLVED} does not name the folder of AnimateDiff-Evolved")
+    import asyncio
+
+    assert asyncio.run(host.load_custom_node(folder)), "ComfyUI cannot load AnimateDiff-Evolved"
+    package = sys.modules[folder.replace(".", "_x_")].__name__
+    layers = sys.modules[f"{package}.animatediff.motion_module_ad"]
+    whole = layers.MotionModule
+
+    def narrow(_: int, block_type: str, block_idx: int = 0, **options: Any) -> Any:
+        widths = motion.WIDTHS if block_type == layers.BlockType.DOWN else motion.WIDTHS[::-1]
+        return whole(widths[block_idx], block_type=block_type, block_idx=block_idx, **options)
+
+    monkeypatch.setattr(layers, "MotionModule", narrow)
+    return sys.modules[f"{package}.animatediff.model_injection"]
+
+
+def test_animatediff_evolved_loads_and_agrees(
+    evolved: ModuleType, lively: motion.Motion, tmp_path: Path
+) -> None:
+    import folder_paths
+
+    from testbed import pack
+
+    motion.save(lively, tmp_path / "iconcanvas_motion.safetensors")
+    folder_paths.add_model_folder_path("animatediff_models", str(tmp_path))
+    theirs = evolved.load_motion_module_gen2("iconcanvas_motion.safetensors")
+    model, _, _ = pack.checkpoint()
+    evolved.validate_model_compatibility_gen2(model, theirs)
+    ours = motion.load(tmp_path / "iconcanvas_motion.safetensors")
+    unet = model.model.diffusion_model
+    x, t = torch.randn(FRAMES, 4, 16, 16), torch.full((FRAMES,), 500.0)
+    context = torch.randn(FRAMES, 77, 192)
+    with torch.inference_mode():
+        with motion.inserted(unet, ours):
+            expected = unet(x, t, context=context)
+        theirs.model.set_video_length(FRAMES, FRAMES)
+        theirs.model.inject(model)
+        try:
+            drawn = unet(x, t, context=context)
+        finally:
+            theirs.model.eject(model)
+        still = unet(x, t, context=context)
+    assert torch.allclose(drawn, expected, atol=1e-4)
+    assert not torch.allclose(still, expected, atol=1e-2)
