@@ -31,8 +31,8 @@ class KeyStepUNetUnlearn(io.ComfyNode):
             category="unlearn",
             description=(
                 "Takes a concept out of the network that draws, at those sampling steps in which "
-                "it takes shape. No pictures are needed, and it can be used together with an erased "
-                "text encoder."
+                "it takes shape. No pictures are needed, and it can be used together with an "
+                "erased text encoder."
             ),
             inputs=[
                 *network_inputs(),

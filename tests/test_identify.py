@@ -327,7 +327,7 @@ def model(pack: ModuleType):
 
 @pytest.mark.slow
 def test_it_names_drawings_that_the_model_was_never_shown(pack: ModuleType, model) -> None:
-    """A few of the benchmark's sets; all of them are in docs/identify.md."""
+    """A few of the benchmark's sets; `python -m testbed.identify_bench` measures all of them."""
     ask = pack.unlearn.identify.identify
     sets = [one for one in objects() if one.answer in ("cat", "banana", "rocket", "bell")]
     rankings = [ask(model, one.images, one.words, draws=12) for one in sets]
