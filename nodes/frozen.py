@@ -82,21 +82,6 @@ def edited(root: torch.nn.Module, edit: Edit, prefix: str) -> Iterator[None]:
 
 
 @contextmanager
-def first_token_detached(root: torch.nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """No gradient through what the named layers under `root` make of the first token."""
-
-    def detached(module, inputs, output: torch.Tensor) -> torch.Tensor:
-        return torch.cat([output[:, :1].detach(), output[:, 1:]], 1)
-
-    hooks = [root.get_submodule(name).register_forward_hook(detached) for name in names]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
 def checkpointed(modules: Iterable[torch.nn.Module], on: bool = True) -> Iterator[None]:
     """Keep only the inputs of each block for the backward pass and compute the rest again there."""
     patched: list[tuple[torch.nn.Module, object]] = []

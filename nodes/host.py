@@ -13,13 +13,11 @@ import comfy.utils
 import torch
 
 from ..unlearn.erasure import NETWORK, fingerprint
-from ..unlearn.model import Conditioning, Edit, Part, scale_gradient
+from ..unlearn.first_token import first_token_detached
+from ..unlearn.model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from ..unlearn.select import encoder_weights, network_weights
-from .frozen import aliased, checkpointed, edited, first_token_detached
+from .frozen import aliased, checkpointed, edited
 from .memory import MemoryPlan, plan
-
-# Gradients inside a half-precision network are multiplied by this on their way through.
-HALF_GRADIENT_SCALE = 2.0**12
 
 # Stable Diffusion 1.5's checkpoints lack these: the host leaves them as uninitialised memory.
 OFTEN_MISSING = ("text_projection.weight", "logit_scale")

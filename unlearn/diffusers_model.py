@@ -16,12 +16,11 @@ from torch.nn.utils import parametrize
 
 from .dpm_solver import draw, noise_levels
 from .erasure import NETWORK, fingerprint
+from .first_token import first_token_detached
 from .host_names import encoder_modules, network_modules, view
-from .model import Conditioning, Edit, Part, scale_gradient
+from .model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from .select import encoder_weights, network_weights
 
-# Gradients inside a half-precision network are multiplied by this on their way through.
-HALF_GRADIENT_SCALE = 2.0**12
 SIDE = 8  # pixels a side that one place of the latents stands for
 # Of a schedule that ends in pure noise; without it the last noise level would be infinite.
 LEAST_SIGNAL = 4.8973451890853435e-08
@@ -357,18 +356,3 @@ def _restore(module: nn.Module, name: str, before: dict) -> None:
     parametrize.remove_parametrizations(module, name, leave_parametrized=False)
     module._parameters.clear()
     module._parameters.update(before)
-
-
-@contextmanager
-def first_token_detached(root: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """No gradient through what the named layers under `root` make of the first token."""
-
-    def detached(module, inputs, output: torch.Tensor) -> torch.Tensor:
-        return torch.cat([output[:, :1].detach(), output[:, 1:]], 1)
-
-    hooks = [root.get_submodule(name).register_forward_hook(detached) for name in names]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -192,6 +192,10 @@ def spectral_scale(weight: torch.Tensor) -> float:
     return max(rms, 1e-3) * (rows**-0.5 + columns**-0.5)
 
 
+# Gradients inside a half-precision network are multiplied by this on their way through.
+HALF_GRADIENT_SCALE = 2.0**12
+
+
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: torch.Tensor, factor: float) -> torch.Tensor:
