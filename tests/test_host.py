@@ -433,7 +433,9 @@ def test_weights_change_in_proportion_to_strength(
             change = strength * chosen.delta(key).view(value.shape)
             wanted = (value.float() + change).to(value.dtype)
         # A unit in the last place of fp16.
-        assert torch.allclose(after[key].float(), wanted.float(), rtol=2**-10, atol=2**-20), key
+        now = after[key].float()
+        # What the checkpoint lacks is uninitialised memory and may be NaN.
+        assert torch.allclose(now, wanted.float(), 2**-10, 2**-20, equal_nan=True), key
 
 
 def test_minus_one_after_one_restores(pack: ModuleType, loaded: Loaded, erasure: Any) -> None:
