@@ -117,7 +117,14 @@ class Training:
             peak_mb=memory.peak >> 20,
             recomputed=planned.checkpointing,
         )
-        erasure.save(file)
+        try:
+            erasure.save(file)
+        except OSError as error:
+            raise RuntimeError(
+                f"What was trained cannot be written to {file} ({error.strerror}). Make room "
+                "there and queue it again: a long run goes on from where it last kept its state."
+            ) from error
+        resume.close()
         return erasure, file, ""
 
     def _check_connected(self) -> None:

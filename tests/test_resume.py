@@ -142,6 +142,15 @@ def test_close_removes_all_of_the_run_and_nothing_else(tmp_path: Path) -> None:
     assert other.load() is not None
 
 
+def test_close_of_a_name_with_a_dot_leaves_the_one_without(tmp_path: Path) -> None:
+    plain, dotted = (Resume(tmp_path / name, every=0) for name in ("run", ".run"))
+    for resume in (plain, dotted):
+        resume.offer(lambda: STATE)
+    (tmp_path / "..run.1.tmp").touch()  # what a killed process left
+    dotted.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
+
+
 def test_close_without_a_folder_does_nothing(tmp_path: Path) -> None:
     Resume(tmp_path / "folder" / "run").close()
     assert not list(tmp_path.iterdir())
@@ -154,6 +163,17 @@ def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> No
         resume.offer(lambda: {"number": lambda: 2})  # no file can hold it
     assert resume.load() == {"number": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
+
+
+def test_where_no_state_can_be_written_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "folder").touch()  # a file, where the folder should be
+    resume = Resume(tmp_path / "folder" / "run", every=0)
+    assert resume.once("pictures", lambda: torch.ones(3)).tolist() == [1, 1, 1]
+    resume.offer(untouched)
+    assert len(caplog.records) == 1
+    assert "cannot be kept in" in caplog.text
 
 
 def test_without_a_file_nothing_is_kept_and_all_works() -> None:
@@ -219,6 +239,14 @@ def test_a_state_of_other_parts_is_left_alone(tmp_path: Path) -> None:
     resume = Resume(tmp_path / "run", every=0)
     resume.offer(lambda: STATE)
     assert Parts(resume).run.done == 0
+
+
+def test_a_state_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    Parts(Resume(tmp_path / "run", every=0)).steps(2)
+    state = torch.load(tmp_path / "run", weights_only=True)
+    assert Parts(Resume(tmp_path / "run")).run.done == 2
+    torch.save({**state, "version": "0.0.1"}, tmp_path / "run")
+    assert Parts(Resume(tmp_path / "run")).run.done == 0
 
 
 @pytest.mark.parametrize("content", [torch.ones(2), [1, 2], "text", 3], ids=type)

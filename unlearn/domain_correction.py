@@ -91,12 +91,13 @@ def domain_correction(
     """Unlearn concepts in the network's cross-attention.
 
     The same seed gives the same erasure on one machine, also when the run was cut short and went on
-    by `resume`. Raises ValueError for bad input, before any work, and model.Diverged, which carries
-    the last good erasure; `on_step` may raise to cancel. The model is afterwards what it was.
+    by `resume`, which the caller closes once the erasure is kept. Raises ValueError for bad input,
+    before any work, and model.Diverged, which carries the last good erasure; `on_step` may raise to
+    cancel. The model is afterwards what it was.
     """
     check_settings(concepts, settings)
     resume = resume or Resume()
-    erasure = trained(
+    return trained(
         model,
         "unet",
         settings.trainable,
@@ -106,8 +107,6 @@ def domain_correction(
         lambda edit: correct(model, edit, list(concepts), settings, on_step, resume),
         kind=settings.kind,
     )
-    resume.close()
-    return erasure
 
 
 def check_settings(concepts: Sequence[str], settings: DomainCorrectionSettings) -> None:

@@ -150,8 +150,9 @@ def key_step(
     """Unlearn concepts in the denoising network, at its key steps.
 
     The same seed gives the same erasure on one machine, also when the run was cut short and went on
-    by `resume`. Raises ValueError for bad input, before any work, and model.Diverged, which carries
-    the last good erasure; `on_step` may raise to cancel. The model is afterwards what it was.
+    by `resume`, which the caller closes once the erasure is kept. Raises ValueError for bad input,
+    before any work, and model.Diverged, which carries the last good erasure; `on_step` may raise to
+    cancel. The model is afterwards what it was.
     """
     check_settings(concepts, settings)
     resume = resume or Resume()
@@ -162,7 +163,7 @@ def key_step(
         record["key_steps"] = asdict(found)
         run_settings = replace(settings, start=found.start)
     run = paper if settings.mode == "paper" else balanced
-    erasure = trained(
+    return trained(
         model,
         "unet",
         settings.weights,
@@ -173,8 +174,6 @@ def key_step(
         **record,
         start=run_settings.first,
     )
-    resume.close()
-    return erasure
 
 
 def check_settings(concepts: Sequence[str], settings: KeyStepSettings) -> None:

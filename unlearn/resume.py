@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+from .erasure import VERSION
 from .model import Edit
+
+log = logging.getLogger(__name__)
 
 
 class Resume:
     """Where a run keeps its state, so that a crash, a cancel or a restart costs little of it.
 
     file: None keeps nothing. The state holds tensors, numbers, strings, lists, tuples and dicts
-    only; the file is read without running anything in it.
+    only; the file is read without running anything in it. Where it cannot be written, the run goes
+    on without. Whoever asked for the run closes this once its result is safe.
     """
 
     def __init__(self, file: Path | None = None, every: float = 60.0) -> None:
@@ -48,9 +55,10 @@ class Resume:
     def close(self) -> None:
         """The run is done: its state is of no use any more."""
         if self.file and self.file.parent.exists():
+            # The state, what was made once, and what a killed process left half written.
+            names = f"{self.file.name}.", f".{self.file.name}."
             for file in self.file.parent.iterdir():
-                # The state, what was made once, and what a killed process left half written.
-                if f"{file.name}.".removeprefix(".").startswith(f"{self.file.name}."):
+                if f"{file.name}.".startswith(names):
                     file.unlink(missing_ok=True)
 
     @staticmethod
@@ -63,15 +71,24 @@ class Resume:
             # Cut short or of another make, which torch says in a dozen ways: the run begins anew.
             return None
 
-    @staticmethod
-    def _write(file: Path, state) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    def _write(self, file: Path, state) -> None:
         temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         try:
-            torch.save(state, temporary)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as out:
+                torch.save(state, out)
             temporary.replace(file)
+        except OSError as error:
+            self.every = math.inf  # said once, and not tried at every step
+            log.warning(
+                "The state of this run cannot be kept in %s (%s). The run goes on; if it is cut "
+                "short, it begins anew.",
+                file,
+                error.strerror,
+            )
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 class Run:
@@ -87,7 +104,8 @@ class Run:
         self.more: dict = {}
         """Plain values to be had again."""
         state = resume.load()
-        if isinstance(state, dict) and state.keys() == {"more", *self.parts}:
+        known = {"version", "more", *self.parts}
+        if isinstance(state, dict) and state.keys() == known and state["version"] == VERSION:
             for name, part in self.parts.items():
                 _restore(part, state[name])
             self.more = state["more"]
@@ -100,7 +118,11 @@ class Run:
     def offer(self) -> None:
         """Call it after every iteration."""
         self.resume.offer(
-            lambda: {"more": self.more, **{name: _state(p) for name, p in self.parts.items()}}
+            lambda: {
+                "version": VERSION,
+                "more": self.more,
+                **{name: _state(part) for name, part in self.parts.items()},
+            }
         )
 
 

@@ -192,9 +192,11 @@ def run(given: argparse.Namespace) -> None:
     check_space(given.output, 2 * count * getattr(torch, given.precision).itemsize)
     images = None if pictures is None else batch(pictures, model.size)
     began = time.monotonic()
-    erasure = trained(given, method, model, images)
+    resume = Resume() if method.name == "few_shot" else Resume(resume_file(given, method, model))
+    erasure = trained(given, method, model, images, resume)
     erasure = erasure.with_measured(seconds=round(time.monotonic() - began, 2))
     erasure.save(given.output, getattr(torch, given.precision))
+    resume.close()
     record = erasure.record
     print(
         f"{given.output}: {', '.join(erasure.concepts)}, {record['steps']} steps, "
@@ -240,7 +242,7 @@ def check(method: Method, concepts: list[str], pictures: int | None) -> None:
         check_concepts(concepts, None if pictures is None else torch.zeros(pictures, 1, 1, 3))
 
 
-def trained(given: argparse.Namespace, method: Method, model, images) -> Erasure:
+def trained(given: argparse.Namespace, method: Method, model, images, resume: Resume) -> Erasure:
     """The erasure; of a loss that diverged, what was good is kept beside the output."""
     with tqdm(desc=f"unlearning {', '.join(given.concepts)}", disable=None, unit="step") as bar:
 
@@ -253,9 +255,9 @@ def trained(given: argparse.Namespace, method: Method, model, images) -> Erasure
             if method.name == "few_shot":
                 return few_shot(model, given.concepts, images, method.settings, on_step)
             learn = key_step if method.name == "key_step" else domain_correction
-            resume = Resume(resume_file(given, method, model))
             return learn(model, given.concepts, method.settings, on_step, resume)
         except Diverged as error:
+            resume.close()
             aside = given.output.with_name(f"{given.output.stem}_unfinished.safetensors")
             error.erasure.save(aside)
             raise Failure(
