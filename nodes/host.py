@@ -14,6 +14,7 @@ import torch
 
 from ..unlearn.erasure import NETWORK, fingerprint
 from ..unlearn.first_token import first_token_detached
+from ..unlearn.gap import Vocabulary, places, shared_words, twice
 from ..unlearn.model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from ..unlearn.select import encoder_weights, network_weights
 from .frozen import aliased, checkpointed, edited
@@ -111,17 +112,60 @@ class ComfyModel:
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of prompts, as CLIPTextEncode would make it, (N, tokens, width)."""
-        tokens = [self.clip.tokenize(prompt) for prompt in prompts]
+        return self._conditioning([self.clip.tokenize(prompt) for prompt in prompts])
+
+    def _conditioning(self, tokens: list[dict]) -> Conditioning:
         if self._stackable(tokens):
             # The host encodes the sections of a long prompt as one batch; these are N short ones.
             sections = {name: [t[name][0] for t in tokens] for name in tokens[0]}
             output = self._encode(sections)
-            cross = output.pop("cond").unflatten(1, (len(prompts), -1))[0]
+            cross = output.pop("cond").unflatten(1, (len(tokens), -1))[0]
             output.pop("pooled_output", None)
             if "attention_mask" in output:
-                output["attention_mask"] = output["attention_mask"].view(len(prompts), -1)
+                output["attention_mask"] = output["attention_mask"].view(len(tokens), -1)
             return Conditioning(cross.to(self.device), None, output)
         return Conditioning.joined([self._one(t) for t in tokens])
+
+    def vocabulary(self) -> Vocabulary:
+        """Whole words with a token in each of the encoders, and its vectors side by side."""
+        names = list(self.clip.tokenize(""))
+        words, numbers = shared_words(
+            {token: i for i, token in self._named(self.clip.tokenizer, name).inv_vocab.items()}
+            for name in names
+        )
+        tables = [
+            self._token_table(name)[torch.tensor(some, dtype=torch.long)].float()
+            for name, some in zip(names, numbers)
+        ]
+        return Vocabulary(words, torch.cat(tables, 1).to(self.device))
+
+    def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
+        """The host takes a token's vector where its number would stand, as it does for textual
+        inversions."""
+        vectors = vectors.expand(len(sentences), -1, -1)
+        return self._conditioning([self._filled(*pair) for pair in zip(sentences, vectors)])
+
+    def _filled(self, sentence: str, vectors: torch.Tensor) -> dict:
+        """Tokens of a sentence with vectors (tokens, width) in its gap."""
+        one, other = map(self.clip.tokenize, twice(sentence, len(vectors)))
+        widths = [self._token_table(name).shape[1] for name in one]
+        for name, part in zip(one, vectors.split(widths, 1)):
+            flat = [(s, i) for s, section in enumerate(one[name]) for i in range(len(section))]
+            ids = ([tokens[name][s][i][0] for s, i in flat] for tokens in (one, other))
+            for place, vector in zip(places(*ids, len(vectors)), part):
+                s, i = flat[place]
+                one[name][s][i] = (vector, *one[name][s][i][1:])
+        return one
+
+    @staticmethod
+    def _named(parts, name: str):
+        """A tokenizer or an encoder by the name under which its tokens go: the host calls CLIP-L's
+        tokens l and its parts clip_l."""
+        return getattr(parts, f"clip_{name}", None) or getattr(parts, name)
+
+    def _token_table(self, name: str) -> torch.Tensor:
+        """(tokens, width)."""
+        return self._named(self.encoder, name).transformer.get_input_embeddings().weight
 
     def _one(self, tokens: dict) -> Conditioning:
         output = self._encode(tokens)
@@ -234,11 +278,15 @@ class ComfyModel:
         return HALF_GRADIENT_SCALE if half else 1.0
 
     def sample(
-        self, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = 7.5
+        self,
+        prompts: Sequence[str] | Conditioning,
+        seed: int,
+        steps: int = 20,
+        guidance: float = 7.5,
     ) -> torch.Tensor:
         """Clean latents of pictures of `size`, one a prompt, by the host's dpmpp_2m sampler."""
         with torch.no_grad():
-            positive = self.encode(prompts)
+            positive = prompts if isinstance(prompts, Conditioning) else self.encode(prompts)
             negative = self.encode([""]).repeated(len(prompts))
         noise = torch.cat(
             [self._noise(1, torch.Generator().manual_seed(seed + i)) for i in range(len(prompts))]

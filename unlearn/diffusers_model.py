@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from .dpm_solver import draw, noise_levels
 from .erasure import NETWORK, fingerprint
 from .first_token import first_token_detached
+from .gap import Vocabulary, places, shared_words, twice
 from .host_names import encoder_modules, network_modules, view
 from .model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from .select import encoder_weights, network_weights
@@ -81,16 +82,54 @@ class DiffusersModel:
         return self.network.config.addition_embed_type == "text_time"
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
+        return self._conditioning([self._tokens(name, prompts) for name in self.encoders])
+
+    def _tokens(self, name: str, prompts: Sequence[str]) -> torch.Tensor:
+        """(N, tokens) numbers for an encoder, on its device."""
+        encoder, tokenizer = self.encoders[name]
+        return tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=min(tokenizer.model_max_length, encoder.config.max_position_embeddings),
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids.to(self.device)
+
+    def vocabulary(self) -> Vocabulary:
+        """Whole words with a token in each of the encoders, and its vectors side by side."""
+        words, numbers = shared_words(
+            tokenizer.get_vocab() for _, tokenizer in self.encoders.values()
+        )
+        tables = [
+            encoder.get_input_embeddings().weight[some].float()
+            for (encoder, _), some in zip(self.encoders.values(), numbers)
+        ]
+        return Vocabulary(words, torch.cat(tables, 1))
+
+    def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
+        count = vectors.shape[1]
+        vectors = vectors.expand(len(sentences), -1, -1)
+        ones, others = zip(*(twice(sentence, count) for sentence in sentences))
+        tables = [encoder.get_input_embeddings() for encoder, _ in self.encoders.values()]
+        widths, tokens = [table.weight.shape[1] for table in tables], []
+        with ExitStack() as stack:
+            for name, table, part in zip(self.encoders, tables, vectors.split(widths, 2)):
+                tokens.append(self._tokens(name, ones))
+                pairs = zip(tokens[-1].tolist(), self._tokens(name, others).tolist())
+                columns = torch.tensor([places(*pair, count) for pair in pairs])
+                rows = torch.arange(len(columns))[:, None]
+
+                def fill(module, given, output, at=(rows, columns), part=part):
+                    return output.index_put(at, part.to(output))
+
+                stack.callback(table.register_forward_hook(fill).remove)
+            return self._conditioning(tokens)
+
+    def _conditioning(self, tokens: Sequence[torch.Tensor]) -> Conditioning:
+        """tokens: of each encoder, (N, tokens)."""
         crosses, pooled = [], None
-        for encoder, tokenizer in self.encoders.values():
-            tokens = tokenizer(
-                list(prompts),
-                padding="max_length",
-                max_length=min(tokenizer.model_max_length, encoder.config.max_position_embeddings),
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-            output = encoder(tokens.to(self.device), output_hidden_states=True)
+        for (encoder, _), some in zip(self.encoders.values(), tokens):
+            output = encoder(some, output_hidden_states=True)
             if self.is_xl:
                 # XL's encoders are read one layer early, and without the final norm.
                 crosses.append(output.hidden_states[-2 - self.clip_skip])
@@ -198,12 +237,17 @@ class DiffusersModel:
 
     @torch.no_grad()
     def sample(
-        self, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = 7.5
+        self,
+        prompts: Sequence[str] | Conditioning,
+        seed: int,
+        steps: int = 20,
+        guidance: float = 7.5,
     ) -> torch.Tensor:
         """Clean latents of pictures of `size`, one a prompt, with the sampler that ComfyUI's
         backend uses."""
         count = len(prompts)
-        both = Conditioning.joined([self.encode(prompts), self.encode([""]).repeated(count)])
+        own = prompts if isinstance(prompts, Conditioning) else self.encode(prompts)
+        both = Conditioning.joined([own, self.encode([""]).repeated(count)])
         seeds = range(seed, seed + count)
         noise = torch.cat([self.noise(1, torch.Generator().manual_seed(one)) for one in seeds])
         sigmas = noise_levels(steps, self.sigmas[0].item(), self.sigmas[-1].item())

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import torch
 import torch.nn.functional as F
 
+from .gap import Vocabulary
 from .preserve import Projection, preserved
 
 Part = Literal["encoder", "unet"]
@@ -89,6 +90,16 @@ class DiffusionModel(Protocol):
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of the prompts; differentiable while the encoder is being edited."""
 
+    def vocabulary(self) -> Vocabulary:
+        """The whole words that the text encoder has a token for, and these tokens' vectors."""
+
+    def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
+        """Conditioning of sentences with a gap each, `{}`, filled with token vectors.
+
+        vectors: (N or 1, tokens, width), as wide as the vocabulary's; differentiable in them.
+        Raises ValueError where a sentence is too long for them.
+        """
+
     def latents(self, images: torch.Tensor) -> torch.Tensor:
         """Clean latents x0 of images."""
 
@@ -114,7 +125,11 @@ class DiffusionModel(Protocol):
         """Gaussian noise in the shape of `count` latents; generator: on the CPU."""
 
     def sample(
-        self, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = 7.5
+        self,
+        prompts: Sequence[str] | Conditioning,
+        seed: int,
+        steps: int = 20,
+        guidance: float = 7.5,
     ) -> torch.Tensor:
         """Clean latents drawn from the prompts, one each, the noise of each its own."""
 

@@ -1,0 +1,90 @@
+"""Sentences with a gap, `{}`, that token vectors fill where words would stand.
+
+Where the gap's tokens lie no tokenizer tells. So the gap is filled twice with words of one token
+each, and what differs is the gap: with any tokenizer, however it pads and whatever it adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+FILLERS = ("x", "y")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The whole words that a text encoder has a token of its own for."""
+
+    words: list[str]
+    vectors: torch.Tensor
+    """(words, width): of several encoders side by side."""
+
+    def of(self, word: str) -> torch.Tensor | None:
+        """(width,), None for a word of several tokens."""
+        word = word.lower()
+        return self.vectors[self.words.index(word)] if word in self.words else None
+
+    def near(self, word: str, count: int) -> list[str]:
+        """The words whose vectors point most nearly where this one's does, without its own forms.
+
+        None for a word of several tokens.
+        """
+        vector = self.of(word)
+        if vector is None:
+            return []
+        others = self.without(word)
+        alike = torch.cosine_similarity(others.vectors, vector[None], dim=1)
+        return [others.words[i] for i in alike.topk(min(count, len(others.words))).indices]
+
+    def without(self, *texts: str) -> Vocabulary:
+        """All but the words that are, hold, or are a part of one of those in the texts."""
+        named = {part for text in texts for part in text.lower().split()}
+        kept = [
+            i
+            for i, word in enumerate(self.words)
+            if not any(part in word or (len(word) > 2 and word in part) for part in named)
+        ]
+        return Vocabulary([self.words[i] for i in kept], self.vectors[kept])
+
+
+def twice(sentence: str, count: int) -> tuple[str, str]:
+    """The sentence with each of two words in its gap, `count` times."""
+    one, other = (sentence.replace("{}", " ".join([filler] * count)) for filler in FILLERS)
+    return one, other
+
+
+def places(one: Sequence, other: Sequence, count: int) -> list[int]:
+    """Where the gap's tokens are in the tokens of `twice`.
+
+    Raises ValueError with one sentence where they are not `count`.
+    """
+    found = [i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
+    if len(found) != count:
+        raise ValueError(
+            f"This text encoder has {len(found)} places where {count} tokens were to be put into a "
+            "prompt; use a shorter prompt."
+        )
+    return found
+
+
+def whole_words(vocabulary: Mapping[str, int]) -> dict[str, int]:
+    """Tokens that are plain words as they stand between spaces, by the word in small letters.
+
+    CLIP ends such tokens with </w>; others begin them with a mark for the space.
+    """
+    found = {}
+    for token, number in vocabulary.items():
+        word = token.removesuffix("</w>").lstrip("\u2581\u0120")
+        if word != token and len(word) > 1 and word.isascii() and word.isalpha():
+            found.setdefault(word.lower(), number)
+    return found
+
+
+def shared_words(vocabularies: Iterable[Mapping[str, int]]) -> tuple[list[str], list[list[int]]]:
+    """(words that all have one token for, those tokens in each)."""
+    found = [whole_words(vocabulary) for vocabulary in vocabularies]
+    words = sorted(set.intersection(*map(set, found))) if found else []
+    return words, [[tokens[word] for word in words] for tokens in found]
