@@ -2,18 +2,26 @@
 
 and its motion module, which makes clips of its pictures: python -m testbed motion | motion-report
 
+What an encoder erased for pictures does to clips: python -m testbed transfer (--help for more)
+
 Each goes on from where an earlier run stopped; `cache/` holds what lies between. Training takes
 about two hours on two cores and minutes on a GPU; only `data` reaches the network (npm).
 """
 
 import argparse
+import sys
 
 from . import host
 
-STAGES = ("data", "train", "judge", "report", "motion", "motion-report")
+STAGES = ("data", "train", "judge", "report", "motion", "motion-report", "transfer")
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["transfer"]:
+        from . import transfer
+
+        transfer.main(sys.argv[2:])  # it has options of its own
+        return
     parser = argparse.ArgumentParser(
         prog="python -m testbed",
         description=__doc__,

@@ -10,7 +10,15 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AnimateDiffPipeline,
+    AutoencoderTiny,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNetMotionModel,
+)
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -19,6 +27,7 @@ from unlearn.text_encoder_files import with_usual_names
 
 from . import host
 from .checkpoint import PREFIXES, WEIGHTS
+from .motion import Motion, adapter
 
 WIDTH = 192
 LEVELS = ("", "CrossAttn", "CrossAttn", "")  # where the prompt is read, from the finest level down
@@ -96,6 +105,25 @@ def pipeline(file: Path = WEIGHTS) -> StableDiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def animatediff(image: StableDiffusionPipeline, motion: Motion) -> AnimateDiffPipeline:
+    """The image pipeline made to draw clips, with its own text encoder and autoencoder.
+
+    Its network is a copy of the image network with the motion modules in it.
+    """
+    modules = adapter(motion)
+    noise = DPMSolverMultistepScheduler.from_config(image.scheduler.config, use_karras_sigmas=True)
+    video = AnimateDiffPipeline(
+        vae=image.vae,
+        text_encoder=image.text_encoder,
+        tokenizer=image.tokenizer,
+        unet=UNetMotionModel.from_unet2d(image.unet, modules).eval(),
+        motion_adapter=modules,
+        scheduler=noise,
+    )
+    video.set_progress_bar_config(disable=True)
+    return video
 
 
 def _part(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:

@@ -41,6 +41,13 @@ class Prompt:
     character: str | None = None
     measure: Literal["own", "in", "cross"] = "own"
 
+    def asked(self, kind: Kind) -> list[Kind]:
+        """What is looked for in its picture when a concept of a kind is erased: in its own kind
+        that word; across kinds whatever it names there."""
+        if self.measure != "cross":
+            return [kind]
+        return [k for k in ("object", "style", "character") if k != kind and getattr(self, k)]
+
     def kept(self, seen: dict, kind: Kind) -> bool:
         """Whether the judge sees what this kind asks of the picture."""
         return seen[kind] == getattr(self, kind)
@@ -114,15 +121,9 @@ def score(
     others = [i for i, p in enumerate(prompts) if p.measure != "own"]
 
     def kept(measure: str) -> float:
-        # What a prompt is asked: in its own kind that word; across kinds whatever it names there.
-        asked = []
-        for i, p in enumerate(prompts):
-            if p.measure == measure == "in":
-                asked.append((i, kind))
-            elif p.measure == measure:
-                asked += [
-                    (i, k) for k in ("object", "style", "character") if k != kind and getattr(p, k)
-                ]
+        asked = [
+            (i, k) for i, p in enumerate(prompts) if p.measure == measure for k in p.asked(kind)
+        ]
         was = sum(prompts[i].kept(saw[i], k) for i, k in asked)
         still = sum(prompts[i].kept(sees[i], k) for i, k in asked if prompts[i].kept(saw[i], k))
         return still / was if was else 1.0

@@ -1,0 +1,213 @@
+"""What was measured of erased encoders in video, as a table and a sheet of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+
+from PIL import Image, ImageDraw
+
+from .bench import machine
+from .measure import GUIDANCE, kind_of
+from .transfer import FULL, GROUP_SHOTS, SINGLES, STRIPS, Effort, Job, job_of
+from .vocabulary import FRAMES
+
+BARS = {"residual": 0.05, "peak": 0.15, "neighbours": 0.95, "motion": 0.95}
+HEAD = (
+    "| {} | encoders | residual, mean | residual, peak frame | clips with any | neighbours kept | "
+    "motion kept | seconds |\n|---|---|---|---|---|---|---|---|"
+)
+
+
+def share(values: Iterable[bool]) -> float:
+    values = list(values)
+    return sum(values) / len(values) if values else float("nan")
+
+
+def figures(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
+    """Shares over some encoders, given for each the rows (before, after) of the same clips.
+
+    residual: frames of the concepts' own clips in which the judge still sees them; peak: the same
+    of the frame, first to last, in which it sees them most; any: clips with at least one such
+    frame; was: as residual, before. neighbours: of what the judge saw rightly in neighbours' frames
+    before, what it still sees; motion: clips that move as told, after relative to before.
+    """
+    own, own_before, kept, moves, moved = [], [], [], [], []
+    for before, after in pairs:
+        for old, new in zip(before["clips"], after["clips"], strict=True):
+            if old["text"] != new["text"]:
+                raise ValueError(f"{old['text']!r} before is {new['text']!r} after.")
+            moved.append(old["shows"] == old["motion"])
+            moves.append(new["shows"] == new["motion"])
+            for asked, was in old["right"].items():
+                now = new["right"][asked]
+                if old["concept"]:
+                    own_before.append(was)
+                    own.append(now)
+                else:
+                    kept += [is_it == "1" for had, is_it in zip(was, now) if had == "1"]
+    return {
+        "was": share(frame == "1" for frames in own_before for frame in frames),
+        "residual": share(frame == "1" for frames in own for frame in frames),
+        "peak": max(share(frames[k] == "1" for frames in own) for k in range(FRAMES)),
+        "any": share("1" in frames for frames in own),
+        "neighbours": share(kept),
+        "moved": share(moved),
+        "motion": share(moves) / share(moved) if any(moved) else float("nan"),
+    }
+
+
+def paired(rows: list[dict]) -> dict[Job, tuple[dict, dict]]:
+    """For each erased encoder that was measured, the unedited model's row and its own."""
+    by_job = {job_of(row): row for row in rows}
+    return {
+        job: (by_job[Job(job.concepts)], row)
+        for job, row in by_job.items()
+        if job.shots and Job(job.concepts) in by_job
+    }
+
+
+def line(title: str, pairs: list[tuple[dict, dict]]) -> str:
+    f = figures(pairs)
+    seconds = mean(after["seconds"] for _, after in pairs)
+    return (
+        f"| {title} | {len(pairs)} | {f['residual']:.1%} | {f['peak']:.1%} | {f['any']:.1%} | "
+        f"{f['neighbours']:.1%} | {f['motion']:.1%} | {seconds:.0f} |"
+    )
+
+
+def bars() -> str:
+    return (
+        f"| *bar* | | *{BARS['residual']:.0%}* | *{BARS['peak']:.0%}* | | "
+        f"*{BARS['neighbours']:.0%}* | *{BARS['motion']:.0%}* | |"
+    )
+
+
+def by_pictures(found: dict[Job, tuple[dict, dict]]) -> list[str]:
+    """A line for each source and number of pictures, over the concepts measured with all."""
+    alone = {job: pair for job, pair in found.items() if len(job.concepts) == 1}
+    # Over the same concepts in every line.
+    settings = sorted({(job.source, job.shots) for job in alone}, reverse=True)
+    common = {job.concepts for job in alone} - {
+        concepts
+        for concepts in {job.concepts for job in alone}
+        for source, shots in settings
+        if Job(concepts, shots, source) not in alone
+    }
+    lines = []
+    for source, shots in sorted(settings, key=lambda s: (s[0] != "real", s[1])):
+        pairs = [alone[Job(concepts, shots, source)] for concepts in sorted(common)]
+        if pairs:
+            title = f"{shots} {'drawing' if source == 'real' else 'self-drawn'}"
+            lines.append(line(title + "s" * (shots > 1 and source == "real"), pairs))
+    return lines
+
+
+def by_concept(found: dict[Job, tuple[dict, dict]]) -> list[str]:
+    lines = []
+    for concept in dict.fromkeys(job.concepts for job in found if len(job.concepts) == 1):
+        pairs = [pair for job, pair in found.items() if job.concepts == concept]
+        lines.append(line(f"{concept[0]} ({kind_of(concept[0])})", pairs))
+    return lines
+
+
+def by_number(found: dict[Job, tuple[dict, dict]]) -> list[str]:
+    """One, two and four concepts in an encoder, of the same concepts, as many pictures of each."""
+    groups = [job.concepts for job in found if len(job.concepts) > 1]
+    members = {(concept,) for group in groups for concept in group}
+    lines = []
+    for names in (members, *({group} for group in sorted(set(groups), key=len))):
+        pairs = [
+            pair
+            for job, pair in found.items()
+            if job.concepts in names and job.shots == GROUP_SHOTS
+        ]
+        if pairs:
+            first = next(iter(names))
+            title = "one" if len(first) == 1 else f"{len(first)}: {', '.join(first)}"
+            lines.append(line(title, pairs))
+    return lines
+
+
+def sheet(found: dict[Job, tuple[dict, dict]], target: Path) -> None:
+    """Before and after beside each other, for each concept alone: a clip of its own, and one of a
+    neighbour's."""
+    chosen = {}
+    for job in found:
+        if len(job.concepts) == 1 and job.concepts[0] in SINGLES and job.shots == GROUP_SHOTS:
+            chosen.setdefault(job.concepts, job)
+    strips = [
+        (found[job], [STRIPS / f"{one.name}.png" for one in (Job(job.concepts), job)])
+        for job in chosen.values()
+    ]
+    strips = [(pair, files) for pair, files in strips if all(f.exists() for f in files)]
+    if not strips:
+        return
+    width, height = (side // 2 for side in Image.open(strips[0][1][0]).size)
+    line_height, gap = 14, 8
+    page = Image.new(
+        "RGB", (2 * width + gap, len(strips) * (height + 2 * line_height + gap)), "white"
+    )
+    pen = ImageDraw.Draw(page)
+    for i, ((before, _), files) in enumerate(strips):
+        clips = before["clips"]
+        texts = (clips[0]["text"], next(clip["text"] for clip in clips if not clip["concept"]))
+        for k, (when, file) in enumerate(zip(("before", "after"), files)):
+            strip = Image.open(file).resize((width, height), Image.Resampling.LANCZOS)
+            left = k * (width + gap)
+            for j, text in enumerate(texts):
+                top = i * (height + 2 * line_height + gap) + j * (height // 2 + line_height)
+                pen.text((left + 4, top), f"{when}: {text}", fill="black")
+                half = strip.crop((0, j * height // 2, width, (j + 1) * height // 2))
+                page.paste(half, (left, top + line_height))
+    page.save(target, optimize=True)
+
+
+def write(rows: list[dict], folder: Path, effort: Effort = FULL) -> None:
+    """Write transfer.md and, where the strips of frames are at hand, transfer_sheet.png."""
+    found = paired(rows)
+    if not found:
+        raise SystemExit("transfer: nothing is measured yet; run it without --no-run.")
+    clips = sum(len(row["clips"]) for row in rows)
+    befores = {job.concepts: before for job, (before, _) in found.items()}
+    unedited = figures([(row, row) for row in befores.values()])
+    lines = [
+        "# An erased encoder in video, measured",
+        "",
+        "Few-Shot Encoder Unlearn, mode *balanced*, in IconCanvas's image model; then the same "
+        "text encoder in diffusers' AnimateDiffPipeline with IconCanvas's motion module. Network, "
+        "motion module and seeds are those of the unedited clips. "
+        f"{clips} clips of {FRAMES} frames, {effort.steps} steps, guidance {GUIDANCE:g}. The "
+        "encoder never saw a clip, and no prompt that it was trained with has the motion's word.",
+        "",
+        "* **residual**: frames of the concept's own clips in which the judge still sees it. Of "
+        f"the unedited model it sees it in {unedited['was']:.1%}. **Peak frame**: of the eight "
+        "frames the one in which it is seen most. **Clips with any**: it is seen in at least one.",
+        "* **neighbours kept**: of what the judge saw rightly in the frames of clips that do not "
+        "name the concept, what it still sees there.",
+        "* **motion kept**: clips, its own and the neighbours', that move as the prompt says "
+        "(testbed/motion_estimate.py), relative to the unedited model, of which "
+        f"{unedited['moved']:.1%} do.",
+        "* **seconds**: of erasing, one core an encoder, all cores busy.",
+        "",
+        "A picture always has some style, and the judge must name one of seven: for a style the "
+        "residual of a model that knows nothing of it is one in seven, not zero.",
+    ]
+    tables = (
+        ("pictures", "By the number of pictures", by_pictures(found)),
+        ("concept", "By concept, over all of these", by_concept(found)),
+        (
+            "concepts in one encoder",
+            f"Several concepts in one encoder, {GROUP_SHOTS} pictures of each",
+            by_number(found) if any(len(job.concepts) > 1 for job in found) else [],
+        ),
+    )
+    for first, title, body in tables:
+        if body:
+            lines += ["", f"## {title}", "", HEAD.format(first), *body, bars()]
+    lines += ["", "![before and after](transfer_sheet.png)", "", f"Measured on {machine()}."]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "transfer.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sheet(found, folder / "transfer_sheet.png")
+    print("\n".join(lines))
