@@ -1,7 +1,8 @@
 """Stable Diffusion 1.5 at full size with random weights, in the real host: for speed and memory.
 
-    python -m testbed.full_size            what few-shot unlearning needs, against drawing
-    python -m testbed.full_size --json F   and the figures as JSON
+    python -m testbed.full_size                  what the methods need, against drawing
+    python -m testbed.full_size --part encoder   few-shot unlearning alone; unet: the others
+    python -m testbed.full_size --json F         and the figures as JSON; other parts' stay
 
 Nothing is learnt on random weights; how long a step takes, how much memory it needs, and how far
 one step of a given rate moves the conditioning do not depend on what the weights mean.
@@ -17,66 +18,19 @@ import sys
 import time
 from pathlib import Path
 
-from . import pack
+from . import full_size_unet, pack
 from .bench import machine
+from .full_size_model import random_model
 
-# The part of each measurement that runs in a process of its own, so that peaks do not mix.
-CASES = ("drawing", "few_shot", "few_shot checkpointed", "few_shot on IconCanvas")
+# Each runs in a process of its own, so that peaks do not mix.
+CASES = {
+    "encoder": ("drawing", "few_shot", "few_shot checkpointed", "few_shot on IconCanvas"),
+    "unet": ("drawing 2", "drawing 6", *full_size_unet.CASES),
+}
 
 # The C library keeps freed memory for later, as it sees fit; told to give back every tensor's at
 # once, a process on a CPU holds what its tensors need, as a GPU's counters say it.
 RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "1048576"}
-
-
-def random_model(dtype=None):
-    """(MODEL, CLIP) of SD 1.5's layout, as the host's loader would build them, weights random."""
-    import comfy.model_management as management
-    import comfy.sd
-    import comfy.supported_models
-    import torch
-
-    dtype = dtype or (torch.float16 if torch.cuda.is_available() else torch.bfloat16)
-    layout = {
-        "image_size": 32,
-        "in_channels": 4,
-        "out_channels": 4,
-        "model_channels": 320,
-        "num_res_blocks": [2, 2, 2, 2],
-        "channel_mult": [1, 2, 4, 4],
-        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-        "transformer_depth_middle": 1,
-        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-        "use_spatial_transformer": True,
-        "use_linear_in_transformer": False,
-        "legacy": False,
-        "context_dim": 768,
-        "use_temporal_attention": False,
-        "adm_in_channels": None,
-    }
-    generator = torch.Generator().manual_seed(0)
-    with torch.inference_mode():  # as the host's loader nodes run
-        config = comfy.supported_models.SD15(layout)
-        config.unet_config["dtype"] = dtype
-        config.set_inference_dtype(dtype, None)
-        model = config.get_model({}, "", device="cpu")
-        patcher_class = comfy.model_patcher.CoreModelPatcher
-        patcher = patcher_class(
-            model, management.get_torch_device(), management.unet_offload_device()
-        )
-        clip = comfy.sd.CLIP(config.clip_target(), parameters=123_060_480)
-        for root in (model.diffusion_model, clip.cond_stage_model):
-            for module in root.modules():
-                for name, parameter in module._parameters.items():
-                    if parameter is None:
-                        continue
-                    if parameter.ndim > 1:
-                        scale = 0.5 * parameter[0].numel() ** -0.5
-                        values = torch.empty(parameter.shape).normal_(0, scale, generator=generator)
-                        parameter.copy_(values)
-                    else:
-                        norm = isinstance(module, (torch.nn.LayerNorm, torch.nn.GroupNorm))
-                        parameter.fill_(1.0 if norm and name == "weight" else 0.0)
-    return patcher, clip
 
 
 def measure_case(case: str, steps: int = 3, batch: int = 1) -> dict:
@@ -141,42 +95,86 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--part", choices=CASES)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print("RESULT " + json.dumps(measure_case(options.case)), flush=True)
+        print("RESULT " + json.dumps(measured(options.case)), flush=True)
         return
-    results = []
-    for case in CASES:
-        output = subprocess.run(
-            [sys.executable, "-m", "testbed.full_size", "--case", case],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-            cwd=Path(__file__).parent.parent,
-            env={**os.environ, **RETURN_MEMORY},
-        ).stdout
-        results += [
-            json.loads(line[7:]) for line in output.splitlines() if line.startswith("RESULT ")
-        ]
+    parts = [options.part] if options.part else list(CASES)
+    results = {part: [in_process(case) for case in CASES[part]] for part in parts}
+    print("\n\n".join(TABLES[part](results[part]) for part in parts))
+    print(f"\nMeasured on {machine()}.")
+    if options.json:
+        kept = json.loads(options.json.read_text()) if options.json.exists() else {}
+        kept |= {part: {"machine": machine(), "cases": results[part]} for part in parts}
+        options.json.write_text(json.dumps(kept, indent=1))
+
+
+def measured(case: str) -> dict:
+    if case in full_size_unet.CASES:
+        return full_size_unet.measure_unet(case)
+    if case.startswith("drawing "):
+        return full_size_unet.measure_drawing(int(case.split()[1]))
+    return measure_case(case)
+
+
+def in_process(case: str) -> dict:
+    output = subprocess.run(
+        [sys.executable, "-m", "testbed.full_size", "--case", case],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, **RETURN_MEMORY},
+    ).stdout
+    (line,) = [line for line in output.splitlines() if line.startswith("RESULT ")]
+    return json.loads(line.removeprefix("RESULT "))
+
+
+def encoder_table(results: list[dict]) -> str:
     drawing = results[0]
-    print(
+    lines = [
         "| case | seconds a step | peak | less the training state, against drawing | "
-        "conditioning moved after each step |\n|---|---|---|---|---|"
-    )
+        "conditioning moved after each step |",
+        "|---|---|---|---|---|",
+    ]
     for r in results:
         net = r["peak_mb"] - r.get("training_state_mb", 0)
         ratio = "" if r["case"].endswith("IconCanvas") else f"{net / drawing['peak_mb']:.2f} x"
         moved = ", ".join(f"{m:.1%}" for m in r.get("moved", ()))
-        print(f"| {r['case']} | {r['seconds']:.2f} | {r['peak_mb']} MB | {ratio} | {moved} |")
-    print(
-        f"\nBatch {drawing['batch']}, 64 x 64 latents, random weights but for IconCanvas; the "
-        "training state is the deltas, their gradients and Adam's two moments.\n"
-        f"Measured on {machine()}."
+        lines.append(
+            f"| {r['case']} | {r['seconds']:.2f} | {r['peak_mb']} MB | {ratio} | {moved} |"
+        )
+    return "\n".join(lines) + (
+        f"\n\nBatch {drawing['batch']}, 64 x 64 latents, random weights but for IconCanvas; the "
+        "training state is the deltas, their gradients and Adam's two moments."
     )
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "cases": results}, indent=1))
+
+
+def unet_table(results: list[dict]) -> str:
+    drawing = {r["batch"]: r for r in results if r["case"].startswith("drawing")}
+    lines = [
+        "| case | latents at once | seconds a step | its network evaluations bare | ratio | peak | "
+        "training state | the rest, against drawing as many |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        state, bare = r.get("training_state_mb", 0), r.get("bare_seconds")
+        memory = (r["peak_mb"] - state) / drawing[r["batch"]]["peak_mb"]
+        lines.append(
+            f"| {r['case']} | {r['batch']} | {r['seconds']:.1f} | "
+            + (f"{bare:.1f} | {r['seconds'] / bare:.2f} x" if bare else " | ")
+            + f" | {r['peak_mb']} MB | {state} MB | {memory:.2f} x |"
+        )
+    return "\n".join(lines) + (
+        "\n\n64 x 64 latents, random weights, blocks recomputed; the training state is the deltas, "
+        "their gradients and Adam's two moments."
+    )
+
+
+TABLES = {"encoder": encoder_table, "unet": unet_table}
 
 
 if __name__ == "__main__":

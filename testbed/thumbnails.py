@@ -26,6 +26,7 @@ NAMES = (
     "few_shot_encoder_unlearn",
     "load_erased_clip",
     "key_step_unet_unlearn",
+    "domain_correction_unet_unlearn",
     "identify_concept",
     "compare",
 )
