@@ -16,6 +16,7 @@ from .erased import (
 from .few_shot import FewShotEncoderUnlearn
 from .identify import IdentifyConcept
 from .key_step import KeyStepUNetUnlearn
+from .probe import ProbeErasure
 
 
 class ConceptUnlearn(ComfyExtension):
@@ -31,4 +32,5 @@ class ConceptUnlearn(ComfyExtension):
             SaveErasedModel,
             CombineErasedClip,
             CompareErasure,
+            ProbeErasure,
         ]

@@ -14,11 +14,11 @@ from nodes import EmptyLatentImage, common_ksampler
 
 from ..unlearn.prompts import split_concepts, templates
 from ..unlearn.remains import Seen, remains
+from ..unlearn.sheet import Row, sheet
 from ..unlearn.words import VOCABULARY
 from .host import ComfyModel
 from .identify import Counting
 from .report import tell
-from .sheet import Row, sheet
 from .sockets import kind_input
 
 NEIGHBOURS = ("cat", "house", "apple", "guitar", "car", "umbrella")

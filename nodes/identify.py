@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from ..unlearn.identify import Ranking, identify, parse_words
 from ..unlearn.model import check_images
 from ..unlearn.neighbours import Neighbour, neighbours
+from ..unlearn.sheet import as_images
 from .host import ComfyModel
 from .report import DARK, PALE, tell
-from .sheet import as_images
 from .sockets import kind_input
 
 SHOWN = 10  # words in the chart and in the report

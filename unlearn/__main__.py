@@ -2,6 +2,7 @@
 
     python -m unlearn erase MODEL CONCEPT -o FILE     train an erasure
     python -m unlearn show FILE                       what is in it
+    python -m unlearn probe MODEL FILE                what is left of the concept
     python -m unlearn apply MODEL FILE -o FOLDER      a model with the erasure in its weights
     python -m unlearn export MODEL FILE -o PATH       a text encoder or a LoRA for other programs
 
@@ -20,10 +21,10 @@ from collections.abc import Sequence
 import torch
 from safetensors import SafetensorError
 
-from .commands import apply, erase, export, show
+from .commands import apply, erase, export, probe, show
 from .commands.output import Failure
 
-COMMANDS = {"erase": erase, "show": show, "apply": apply, "export": export}
+COMMANDS = {"erase": erase, "show": show, "probe": probe, "apply": apply, "export": export}
 EPILOG = """
 "python -m unlearn COMMAND --help" explains a command with examples. The exit code is 0 when all
 went well, 1 when something failed, with one sentence on stderr, and 2 for a command line that

@@ -32,12 +32,15 @@ class Given:
     """Whole prompts that do not name it."""
 
 
+NOTHING = Given()
+
+
 def phrasings(
     concept: str,
     kind: Kind,
     count: int,
     vocabulary: Vocabulary,
-    given: Given = Given(),
+    given: Given = NOTHING,
     seed: int = 0,
 ) -> dict[str, list[str]]:
     """Prompts by what they are, weak ones first; up to `count` of each, of what is given all.

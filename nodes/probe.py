@@ -1,0 +1,217 @@
+"""Probe Erasure: what is left of a concept, and what brings it back (unlearn/probe.py)."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import comfy.model_management
+import comfy.utils
+from comfy_api.latest import io, ui
+
+from ..unlearn.phrasings import Given
+from ..unlearn.probe import Probe, probe, settings
+from ..unlearn.probe_sheet import probe_sheet
+from ..unlearn.prompts import split_concepts
+from .apply import erased
+from .host import ComfyModel
+from .report import tell
+from .sockets import ErasureType, kind_input
+from .training import words
+
+
+class ProbeErasure(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbeErasure",
+            display_name="Probe Erasure",
+            category="unlearn",
+            description=(
+                "Looks for what is left of an erased concept: with its own prompts, with other "
+                "words for it, and with three attacks. The original model judges the pictures."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The original model, which also judges."),
+                io.Clip.Input("clip", tooltip="The original text encoder."),
+                io.Vae.Input("vae", tooltip="Turns latents into pictures and back."),
+                ErasureType.Input(
+                    "erasure",
+                    optional=True,
+                    tooltip="The erasure, for the figures to go into its record. Nothing else need "
+                    "be connected: it is put on the model and the text encoder here.",
+                ),
+                io.Model.Input(
+                    "erased_model",
+                    optional=True,
+                    tooltip="The model after an erasure. Not connected: the original.",
+                ),
+                io.Clip.Input(
+                    "erased_clip",
+                    optional=True,
+                    tooltip="The text encoder after an erasure. Not connected: the original.",
+                ),
+                io.String.Input(
+                    "concept",
+                    default="",
+                    tooltip="What was erased; several, with commas between. Empty: what the "
+                    "erasure says.",
+                ),
+                kind_input(),
+                io.Combo.Input(
+                    "level",
+                    options=["quick", "full"],
+                    default="quick",
+                    tooltip="quick: small attacks, under a minute on a GPU. full: larger ones, "
+                    "many times as long.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    tooltip="Of the pictures and of the attacks.",
+                ),
+                io.Int.Input(
+                    "steps", default=20, min=1, max=1000, tooltip="Sampling steps of each picture."
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=7.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Strength of the guidance.",
+                ),
+                *(
+                    io.Int.Input(
+                        side, default=512, min=64, max=4096, step=8, tooltip=f"Pixels of {side}."
+                    )
+                    for side in ("width", "height")
+                ),
+                io.String.Input(
+                    "synonyms",
+                    default="",
+                    optional=True,
+                    tooltip="Other words for it, with commas between.",
+                ),
+                io.String.Input(
+                    "translations",
+                    default="",
+                    optional=True,
+                    tooltip="What it is called in other languages, with commas between. Empty: for "
+                    "common things the built-in names.",
+                ),
+                io.String.Input(
+                    "descriptions",
+                    default="",
+                    optional=True,
+                    multiline=True,
+                    tooltip="Prompts that describe it without naming it, one a line.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("picture", display_name="picture"),
+                io.String.Output("report", display_name="report"),
+                ErasureType.Output(
+                    "probed",
+                    display_name="ERASURE",
+                    tooltip="The erasure with these figures in its record, for Save Erased CLIP; "
+                    "none where none is connected.",
+                ),
+                io.String.Output("json", display_name="JSON"),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        vae,
+        concept,
+        kind,
+        level,
+        seed,
+        steps,
+        cfg,
+        width,
+        height,
+        erasure=None,
+        erased_model=None,
+        erased_clip=None,
+        synonyms="",
+        translations="",
+        descriptions="",
+    ) -> io.NodeOutput:
+        node_id = cls.hidden.unique_id
+        if erasure is None and erased_model is None and erased_clip is None:
+            raise ValueError(
+                "Nothing erased is connected, so there is nothing to probe: connect an erasure, "
+                "erased_clip, erased_model or several of them."
+            )
+        if erased_model is None and erased_clip is None:
+            erased_model, erased_clip = erased(model, clip, erasure)
+            # What the erasure does not change comes back as it was.
+            erased_model = None if erased_model is model else erased_model
+            erased_clip = None if erased_clip is clip else erased_clip
+        concepts = erasure.concepts if erasure is not None and not concept.strip() else None
+        concepts = concepts or split_concepts(concept)
+        changed = {"unet": erased_model, "encoder": erased_clip}
+        parts = frozenset(part for part, connected in changed.items() if connected is not None)
+        size = height, width
+        original = ComfyModel(model, clip, vae, size)
+        original.check_encoder()
+        edited = ComfyModel(erased_model or model, erased_clip or clip, vae, size)
+        given = Given(
+            words(synonyms),
+            words(translations),
+            tuple(line.strip() for line in descriptions.splitlines() if line.strip()),
+        )
+        probes = []
+        for one in concepts:
+            found = probe(
+                original.training,
+                edited.training,
+                one,
+                parts,
+                settings(level, kind, seed=seed, steps=steps, guidance=cfg),
+                given,
+                on_probe=Asking(node_id, one),
+            )
+            probes.append(found)
+        text = report(probes)
+        tell(node_id, text)
+        records = [found.record() for found in probes]
+        probed = None if erasure is None else erasure.with_measured(probe=records)
+        picture = probe_sheet(probes)
+        shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
+        return io.NodeOutput(picture, text, probed, json.dumps(records, indent=1), ui=shown)
+
+
+class Asking:
+    """on_probe of the probe: progress bar and status text; asks the host whether to stop."""
+
+    def __init__(self, node_id: str | None, concept: str) -> None:
+        self.node_id, self.concept = node_id, concept
+        self.bar = comfy.utils.ProgressBar(1, node_id)
+        self.told, self.what = 0.0, ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.bar.update_absolute(done, total)
+        if what != self.what or done == total or time.monotonic() - self.told > 0.5:
+            self.told, self.what = time.monotonic(), what
+            tell(self.node_id, f"probing {self.concept}: {what}\n{done} of {total}")
+
+
+def report(probes: list[Probe]) -> str:
+    """What was found, of each concept, and how long it took."""
+    texts = []
+    for found in probes:
+        texts.append("\n".join([*found.sentences(), found.table()]))
+    seconds = sum(found.seconds for found in probes)
+    return "\n\n".join([*texts, f"{probes[0].settings.level} probe, {seconds:.1f} s."])

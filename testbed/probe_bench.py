@@ -1,0 +1,282 @@
+"""Can the probe tell what was erased? docs/probe.json, docs/probe.md and docs/probe.png.
+
+    python -m testbed.probe_bench                           all of it
+    python -m testbed.probe_bench --concept fox --edit none random
+
+Each concept is probed on the model as it is, with a random edit as large as the erasure, and after
+the erasure; the judge is asked beside the original model. What the JSON file already holds is not
+measured again, so it goes on where it was stopped. Erasures are kept in output/probe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+from . import drawings, host, pack
+from .bench import machine
+from .measure import GUIDANCE, STEPS, kind_of
+
+DOCS = host.ROOT / "docs"
+KEPT = host.ROOT / "output" / "probe"
+CONCEPTS = ("fox", "guitar", "ink", "Zorvik")
+EDITS = ("none", "random", "few_shot")
+BARS = {"none": 0.95, "random": 0.80}
+SHOTS = 4
+SAYS = {
+    "none": "no edit",
+    "random": "a random edit of the erasure's size",
+    "few_shot": "few_shot, balanced",
+}
+
+
+def erasure_of(package, parts, concept: str):
+    """The concept's erasure from the text encoder, trained once."""
+    science = package.unlearn
+    file = KEPT / f"{concept}.safetensors"
+    if file.exists():
+        return science.erasure.Erasure.load(file)
+    model = package.nodes.host.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
+    shots, kind = drawings.of(concept), kind_of(concept)
+    chosen = torch.randperm(len(shots), generator=torch.Generator().manual_seed(0))[:SHOTS]
+    with torch.inference_mode(), model.training():
+        erasure = science.few_shot.few_shot(
+            model, [concept], shots[chosen], science.few_shot.FewShotSettings(kind=kind)
+        )
+    erasure.save(file, torch.float32)
+    return erasure
+
+
+def random_like(erasure, seed: int = 0):
+    """Random changes of the same weights, each as long as the erasure's."""
+    generator = torch.Generator().manual_seed(seed)
+    deltas = {}
+    for key in erasure.deltas:
+        delta = erasure.delta(key)
+        noise = torch.randn(delta.shape, generator=generator)
+        deltas[key] = {"diff": noise * (delta.norm() / noise.norm())}
+    return type(erasure)(deltas, {"concepts": erasure.concepts})
+
+
+def measure(package, parts, judge, concept: str, edit: str, level: str):
+    """(row, unlearn.probe.Probe). Pictures are drawn and judged in bfloat16, which takes a CPU half
+    the time."""
+    erasure = erasure_of(package, parts, concept)
+    if edit == "random":
+        erasure = random_like(erasure)
+    erased = parts[:2] if edit == "none" else package.nodes.apply.erased(*parts[:2], erasure)
+    kind, probing = kind_of(concept), package.unlearn.probe
+    models = [
+        package.nodes.host.ComfyModel(*some, parts[2], size=(drawings.SIZE,) * 2)
+        for some in (parts[:2], erased)
+    ]
+
+    @contextmanager
+    def opened(model):
+        with model.training(), torch.autocast(model.device.type, torch.bfloat16):
+            yield model
+
+    def sees(images: torch.Tensor) -> list[bool]:
+        return [seen[kind] == concept for seen in judge(images.float())]
+
+    settings = probing.settings(level, kind, steps=STEPS, guidance=GUIDANCE)
+    with torch.inference_mode():
+        found = probing.probe(
+            *((lambda model=model: opened(model)) for model in models),
+            concept,
+            frozenset(["encoder"]),
+            settings,
+            judge=sees,
+        )
+    row = {"concept": concept, "edit": edit, "level": level, "norm": round(erasure.norm(), 3)}
+    row["norm"] = 0.0 if edit == "none" else row["norm"]
+    row |= {"judge_pre": found.rate(judged=True), "judge_post": posts(found)}
+    return row | found.record(), found
+
+
+def posts(found) -> dict[str, float]:
+    return {one.name: found.rate(one.name, judged=True) for one in found.asked if one.is_attack}
+
+
+def table(rows: list[dict]) -> str:
+    attacks = list(rows[0]["post"])
+    lines = [
+        "| concept | edit | before | pre-ASR | "
+        + " | ".join(f"post-ASR {name}" for name in attacks)
+        + " | seconds |",
+        "|---" * (5 + len(attacks)) + "|",
+    ]
+    for row in rows:
+        own = row["asked"][0]
+        count = len(own["prompts"])
+        pairs = [(own["shown_before"] / count, own["judged_before"] / count)]
+        pairs += [(row["pre"], row["judge_pre"])]
+        pairs += [(row["post"][name], row["judge_post"][name]) for name in attacks]
+        figures = " | ".join(f"{a:.0%} ({b:.0%})" for a, b in pairs)
+        lines.append(
+            f"| {row['concept']} | {SAYS[row['edit']]} | {figures} | {row['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def phrasing_table(rows: list[dict]) -> str:
+    names = list(dict.fromkeys(a["name"] for row in rows for a in row["asked"]))
+    names = [name for name in names if name not in rows[0]["post"]]
+    lines = ["| edit | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
+    for edit in EDITS:
+        cells = []
+        for name in names:
+            some = [
+                a for row in rows for a in row["asked"] if row["edit"] == edit and a["name"] == name
+            ]
+            count = sum(len(a["prompts"]) for a in some)
+            before, after = (sum(a[f"shown_{when}"] for a in some) for when in ("before", "after"))
+            cells.append(f"{before} to {after} of {count}" if some else "")
+        if any(cells):
+            lines.append(f"| {SAYS[edit]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def page(rows: list[dict]) -> str:
+    bars = []
+    for edit, bar in BARS.items():
+        some = [row["pre"] for row in rows if row["edit"] == edit]
+        if some:
+            bars.append(
+                f"* {SAYS[edit]}: {mean(some):.0%} of its own prompts, the bar is {bar:.0%}"
+            )
+    return "\n".join(
+        [
+            "# Probe, measured",
+            "",
+            "What the probe says of IconCanvas with nothing erased, with a random edit, and with an"
+            " erasure. In brackets: what the separate judge says of the same pictures. Post-ASR: a "
+            "prompt counts if it or what the attack made of it succeeds.",
+            "",
+            table(rows),
+            "",
+            "## Must it be able to say that nothing was erased?",
+            "",
+            *bars,
+            "",
+            "## Without an attack",
+            "",
+            "Pictures in which the original model sees the concept, drawn by the original and by "
+            "the edited model.",
+            "",
+            phrasing_table(rows),
+            "",
+            f"Measured on {machine()}, one thread a run.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m testbed.probe_bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--concept", nargs="+", default=list(CONCEPTS))
+    parser.add_argument("--edit", nargs="+", choices=EDITS, default=list(EDITS))
+    parser.add_argument("--level", choices=("quick", "full"), default="quick")
+    parser.add_argument("--json", type=Path, default=DOCS / "probe.json")
+    parser.add_argument("--page", type=Path, default=DOCS / "probe.md")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(json.loads(options.worker))
+        return
+    for concept in options.concept:
+        try:
+            kind_of(concept)
+        except ValueError as error:
+            parser.error(str(error))
+    rows = json.loads(options.json.read_text("utf-8")) if options.json.exists() else []
+    done = {(row["concept"], row["edit"], row["level"]) for row in rows}
+    missing = [
+        (concept, edit, options.level)
+        for concept in options.concept
+        for edit in options.edit
+        if (concept, edit, options.level) not in done
+    ]
+    # A concept's edits in one process: they share its erasure.
+    concepts = list(dict.fromkeys(job[0] for job in missing))
+    shares = [
+        [job for job in missing if concepts.index(job[0]) % options.jobs == i]
+        for i in range(options.jobs)
+    ]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "testbed.probe_bench", "--worker", json.dumps(share)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=host.ROOT,
+        )
+        for share in shares
+        if share
+    ]
+    import selectors
+
+    with selectors.DefaultSelector() as selector:
+        for worker in workers:
+            selector.register(worker.stdout, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select():
+                line = key.fileobj.readline()
+                if not line:
+                    selector.unregister(key.fileobj)
+                elif line.startswith("ROW "):
+                    rows.append(json.loads(line[4:]))
+                    write(rows, options)
+    if any(worker.wait() for worker in workers):
+        raise SystemExit("probe_bench: a worker failed; what it printed above says why.")
+    print(page(rows))
+
+
+def write(rows: list[dict], options: argparse.Namespace) -> None:
+    rows.sort(key=lambda row: (row["concept"], EDITS.index(row["edit"])))
+    temporary = options.json.with_suffix(".tmp")
+    temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(options.json)
+    options.page.write_text(page(rows), encoding="utf-8")
+
+
+def work(jobs: list[tuple[str, str, str]]) -> None:
+    """A worker: a line for each row, and its pictures in output/probe."""
+    import logging
+
+    import numpy as np
+    from PIL import Image
+
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
+    package = pack.load()
+    from .judge import Judge
+
+    parts, judge = pack.checkpoint(), Judge()
+    for concept, edit, level in jobs:
+        began = time.perf_counter()
+        row, found = measure(package, parts, judge, concept, edit, level)
+        sheet = package.nodes.probe.probe_sheet([found])[0]
+        picture = Image.fromarray((sheet.numpy() * 255).round().astype(np.uint8))
+        KEPT.mkdir(parents=True, exist_ok=True)
+        picture.save(KEPT / f"{concept}_{edit}_{level}.png")
+        print(f"{concept} {edit}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        print("ROW " + json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

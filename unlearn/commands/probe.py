@@ -1,0 +1,225 @@
+"""probe: what is left of a concept after an erasure, and what brings it back."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ..erasure import NETWORK, Erasure
+from ..model import Part
+from ..neighbourhood import Kind
+from ..phrasings import Given
+from ..probe import ATTACKS, Level, Probe, probe, settings
+from ..probe_sheet import probe_sheet
+from . import options
+from .output import Failure, new_file
+
+HELP = "look for what is left of a concept after an erasure, with and without attacks"
+EXAMPLES = """
+examples:
+  python -m unlearn probe sd15/ van_gogh.safetensors --picture van_gogh.png
+      its own prompts, other words for it and three small attacks, as a table and a picture
+  python -m unlearn probe sd15/ cat.safetensors --synonyms "kitten, tabby" \\
+          --description "a small pet that purrs" --level full --record
+      larger attacks; what was found goes into the file, where show prints it
+  python -m unlearn probe sd15/ cat.safetensors dog.safetensors --concept cat --json
+      two erasures together, one concept, all figures for another program
+
+The original model judges the pictures. It exits with 0 whatever it finds.
+"""
+KINDS = {"instance": "character"}
+ATTACK_NAMES = {name.lower(): name for name in ATTACKS}
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    options.add_erasures(parser)
+    parser.add_argument(
+        "--concept",
+        type=options.concepts,
+        metavar="CONCEPT",
+        help="what to look for; several, separated by commas (default: what the erasures say)",
+    )
+    parser.add_argument(
+        "--kind", choices=get_args(Kind), help="what the concept is (default: as it was erased)"
+    )
+    parser.add_argument(
+        "--level",
+        choices=get_args(Level),
+        default="quick",
+        help="quick: under a minute on a GPU; full: larger attacks, many times as long",
+    )
+    parser.add_argument(
+        "--attacks",
+        choices=(*ATTACK_NAMES, "none"),
+        nargs="+",
+        default=list(ATTACK_NAMES),
+        help="which of them to run (default: all)",
+    )
+    words = parser.add_argument_group("what you know of it")
+    words.add_argument(
+        "--synonyms", type=options.words, default=(), metavar="WORDS", help="other words for it"
+    )
+    words.add_argument(
+        "--translations",
+        type=options.words,
+        default=(),
+        metavar="WORDS",
+        help="its names in other languages (default: built-in ones of common things)",
+    )
+    words.add_argument(
+        "--description",
+        nargs="+",
+        default=[],
+        metavar="PROMPT",
+        help="prompts that describe it without naming it",
+    )
+    drawing = parser.add_argument_group("the pictures")
+    drawing.add_argument(
+        "--size",
+        type=options.whole(64, step=8),
+        metavar="PIXELS",
+        help="side of the pictures (default: the model's own)",
+    )
+    drawing.add_argument("--steps", type=options.whole(1), default=20, metavar="N")
+    drawing.add_argument("--guidance", type=float, default=7.5, metavar="G")
+    drawing.add_argument("--seed", type=options.whole(0), default=0, metavar="N")
+    result = parser.add_argument_group("the result")
+    result.add_argument("--picture", type=Path, metavar="PNG", help="write the pictures as a sheet")
+    result.add_argument("--json", action="store_true", help="all figures, and nothing else")
+    result.add_argument(
+        "--record", action="store_true", help="write the figures into the erasure's file"
+    )
+    machine = parser.add_argument_group("the machine")
+    machine.add_argument("--device", choices=options.DEVICES, default="auto")
+    machine.add_argument("--half", action="store_true", help="the image network in half precision")
+    machine.add_argument(
+        "--save-memory", action="store_true", help="compute activations again: less memory, slower"
+    )
+    machine.add_argument(
+        "--clip-skip",
+        type=options.whole(0),
+        default=0,
+        metavar="N",
+        help="last layers of the text encoder that are passed over, as diffusers counts them",
+    )
+
+
+def run(given: argparse.Namespace) -> None:
+    if given.record and (len(given.erasures) > 1 or given.strength != [1.0]):
+        raise Failure("--record needs one erasure at strength 1; leave it out for several.")
+    if given.picture is not None and given.picture.suffix.lower() != ".png":
+        raise Failure(f"{given.picture} must end in .png; name such a --picture.")
+    from ..diffusers_apply import applied, base_warning, check_fit
+    from .models import device_of, load_erasures, load_model
+
+    erasure = load_erasures(given.erasures, given.strength)
+    concepts = given.concept or erasure.concepts
+    if not concepts:
+        raise Failure("The erasure does not say what it is of; name it with --concept.")
+    device = device_of(given.device)
+    model = load_model(
+        given.model,
+        given.config,
+        size=None if given.size is None else (given.size, given.size),
+        clip_skip=given.clip_skip,
+        checkpointing=given.save_memory,
+    )
+    model.pipeline.to(device)
+    if given.half:
+        model.network.to(torch.bfloat16 if device.type == "cpu" else torch.float16)
+    check_fit(model, erasure)
+    warning = base_warning(model, erasure)
+
+    @contextmanager
+    def edited():
+        with applied(model, erasure):
+            yield model
+
+    chosen = settings(
+        given.level,
+        given.kind or kind_of(erasure),
+        steps=given.steps,
+        guidance=given.guidance,
+        seed=given.seed,
+    )
+    known = Given(given.synonyms, given.translations, tuple(given.description))
+    attacks = [name for key, name in ATTACK_NAMES.items() if key in given.attacks]
+    probes = []
+    for concept in concepts:
+        with Bar() as bar:
+            probes.append(
+                probe(
+                    lambda: nullcontext(model),
+                    edited,
+                    concept,
+                    parts_of(erasure),
+                    chosen,
+                    known,
+                    on_probe=bar,
+                    attacks=attacks,
+                )
+            )
+    records = [found.record() for found in probes]
+    if given.picture is not None:
+        write_picture(given.picture, probes)
+    if given.record:
+        record(given.erasures[0], records)
+    if given.json:
+        print(json.dumps(records, indent=1))
+        return
+    for found in probes:
+        print("\n".join([*found.sentences(), found.table(), ""]))
+    if warning:
+        print(warning)
+    print(f"{given.level} probe, {sum(found.seconds for found in probes):.1f} s.")
+
+
+def kind_of(erasure: Erasure) -> Kind:
+    """As the first of its parts was erased; an object where it does not say."""
+    record = next(iter(erasure.record.get("parts", [erasure.record])), {})
+    kind = record.get("kind", "object")
+    kind = KINDS.get(kind, kind)
+    return kind if kind in get_args(Kind) else "object"
+
+
+def parts_of(erasure: Erasure) -> frozenset[Part]:
+    return frozenset("unet" if key.startswith(NETWORK) else "encoder" for key in erasure.deltas)
+
+
+def write_picture(file: Path, probes: list[Probe]) -> None:
+    pixels = (probe_sheet(probes)[0].numpy() * 255).round().astype(np.uint8)
+    with new_file(file) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def record(file: Path, records: list[dict]) -> None:
+    """Write figures into an erasure's file, whose weights stay what they are."""
+    erasure = Erasure.load(file)
+    precisions = {t.dtype for delta in erasure.deltas.values() for t in delta.values()}
+    precise = torch.float32 if torch.float32 in precisions else torch.float16
+    erasure.with_measured(probe=records).save(file, precise)
+
+
+class Bar:
+    """on_probe as a progress bar on the terminal."""
+
+    def __enter__(self) -> Bar:
+        self.bar = tqdm(disable=None)
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.bar.close()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self.bar.set_description_str(what, refresh=False)
+        self.bar.total, self.bar.n = total, done
+        self.bar.refresh()
