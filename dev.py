@@ -495,7 +495,11 @@ def main() -> int:
     if options.task == "setup":
         return 0
     module = {"demo": "testbed.demo", "test": "pytest", "bench": "testbed.bench"}[options.task]
-    return start(host, ["-m", module, *options.arguments])
+    arguments = options.arguments
+    if options.task == "test" and not arguments:
+        # Two at a time, each whole files: what the tests of a file share is made once.
+        arguments = ["-n", "2", "--dist", "loadfile"]
+    return start(host, ["-m", module, *arguments])
 
 
 if __name__ == "__main__":

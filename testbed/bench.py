@@ -1,7 +1,7 @@
 """The benchmark: erase concepts from IconCanvas and measure what is gone and what is kept.
 
     python dev.py bench                     the whole table
-    python dev.py bench --quick             3 objects, 1 style, 1 character, 1 seed
+    python dev.py bench --quick             3 objects, 1 style, 1 character, 1 seed, default modes
     python dev.py bench --method few_shot --concept fox --json rows.json
 
 Rows that the JSON file already holds are not measured again, so it goes on where it was stopped.
@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
+from . import vocabulary
 from .vocabulary import CHARACTERS, STYLES
 
 OBJECTS = (
@@ -42,13 +43,15 @@ CONCEPTS = (*OBJECTS, *STYLES, *CHARACTERS[:: len(CHARACTERS) // 6][:6])
 SEEDS = (0, 1)
 # method -> modes. Few-shot's paper modes are measured after each of EPOCHS, and once more with the
 # learning rate scaled to the width of this encoder (Adam's goes as 1 / width: Yang et al.,
-# arXiv 2203.03466), since the paper's is made for one four times as wide; key-step unlearning
-# also with the closed form alone and no step, from the first step on, in the last half alone, and
-# where the finder says.
+# arXiv 2203.03466), since the paper's is made for one four times as wide. "neighbour" draws the
+# concept to the next one of its kind in place of a neutral word. Key-step unlearning also runs with
+# the closed form alone and no step, from the first step on, in the last half alone, and where the
+# finder says.
 METHODS = {
-    "few_shot": ("balanced", "paper", "paper-scaled", "paper-all"),
+    "few_shot": ("balanced", "balanced-neighbour", "paper", "paper-scaled", "paper-all"),
     "key_step": (
         "balanced",
+        "balanced-neighbour",
         "balanced-solved",
         "balanced-auto",
         "balanced-all-steps",
@@ -57,8 +60,10 @@ METHODS = {
         "paper-all-steps",
         "paper-last-half",
     ),
-    "domain_correction": ("balanced", "paper"),
+    "domain_correction": ("balanced", "balanced-neighbour", "paper"),
 }
+# Minutes for each concept: measured on a few.
+LONG = ("key_step paper", "domain_correction paper")
 EPOCHS = (1, 2, 4, 5, 7, 10)
 STARTS = {"auto": "auto", "all-steps": 0, "last-half": 25}
 TASKS = {"object": "object", "style": "style", "character": "instance"}
@@ -95,11 +100,9 @@ def main() -> None:
     if options.worker:
         run_jobs(json.loads(options.worker))
         return
-    concepts = options.concept or list(QUICK if options.quick else CONCEPTS)
-    seeds = options.seed or ([0] if options.quick else list(SEEDS))
     from .measure import kind_of
 
-    for concept in concepts:
+    for concept in options.concept or ():
         try:
             kind_of(concept)
         except ValueError as error:
@@ -107,9 +110,9 @@ def main() -> None:
     jobs = [
         {"method": method, "mode": mode, "concept": concept, "seed": seed}
         for method in options.method
-        for mode in options.mode or METHODS[method]
-        for seed in seeds
-        for concept in concepts
+        for mode in options.mode or (METHODS[method][:1] if options.quick else METHODS[method])
+        for seed in options.seed or seeds_of(mode, options.quick)
+        for concept in options.concept or concepts_of(method, mode, options.quick)
     ]
     rows = read_rows(options.json)
     done = {job_key(row) for row in rows}
@@ -122,6 +125,23 @@ def main() -> None:
         page_of_pictures(jobs).save(options.pictures, optimize=True)
     for file in options.table or ():
         write_table(file, shown)
+
+
+def seeds_of(mode: str, quick: bool) -> tuple[int, ...]:
+    """The default modes are measured twice."""
+    return SEEDS if mode == "balanced" and not quick else SEEDS[:1]
+
+
+def concepts_of(method: str, mode: str, quick: bool) -> tuple[str, ...]:
+    return QUICK if quick or f"{method} {mode}".startswith(LONG) else CONCEPTS
+
+
+def neighbour(concept: str) -> str:
+    """The next concept of its kind in IconCanvas's lists."""
+    for words in (vocabulary.OBJECTS, STYLES, CHARACTERS):
+        if concept in words:
+            return words[(words.index(concept) + 1) % len(words)]
+    raise ValueError(f"IconCanvas does not know {concept!r}.")
 
 
 def write_table(file: Path, rows: list[dict]) -> None:
@@ -244,6 +264,7 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
     """The erasures of a job, by the method and mode that it names."""
     mode, _, variant = job["mode"].partition("-")
     science, concept, seed = package.unlearn, [job["concept"]], job["seed"]
+    anchor = neighbour(job["concept"]) if variant == "neighbour" else ""
     taken: dict[int, tuple[dict, float]] = {}  # after a step: its deltas, and when
 
     def take(step: int, total: int, loss: float, edit) -> None:
@@ -259,12 +280,13 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
                 task=TASKS[kind],
                 seed=seed,
                 start=STARTS.get(variant),
+                anchor=anchor,
                 iterations=0 if variant == "solved" else None,
             )
             erasure = science.key_step.key_step(host, concept, settings)
         elif job["method"] == "domain_correction":
             settings = science.domain_correction.DomainCorrectionSettings(
-                mode=mode, kind=kind, seed=seed
+                mode=mode, kind=kind, seed=seed, anchor=anchor
             )
             erasure = science.domain_correction.domain_correction(host, concept, settings)
         else:
@@ -272,6 +294,7 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
                 mode=mode,
                 kind=kind,
                 seed=seed,
+                anchor=anchor,
                 epochs=max(EPOCHS),
                 learning_rate=1e-5 * (CLIP_WIDTH / WIDTH if variant == "scaled" else 1),
                 trainable="all" if variant == "all" else "mlp-final-attn",
