@@ -86,7 +86,8 @@ def _patch(patcher, names: dict, erasure: Erasure, strength: float, part: Part) 
                 f"{name_of(erasure)} is for another {part.name}: this one has no {key}. "
                 f"Connect the {part.socket} of the model it was made with."
             )
-        size = matrix_shape({"diff": own[key]})
+        # The state dict has a quantised weight as it is stored, two of its values a number.
+        size = matrix_shape({"diff": comfy.utils.get_attr(patcher.model, key)})
         if matrix_shape(erasure.deltas[key]) != size:
             raise ErasureError(
                 f"{name_of(erasure)} is for a {part.name} of another size: {key} is "

@@ -9,7 +9,7 @@ afterwards, also after an error or a cancel.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
 
 import torch
@@ -50,25 +50,41 @@ def aliased(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
 
 
 def _alias(tensor: torch.Tensor) -> torch.Tensor:
+    if is_quantised(tensor):
+        names, context = tensor.__tensor_flatten__()
+        parts = {name: _alias(getattr(tensor, name)) for name in names}
+        shape, stride = tensor.size(), tensor.stride()
+        return type(tensor).__tensor_unflatten__(parts, context, shape, stride)
     empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return empty.set_(
         tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
     )
 
 
+def is_quantised(weight: torch.Tensor) -> bool:
+    """Whether a weight is several tensors that pass as one, as the host keeps scaled fp8 and
+    fp4."""
+    return hasattr(weight, "__tensor_flatten__")
+
+
 @contextmanager
 def edited(root: torch.nn.Module, edit: Edit, prefix: str) -> Iterator[None]:
     """Let every use of a weight under `root` that `edit` changes go through `edit.changed`.
 
-    The edit's keys are the weights' names under `root` behind `prefix`. They must belong to the
-    host's own layers (comfy.ops), whose `weight_function` and `bias_function` lists are used.
+    The edit's keys are the weights' names under `root` behind `prefix`. Of the host's own layers
+    (comfy.ops) the `weight_function` and `bias_function` lists are used; other modules, such as the
+    norms of T5 and Llama, are given the changed weight while they run.
     """
     added: list[tuple[torch.nn.Module, str, list, list]] = []
+    hooks = ExitStack()
     try:
         for key in edit.deltas:
             path, _, name = key.removeprefix(prefix).rpartition(".")
             module = root.get_submodule(path)
             slot = f"{name}_function"
+            if not hasattr(module, slot):
+                hooks.enter_context(_changed_while_it_runs(module, name, edit, key))
+                continue
             before = getattr(module, slot)
             # A list of its own: the host's default is one list for the whole class.
             ours = [*before, lambda weight, key=key: edit.changed(key, weight)]
@@ -76,9 +92,33 @@ def edited(root: torch.nn.Module, edit: Edit, prefix: str) -> Iterator[None]:
             setattr(module, slot, ours)
         yield
     finally:
+        hooks.close()
         for module, slot, before, ours in reversed(added):
             if getattr(module, slot) is ours:  # the host sets its own when it unloads a model
                 setattr(module, slot, before)
+
+
+@contextmanager
+def _changed_while_it_runs(
+    module: torch.nn.Module, name: str, edit: Edit, key: str
+) -> Iterator[None]:
+    table, own = module._parameters, module._parameters[name]
+
+    def change(module: torch.nn.Module, inputs: tuple) -> None:
+        table[name] = edit.changed(key, own)
+
+    def restore(module: torch.nn.Module, inputs: tuple, output) -> None:
+        table[name] = own
+
+    hooks = (
+        module.register_forward_pre_hook(change),
+        module.register_forward_hook(restore, always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

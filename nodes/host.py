@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cached_property
 
 import comfy.model_management as management
 import comfy.model_sampling
 import comfy.sample
 import comfy.utils
 import torch
+from torch.utils._pytree import tree_leaves
 
 from ..unlearn.erasure import NETWORK, fingerprint
 from ..unlearn.first_token import first_token_detached
 from ..unlearn.gap import Vocabulary, places, shared_words, twice
 from ..unlearn.model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from ..unlearn.select import encoder_weights, network_weights
-from .frozen import aliased, checkpointed, edited
+from .frozen import aliased, checkpointed, edited, is_quantised
 from .memory import MemoryPlan, plan
+from .reading import check_read, is_spoilt, spoilt, unread_layers
 
 # Stable Diffusion 1.5's checkpoints lack these: the host leaves them as uninitialised memory.
 OFTEN_MISSING = ("text_projection.weight", "logit_scale")
@@ -74,19 +78,13 @@ class ComfyModel:
     def _weights(self, part: Part, select: str) -> dict[str, torch.Tensor]:
         """What `select` means in a part, by the host's names."""
         if part == "encoder":
-            return encoder_weights(self.encoder, select, self._unread_layers())
+            return encoder_weights(self.encoder, select, self._unread)
         found = network_weights(self.network.diffusion_model, select)
         return {NETWORK + key: weight for key, weight in found.items()}
 
     def check_encoder(self) -> None:
         """Raises ValueError when the text encoder is not of the kind that this network reads."""
-        wanted = self.network.model_config.unet_config.get("context_dim")
-        found = self.clip.encode_from_tokens(self.clip.tokenize("")).shape[-1]
-        if wanted is not None and found != wanted:
-            raise ValueError(
-                f"This text encoder gives {found} numbers a token and the model reads {wanted}: "
-                "they do not belong together. Connect the MODEL and the CLIP of one checkpoint."
-            )
+        check_read(self.network, self.clip)
 
     @contextmanager
     def training(self) -> Iterator[ComfyModel]:
@@ -177,9 +175,8 @@ class ComfyModel:
 
     def _stackable(self, tokens: list[dict]) -> bool:
         """Whether prompts can go through the encoder at once: one section each, all of one length,
-        no weighted words, and a network that does not read the pooled vector (it is made of the
-        first section only)."""
-        if len(tokens) == 1 or self.network.adm_channels:
+        no weighted words, and an encoder that hands on every token and nothing else."""
+        if len(tokens) == 1 or not self._hands_on_tokens:
             return False
         sections = [section for t in tokens for section in t.values()]
         return (
@@ -187,6 +184,33 @@ class ComfyModel:
             and len({len(section[0]) for section in sections}) == 1
             and all(token[1] == 1.0 for section in sections for token in section[0])
         )
+
+    @cached_property
+    def _hands_on_tokens(self) -> bool:
+        """Whether all that the network is given of a prompt is one vector for each of its tokens.
+
+        Not where it reads the pooled vector, which the host makes of the first section only, nor
+        where a template's tokens are cut off behind the encoder.
+        """
+        with torch.no_grad():
+            tokens = self.clip.tokenize("")
+            prompt = self._one(tokens)
+            if len(tokens) > 1 or prompt.cross.shape[1] != len(next(iter(tokens.values()))[0]):
+                return False
+            return not is_spoilt(self._given(replace(prompt, pooled=spoilt(prompt.pooled))))
+
+    @cached_property
+    def _unread(self) -> dict[str, int]:
+        """Of each stack of the encoder's layers, how many at its end the network is given nothing
+        of."""
+        return unread_layers(self.encoder, lambda: self._given(self.encode([""])))
+
+    def _given(self, prompt: Conditioning) -> list[torch.Tensor]:
+        """What the network gets of one prompt."""
+        management.load_models_gpu([self.patcher, self.clip.patcher])
+        conds = self._conds(self.noise(1, torch.Generator()), prompt)
+        leaves = tree_leaves([cond.cond for cond in conds.values()])
+        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     def latents(self, images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -249,10 +273,31 @@ class ComfyModel:
         self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
         scale = self._gradient_scale
-        cross = scale_gradient(conditioning.cross.to(self.device), 1 / scale)
+        lifted = replace(
+            conditioning,
+            cross=scale_gradient(conditioning.cross.to(self.device), 1 / scale),
+            pooled=None
+            if conditioning.pooled is None
+            else scale_gradient(conditioning.pooled, 1 / scale),
+        )
+        # As the host does: each prompt's by itself, together where they allow it.
+        each = [
+            self._conds(x_t[i : i + 1], lifted.single(i % len(lifted))) for i in range(len(x_t))
+        ]
+        first, others = each[0], each[1:]
+        if all(first[k].can_concat(other[k]) for other in others for k in first):
+            conds = {k: first[k].concat([other[k] for other in others]) for k in first}
+            x0 = self._denoised(x_t, t, conds)
+        else:
+            conds = [{k: cond.cond for k, cond in one.items()} for one in each]
+            x0 = torch.cat([self._denoised(*one) for one in zip(x_t.split(1), t.split(1), conds)])
+        return scale_gradient(self._prediction(x_t, t, x0), scale)
+
+    def _conds(self, x_t: torch.Tensor, conditioning: Conditioning) -> dict:
+        """What the network is given beside x_t (1, ...) and its noise level, as the host has it."""
         known = {
             **conditioning.extra,
-            "cross_attn": cross,
+            "cross_attn": conditioning.cross,
             "noise": x_t,
             "latent_image": None,
             "device": self.device,
@@ -261,16 +306,14 @@ class ComfyModel:
             "prompt_type": "positive",
         }
         if conditioning.pooled is not None:
-            known["pooled_output"] = scale_gradient(conditioning.pooled, 1 / scale)
-        conds = {
-            name: cond.process_cond(batch_size=len(x_t), area=None).cond
-            for name, cond in self.network.extra_conds(**known).items()
-        }
+            known["pooled_output"] = conditioning.pooled
+        conds = self.network.extra_conds(**known)
+        return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}
+
+    def _denoised(self, x_t: torch.Tensor, t: torch.Tensor, conds: dict) -> torch.Tensor:
         options = self.patcher.model_options.get("transformer_options", {})
-        x0 = self.network.apply_model(
-            x_t, self._sigma(t).to(x_t), transformer_options=options, **conds
-        )
-        return scale_gradient(self._prediction(x_t, t, x0.float()), scale)
+        sigma = self._sigma(t).to(x_t)
+        return self.network.apply_model(x_t, sigma, transformer_options=options, **conds).float()
 
     @property
     def _gradient_scale(self) -> float:
@@ -287,6 +330,13 @@ class ComfyModel:
         """Clean latents of pictures of `size`, one a prompt, by the host's dpmpp_2m sampler."""
         with torch.no_grad():
             positive = prompts if isinstance(prompts, Conditioning) else self.encode(prompts)
+            if len(positive) > 1 and (positive.tokens is not None or positive.extra):
+                # The host takes a mask, and a number of tokens, for one prompt's.
+                each = [
+                    self.sample(positive.single(i), seed + i, steps, guidance)
+                    for i in range(len(positive))
+                ]
+                return torch.cat(each)
             negative = self.encode([""]).repeated(len(prompts))
         noise = torch.cat(
             [self._noise(1, torch.Generator().manual_seed(seed + i)) for i in range(len(prompts))]
@@ -355,12 +405,6 @@ class ComfyModel:
         encoder = [key for key in keys if not key.startswith(NETWORK)]
         return fingerprints(self.patcher, network) | fingerprints(self.clip.patcher, encoder)
 
-    def _unread_layers(self) -> int:
-        """How many of the encoder's last layers the conditioning does not depend on."""
-        if self.clip.layer_idx is not None and not self.network.adm_channels:
-            return max(0, -1 - self.clip.layer_idx)
-        return 0
-
 
 def signature(patcher) -> str:
     """A quick hash of a patcher's weights and patches: it tells models apart, and LoRAs on them."""
@@ -376,11 +420,13 @@ def signature(patcher) -> str:
     for name, replacement in sorted(patcher.object_patches.items()):
         kinds = [kind.__qualname__ for kind in type(replacement).__mro__]
         digest.update(repr((name, kinds, getattr(replacement, "__qualname__", ""))).encode())
+    for name, kept in patcher.backup.items():
+        own = kept.weight.state_dict(name) if is_quantised(kept.weight) else {name: kept.weight}
+        tensors |= own if name in tensors else {}
     for name, tensor in sorted(tensors.items()):
         if name.endswith(OFTEN_MISSING):
             continue
-        backup = patcher.backup.get(name)
-        values = (tensor if backup is None else backup.weight).flatten()[:64]
+        values = tensor.flatten()[:64]
         digest.update(name.encode() + values.to("cpu", torch.float16).numpy().tobytes())
     for name, patches in sorted(patcher.patches.items()):
         for strength, value, *_ in patches:
@@ -400,5 +446,5 @@ def fingerprints(patcher, keys: Iterable[str]) -> dict[str, str]:
     for key in keys:
         backup = patcher.backup.get(key)
         weight = comfy.utils.get_attr(patcher.model, key) if backup is None else backup.weight
-        values[key] = fingerprint(weight)
+        values[key] = fingerprint(weight.dequantize() if is_quantised(weight) else weight)
     return values

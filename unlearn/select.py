@@ -8,6 +8,7 @@ words and picture attend to each other at once (SD 3, Flux), that attention.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Literal, get_args
 
 import torch
@@ -23,14 +24,15 @@ KEYS_AND_VALUES = {
 
 
 def encoder_weights(
-    root: torch.nn.Module, trainable: Trainable, unread: int = 0
+    root: torch.nn.Module, trainable: Trainable, unread: int | Mapping[str, int] = 0
 ) -> dict[str, torch.Tensor]:
     """Weights and biases to train, by their names under `root`.
 
     "mlp-final-attn": feed-forward layers everywhere, and the attention of the last layer that is
     read. "mlp" and "attention": those alone, in every layer. "all": every layer with weights, norms
     and embeddings too (what the paper's first released code did). The last `unread` layers of each
-    stack (clip skip -2 leaves one unread) change nothing in the conditioning and are left out.
+    stack (clip skip -2 leaves one unread) change nothing in the conditioning and are left out;
+    where the stacks differ in it, `unread` says it by their names (see `stacks`).
 
     Raises ValueError when `trainable` is not one of these or the encoder has no such weights.
     """
@@ -39,16 +41,18 @@ def encoder_weights(
             f"trainable must be one of {', '.join(get_args(Trainable))}, not {trainable!r}."
         )
     names: list[str] = []
-    stacks = dict(_stacks(root))
+    found = dict(stacks(root))
+    read = {
+        path: len(stack) - (unread[path] if isinstance(unread, Mapping) else unread)
+        for path, stack in found.items()
+    }
     unread_prefixes = tuple(
-        f"{path}.{i}."
-        for path, stack in stacks.items()
-        for i in range(len(stack) - unread, len(stack))
+        f"{path}.{i}." for path, stack in found.items() for i in range(read[path], len(stack))
     )
     if trainable == "all":
         names = [name for name, _ in root.named_modules()]
-    for path, stack in stacks.items():
-        last = len(stack) - unread - 1
+    for path, stack in found.items():
+        last = read[path] - 1
         for i, layer in enumerate(stack):
             for name, module in layer.named_modules():
                 # A linear layer of any make: quantised ones are not torch's class.
@@ -70,12 +74,22 @@ def encoder_weights(
                 tensor = getattr(module, kind, None)
                 if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
                     weights[f"{name}.{kind}"] = tensor
-    if not weights:
-        raise ValueError(f"This text encoder has no weights of the kind {trainable!r} to train.")
-    return weights
+    if weights:
+        return weights
+    if found and not any(read.values()):
+        raise ValueError(
+            "This model reads nothing of what the text encoder makes of a prompt; connect the "
+            "MODEL and the CLIP of one checkpoint."
+        )
+    if any(hasattr(root.get_submodule(name), "weight") for name in names):
+        raise ValueError(
+            "This text encoder's weights are whole numbers, as GGUF files hold them, which cannot "
+            "be trained; load it from a safetensors file."
+        )
+    raise ValueError(f"This text encoder has no weights of the kind {trainable!r} to train.")
 
 
-def _stacks(root: torch.nn.Module):
+def stacks(root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.ModuleList]]:
     """(name, ModuleList) of each stack of layers: the outermost lists of modules with weights."""
     found: list[str] = []
     for name, module in root.named_modules():
