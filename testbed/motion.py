@@ -25,25 +25,33 @@ from .vocabulary import FRAMES
 WEIGHTS = Path(__file__).parent / "weights" / "motion.safetensors"
 WIDTHS = (64, 128, 128, 64)  # of the UNet's levels
 HEADS, GROUPS = 8, 32
+# Frame codes in the file. By their number AnimateDiff-Evolved tells version 3 from version 1, for
+# which it would normalise the image network's features over all frames of a clip together.
+POSITIONS = 32
 ADAPTER_CONFIG = {
     "block_out_channels": WIDTHS,
     "motion_layers_per_block": 2,
     "motion_num_attention_heads": HEADS,
     "motion_norm_num_groups": GROUPS,
-    "motion_max_seq_length": FRAMES,
+    "motion_max_seq_length": POSITIONS,
     "use_motion_mid_block": False,
 }
 Normalised = Literal["frame", "clip", "both"]
 
 
+def frame_codes(width: int, count: int = FRAMES) -> torch.Tensor:
+    """Sine and cosine codes of the frames' numbers, (1, count, width)."""
+    rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    angle = torch.arange(count)[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[None]
+
+
 class FramePositions(nn.Module):
-    """Sine and cosine codes of the frame's number, (1, FRAMES, width), added to its features."""
+    """Adds to a frame's features the code of its number."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
-        angle = torch.arange(FRAMES)[:, None] * rate
-        self.register_buffer("pe", torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[None])
+        self.register_buffer("pe", frame_codes(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.pe[:, : x.shape[1]].to(x.dtype)
@@ -217,13 +225,21 @@ def save(motion: Motion, file: Path = WEIGHTS) -> None:
     """
     tensors = {
         key: value.detach().to(_kept(key, value)).contiguous()
-        for key, value in motion.state_dict().items()
+        for key, value in _with_positions(motion).items()
     }
     file.parent.mkdir(exist_ok=True)
     temporary = file.with_suffix(".tmp")
     about = {"format": "pt", "model": "IconCanvas motion", "license": "Apache-2.0"}
     save_file(tensors, temporary, about)
     temporary.replace(file)
+
+
+def _with_positions(motion: Motion) -> dict[str, torch.Tensor]:
+    """Its state with POSITIONS frame codes in place of the FRAMES that it uses."""
+    return {
+        key: frame_codes(value.shape[-1], POSITIONS) if key.endswith(".pe") else value
+        for key, value in motion.state_dict().items()
+    }
 
 
 def _kept(key: str, value: torch.Tensor) -> torch.dtype:
@@ -241,7 +257,12 @@ def load(file: Path = WEIGHTS) -> Motion:
     if not file.is_file():
         raise FileNotFoundError(f"No motion module at {file}: fetch the repository whole.")
     motion = Motion()
-    motion.load_state_dict({key: value.float() for key, value in load_file(file).items()})
+    motion.load_state_dict(
+        {
+            key: value.float()[:, :FRAMES] if key.endswith(".pe") else value.float()
+            for key, value in load_file(file).items()
+        }
+    )
     return motion.eval().requires_grad_(False)
 
 
@@ -259,7 +280,7 @@ def adapter(motion: Motion):
         ".ff_norm.": ".norm3.",
     }
     state = {}
-    for key, value in motion.state_dict().items():
+    for key, value in _with_positions(motion).items():
         if ".attention_blocks.1.pos_encoder." not in key:
             for ours, theirs in names.items():
                 key = key.replace(ours, theirs)

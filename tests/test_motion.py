@@ -3,21 +3,18 @@ training."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
-from testbed import clips, drawings, motion, motion_estimate
+from testbed import clips, drawings, evolved, motion, motion_estimate
 from testbed.vocabulary import FRAMES, MOTIONS, STYLES, moving
 
-EVOLVED = "ANIMATEDIFF_EVOLVED_PATH"  # the folder of AnimateDiff-Evolved
 KINDS = ("weight", "bias")
 NAMES = ("car", "fox", "donut", "anchor")
 
@@ -91,6 +88,10 @@ def test_file_keeps_the_weights(lively: motion.Motion, tmp_path: Path) -> None:
     file = tmp_path / "motion.safetensors"
     motion.save(lively, file)
     assert file.stat().st_size < 5.5e6
+    with safe_open(file, "pt") as tensors:
+        codes = [key for key in tensors.keys() if key.endswith(".pe")]  # noqa: SIM118
+        assert len(codes) == 40
+        assert {tensors.get_slice(key).get_shape()[1] for key in codes} == {motion.POSITIONS}
     again = motion.load(file)
     for (key, was), now in zip(lively.state_dict().items(), again.state_dict().values()):
         assert torch.allclose(was, now, rtol=0.07, atol=0.002), key
@@ -274,43 +275,24 @@ def test_shots_cover_words_and_styles() -> None:
     assert all(s.prompt.text.endswith(f", {s.motion}") for s in shots)
 
 
-# AnimateDiff-Evolved, which is on no package index
+# AnimateDiff-Evolved, which is on no package index (tests/test_evolved.py has more)
 
 
-@pytest.fixture
-def evolved(host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """Its package `animatediff`, at IconCanvas's widths: Stable Diffusion 1.5's are built in."""
-    folder = os.environ.get(EVOLVED)
-    if not folder:
-        pytest.skip(f"not run: {EVOLVED} does not name the folder of AnimateDiff-Evolved")
-    import asyncio
-
-    assert asyncio.run(host.load_custom_node(folder)), "ComfyUI cannot load AnimateDiff-Evolved"
-    package = sys.modules[folder.replace(".", "_x_")].__name__
-    layers = sys.modules[f"{package}.animatediff.motion_module_ad"]
-    whole = layers.MotionModule
-
-    def narrow(_: int, block_type: str, block_idx: int = 0, **options: Any) -> Any:
-        widths = motion.WIDTHS if block_type == layers.BlockType.DOWN else motion.WIDTHS[::-1]
-        return whole(widths[block_idx], block_type=block_type, block_idx=block_idx, **options)
-
-    monkeypatch.setattr(layers, "MotionModule", narrow)
-    return sys.modules[f"{package}.animatediff.model_injection"]
-
-
+@pytest.mark.skipif(bool(evolved.missing()), reason=f"not run: {evolved.missing()}")
 def test_animatediff_evolved_loads_and_agrees(
-    evolved: ModuleType, lively: motion.Motion, tmp_path: Path
+    host: ModuleType, lively: motion.Motion, tmp_path: Path
 ) -> None:
     import folder_paths
 
     from testbed import pack
 
-    motion.save(lively, tmp_path / "iconcanvas_motion.safetensors")
+    injection = sys.modules[f"{evolved.load(host).__name__}.animatediff.model_injection"]
+    motion.save(lively, tmp_path / "lively_motion.safetensors")
     folder_paths.add_model_folder_path("animatediff_models", str(tmp_path))
-    theirs = evolved.load_motion_module_gen2("iconcanvas_motion.safetensors")
+    theirs = injection.load_motion_module_gen2("lively_motion.safetensors")
     model, _, _ = pack.checkpoint()
-    evolved.validate_model_compatibility_gen2(model, theirs)
-    ours = motion.load(tmp_path / "iconcanvas_motion.safetensors")
+    injection.validate_model_compatibility_gen2(model, theirs)
+    ours = motion.load(tmp_path / "lively_motion.safetensors")
     unet = model.model.diffusion_model
     x, t = torch.randn(FRAMES, 4, 16, 16), torch.full((FRAMES,), 500.0)
     context = torch.randn(FRAMES, 77, 192)
