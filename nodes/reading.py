@@ -51,36 +51,49 @@ def is_spoilt(tensors: Iterable[torch.Tensor]) -> bool:
     return any(tensor.isnan().any() for tensor in tensors)
 
 
-# What networks call the width of the conditioning that they read.
-WIDTHS = ("context_dim", "context_in_dim", "text_dim", "cap_feat_dim", "text_embed_dim")
+# The layer through which a prompt enters a network, by the host's names; UNets have their width in
+# the configuration, as `context_dim`.
+ENTRANCES = (
+    "txt_in",  # Flux, Chroma, Qwen-Image
+    "txt_in.input_embedder",  # HunyuanVideo
+    "text_embedding.0",  # Wan
+    "context_embedder",  # SD 3
+    "caption_projection.linear_1",  # LTX
+    "cap_embedder.1",  # Lumina 2, Z-Image
+    "time_caption_embed.caption_embedder.1",  # OmniGen 2
+    "patch_embed.text_proj",  # CogVideoX
+)
 
 
 def check_read(network: torch.nn.Module, clip) -> None:
     """Raises ValueError with one sentence where a text encoder is not of the kind that the network
     reads, or where the methods cannot follow what it reads."""
-    if network.latent_format.latent_dimensions == 1:
+    if "audio_model" in network.model_config.unet_config:
         raise ValueError(
             "This MODEL makes sound: there are no pictures to unlearn with. Connect a MODEL that "
             "makes pictures or video."
         )
-    config = network.model_config.unet_config
-    wanted = next((config[name] for name in WIDTHS if config.get(name)), None)
     output = clip.encode_from_tokens(clip.tokenize(""), return_pooled=True, return_dict=True)
-    found = output["cond"].shape[-1]
-    if wanted is not None and found != wanted:
+    known = ("cond", "pooled_output", "attention_mask")
+    more = [name for name, value in output.items() if torch.is_tensor(value) and name not in known]
+    if more:
+        raise ValueError(
+            "This text encoder hands on more of a prompt than one vector for each token and one "
+            f"for all ({', '.join(more)}), as HiDream's and Anima's do, and the methods here would "
+            "lose that. Use a model without it."
+        )
+    wanted, found = _width(network), output["cond"].shape[-1]
+    # LTX 2 makes other vectors of them before they enter.
+    if wanted is not None and found != wanted and "unprocessed_ltxav_embeds" not in output:
         raise ValueError(
             f"This text encoder gives {found} numbers a token and the model reads {wanted}: "
             "they do not belong together. Connect the MODEL and the CLIP of one checkpoint."
         )
-    more = [
-        name
-        for name, value in output.items()
-        if isinstance(value, torch.Tensor)
-        and name not in ("cond", "pooled_output", "attention_mask")
-    ]
-    if more:
-        raise ValueError(
-            f"This model's text encoders hand on more than one vector a token and one a prompt "
-            f"({', '.join(more)}), as HiDream's and Anima's do; what a method could not hold in "
-            "place it would break, so it is not tried. Unlearn in a model without that."
-        )
+
+
+def _width(network: torch.nn.Module) -> int | None:
+    """Of the vectors that a network reads for tokens, None where it is not known."""
+    modules = dict(network.diffusion_model.named_modules())
+    entrances = (getattr(modules.get(name), "in_features", None) for name in ENTRANCES)
+    configured = network.model_config.unet_config.get("context_dim")
+    return configured or next((width for width in entrances if width), None)

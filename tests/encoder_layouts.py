@@ -22,6 +22,7 @@ from layouts import (
     SMALL_UNET,
     Loaded,
     assemble,
+    fill,
     sd3,
 )
 
@@ -353,3 +354,19 @@ def quantised(form: str) -> Loaded:
         ClipTarget(lt.LTXVT5Tokenizer, encoder), model_options=SMALL_ENCODERS, state_dict=[stored]
     )
     return Loaded(form, full.model, clip)
+
+
+def text_encoder(tokenizer: Any, encoder: Any, encoders: dict, **tokenizer_data: Any) -> Any:
+    """A CLIP alone, weights random."""
+    import comfy.sd
+    from comfy.supported_models_base import ClipTarget
+
+    clip = comfy.sd.CLIP(
+        ClipTarget(tokenizer, encoder),
+        tokenizer_data=tokenizer_data,
+        model_options={**SMALL_ENCODERS, **encoders},
+    )
+    generator = torch.Generator().manual_seed(0)
+    for weight in clip.cond_stage_model.parameters():
+        fill(weight, generator)
+    return clip

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from encoder_layouts import ENCODERS, build, quantised
-from layouts import Loaded
+from encoder_layouts import ENCODERS, LLAMA, build, quantised, text_encoder
+from layouts import SMALL_CLIP, Loaded
 
 SIDE = 64  # pixels
 # Two of one length and one that is longer; the last is what guidance is measured against.
@@ -307,3 +308,83 @@ def test_encoder_in_few_bits_trains_and_its_file_fits(
     assert moved > 0.02 * after.norm()
     # The file is in half precision, and a change of one unit in it may round a weight another way.
     assert (found - after).norm() < 0.2 * moved
+
+
+# What it cannot do
+
+
+def refused(pack: ModuleType, loaded: Loaded, folder: Path, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        run_node(pack, loaded, folder)
+    assert not list(folder.rglob("*.safetensors"))
+
+
+def test_encoder_of_another_width_gets_a_sentence(
+    pack: ModuleType, loaded: Loaded, tmp_path: Path
+) -> None:
+    """Before the host would stop at shapes of matrices."""
+    import comfy.sd1_clip
+
+    wider = {"clip_l_model_config": {**SMALL_CLIP, "hidden_size": 48}}
+    other = text_encoder(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel, wider)
+    sentence = r"gives 48 numbers a token and the model reads \d+: they do not belong together"
+    refused(pack, replace(loaded, clip=other), tmp_path, sentence)
+
+
+def hidream() -> Any:
+    import comfy.text_encoders.hidream as hidream
+
+    sizes = {"llama_model_config": LLAMA}
+    return text_encoder(hidream.HiDreamTokenizer, hidream.hidream_clip(), sizes)
+
+
+def anima() -> Any:
+    import comfy.text_encoders.anima as anima
+
+    sizes = {"qwen3_06b_model_config": LLAMA}
+    return text_encoder(anima.AnimaTokenizer, anima.te(), sizes)
+
+
+def hidream_o1() -> Any:
+    """It passes the tokens' numbers on; its network is the text encoder, too."""
+    import comfy.text_encoders.hidream_o1 as hidream_o1
+
+    return text_encoder(hidream_o1.HiDreamO1Tokenizer, hidream_o1.HiDreamO1TE, {})
+
+
+@pytest.mark.parametrize(
+    ("encoder", "what"),
+    [
+        (hidream, "conditioning_llama3"),
+        (anima, "t5xxl_ids, t5xxl_weights"),
+        (hidream_o1, "text_input_ids"),
+    ],
+)
+def test_encoder_that_hands_on_more_than_vectors_gets_a_sentence(
+    pack: ModuleType, encoder: Callable[[], Any], what: str, tmp_path: Path
+) -> None:
+    loaded = replace(build("UMT5, Wan"), clip=encoder())
+    sentence = rf"hands on more of a prompt than .* \({what}\), as HiDream's and Anima's do"
+    refused(pack, loaded, tmp_path, sentence)
+
+
+def test_model_that_makes_sound_gets_a_sentence(pack: ModuleType, tmp_path: Path) -> None:
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = comfy.supported_models.ACEStep({"audio_model": "ace", "dtype": torch.float32})
+    config.set_inference_dtype(torch.float32, None)
+    network = config.get_model({}, "", device="meta")  # its full size, without the memory
+    cpu = torch.device("cpu")
+    patcher = comfy.model_patcher.CoreModelPatcher(network, cpu, cpu)
+    loaded = replace(build("T5, LTX"), model=patcher)
+    with pytest.raises(ValueError, match="This MODEL makes sound: there are no pictures"):
+        comfy_model(pack, loaded).check_encoder()
+
+
+def test_encoder_without_its_tokenizer_never_comes_to_be(pack: ModuleType) -> None:
+    """The host says so while it loads the file."""
+    import comfy.text_encoders.wan as wan
+
+    with pytest.raises((ValueError, TypeError)):
+        text_encoder(wan.WanT5Tokenizer, wan.te(), {})

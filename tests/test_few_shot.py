@@ -303,6 +303,7 @@ def test_record_says_how_it_was_made() -> None:
     ("concepts", "images", "sentence"),
     [
         ([], None, "No concept is named"),
+        ("fox", None, r"this is one text; give \['fox'\] for one concept"),
         (["cat", "  "], None, "No concept is named"),
         (["cat", "dog"], IMAGES[:3], "3 images cannot be shared .* 2 concepts"),
         (["cat"], torch.full((2, 4, 4, 3), torch.nan), "Image 1 holds NaN or infinite values"),

@@ -76,6 +76,29 @@ def test_encoder_without_layers_gets_a_sentence() -> None:
         encoder_weights(torch.nn.Linear(2, 2), "mlp")
 
 
+def test_stacks_are_cut_each_at_its_own_last_layer() -> None:
+    root = nn.ModuleDict({"l": Encoder(depth=3), "g": Encoder(depth=3), "eye": Encoder(depth=3)})
+    unread = {"l.layers": 1, "g.layers": 0, "eye.layers": 3}
+    found = set(encoder_weights(root, "attention", unread))
+    wanted = {f"l.{name}" for name in ATTENTION - in_layer(ATTENTION, 2)}
+    assert found == wanted | {f"g.{name}" for name in ATTENTION}
+
+
+def test_encoder_that_is_not_read_gets_a_sentence() -> None:
+    with pytest.raises(ValueError, match="This model reads nothing of what the text encoder makes"):
+        encoder_weights(Encoder(depth=3), "mlp", {"layers": 3})
+
+
+def test_encoder_of_whole_numbers_gets_a_sentence() -> None:
+    encoder = Encoder(depth=3)
+    for module in encoder.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            whole = torch.zeros(weight.shape, dtype=torch.uint8)
+            setattr(module, name, nn.Parameter(whole, requires_grad=False))
+    with pytest.raises(ValueError, match=r"whole numbers, as GGUF files hold them, .* safetensors"):
+        encoder_weights(encoder, "mlp-final-attn")
+
+
 @pytest.fixture(scope="module")
 def clip_l(host: ModuleType) -> torch.nn.Module:
     """The host's CLIP-L at its full size, without the memory."""

@@ -116,6 +116,10 @@ def few_shot(
 
 def check_concepts(concepts: Sequence[str], images: torch.Tensor | None) -> None:
     """Raises ValueError with one sentence where concepts or images cannot be used."""
+    if isinstance(concepts, str):
+        raise ValueError(
+            f"The concepts are a list, but this is one text; give [{concepts!r}] for one concept."
+        )
     if not concepts or not all(concept.strip() for concept in concepts):
         raise ValueError(
             "No concept is named: type the word or name to unlearn, for example: Zorvik"
