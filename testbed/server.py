@@ -49,7 +49,8 @@ MUTED = 2
 BYPASSED = 4
 
 NOT_EXECUTED = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR"}
+# The last is a choice with settings of its own; saved workflows choose what has none.
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "COMFY_DYNAMICCOMBO_V3"}
 UPLOADS = ("image_upload", "animated_image_upload", "video_upload")
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from testbed import thumbnails
+from testbed import thumbnails, video_thumbnails
 from testbed.judge import Judge
 from testbed.server import NOT_EXECUTED, Server, api_prompt
 
@@ -23,6 +23,15 @@ PACK = "comfyui-concept-unlearn"
 # Their ids differ between versions of ComfyUI.
 MOVED = {"SaveLoRA", "SaveLoRANode", "LoadImageSetFromFolder", "LoadImageSetFromFolderNode"}
 TITLE_BAR = 30  # pixels above a node's "pos"
+FILE_NAMES = {"ckpt_name", "unet_name", "clip_name", "vae_name", "erasure_name", "image"}
+# Where the loaders look for their files.
+FOLDERS = {
+    "CheckpointLoaderSimple": "checkpoints",
+    "UNETLoader": "diffusion_models",
+    "CLIPLoader": "text_encoders",
+    "VAELoader": "vae",
+    "ADE_LoadAnimateDiffModel": "animatediff_models",
+}
 
 each_workflow = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
@@ -33,6 +42,24 @@ def load(file: Path) -> dict[str, Any]:
 
 def executed(workflow: dict[str, Any]) -> list[dict[str, Any]]:
     return [node for node in workflow["nodes"] if node["type"] not in NOT_EXECUTED]
+
+
+def native(workflow: dict[str, Any]) -> dict[str, Any]:
+    """Without the nodes of AnimateDiff-Evolved, which tests/test_evolved.py looks at."""
+    kept = [node for node in workflow["nodes"] if not node["type"].startswith("ADE_")]
+    ids = {node["id"] for node in kept}
+    cut = {link[0] for link in workflow["links"] if not {link[1], link[3]} <= ids}
+    nodes = [
+        {
+            **node,
+            "inputs": [
+                {**socket, "link": None if socket["link"] in cut else socket["link"]}
+                for socket in node["inputs"]
+            ],
+        }
+        for node in kept
+    ]
+    return {**workflow, "nodes": nodes}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +75,7 @@ def few_shot(server: Server, checkpoint: Path) -> dict[str, Any]:
 
 
 def test_all_are_shipped() -> None:
-    assert [file.stem for file in FILES] == sorted(thumbnails.NAMES)
+    assert [file.stem for file in FILES] == sorted(thumbnails.NAMES + video_thumbnails.NAMES)
 
 
 @each_workflow
@@ -128,22 +155,41 @@ def test_links_agree_with_the_sockets(file: Path) -> None:
 
 @each_workflow
 def test_nodes_fit_their_schemas(file: Path, info: dict[str, Any]) -> None:
-    for node in executed(load(file)):
+    for node in executed(native(load(file))):
         assert node["type"] not in MOVED
         schema = info[node["type"]]
         own = schema["python_module"].startswith("custom_nodes.")
-        assert node["properties"]["Node name for S&R"] == node["type"]
         assert node["properties"]["cnr_id"] == (PACK if own else "comfy-core")
-        declared = {**schema["input"].get("required", {}), **schema["input"].get("optional", {})}
-        saved = {socket["name"]: socket["type"] for socket in node["inputs"]}
-        saved.pop("upload", None)  # the browser's own button on Load Image
-        assert saved == {
-            name: "COMBO" if isinstance(spec[0], list) else spec[0]
-            for name, spec in declared.items()
-        }
-        assert [(o["name"], o["type"]) for o in node["outputs"]] == list(
-            zip(schema["output_name"], schema["output"])
-        )
+        assert_fits(node, schema)
+
+
+def assert_fits(node: dict[str, Any], schema: dict[str, Any]) -> None:
+    """A saved node has the sockets of its schema, no more and no less."""
+    assert node["properties"]["Node name for S&R"] == node["type"]
+    declared = {**schema["input"].get("required", {}), **schema["input"].get("optional", {})}
+    saved = {socket["name"]: socket["type"] for socket in node["inputs"]}
+    saved.pop("upload", None)  # the browser's own button on Load Image
+    assert saved == {
+        name: "COMBO" if isinstance(spec[0], list) else spec[0] for name, spec in declared.items()
+    }
+    assert [(o["name"], o["type"]) for o in node["outputs"]] == list(
+        zip(schema["output_name"], schema["output"])
+    )
+
+
+@each_workflow
+def test_choices_are_among_those_offered(file: Path, info: dict[str, Any]) -> None:
+    """All but file names, which depend on what a user has."""
+    for node in api_prompt(native(load(file)), info).values():
+        inputs = info[node["class_type"]]["input"]
+        declared = {**inputs.get("required", {}), **inputs.get("optional", {})}
+        for name, value in node["inputs"].items():
+            if name in FILE_NAMES or isinstance(value, list):
+                continue
+            kind, *options = declared[name]
+            offered = kind if isinstance(kind, list) else dict(*options).get("options", ())
+            keys = [one["key"] if isinstance(one, dict) else one for one in offered]
+            assert not keys or value in keys, (node["class_type"], name, value)
 
 
 @each_workflow
@@ -157,7 +203,7 @@ def test_links_feed_all_that_has_no_widget(file: Path) -> None:
 @each_workflow
 def test_linked_widgets_show_what_they_are_fed(file: Path, info: dict[str, Any]) -> None:
     """A saved value beside a link is what the user sees, and falls back to when the link is cut."""
-    workflow = load(file)
+    workflow = native(load(file))
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: link for link in workflow["links"]}
     unlinked = {
@@ -178,24 +224,35 @@ def test_linked_widgets_show_what_they_are_fed(file: Path, info: dict[str, Any])
 
 @each_workflow
 def test_models_are_named_for_the_missing_model_dialog(file: Path) -> None:
-    loaders = [n for n in load(file)["nodes"] if n["type"] == "CheckpointLoaderSimple"]
+    loaders = [n for n in load(file)["nodes"] if n["type"] in FOLDERS]
     assert loaders
     for node in loaders:
+        assert node["properties"]["models"]
         for model in node["properties"]["models"]:
             assert set(model) >= {"name", "url", "directory"}
-            assert model["directory"] == "checkpoints"
+            assert model["directory"] == FOLDERS[node["type"]]
             assert model["url"].split("?")[0].endswith(model["name"])
 
 
-def test_the_second_loads_what_the_first_saves(info: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("few_shot_encoder_unlearn", "load_erased_clip"),
+        ("few_shot_encoder_unlearn", "erased_clip_animatediff"),
+        ("image_to_video_unlearn", "erased_clip_wan"),
+    ],
+)
+def test_the_second_loads_what_the_first_saves(
+    info: dict[str, Any], first: str, second: str
+) -> None:
     (save,) = [
         node
-        for node in api_prompt(thumbnails.load("few_shot_encoder_unlearn"), info).values()
+        for node in api_prompt(thumbnails.load(first), info).values()
         if node["class_type"] == "SaveErasedCLIP"
     ]
     (loaded,) = [
         node
-        for node in api_prompt(thumbnails.load("load_erased_clip"), info).values()
+        for node in api_prompt(native(thumbnails.load(second)), info).values()
         if node["class_type"] == "LoadErasedCLIP"
     ]
     prefix = save["inputs"]["filename_prefix"].removeprefix("loras/")
@@ -203,7 +260,7 @@ def test_the_second_loads_what_the_first_saves(info: dict[str, Any]) -> None:
 
 
 def test_before_and_after_differ_in_what_was_erased_alone(info: dict[str, Any]) -> None:
-    for name in thumbnails.NAMES:
+    for name in (*thumbnails.NAMES, *video_thumbnails.WAN):
         if thumbnails.result(thumbnails.load(name)) is not None:
             continue  # it shows one picture, not pairs
         erased = "model" if name.endswith("unet_unlearn") else "clip"
