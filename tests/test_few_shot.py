@@ -314,6 +314,7 @@ def test_record_says_how_it_was_made() -> None:
     ],
     ids=[
         "no concept",
+        "no list",
         "blank concept",
         "wrong count",
         "nan",
