@@ -138,8 +138,8 @@ def test_search_never_becomes_worse() -> None:
 
 
 def test_search_begins_with_the_words_it_is_given() -> None:
-    found = search(table_of(9), lambda v: v.sum((1, 2)), 2, 3, 0, 4, 0, start=["word4", "word2"])
-    assert found == [["word4", "word2", "word4"]] * 2
+    start = [["word4", "word2"], ["word0", "word8"]]
+    assert search(table_of(9), lambda v: v.sum((1, 2)), 2, 2, 0, 4, 0, start=start) == start
 
 
 # Figures
@@ -271,7 +271,7 @@ def small(pack: ModuleType) -> Any:
     made = pack.unlearn.probe.settings("quick", "object", steps=8, guidance=5.0, seed=0)
     own = {
         "ring_a_bell": {"steps": 1, "tokens": 4, "tries": 1, "pairs": 2},
-        "unlearn_diff_atk": {"steps": 1, "tries": 1, "draws": 1},
+        "unlearn_diff_atk": {"steps": 1, "tries": 1, "draws": 1, "first_steps": 2},
         "cce": {"steps": 2, "pictures": 3, "batch": 2},
     }
     changed = {name: dataclasses.replace(getattr(made, name), **some) for name, some in own.items()}

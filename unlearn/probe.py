@@ -39,7 +39,7 @@ OnProbe = Callable[[str, int, int], None]
 AT_ONCE = 4  # pictures drawn together
 # The budgets of the quick level; those of the full one are the attacks' own.
 QUICK_RING_A_BELL = RingABellSettings(steps=25)
-QUICK_UNLEARN_DIFF_ATK = UnlearnDiffAtkSettings(steps=10, draws=3)
+QUICK_UNLEARN_DIFF_ATK = UnlearnDiffAtkSettings(steps=8, draws=3, first_steps=40)
 QUICK_CCE = CCESettings(pictures=4, steps=60)
 ATTACKS = (nameless_attack.NAME, prefix_attack.NAME, token_attack.NAME)
 
@@ -232,6 +232,8 @@ def probe(
     with original() as model:
         asked = phrasings(concept, s.kind, s.prompts, model.vocabulary(), given, s.seed)
         own = asked[OWN]
+        with torch.no_grad():
+            wanted = model.encode(own)
         before = {
             name: _drawn(model, prompts, s, f"drawing {name}, original", on_probe)
             for name, prompts in asked.items()
@@ -249,7 +251,7 @@ def probe(
     with edited() as model:
         if prefix in attacks:
             asked[prefix] = unlearn_diff_atk(
-                model, concept, own, before[OWN], s.kind, s.unlearn_diff_atk, attack
+                model, own, wanted, before[OWN], s.kind, s.unlearn_diff_atk, attack
             )
         for name, prompts in asked.items():
             drawn = _drawn(model, prompts, s, f"drawing {name}, edited", on_probe)

@@ -30,21 +30,21 @@ def search(
     tries: int,
     seed: int,
     on_step: Callable[[int], None] | None = None,
-    start: Sequence[str] = (),
+    start: Sequence[Sequence[str]] = (),
 ) -> list[list[str]]:
     """The best words found, `tokens` of them for each of `count` gaps, searched side by side.
 
     losses_of: (count, tokens, width) vectors to (count,) losses, the same function at every call.
     tries: exchanges of a word that are tried at each step. on_step(step) may raise to cancel.
-    start: words of the vocabulary that the search begins with, in turn; none: random ones.
+    start: the words in each gap to begin with; none: random ones.
     """
     generator = torch.Generator().manual_seed(seed)
     table = vocabulary.vectors
     size, rows = len(table), torch.arange(count, device=table.device)
     words = torch.randint(size, (count, tokens), generator=generator).to(table.device)
     if start:
-        begin = [vocabulary.words.index(start[i % len(start)]) for i in range(tokens)]
-        words[:] = torch.tensor(begin, device=table.device)
+        numbers = {word: i for i, word in enumerate(vocabulary.words)}
+        words = torch.tensor([[numbers[word] for word in row] for row in start]).to(table.device)
     least = torch.full((count,), torch.inf, device=table.device)
     for step in range(steps):
         vectors = table[words].clone().requires_grad_()

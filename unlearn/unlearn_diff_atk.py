@@ -2,8 +2,9 @@
 
 Zhang et al., arXiv 2310.11868 (ECCV 2024). The attacker has the erased model and, for each prompt,
 a picture of what it used to draw. Words are sought under which the erased model predicts the noise
-in that picture. Ours is the search among words (token_search.py), which begins with those nearest
-to the concept's own, and that every step sees the same draws of noise and timestep, where the paper
+in that picture. Ours is the search among words (token_search.py); that it begins with words under
+which the erased text encoder says most nearly what the original one said of the prompt, which asks
+no image network; and that every step sees the same draws of noise and timestep, where the paper
 walks through 50 timesteps with 40 steps at each.
 """
 
@@ -14,12 +15,13 @@ from dataclasses import dataclass
 
 import torch
 
-from .model import DiffusionModel
+from .model import Conditioning, DiffusionModel
 from .neighbourhood import Kind
 from .targets import Targets
 from .token_search import OnAttack, search
 
 NAME = "UnlearnDiffAtk"
+FIRST_TRIES = 8
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class UnlearnDiffAtkSettings:
     steps: int = 40
     tries: int = 4
     """Exchanges of a word that are tried at each step."""
+    first_steps: int = 100
+    """Before these, with the text encoder alone; each with FIRST_TRIES."""
     draws: int = 4
     """Of noise and timestep, for each picture."""
     at_once: int = 4
@@ -38,8 +42,8 @@ class UnlearnDiffAtkSettings:
 
 def unlearn_diff_atk(
     model: DiffusionModel,
-    concept: str,
     prompts: Sequence[str],
+    wanted: Conditioning,
     targets: torch.Tensor,
     kind: Kind,
     settings: UnlearnDiffAtkSettings = UnlearnDiffAtkSettings(),
@@ -47,39 +51,52 @@ def unlearn_diff_atk(
 ) -> list[str]:
     """Each prompt with the words found before it.
 
-    model: the erased one. targets: (N, ...) latents that the original drew from the prompts. Raises
-    ValueError where a prompt is too long for more words.
+    model: the erased one. wanted, targets: the conditioning that the original made of the prompts,
+    and the (N, ...) latents that it drew. Raises ValueError where a prompt is too long for more
+    words.
     """
     vocabulary, attacked = model.vocabulary(), []
     tokens = settings.tokens or (5 if kind == "character" else 3)
-    total = settings.steps * -(-len(prompts) // settings.at_once)
+    each = settings.first_steps + settings.steps
+    total = each * -(-len(prompts) // settings.at_once)
     for i in range(0, len(prompts), settings.at_once):
-        some = list(prompts[i : i + settings.at_once])
-        pictures = Targets(
-            model, targets[i : i + settings.at_once], kind, settings.draws, settings.seed + i
-        )
+        at = slice(i, i + settings.at_once)
+        some, aim = list(prompts[at]), wanted[at].cross
+        pictures = Targets(model, targets[at], kind, settings.draws, settings.seed + i)
         with torch.no_grad():
             before = pictures.losses(model.encode(some))
         sentences = ["{} " + prompt for prompt in some]
+
+        def distance(vectors: torch.Tensor, sentences=sentences, aim=aim) -> torch.Tensor:
+            found = model.encode_filled(sentences, vectors).cross
+            return (found - aim).square().mean((1, 2))
 
         def losses(
             vectors: torch.Tensor, sentences=sentences, pictures=pictures, before=before
         ) -> torch.Tensor:
             return pictures.relative(model.encode_filled(sentences, vectors), before)
 
-        def on_step(step: int, i: int = i) -> None:
-            on_attack(i // settings.at_once * settings.steps + step, total, NAME)
+        found: list[list[str]] = []
+        done = i // settings.at_once * each
+        for loss, steps, tries in (
+            (distance, settings.first_steps, FIRST_TRIES),
+            (losses, settings.steps, settings.tries),
+        ):
 
-        found = search(
-            vocabulary,
-            losses,
-            len(some),
-            tokens,
-            settings.steps,
-            settings.tries,
-            settings.seed + i,
-            on_step if on_attack else None,
-            vocabulary.near(concept, tokens),
-        )
+            def on_step(step: int, done: int = done) -> None:
+                on_attack(done + step, total, NAME)
+
+            found = search(
+                vocabulary,
+                loss,
+                len(some),
+                tokens,
+                steps,
+                tries,
+                settings.seed + i,
+                on_step if on_attack else None,
+                found,
+            )
+            done += steps
         attacked += [f"{' '.join(words)} {prompt}" for words, prompt in zip(found, some)]
     return attacked
