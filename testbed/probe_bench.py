@@ -1,11 +1,11 @@
-"""Can the probe tell what was erased? docs/probe.json, docs/probe.md and docs/probe.png.
+"""Can the probe tell what was erased? docs/probe.json and docs/probe.md.
 
     python -m testbed.probe_bench                           all of it
     python -m testbed.probe_bench --concept fox --edit none random
 
 Each concept is probed on the model as it is, with a random edit as large as the erasure, and after
 the erasure; the judge is asked beside the original model. What the JSON file already holds is not
-measured again, so it goes on where it was stopped. Erasures are kept in output/probe.
+measured again, so it goes on where it was stopped. Erasures and pictures are kept in output/probe.
 """
 
 from __future__ import annotations
@@ -243,6 +243,7 @@ def main() -> None:
                     write(rows, options)
     if any(worker.wait() for worker in workers):
         raise SystemExit("probe_bench: a worker failed; what it printed above says why.")
+    write(rows, options)
     print(page(rows))
 
 
