@@ -14,10 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from dev import host_command
-
 from . import host
-from .server import Server
+from .server import Server, extended
 
 VARIABLE = "CONCEPT_UNLEARN_ANIMATEDIFF"
 EXTENSION = host.ROOT / "testbed" / "animatediff_evolved"
@@ -45,19 +43,9 @@ def load(nodes: ModuleType) -> ModuleType:
 @contextmanager
 def server(folder: Path, motion: Path, input_folder: Path | None = None) -> Iterator[Server]:
     """A real server with the pack, IconCanvas, and AnimateDiff-Evolved with a motion module."""
-    extra = folder / "extra"
-    shutil.copytree(EXTENSION, extra / "custom_nodes" / EXTENSION.name)
-    (extra / "motion").mkdir()
-    shutil.copy(motion, extra / "motion" / MOTION)
-    paths = folder / "extra.yaml"
-    paths.write_text(
-        f"extra:\n  base_path: {extra.as_posix()}\n  custom_nodes: custom_nodes\n"
-        "  animatediff_models: motion\n",
-        encoding="utf-8",
-    )
-    option = "--whitelist-custom-nodes"
-    own = host_command(host.path(), 0)
-    names = own[own.index(option) + 1 :]
-    args = ("--extra-model-paths-config", str(paths), option, *names, EXTENSION.name)
+    models = folder / "motion"
+    models.mkdir()
+    shutil.copy(motion, models / MOTION)
+    args = extended(folder, EXTENSION, animatediff_models=models)
     with Server(folder, input_folder=input_folder, args=args) as running:
         yield running

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import socket
 import struct
 import subprocess
@@ -325,6 +326,23 @@ class Server:
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"http://{self.address}{path}", data, headers)
         return self._opener.open(request, timeout=60)
+
+
+def extended(folder: Path, extension: Path, **models: Path) -> tuple[str, ...]:
+    """Options of main.py by which it also loads one more extension, which is copied into folder.
+
+    models: further folders to look for models in, by the host's names of their kinds.
+    """
+    extra = folder / "extra"
+    shutil.copytree(extension, extra / extension.name)
+    paths = folder / "extra.yaml"
+    found = {"custom_nodes": extra, **models}
+    lines = [f"  {kind}: {place.resolve().as_posix()}" for kind, place in found.items()]
+    paths.write_text("\n".join(["extra:", *lines, ""]), encoding="utf-8")
+    option = "--whitelist-custom-nodes"  # the last one counts
+    own = host_command(path(), 0)
+    names = own[own.index(option) + 1 :]
+    return "--extra-model-paths-config", str(paths), option, *names, extension.name
 
 
 def _events(connection: websocket.WebSocket, deadline: float) -> Iterator[tuple[str | int, Any]]:
