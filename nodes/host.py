@@ -298,6 +298,7 @@ class ComfyModel:
         known = {
             **conditioning.extra,
             "cross_attn": conditioning.cross,
+            "pooled_output": conditioning.pooled,  # some networks look for it, None or not
             "noise": x_t,
             "latent_image": None,
             "device": self.device,
@@ -305,8 +306,6 @@ class ComfyModel:
             "height": x_t.shape[-2] * 8,
             "prompt_type": "positive",
         }
-        if conditioning.pooled is not None:
-            known["pooled_output"] = conditioning.pooled
         conds = self.network.extra_conds(**known)
         return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}
 
@@ -376,10 +375,7 @@ class ComfyModel:
     @staticmethod
     def _listed(conditioning: Conditioning) -> list:
         """As the host passes conditioning between nodes."""
-        options = dict(conditioning.extra)
-        if conditioning.pooled is not None:
-            options["pooled_output"] = conditioning.pooled
-        return [[conditioning.cross, options]]
+        return [[conditioning.cross, {**conditioning.extra, "pooled_output": conditioning.pooled}]]
 
     @contextmanager
     def edit(self, part: Part, select: str, rank: int = 0, seed: int = 0) -> Iterator[Edit]:

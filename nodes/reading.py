@@ -62,6 +62,7 @@ ENTRANCES = (
     "cap_embedder.1",  # Lumina 2, Z-Image
     "time_caption_embed.caption_embedder.1",  # OmniGen 2
     "patch_embed.text_proj",  # CogVideoX
+    "text_embeddings.in_layer",  # Kandinsky 5
 )
 
 

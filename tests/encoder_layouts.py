@@ -19,6 +19,7 @@ from layouts import (
     SMALL_CLIP,
     SMALL_ENCODERS,
     SMALL_FLUX,
+    SMALL_T5,
     SMALL_UNET,
     Loaded,
     assemble,
@@ -197,6 +198,61 @@ def with_small_eye(encoder: Callable) -> Callable:
     return build
 
 
+def qwen_hunyuan_video_15() -> dict:
+    """Qwen 2.5 VL two layers early; of T5 for bytes nothing, unless a prompt quotes."""
+    import comfy.text_encoders.hunyuan_image as hunyuan_image
+    import comfy.text_encoders.hunyuan_video as hunyuan_video
+
+    config = network(
+        "HunyuanVideo15",
+        **SMALL_FLUX,
+        image_model="hunyuan_video",
+        in_channels=65,
+        out_channels=32,
+        patch_size=[1, 1, 1],
+        vec_in_dim=None,
+        axes_dim=[8, 12, 12],
+        theta=256,
+        qkv_bias=True,
+        byt5=False,
+        meanflow=False,
+        use_cond_type_embedding=False,
+        vision_in_dim=None,
+        meanflow_sum=False,
+    )
+    return {
+        "config": config,
+        "tokenizer": hunyuan_video.HunyuanVideo15Tokenizer,
+        "encoder": with_small_eye(hunyuan_image.te()),
+        # The host gives T5 for bytes no name of its own.
+        "encoders": {"qwen25_7b_model_config": LLAMA, "_model_config": SMALL_T5},
+    }
+
+
+def qwen_kandinsky() -> dict:
+    """Qwen 2.5 VL to the end, and of CLIP-L the pooled vector alone."""
+    import comfy.text_encoders.kandinsky5 as kandinsky5
+
+    config = network(
+        "Kandinsky5",
+        image_model="kandinsky5",
+        model_dim=64,
+        ff_dim=64,
+        time_dim=32,
+        in_text_dim=WIDTH,
+        in_text_dim2=32,
+        num_text_blocks=1,
+        num_visual_blocks=2,
+        axes_dims=(8, 12, 12),
+    )
+    return {
+        "config": config,
+        "tokenizer": kandinsky5.Kandinsky5Tokenizer,
+        "encoder": with_small_eye(kandinsky5.te()),
+        "encoders": {"qwen25_7b_model_config": LLAMA},
+    }
+
+
 def qwen25_omnigen2() -> dict:
     import comfy.text_encoders.omnigen2 as omnigen2
 
@@ -312,6 +368,8 @@ ENCODERS: dict[str, Callable[[], dict]] = {
     "UMT5, Wan": umt5_wan,
     "Llama and CLIP-L, HunyuanVideo": llama_hunyuan_video,
     "Qwen 2.5 VL, Qwen-Image": qwen_image,
+    "Qwen 2.5 VL and ByT5, HunyuanVideo 1.5": qwen_hunyuan_video_15,
+    "Qwen 2.5 VL and CLIP-L, Kandinsky 5": qwen_kandinsky,
     "Qwen 2.5, OmniGen 2": qwen25_omnigen2,
     "Qwen 3, Z-Image": qwen3_z_image,
     "Qwen 3, Flux 2 Klein": qwen3_flux2,

@@ -21,12 +21,14 @@ CLIP_L = "clip_l.transformer.text_model.encoder.layers"
 CLIP_G = "clip_g.transformer.text_model.encoder.layers"
 CLIP_H = "clip_h.transformer.text_model.encoder.layers"
 T5 = "t5xxl.transformer.encoder.block"
+QWEN25 = "qwen25_7b.transformer.model.layers"
 QWEN3 = "qwen3_4b.transformer.model.layers"
 
 # How many of the last layers of each stack go unread, as the host's classes have it: SDXL reads of
 # CLIP-L the last but one, of CLIP-G that and the pooled vector, which goes through all layers; SD 3
 # and Flux read CLIP-L's pooled vector, too; language models are read one or two layers early, Flux
-# 2 Klein at what enters layer 27 of 29 here; and Qwen's eye sees nothing of a prompt.
+# 2 Klein at what enters layer 27 of 29 here; Qwen's eye sees nothing of a prompt, and T5 for bytes
+# what is quoted in it, which the methods' prompts do not.
 UNREAD = {
     "CLIP-L, SD 1.5": {CLIP_L: 0},
     "CLIP-L and CLIP-G, SDXL": {CLIP_L: 1, CLIP_G: 0},
@@ -39,8 +41,18 @@ UNREAD = {
     "UMT5, Wan": {"umt5xxl.transformer.encoder.block": 0},
     "Llama and CLIP-L, HunyuanVideo": {CLIP_L: 0, "llama.transformer.model.layers": 2},
     "Qwen 2.5 VL, Qwen-Image": {
-        "qwen25_7b.transformer.model.layers": 0,
+        QWEN25: 0,
         "qwen25_7b.transformer.visual.blocks": 2,
+    },
+    "Qwen 2.5 VL and ByT5, HunyuanVideo 1.5": {
+        QWEN25: 2,
+        "qwen25_7b.transformer.visual.blocks": 2,
+        "byt5_small.transformer.encoder.block": 2,
+    },
+    "Qwen 2.5 VL and CLIP-L, Kandinsky 5": {
+        QWEN25: 0,
+        "qwen25_7b.transformer.visual.blocks": 2,
+        CLIP_L: 0,
     },
     "Qwen 2.5, OmniGen 2": {"qwen25_3b.transformer.model.layers": 0},
     "Qwen 3, Z-Image": {QWEN3: 1},

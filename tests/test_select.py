@@ -95,7 +95,7 @@ def test_encoder_of_whole_numbers_gets_a_sentence() -> None:
         for name, weight in list(module.named_parameters(recurse=False)):
             whole = torch.zeros(weight.shape, dtype=torch.uint8)
             setattr(module, name, nn.Parameter(whole, requires_grad=False))
-    with pytest.raises(ValueError, match=r"whole numbers, as GGUF files hold them, .* safetensors"):
+    with pytest.raises(ValueError, match=r"whole numbers, as from a GGUF file, .* safetensors"):
         encoder_weights(encoder, "mlp-final-attn")
 
 

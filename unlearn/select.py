@@ -83,8 +83,8 @@ def encoder_weights(
         )
     if any(hasattr(root.get_submodule(name), "weight") for name in names):
         raise ValueError(
-            "This text encoder's weights are whole numbers, as GGUF files hold them, which cannot "
-            "be trained; load it from a safetensors file."
+            "This text encoder's weights are packed into whole numbers, as from a GGUF file, and "
+            "cannot be trained; load it from a safetensors file."
         )
     raise ValueError(f"This text encoder has no weights of the kind {trainable!r} to train.")
 
