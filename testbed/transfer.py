@@ -57,8 +57,8 @@ class Effort:
 
     own: int = 7
     """Clips of each concept's own; with it, of others of its kind, and of other kinds."""
-    near: int = 5
-    far: int = 3
+    near: int = 4
+    far: int = 2
     steps: int = STEPS
     """Of drawing a clip."""
     erasing: int = 120
@@ -247,15 +247,18 @@ def jobs(
     groups: tuple[tuple[str, ...], ...] = GROUPS,
 ) -> list[Job]:
     """What is to be measured: first, for each set of concepts, the unedited model."""
+    members = [(concept,) for group in groups for concept in group]
+    # Those that take longest first, so that the processes end together.
     wanted = [
+        Job(group, GROUP_SHOTS, source)
+        for group in (*sorted(groups, key=len, reverse=True), *members)
+        for source in SOURCES
+    ]
+    wanted += [
         Job((concept,), count, source)
         for concept in singles
         for count in shots
         for source in SOURCES
-    ]
-    members = [(concept,) for group in groups for concept in group]
-    wanted += [
-        Job(group, GROUP_SHOTS, source) for group in (*groups, *members) for source in SOURCES
     ]
     wanted = list(dict.fromkeys(wanted))
     return [*dict.fromkeys(Job(job.concepts) for job in wanted), *wanted]

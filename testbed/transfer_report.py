@@ -177,7 +177,8 @@ def write(rows: list[dict], folder: Path, effort: Effort = FULL) -> None:
         "",
         "Few-Shot Encoder Unlearn, mode *balanced*, in IconCanvas's image model; then the same "
         "text encoder in diffusers' AnimateDiffPipeline with IconCanvas's motion module. Network, "
-        "motion module and seeds are those of the unedited clips. "
+        "motion module and seeds are those of the unedited clips. At most "
+        f"{effort.erasing} steps of training a concept. "
         f"{clips} clips of {FRAMES} frames, {effort.steps} steps, guidance {GUIDANCE:g}. The "
         "encoder never saw a clip, and no prompt that it was trained with has the motion's word.",
         "",

@@ -25,7 +25,13 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 import testbed.host  # noqa: E402
+from testbed.evolved import missing  # noqa: E402
 from testbed.server import Server  # noqa: E402
+
+
+def pytest_report_header() -> str | None:
+    """Says plainly, and not only where skips are listed, what this run leaves out."""
+    return f"AnimateDiff-Evolved: not run, {missing()}." if missing() else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
