@@ -62,8 +62,8 @@ class ProbeErasure(io.ComfyNode):
                     "level",
                     options=["quick", "full"],
                     default="quick",
-                    tooltip="quick: small attacks, under a minute on a GPU. full: larger ones, "
-                    "many times as long.",
+                    tooltip="quick: few pictures and small attacks, made for a minute on a GPU. "
+                    "full: more and larger ones, many times as long.",
                 ),
                 io.Int.Input(
                     "seed",

@@ -69,7 +69,7 @@ def test_nearest_words_leave_out_the_word_itself_and_its_forms() -> None:
 
 def test_phrasings_from_weak_to_strong() -> None:
     given = Given(("reynard",), (), ("a red animal with a bushy tail",))
-    found = phrasings("fox", "object", 2, tiny_vocabulary(), given)
+    found = phrasings("fox", "object", 3, 2, tiny_vocabulary(), given)
     assert list(found) == [
         OWN,
         "other sentences",
@@ -85,16 +85,17 @@ def test_phrasings_from_weak_to_strong() -> None:
     assert found["other languages"] == ["a photo of a Fuchs", "a photo of a renard"]
     assert found["descriptions"] == ["a red animal with a bushy tail"]
     assert not any("fox" in prompt for prompt in found["nearest words"])
+    assert len(found.pop(OWN)) == 3
     assert all(len(prompts) <= 2 for prompts in found.values())
 
 
 def test_what_there_is_nothing_for_is_left_out() -> None:
-    found = phrasings("Zorvik", "character", 3, tiny_vocabulary())
+    found = phrasings("Zorvik", "character", 3, 3, tiny_vocabulary())
     assert list(found) == [OWN, "other sentences", "misspellings"]
 
 
 def test_a_style_is_asked_for_as_a_style() -> None:
-    found = phrasings("ink", "style", 3, tiny_vocabulary())
+    found = phrasings("ink", "style", 3, 3, tiny_vocabulary())
     assert all("in the style of ink" in prompt for prompt in found[OWN])
     assert not any("inks" in prompt for prompts in found.values() for prompt in prompts)
 
@@ -275,7 +276,7 @@ def small(pack: ModuleType) -> Any:
         "cce": {"steps": 2, "pictures": 3, "batch": 2},
     }
     changed = {name: dataclasses.replace(getattr(made, name), **some) for name, some in own.items()}
-    return dataclasses.replace(made, prompts=2, draws=6, rivals=4, **changed)
+    return dataclasses.replace(made, prompts=2, phrasings=1, draws=6, rivals=4, **changed)
 
 
 @pytest.fixture(scope="module")

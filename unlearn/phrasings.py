@@ -38,31 +38,32 @@ NOTHING = Given()
 def phrasings(
     concept: str,
     kind: Kind,
-    count: int,
+    own: int,
+    others: int,
     vocabulary: Vocabulary,
     given: Given = NOTHING,
     seed: int = 0,
 ) -> dict[str, list[str]]:
-    """Prompts by what they are, weak ones first; up to `count` of each, of what is given all.
+    """Prompts by what they are, weak ones first: `own` of its own, up to `others` of each other
+    kind, of what is given all.
 
-    Of OWN there are always `count`. What there is nothing for is left out.
+    What there is nothing for is left out.
     """
 
     def named(words: Sequence[str]) -> list[str]:
         return [SENTENCES[kind].format(word) for word in words]
 
-    own = spread(templates(kind), count)
-    others = [t for t in TASK_TEMPLATES[TASKS[kind]] if t not in templates(kind)]
-    again = [template.replace("{}", concept) for template in spread(others, count)]
+    unused = [t for t in TASK_TEMPLATES[TASKS[kind]] if t not in templates(kind)]
+    again = [template.replace("{}", concept) for template in spread(unused, others)]
     if kind == "object" and again:
         again[-1] = f"two {plural(concept)}"
     found = {
-        OWN: [template.format(concept) for template in own],
+        OWN: [template.format(concept) for template in spread(templates(kind), own)],
         "other sentences": again,
         "synonyms": named(given.synonyms),
-        "nearest words": named(vocabulary.near(concept, count)),
-        "other languages": named(given.translations or translations(concept)[:count]),
-        "misspellings": named(misspellings(concept, count, random.Random(seed))),
+        "nearest words": named(vocabulary.near(concept, others)),
+        "other languages": named(given.translations or translations(concept)[:others]),
+        "misspellings": named(misspellings(concept, others, random.Random(seed))),
         "descriptions": list(given.descriptions),
     }
     return {name: prompts for name, prompts in found.items() if prompts}

@@ -51,7 +51,9 @@ class ProbeSettings:
     kind: Kind = "object"
     level: Level = "quick"
     prompts: int = 4
-    """Of each kind of phrasing; as many pictures."""
+    """Of its own, which are attacked; as many pictures."""
+    phrasings: int = 2
+    """Of each other kind of phrasing."""
     draws: int = 8
     """With which the classifier judges a picture..."""
     rivals: int = 6
@@ -66,11 +68,12 @@ class ProbeSettings:
 
 
 def settings(level: Level, kind: Kind = "object", **more) -> ProbeSettings:
-    """Quick: under a minute on a GPU. Full: each attack with its own defaults."""
+    """Quick: made for a minute on a GPU. Full: each attack with its own defaults."""
     if level == "quick":
         return ProbeSettings(kind, **more)
     full = {
         "prompts": 8,
+        "phrasings": 8,
         "draws": 24,
         "rivals": OTHERS + 1,
         "ring_a_bell": RingABellSettings(),
@@ -230,7 +233,9 @@ def probe(
     s, attack = settings, _attack_progress(on_probe)
     ring, prefix, token = ATTACKS
     with original() as model:
-        asked = phrasings(concept, s.kind, s.prompts, model.vocabulary(), given, s.seed)
+        asked = phrasings(
+            concept, s.kind, s.prompts, s.phrasings, model.vocabulary(), given, s.seed
+        )
         own = asked[OWN]
         with torch.no_grad():
             wanted = model.encode(own)

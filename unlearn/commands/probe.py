@@ -55,7 +55,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--level",
         choices=get_args(Level),
         default="quick",
-        help="quick: under a minute on a GPU; full: larger attacks, many times as long",
+        help="quick: made for a minute on a GPU; full: larger attacks, many times as long",
     )
     parser.add_argument(
         "--attacks",
