@@ -58,8 +58,9 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """
     testbed.host.start()
     import folder_paths
-    import nodes
     from server import PromptServer
+
+    import nodes
 
     folder = tmp_path_factory.mktemp("host")
     folder_paths.set_output_directory(str(folder / "output"))
