@@ -380,8 +380,9 @@ ENCODERS: dict[str, Callable[[], dict]] = {
 
 def build(name: str) -> Loaded:
     loaded = assemble(name, **ENCODERS[name]())
-    # Flux 2 pads to 512 tokens, and its 29 layers would take long for them.
-    loaded.clip.set_tokenizer_option("qwen3_4b_min_length", 32)
+    # By themselves they pad a prompt to up to 512 tokens.
+    for encoder in ("t5xxl", "umt5xxl", "qwen3_4b"):
+        loaded.clip.set_tokenizer_option(f"{encoder}_min_length", 32)
     return loaded
 
 
