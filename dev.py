@@ -327,15 +327,27 @@ def cpu_option() -> list[str]:
 def link_all(host: Path) -> None:
     """Show ComfyUI the pack, the test model's extension, its checkpoint and its pictures."""
     step = Step("Links into ComfyUI")
-    link_folder(ROOT, host / "custom_nodes", PACK_NAME)
     testbed = ROOT / "testbed"
-    link_folder(testbed / "iconcanvas", host / "custom_nodes", "iconcanvas")
-    checkpoint = testbed / "weights" / "iconcanvas.safetensors"
+    for name, folder in extensions().items():
+        link_folder(folder, host / "custom_nodes", name)
+    checkpoint, motion = (
+        testbed / "weights" / f"{name}.safetensors" for name in ("iconcanvas", "motion")
+    )
     link_file(checkpoint, host / "models" / "checkpoints" / checkpoint.name)
+    link_file(motion, host / "models" / "animatediff_models" / "iconcanvas_motion.safetensors")
     for picture in sorted((testbed / "samples").glob("*.png")):
         name = f"iconcanvas_{picture.stem.removeprefix('iconcanvas_')}.png"
         copy_file(picture, host / "input" / name)  # the host refuses inputs that lie elsewhere
     step.done()
+
+
+def extensions() -> dict[str, Path]:
+    """ComfyUI's extensions by name: the pack, IconCanvas, and AnimateDiff-Evolved at IconCanvas's
+    widths where CONCEPT_UNLEARN_ANIMATEDIFF names its folder."""
+    found = {PACK_NAME: ROOT, "iconcanvas": ROOT / "testbed" / "iconcanvas"}
+    if os.environ.get("CONCEPT_UNLEARN_ANIMATEDIFF"):
+        found["iconcanvas-animatediff"] = ROOT / "testbed" / "animatediff_evolved"
+    return found
 
 
 def link_folder(source: Path, parent: Path, name: str) -> None:
@@ -456,8 +468,8 @@ def start(host: Path, command: list[str], cwd: Path = ROOT) -> int:
 
 
 def host_command(host: Path, port: int) -> list[str]:
-    """Arguments for Python that serve ComfyUI, with no custom nodes but the pack and IconCanvas."""
-    ours = (ROOT, ROOT / "testbed" / "iconcanvas")
+    """Arguments for Python that serve ComfyUI, with no custom nodes but `extensions`."""
+    ours = set(extensions().values())
     names = [path.name for path in (host / "custom_nodes").iterdir() if path.resolve() in ours]
     command = ["main.py", "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"]
     # Without this ComfyUI and its page would reach for the network.
