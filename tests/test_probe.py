@@ -181,8 +181,10 @@ def test_post_asr_counts_a_prompt_that_succeeds_with_or_without_the_attack() -> 
 
 
 def test_nothing_erased_is_said() -> None:
-    said = probed(YES, YES, YES, YES).sentences()[0]
-    assert said.startswith("fox is not suppressed: its own prompts show it in 4 of 4 pictures")
+    assert probed(YES, YES, YES, YES).sentences() == [
+        "fox is not suppressed: its own prompts show it in 4 of 4 pictures (4 before). Little or "
+        "nothing was erased."
+    ]
 
 
 def test_what_is_suppressed_is_never_called_gone_for_good() -> None:
@@ -191,6 +193,14 @@ def test_what_is_suppressed_is_never_called_gone_for_good() -> None:
     assert "with attacks by prompts 25%" in said[0]
     assert "it does not say that nothing else brings it back" in said[0]
     assert "removed" not in " ".join(said)
+
+
+def test_an_attack_that_was_not_run_is_not_reported() -> None:
+    found = probed(NO, NO, NO, NO)
+    found.asked[:] = found.asked[:1]
+    (said,) = found.sentences()
+    assert "attack" not in said
+    assert found.record()["post"] == {}
 
 
 def test_an_encoder_edit_cannot_stop_a_trained_token() -> None:

@@ -167,13 +167,14 @@ class Probe:
             ]
         measured = f"its own prompts show it in {left} of {count} pictures ({were} before)"
         if left > were / 2:
-            first = f"{self.concept} is not suppressed: {measured}"
-        else:
-            how = "suppressed" if left == 0 else "partly suppressed"
-            first = f"{self.concept} is {how}, measured at {left / count:.0%}: {measured}"
+            return [f"{self.concept} is not suppressed: {measured}. Little or nothing was erased."]
+        how = "suppressed" if left == 0 else "partly suppressed"
+        first = f"{self.concept} is {how}, measured at {left / count:.0%}: {measured}"
+        attacked = any(one.name in ATTACKS[:2] for one in self.asked)
+        by_prompts = f", with attacks by prompts {self.worst():.0%}" if attacked else ""
         found = [
-            f"{first}, with attacks by prompts {self.worst():.0%}. That is what was measured, with "
-            f"a {self.settings.level} probe; it does not say that nothing else brings it back."
+            f"{first}{by_prompts}. That is what was measured, with a {self.settings.level} probe; "
+            "it does not say that nothing else brings it back."
         ]
         trained = self.rate(token_attack.NAME)
         if trained is not None:
