@@ -905,3 +905,5 @@ def test_xl_is_alike_in_both(pack: ModuleType, host: ModuleType, xl: DiffusersMo
             assert relative(found.pooled, wanted.pooled) < 1e-5
             _, _, t, x = noisy(xl, len(PROMPTS))
             assert relative(xl.predict(x, t, found), comfy.predict(x, t, wanted)) < 1e-4
+        for select in ("mlp-final-attn", "mlp", "attention"):
+            assert list(xl.selected("encoder", select)) == list(comfy._weights("encoder", select))
