@@ -74,8 +74,8 @@ def node_body() -> Iterator[None]:
         yield
 
 
-def comfy_model(pack: ModuleType, loaded: Loaded) -> Any:
-    return pack.nodes.host.ComfyModel(loaded.model, loaded.clip, None, (SIDE, SIDE))
+def comfy_model(pack: ModuleType, loaded: Loaded, **options: Any) -> Any:
+    return pack.nodes.host.ComfyModel(loaded.model, loaded.clip, None, (SIDE, SIDE), **options)
 
 
 def selected(pack: ModuleType, loaded: Loaded, trainable: str) -> dict[str, torch.Tensor]:
@@ -169,14 +169,32 @@ def test_selection_is_the_papers_in_what_is_read(pack: ModuleType, loaded: Loade
 # What trains
 
 
-def test_gradient_reaches_every_selected_weight(pack: ModuleType, loaded: Loaded) -> None:
-    with comfy_model(pack, loaded).training() as model, model.edit("encoder", "all") as edit:
+def gradients_of(
+    pack: ModuleType, loaded: Loaded, checkpointing: bool
+) -> dict[str, torch.Tensor | None]:
+    """Of the denoising loss of two random latents under two prompts, by a delta of each weight."""
+    with (
+        comfy_model(pack, loaded, checkpointing=checkpointing).training() as model,
+        model.edit("encoder", "all") as edit,
+    ):
         generator = torch.Generator().manual_seed(1)
         x_t, noise = model.noise(2, generator), model.noise(2, generator)
         t = torch.tensor([300.0, 700.0], device=model.device)
         target = model.target(x_t, noise, t)
         (model.predict(x_t, t, model.encode(PROMPTS[1:3])) - target).square().mean().backward()
-        gradients = {key: delta.full.grad for key, delta in edit.deltas.items()}
+        return {key: delta.full.grad for key, delta in edit.deltas.items()}
+
+
+@pytest.fixture(scope="module")
+def gradients(pack: ModuleType, loaded: Loaded) -> dict[str, torch.Tensor | None]:
+    """Of every weight, all activations kept."""
+    with torch.inference_mode():
+        return gradients_of(pack, loaded, checkpointing=False)
+
+
+def test_gradient_reaches_every_selected_weight(
+    pack: ModuleType, loaded: Loaded, gradients: dict[str, torch.Tensor | None]
+) -> None:
     for trainable in ("mlp-final-attn", "mlp", "attention"):
         assert selected(pack, loaded, trainable).keys() <= gradients.keys()
     inside = tuple(path + "." for path in UNREAD[loaded.name])
@@ -188,6 +206,20 @@ def test_gradient_reaches_every_selected_weight(pack: ModuleType, loaded: Loaded
             assert gradient.abs().max() > 0, key
     for root in (loaded.model.model, loaded.clip.cond_stage_model):
         assert all(parameter.grad is None for parameter in root.parameters())
+
+
+def test_recomputed_gradients_are_the_same(
+    pack: ModuleType, loaded: Loaded, gradients: dict[str, torch.Tensor | None]
+) -> None:
+    """Where memory is short the encoder's layers are computed again, norms that change included."""
+    found = gradients_of(pack, loaded, checkpointing=True)
+    largest = max(float(g.abs().max()) for g in gradients.values() if g is not None)
+    for key, gradient in gradients.items():
+        if gradient is None:
+            assert found[key] is None or not found[key].any(), key
+        else:
+            apart = (found[key] - gradient).abs().max()
+            assert apart <= 1e-3 * gradient.abs().max() + 1e-5 * largest, key
 
 
 def test_prompts_are_read_together_as_each_alone(pack: ModuleType, loaded: Loaded) -> None:
