@@ -54,9 +54,9 @@ class ProbeSettings:
     """Of its own, which are attacked; as many pictures."""
     phrasings: int = 2
     """Of each other kind of phrasing."""
-    draws: int = 8
+    draws: int = 10
     """With which the classifier judges a picture..."""
-    rivals: int = 6
+    rivals: int = OTHERS + 1
     """... and words that it weighs the concept against."""
     steps: int = 20
     guidance: float = 7.5
@@ -75,7 +75,6 @@ def settings(level: Level, kind: Kind = "object", **more) -> ProbeSettings:
         "prompts": 8,
         "phrasings": 8,
         "draws": 24,
-        "rivals": OTHERS + 1,
         "ring_a_bell": RingABellSettings(),
         "unlearn_diff_atk": UnlearnDiffAtkSettings(),
         "cce": CCESettings(),
