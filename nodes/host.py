@@ -62,6 +62,7 @@ class ComfyModel:
         text encoder is not of the kind that this network reads.
         """
         self.check_encoder()
+        management.load_models_gpu([self.patcher, self.clip.patcher])  # what is free is beside them
         weights = self._weights(part, select)
         trained = sum(
             rank * (w.shape[0] + w[0].numel()) if rank and w.ndim > 1 else w.numel()
@@ -350,6 +351,7 @@ class ComfyModel:
             self._listed(positive),
             self._listed(negative),
             torch.zeros_like(noise),
+            callback=lambda *_: management.throw_exception_if_processing_interrupted(),
             disable_pbar=True,
             seed=seed,
         )

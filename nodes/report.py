@@ -44,6 +44,10 @@ class Progress:
         self.bar.update_absolute(step, total, preview)
         tell(self.node_id, f"{self.what}\nstep {step} of at most {total}, loss {loss:.4f}")
 
+    def preparing(self, what: str, done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        tell(self.node_id, f"{self.what}\n{what}: {done} of {total}")
+
 
 class Chart:
     """A picture with two axes and lines on it."""

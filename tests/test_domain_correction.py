@@ -257,7 +257,7 @@ def test_each_mode_has_its_own_numbers(
     with pytest.raises(Cancelled):
         domain_correction(model, ["cat"], settings, on_step)
     assert heard == [iterations]
-    held = mode == "balanced"
+    held = Held.COUNT // Held.AT_ONCE if mode == "balanced" else 0
     drawn = model.drawn[: len(model.drawn) - held]
     assert [len(some) for some in drawn] == [batch] * (pictures // batch)
     assert len({prompt for some in drawn for prompt in some}) <= prompts
@@ -428,10 +428,30 @@ def test_balanced_stops_by_itself_when_little_is_left() -> None:
     assert left(TinyNetworkModel(), erasure) < 0.5
 
 
+def test_what_is_drawn_before_the_first_step_is_told() -> None:
+    class Heard:
+        def __init__(self) -> None:
+            self.drawn: list[tuple[str, int, int]] = []
+
+        def __call__(self, step: int, total: int, loss: float, edit: Edit) -> None:
+            raise Cancelled
+
+        def preparing(self, what: str, done: int, total: int) -> None:
+            self.drawn.append((what, done, total))
+
+    heard = Heard()
+    with pytest.raises(Cancelled):
+        domain_correction(TinyNetworkModel(), ["cat"], replace(BALANCED, pictures=6), heard)
+    anchors = [(done, total) for what, done, total in heard.drawn if "anchor" in what]
+    held = [(done, total) for what, done, total in heard.drawn if "hold" in what]
+    assert anchors == [(i, 6) for i in range(0, 6, BALANCED.batch)]
+    assert held == [(i, Held.COUNT) for i in range(0, Held.COUNT, Held.AT_ONCE)]
+
+
 def test_balanced_holds_other_prompts_on_their_own_pictures() -> None:
     model = TinyNetworkModel()
     domain_correction(model, ["cat"], replace(BALANCED, protect=("tiger",)))
-    others = model.drawn[-1]
+    others = [prompt for some in model.drawn[-Held.COUNT // Held.AT_ONCE :] for prompt in some]
     assert len(others) == Held.COUNT
     assert any("tiger" in prompt for prompt in others)
     assert not any("cat" in prompt.split() for prompt in others)

@@ -21,7 +21,7 @@ from . import closed_form
 from .erasure import Erasure
 from .few_shot import STOP_WINDOW, check_concepts
 from .held import Encoded, Held
-from .model import Conditioning, DiffusionModel, Edit, OnStep
+from .model import Conditioning, DiffusionModel, Edit, OnStep, preparing
 from .neighbourhood import Kind, Neighbourhood, check_anchor
 from .preserve import Projection
 from .resume import Resume, Run
@@ -184,6 +184,7 @@ class Anchors:
         concepts: list[str],
         settings: DomainCorrectionSettings,
         resume: Resume,
+        on_step: OnStep | None = None,
     ) -> None:
         rng = random.Random(settings.seed)
         words = Neighbourhood(concepts, settings.kind, rng, settings.anchor, settings.protect)
@@ -201,6 +202,7 @@ class Anchors:
             parts = []
             with edit.off():
                 for first in range(0, self.count, size):
+                    preparing(on_step, "drawing pictures of the anchor", first, self.count)
                     some = range(first, min(first + size, self.count))
                     prompts = [self.pair(i, i)[0] for i in some]
                     parts.append(
@@ -229,13 +231,13 @@ def correct(
     alone = settings.of("alone", total // 2, total // 10)
     rng = random.Random(settings.seed)
     noise = torch.Generator().manual_seed(settings.seed)
-    anchors = Anchors(model, edit, concepts, settings, resume)
+    anchors = Anchors(model, edit, concepts, settings, resume, on_step)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         judge = Discriminator(anchors.x0.shape[1], min(anchors.x0.shape[-2:])).to(model.device)
     judging = torch.optim.Adam(judge.parameters(), settings.discriminator_rate, betas=(0.5, 0.999))
     mode = Paper if settings.mode == "paper" else Balanced
-    erasing = mode(model, edit, concepts, settings, resume)
+    erasing = mode(model, edit, concepts, settings, resume, on_step)
     optimiser = erasing.optimiser
     run = Run(resume, edit, optimiser=optimiser, judge=judge, judging=judging, rng=rng, noise=noise)
     encoded = Encoded(model)
@@ -295,7 +297,7 @@ class Paper:
 
     WEIGHT_DECAY, CLIP = 1e-2, 1.0
 
-    def __init__(self, model, edit, concepts, settings, resume) -> None:
+    def __init__(self, model, edit, concepts, settings, resume, on_step) -> None:
         self.model, self.edit, self.settings = model, edit, settings
         self.optimiser = edit.adam((0.9, 0.999), 1e-8, rate=settings.learning_rate)
 
@@ -318,11 +320,11 @@ class Paper:
 class Balanced:
     """Ours: to the anchor's prediction itself, too, with other prompts and the anchor's held."""
 
-    def __init__(self, model, edit, concepts, settings, resume) -> None:
+    def __init__(self, model, edit, concepts, settings, resume, on_step) -> None:
         self.model, self.edit, self.settings = model, edit, settings
         self.optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=settings.rate)
         around = concepts, settings.kind
-        self.held = Held(model, edit, around, settings.protect, settings.seed, resume)
+        self.held = Held(model, edit, around, settings.protect, settings.seed, resume, on_step)
         self.left = 1.0
         self.around = around
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .model import Conditioning, DiffusionModel, Edit
+from .model import Conditioning, DiffusionModel, Edit, OnStep, preparing
 from .neighbourhood import Kind, Neighbourhood
 from .resume import Resume
 from .trajectory import at
@@ -50,13 +50,21 @@ class Held:
         protect: Sequence[str],
         seed: int,
         resume: Resume,
+        on_step: OnStep | None = None,
     ) -> None:
         self.model, self.encoded = model, Encoded(model)
         words = Neighbourhood(*around, random.Random(seed), protect=protect)
         self.prompts = words.others(self.COUNT)
+
+        def draw() -> torch.Tensor:
+            parts = []
+            for i in range(0, len(self.prompts), self.AT_ONCE):
+                preparing(on_step, "drawing pictures to hold", i, len(self.prompts))
+                parts.append(model.sample(self.prompts[i : i + self.AT_ONCE], seed + i).cpu())
+            return torch.cat(parts)
+
         with edit.off():
-            drawn = resume.once("held", lambda: model.sample(self.prompts, seed).cpu())
-        self.x0 = drawn.to(model.device)
+            self.x0 = resume.once("held", draw).to(model.device)
 
     def noised(
         self, rng: random.Random, generator: torch.Generator, t: float | torch.Tensor

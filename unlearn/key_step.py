@@ -332,7 +332,7 @@ def paper(
 
 def noisy(prompt: Conditioning, deviation: float, generator: torch.Generator) -> Conditioning:
     noise = torch.randn(prompt.cross.shape, generator=generator).to(prompt.cross)
-    return Conditioning(prompt.cross + deviation * noise, prompt.pooled, prompt.extra)
+    return replace(prompt, cross=prompt.cross + deviation * noise)
 
 
 def balanced(
@@ -359,7 +359,7 @@ def balanced(
     push = settings.beyond
     if settings.start_solved and not run.done:
         closed_form.start(model, edit, optimiser, words, concepts, push)
-    held = Held(model, edit, around, settings.protect, settings.seed, resume)
+    held = Held(model, edit, around, settings.protect, settings.seed, resume, on_step)
     total, times = settings.length(len(concepts)), timesteps(settings.steps)
     count = settings.batch
     # Of each concept's last whole walk: how much of its own prediction is left. At the last steps,

@@ -451,7 +451,13 @@ class Edit:
 KEEP_EVERY = 10  # steps between copies of the deltas, kept in case the loss stops being finite
 
 OnStep = Callable[[int, int, float, Edit], None]
-"""on_step(step, total, loss, edit), called after every step; it may raise to cancel."""
+"""on_step(step, total, loss, edit), called after every step; it may raise to cancel. One that has a
+method preparing(what, done, total) hears of what is done before the first step, too."""
+
+
+def preparing(on_step: OnStep | None, what: str, done: int, total: int) -> None:
+    if hasattr(on_step, "preparing"):
+        on_step.preparing(what, done, total)
 
 
 def check_images(images: torch.Tensor | None) -> None:

@@ -251,6 +251,7 @@ def trained(given: argparse.Namespace, method: Method, model, images, resume: Re
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update(step - bar.n)
 
+        on_step.preparing = lambda what, done, total: bar.set_postfix_str(f"{what}: {done}/{total}")
         try:
             if method.name == "few_shot":
                 return few_shot(model, given.concepts, images, method.settings, on_step)
