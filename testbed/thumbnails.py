@@ -29,6 +29,7 @@ NAMES = (
     "domain_correction_unet_unlearn",
     "identify_concept",
     "compare",
+    "probe_erasure",
 )
 
 WIDTH = 512  # pixels of a thumbnail
@@ -105,8 +106,10 @@ def write(
                 }
                 whole = result(workflow)
                 picture = compose(rows) if whole is None else server.images(history, whole)[0]
+                picture = picture.convert("RGB")
+                picture.thumbnail((1024, 4096))
                 files.append(folder / f"{name}.jpg")
-                picture.convert("RGB").save(files[-1], quality=88, optimize=True)
+                picture.save(files[-1], quality=88, optimize=True)
     return files
 
 
