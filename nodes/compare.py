@@ -19,7 +19,14 @@ from ..unlearn.words import VOCABULARY
 from .host import ComfyModel
 from .identify import Counting
 from .report import tell
-from .sockets import kind_input
+from .sockets import (
+    erased_inputs,
+    kind_input,
+    original_inputs,
+    picture_size_inputs,
+    sampling_inputs,
+    seed_input,
+)
 
 NEIGHBOURS = ("cat", "house", "apple", "guitar", "car", "umbrella")
 STYLES = ("watercolor", "pencil sketch", "photograph")
@@ -37,19 +44,8 @@ class CompareErasure(io.ComfyNode):
                 "concept's and its neighbours', and says what is left and what changed."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="The original model, which also judges."),
-                io.Clip.Input("clip", tooltip="The original text encoder."),
-                io.Vae.Input("vae", tooltip="Turns latents into pictures."),
-                io.Model.Input(
-                    "erased_model",
-                    optional=True,
-                    tooltip="The model after an erasure. Not connected: the original.",
-                ),
-                io.Clip.Input(
-                    "erased_clip",
-                    optional=True,
-                    tooltip="The text encoder after an erasure. Not connected: the original.",
-                ),
+                *original_inputs(),
+                *erased_inputs(),
                 io.String.Input(
                     "concept", default="", tooltip="What was erased; several, with commas between."
                 ),
@@ -74,25 +70,8 @@ class CompareErasure(io.ComfyNode):
                     max=8,
                     tooltip="Pictures a prompt, each with a seed one higher.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=False,
-                    tooltip="Of the first picture of each prompt, as in KSampler.",
-                ),
-                io.Int.Input(
-                    "steps", default=20, min=1, max=1000, tooltip="Sampling steps, as in KSampler."
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=7.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Strength of the guidance, as in KSampler.",
-                ),
+                seed_input("Of the first picture of each prompt, as in KSampler."),
+                *sampling_inputs(),
                 io.Combo.Input(
                     "sampler_name",
                     options=comfy.samplers.KSampler.SAMPLERS,
@@ -105,12 +84,7 @@ class CompareErasure(io.ComfyNode):
                     default="karras",
                     tooltip="As in KSampler.",
                 ),
-                *(
-                    io.Int.Input(
-                        side, default=512, min=64, max=4096, step=8, tooltip=f"Pixels of {side}."
-                    )
-                    for side in ("width", "height")
-                ),
+                *picture_size_inputs(),
             ],
             outputs=[
                 io.Image.Output("picture", display_name="picture"),

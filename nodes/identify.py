@@ -16,7 +16,7 @@ from ..unlearn.neighbours import Neighbour, neighbours
 from ..unlearn.sheet import as_images
 from .host import ComfyModel
 from .report import DARK, PALE, tell
-from .sockets import kind_input
+from .sockets import kind_input, seed_input
 
 SHOWN = 10  # words in the chart and in the report
 PROPOSED = 6  # neighbours to protect
@@ -59,14 +59,7 @@ class IdentifyConcept(io.ComfyNode):
                     tooltip="How often the words that are left in the end are tried, each time "
                     "with other noise. More is slower and surer.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=False,
-                    tooltip="Of the noise. The same seed gives the same ranking on one machine.",
-                ),
+                seed_input("Of the noise. The same seed gives the same ranking on one machine."),
                 io.Clip.Input(
                     "erased_clip",
                     optional=True,

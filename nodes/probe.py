@@ -16,7 +16,15 @@ from ..unlearn.prompts import split_concepts
 from .apply import erased
 from .host import ComfyModel
 from .report import tell
-from .sockets import ErasureType, kind_input
+from .sockets import (
+    ErasureType,
+    erased_inputs,
+    kind_input,
+    original_inputs,
+    picture_size_inputs,
+    sampling_inputs,
+    seed_input,
+)
 from .training import words
 
 
@@ -32,25 +40,14 @@ class ProbeErasure(io.ComfyNode):
                 "words for it, and with three attacks. The original model judges the pictures."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="The original model, which also judges."),
-                io.Clip.Input("clip", tooltip="The original text encoder."),
-                io.Vae.Input("vae", tooltip="Turns latents into pictures and back."),
+                *original_inputs(),
                 ErasureType.Input(
                     "erasure",
                     optional=True,
                     tooltip="The erasure, for the figures to go into its record. Nothing else need "
                     "be connected: it is put on the model and the text encoder here.",
                 ),
-                io.Model.Input(
-                    "erased_model",
-                    optional=True,
-                    tooltip="The model after an erasure. Not connected: the original.",
-                ),
-                io.Clip.Input(
-                    "erased_clip",
-                    optional=True,
-                    tooltip="The text encoder after an erasure. Not connected: the original.",
-                ),
+                *erased_inputs(),
                 io.String.Input(
                     "concept",
                     default="",
@@ -65,31 +62,9 @@ class ProbeErasure(io.ComfyNode):
                     tooltip="quick: few pictures and small attacks, made for a minute on a GPU. "
                     "full: more and larger ones, many times as long.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=False,
-                    tooltip="Of the pictures and of the attacks.",
-                ),
-                io.Int.Input(
-                    "steps", default=20, min=1, max=1000, tooltip="Sampling steps of each picture."
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=7.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Strength of the guidance.",
-                ),
-                *(
-                    io.Int.Input(
-                        side, default=512, min=64, max=4096, step=8, tooltip=f"Pixels of {side}."
-                    )
-                    for side in ("width", "height")
-                ),
+                seed_input("Of the pictures and of the attacks."),
+                *sampling_inputs(),
+                *picture_size_inputs(),
                 io.String.Input(
                     "synonyms",
                     default="",

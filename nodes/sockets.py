@@ -18,7 +18,9 @@ def rank_input() -> io.Int.Input:
     )
 
 
-def seed_input() -> io.Int.Input:
+def seed_input(
+    text: str = "The same seed gives the same erasure on one machine.",
+) -> io.Int.Input:
     return io.Int.Input(
         "seed",
         default=0,
@@ -26,7 +28,7 @@ def seed_input() -> io.Int.Input:
         max=2**63 - 1,
         # The host's default would draw a new one, and train anew, at every queueing.
         control_after_generate=False,
-        tooltip="The same seed gives the same erasure on one machine.",
+        tooltip=text,
     )
 
 
@@ -144,4 +146,45 @@ def closing_inputs(projection: str) -> list[io.Input]:
         protect_input(),
         filename_input(),
         projection_input(projection),
+    ]
+
+
+def original_inputs() -> list[io.Input]:
+    """What the nodes that look at an erasure begin with."""
+    return [
+        io.Model.Input("model", tooltip="The original model, which also judges."),
+        io.Clip.Input("clip", tooltip="The original text encoder."),
+        io.Vae.Input("vae", tooltip="Turns latents into pictures and back."),
+    ]
+
+
+def erased_inputs() -> list[io.Input]:
+    return [
+        io.Model.Input(
+            "erased_model",
+            optional=True,
+            tooltip="The model after an erasure. Not connected: the original.",
+        ),
+        io.Clip.Input(
+            "erased_clip",
+            optional=True,
+            tooltip="The text encoder after an erasure. Not connected: the original.",
+        ),
+    ]
+
+
+def sampling_inputs() -> list[io.Input]:
+    """Named as KSampler's."""
+    return [
+        io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of a picture."),
+        io.Float.Input(
+            "cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Strength of the guidance."
+        ),
+    ]
+
+
+def picture_size_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(side, default=512, min=64, max=4096, step=8, tooltip=f"Pixels of {side}.")
+        for side in ("width", "height")
     ]

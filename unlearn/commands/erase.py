@@ -132,21 +132,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     method.add_argument("--projection", choices=get_args(Projection), help="see preserve.py")
     method.add_argument("--batch", type=options.whole(1), metavar="N", help="latents at once")
     method.add_argument("--seed", type=options.whole(0), metavar="N", help="default: 0")
-    machine = parser.add_argument_group("the machine")
-    machine.add_argument("--device", choices=options.DEVICES, default="auto")
-    machine.add_argument(
-        "--half", action="store_true", help="the frozen image network in half precision"
-    )
-    machine.add_argument(
-        "--save-memory", action="store_true", help="compute activations again: less memory, slower"
-    )
-    machine.add_argument(
-        "--clip-skip",
-        type=options.whole(0),
-        default=0,
-        metavar="N",
-        help="last layers of the text encoder that are passed over, as diffusers counts them",
-    )
+    options.add_machine(parser)
     options.add_precision(parser, "float16")
 
 
@@ -174,19 +160,9 @@ def run(given: argparse.Namespace) -> None:
     pictures = read_pictures(given.images) if given.images else None
     check(method, given.concepts, None if pictures is None else len(pictures))
 
-    from .models import device_of, load_model
+    from .models import given_model
 
-    device = device_of(given.device)
-    model = load_model(
-        given.model,
-        given.config,
-        size=None if given.size is None else (given.size, given.size),
-        clip_skip=given.clip_skip,
-        checkpointing=given.save_memory,
-    )
-    model.pipeline.to(device)
-    if given.half:
-        model.network.to(torch.bfloat16 if device.type == "cpu" else torch.float16)
+    model = given_model(given)
     weights = model.selected(method.part, method.select)
     count = sum(weight.numel() for weight in weights.values())
     check_space(given.output, 2 * count * getattr(torch, given.precision).itemsize)

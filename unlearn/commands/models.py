@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 from pathlib import Path
 
@@ -27,6 +28,22 @@ def load_model(path: Path, config: Path | None = None, whole: bool = False, **op
     """A DiffusersModel of a file or folder, without the chatter of the libraries."""
     hush()
     return DiffusersModel(load_pipeline(path, config, whole), **options)
+
+
+def given_model(given: argparse.Namespace) -> DiffusersModel:
+    """The model that a command was given, where and how it is to run."""
+    device = device_of(given.device)
+    model = load_model(
+        given.model,
+        given.config,
+        size=None if given.size is None else (given.size, given.size),
+        clip_skip=given.clip_skip,
+        checkpointing=given.save_memory,
+    )
+    model.pipeline.to(device)
+    if given.half:
+        model.network.to(torch.bfloat16 if device.type == "cpu" else torch.float16)
+    return model
 
 
 def hush() -> None:

@@ -94,3 +94,22 @@ def add_precision(parser: argparse.ArgumentParser, default: str) -> None:
         default=default,
         help=f"of the numbers that are written (default: {default})",
     )
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """Where a model runs and how: see models.given_model."""
+    machine = parser.add_argument_group("the machine")
+    machine.add_argument("--device", choices=DEVICES, default="auto")
+    machine.add_argument(
+        "--half", action="store_true", help="the frozen image network in half precision"
+    )
+    machine.add_argument(
+        "--save-memory", action="store_true", help="compute activations again: less memory, slower"
+    )
+    machine.add_argument(
+        "--clip-skip",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="last layers of the text encoder that are passed over, as diffusers counts them",
+    )

@@ -98,19 +98,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     result.add_argument(
         "--record", action="store_true", help="write the figures into the erasure's file"
     )
-    machine = parser.add_argument_group("the machine")
-    machine.add_argument("--device", choices=options.DEVICES, default="auto")
-    machine.add_argument("--half", action="store_true", help="the image network in half precision")
-    machine.add_argument(
-        "--save-memory", action="store_true", help="compute activations again: less memory, slower"
-    )
-    machine.add_argument(
-        "--clip-skip",
-        type=options.whole(0),
-        default=0,
-        metavar="N",
-        help="last layers of the text encoder that are passed over, as diffusers counts them",
-    )
+    options.add_machine(parser)
 
 
 def run(given: argparse.Namespace) -> None:
@@ -119,23 +107,13 @@ def run(given: argparse.Namespace) -> None:
     if given.picture is not None and given.picture.suffix.lower() != ".png":
         raise Failure(f"{given.picture} must end in .png; name such a --picture.")
     from ..diffusers_apply import applied, base_warning, check_fit
-    from .models import device_of, load_erasures, load_model
+    from .models import given_model, load_erasures
 
     erasure = load_erasures(given.erasures, given.strength)
     concepts = given.concept or erasure.concepts
     if not concepts:
         raise Failure("The erasure does not say what it is of; name it with --concept.")
-    device = device_of(given.device)
-    model = load_model(
-        given.model,
-        given.config,
-        size=None if given.size is None else (given.size, given.size),
-        clip_skip=given.clip_skip,
-        checkpointing=given.save_memory,
-    )
-    model.pipeline.to(device)
-    if given.half:
-        model.network.to(torch.bfloat16 if device.type == "cpu" else torch.float16)
+    model = given_model(given)
     check_fit(model, erasure)
     warning = base_warning(model, erasure)
 
