@@ -55,7 +55,7 @@ def unlearn(concept: str = CONCEPT, **inputs: Any) -> dict[str, Any]:
         "trainable": "mlp-final-attn",
         "epochs": 4,
         "seed": 0,
-        "filename_prefix": "loras/erased",
+        "filename_prefix": "loras/nodes",  # other tests' files are elsewhere
     }
     return node("FewShotEncoderUnlearn", **{**values, **inputs})
 
@@ -176,7 +176,7 @@ def test_loss_curve_is_a_picture(server: Server, training: Training) -> None:
 
 
 def test_erasure_is_kept_and_says_where_it_came_from(server: Server, training: Training) -> None:
-    (kept,) = (server.output / "loras" / "erased").glob(f"{CONCEPT}_*.safetensors")
+    (kept,) = (server.output / "loras" / "nodes").glob(f"{CONCEPT}_*.safetensors")
     record = Erasure.load(kept).record
     assert record["concepts"] == [CONCEPT]
     assert record["method"] == "few_shot"
@@ -208,7 +208,7 @@ def test_queueing_twice_trains_once(server: Server, training: Training) -> None:
 
 
 def test_forgotten_result_is_read_from_its_file(server: Server, training: Training) -> None:
-    (kept,) = (server.output / "loras" / "erased").glob(f"{CONCEPT}_*.safetensors")
+    (kept,) = (server.output / "loras" / "nodes").glob(f"{CONCEPT}_*.safetensors")
     written = kept.stat().st_mtime_ns
     server.free()
     time.sleep(2)  # the server frees between two prompts
@@ -262,7 +262,7 @@ def test_cancelling_stops_within_a_step_or_so_and_the_next_prompt_works(
     with pytest.raises(Interrupted):
         server.run(endless, on_progress=cancel_at_three)
     assert steps[-1] <= 6
-    assert not list((server.output / "loras" / "erased").glob("owl*"))
+    assert not list((server.output / "loras" / "nodes").glob("owl*"))
     after = server.run(loader() | drawing("after", ("base", 1), ASK))
     assert torch.equal(shown(server, after, "after"), training.plain)
 

@@ -246,8 +246,6 @@ def test_says_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture) -
 @pytest.mark.slow
 def test_concept_is_gone_from_clips_that_move() -> None:
     """The claim itself, on a few clips: erased in the image model, gone in the video model."""
-    if not motion.WEIGHTS.is_file():
-        pytest.skip("not run: the motion module is not trained (python -m testbed motion)")
     effort = transfer.Effort(own=4, near=2, far=1)
     before, after = (
         transfer.measure(job, motion.WEIGHTS, effort)
