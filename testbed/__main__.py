@@ -34,7 +34,8 @@ def main() -> None:
     parser.add_argument(
         "--further",
         action="store_true",
-        help="train: go on from the repository's weights, the UNet alone, at half the peak rate",
+        help="train (the UNet alone) or motion: go on from the repository's weights, at half the "
+        "peak rate",
     )
     parser.add_argument("--steps", type=int, help="train, judge or motion: another number of steps")
     options = parser.parse_args()
@@ -71,7 +72,7 @@ def main() -> None:
     if options.stage == "motion":
         from .train_motion import train_motion
 
-        train_motion(folder, **extra)
+        train_motion(folder, further=options.further, **extra)
         return
     stages = {
         "autoencoder": train.train_autoencoder,

@@ -41,29 +41,34 @@ OBJECTS = (
 QUICK = ("fox", "pizza", "guitar", "ink", "Zorvik")
 CONCEPTS = (*OBJECTS, *STYLES, *CHARACTERS[:: len(CHARACTERS) // 6][:6])
 SEEDS = (0, 1)
-# method -> modes. Few-shot's paper modes are measured after each of EPOCHS, and once more with the
-# learning rate scaled to the width of this encoder (Adam's goes as 1 / width: Yang et al.,
-# arXiv 2203.03466), since the paper's is made for one four times as wide. "neighbour" draws the
-# concept to the next one of its kind in place of a neutral word. Key-step unlearning also runs with
-# the closed form alone and no step, from the first step on, in the last half alone, and where the
-# finder says.
+FEW = ("fox", "ink", "Zorvik")  # one of each kind
+# method -> modes, and the concepts that each is measured on: a mode that takes minutes on a few.
+# Few-shot's paper modes are measured after each of EPOCHS, and once more with the learning rate
+# scaled to the width of this encoder (Adam's goes as 1 / width: Yang et al., arXiv 2203.03466),
+# since the paper's is made for one four times as wide. "neighbour" draws the concept to the next
+# one of its kind in place of a neutral word. Key-step unlearning also runs with the closed form
+# alone and no step, from the first step on, in the last half alone, and where the finder says.
 METHODS = {
-    "few_shot": ("balanced", "balanced-neighbour", "paper", "paper-scaled", "paper-all"),
-    "key_step": (
-        "balanced",
-        "balanced-neighbour",
-        "balanced-solved",
-        "balanced-auto",
-        "balanced-all-steps",
-        "balanced-last-half",
-        "paper",
-        "paper-all-steps",
-        "paper-last-half",
-    ),
-    "domain_correction": ("balanced", "balanced-neighbour", "paper"),
+    "few_shot": {
+        "balanced": CONCEPTS,
+        "balanced-neighbour": OBJECTS,
+        "paper": CONCEPTS,
+        "paper-scaled": CONCEPTS,
+        "paper-all": CONCEPTS,
+    },
+    "key_step": {
+        "balanced": CONCEPTS,
+        "balanced-neighbour": QUICK,
+        "balanced-solved": CONCEPTS,
+        "balanced-auto": QUICK,
+        "balanced-all-steps": QUICK,
+        "balanced-last-half": QUICK,
+        "paper": FEW,
+        "paper-all-steps": FEW,
+        "paper-last-half": FEW,
+    },
+    "domain_correction": {"balanced": CONCEPTS, "paper": FEW},
 }
-# Minutes for each concept: measured on a few.
-LONG = ("key_step paper", "domain_correction paper")
 EPOCHS = (1, 2, 4, 5, 7, 10)
 STARTS = {"auto": "auto", "all-steps": 0, "last-half": 25}
 TASKS = {"object": "object", "style": "style", "character": "instance"}
@@ -107,10 +112,15 @@ def main() -> None:
             kind_of(concept)
         except ValueError as error:
             parser.error(str(error))
+    known = {mode for method in options.method for mode in METHODS[method]}
+    for mode in options.mode or ():
+        if mode not in known:
+            parser.error(f"there is no mode {mode!r}; use {', '.join(sorted(known))}")
     jobs = [
         {"method": method, "mode": mode, "concept": concept, "seed": seed}
         for method in options.method
-        for mode in options.mode or (METHODS[method][:1] if options.quick else METHODS[method])
+        for mode in METHODS[method]
+        if mode in (options.mode or (["balanced"] if options.quick else METHODS[method]))
         for seed in options.seed or seeds_of(mode, options.quick)
         for concept in options.concept or concepts_of(method, mode, options.quick)
     ]
@@ -133,7 +143,7 @@ def seeds_of(mode: str, quick: bool) -> tuple[int, ...]:
 
 
 def concepts_of(method: str, mode: str, quick: bool) -> tuple[str, ...]:
-    return QUICK if quick or f"{method} {mode}".startswith(LONG) else CONCEPTS
+    return QUICK if quick else METHODS[method][mode]
 
 
 def neighbour(concept: str) -> str:

@@ -46,7 +46,11 @@ class ClipBatches:
 
 
 def clip_loss(
-    unet: torch.nn.Module, text: torch.nn.Module, z: torch.Tensor, captions: list[str]
+    unet: torch.nn.Module,
+    text: torch.nn.Module,
+    z: torch.Tensor,
+    captions: list[str],
+    lean: float = 0.5,
 ) -> torch.Tensor:
     """The error in the noise of clips z, (N, FRAMES, 4, 16, 16), at a random time for each.
 
@@ -54,9 +58,11 @@ def clip_loss(
     drawn more often: under much noise the word alone tells how a clip moves, under less it can be
     seen. Weighted as in the UNet's training, much noise counts next to nothing, and the word is not
     learnt. Each frame has noise of its own, as in AnimateDiff.
+
+    lean: the power to which a time, uniform in 0 to 1, is raised: below 1 leans to much noise.
     """
     alphas = noise_schedule().to(DEVICE)
-    t = (1000 * torch.rand(len(z), device=DEVICE).sqrt()).long().clamp(max=999)
+    t = (1000 * torch.rand(len(z), device=DEVICE).pow(lean)).long().clamp(max=999)
     t = t.repeat_interleave(FRAMES)
     alpha = alphas[t].view(-1, 1, 1, 1)
     z = z.to(DEVICE).flatten(0, 1)
@@ -83,22 +89,30 @@ def frozen(folder: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
 
 
 def train_motion(
-    folder: Path, steps: int = 3500, batch: int = 8, file: Path = motion.WEIGHTS
+    folder: Path,
+    steps: int = 3500,
+    batch: int = 8,
+    file: Path = motion.WEIGHTS,
+    further: bool = False,
 ) -> None:
     """Train on `batch` clips a step and write the weights to `file`.
 
     The folder's final states are those of the repository's checkpoint, so what is trained fits it.
+
+    further: start from `file` instead of from nothing, at half the peak rate and with more of the
+    steps under much noise, where the word decides.
     """
     checkpoint.unpack(folder)
     clips, pairs = training_clips(folder)
     unet, text = frozen(folder)
-    modules = motion.Motion().normalise("both").to(DEVICE)
+    modules = (motion.load(file) if further else motion.Motion()).requires_grad_(True)
+    modules.normalise("both").to(DEVICE)
     size = batch // WORKERS
     batches = [ClipBatches(clips, pairs, size, seed=worker) for worker in range(WORKERS)]
     with motion.inserted(unet, modules):
-        stage = Stage(
-            "motion", torch.nn.ModuleDict({"motion": modules}), steps, 1e-3, 200, average=0.995
-        )
-        stage.run(lambda worker: clip_loss(unet, text, *next(batches[worker])), folder)
+        name, peak, lean = ("motion-further", 5e-4, 0.25) if further else ("motion", 1e-3, 0.5)
+        parts = torch.nn.ModuleDict({"motion": modules})
+        stage = Stage(name, parts, steps, peak, 200, average=0.995)
+        stage.run(lambda worker: clip_loss(unet, text, *next(batches[worker]), lean), folder)
     motion.save(modules.cpu(), file)
     print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")
