@@ -11,6 +11,8 @@ import torch
 from PIL import Image, ImageDraw
 from server import PromptServer
 
+from ..unlearn.sheet import DARK, PALE
+
 
 def tell(node_id: str | None, text: str) -> None:
     """Show a text in a node on the canvas."""
@@ -93,9 +95,6 @@ class Chart:
     def tensor(self) -> torch.Tensor:
         """(1, height, width, 3)."""
         return torch.from_numpy(np.asarray(self.image).astype(np.float32) / 255)[None]
-
-
-PALE, DARK = (170, 190, 220), (20, 60, 150)
 
 
 def loss_curve(losses: list[float]) -> torch.Tensor:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import sentence
 from conftest import ROOT
 from diffusers import AutoencoderTiny, DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
@@ -73,21 +74,6 @@ def read(folder: Path) -> StableDiffusionPipeline:
     return DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
 
 
-def sentence(arguments: list, capsys: pytest.CaptureFixture[str], code: int = 1) -> str:
-    """What a command that fails says; it must be one line on stderr and nothing else."""
-    capsys.readouterr()
-    try:
-        found = main([str(argument) for argument in arguments])
-    except SystemExit as end:
-        found = end.code
-    out, err = capsys.readouterr()
-    assert (found, out) == (code, "")
-    assert err.endswith("\n")
-    assert err.count("\n") == 1, err
-    assert "Traceback" not in err
-    return err
-
-
 def inside(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -127,7 +113,7 @@ def test_program_ends_with_two_on_bad_usage() -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["erase", "apply", "export", "show", "probe"])
+@pytest.mark.parametrize("command", ["identify", "erase", "apply", "export", "show", "probe"])
 def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

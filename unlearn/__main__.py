@@ -1,5 +1,6 @@
 """Take concepts out of a text-to-image model without ComfyUI.
 
+    python -m unlearn identify MODEL PICTURE...       what the model calls the thing in pictures
     python -m unlearn erase MODEL CONCEPT -o FILE     train an erasure
     python -m unlearn show FILE                       what is in it
     python -m unlearn probe MODEL FILE                what is left of the concept
@@ -21,10 +22,17 @@ from collections.abc import Sequence
 import torch
 from safetensors import SafetensorError
 
-from .commands import apply, erase, export, probe, show
+from .commands import apply, erase, export, identify, probe, show
 from .commands.output import Failure
 
-COMMANDS = {"erase": erase, "show": show, "probe": probe, "apply": apply, "export": export}
+COMMANDS = {
+    "identify": identify,
+    "erase": erase,
+    "show": show,
+    "probe": probe,
+    "apply": apply,
+    "export": export,
+}
 EPILOG = """
 "python -m unlearn COMMAND --help" explains a command with examples. The exit code is 0 when all
 went well, 1 when something failed, with one sentence on stderr, and 2 for a command line that

@@ -13,6 +13,8 @@ from .neighbourhood import Kind
 
 Encode = Callable[[Sequence[str]], Conditioning]
 ENCODED_AT_ONCE = 32  # prompts
+PROPOSED = 6  # for protection
+NOTICEABLE = 0.05  # of a word's own length: less than this needs no protection
 
 
 @dataclass(frozen=True)
@@ -43,3 +45,16 @@ def neighbours(
         moved = now.distance(was) / was.distance(empty.repeated(len(some))).clamp(min=1e-12)
         found += [Neighbour(word, m) for word, m in zip(some, moved.sqrt().tolist())]
     return sorted(found, key=lambda neighbour: -neighbour.moved)
+
+
+def to_protect(found: Sequence[Neighbour]) -> list[Neighbour]:
+    """Those that moved most, and noticeably."""
+    return [one for one in found[:PROPOSED] if one.moved >= NOTICEABLE]
+
+
+def proposal(found: Sequence[Neighbour]) -> str:
+    """What to protect, in words; found: by `to_protect`."""
+    if not found:
+        return "No other candidate is moved noticeably by the erasure: nothing to protect."
+    moved = ", ".join(f"{one.word} {one.moved:.0%}" for one in found)
+    return f"To protect, with how far the erasure moves each: {moved}."

@@ -19,6 +19,7 @@ from . import cce as token_attack
 from . import ring_a_bell as nameless_attack
 from . import unlearn_diff_atk as prefix_attack
 from .cce import CCESettings, cce
+from .columns import columns
 from .model import Conditioning, DiffusionModel, Part
 from .neighbourhood import Kind
 from .phrasings import NOTHING, OWN, Given, phrasings, spread
@@ -193,10 +194,7 @@ class Probe:
             if judged:
                 counts += [_shown(one, before, True) for before in (True, False)]
             rows.append([one.name, *(f"{sum(hits)} of {len(hits)}" for hits in counts)])
-        wide = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, wide)).rstrip() for row in rows
-        )
+        return columns(rows)
 
 
 CANNOT = (

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 MARGIN, LINE = 10, 20  # pixels
 SMALLEST, LARGEST = 128, 256  # a picture's longer side on the sheet
 NARROWEST = 560  # so that the figures can be read
+PALE, DARK = (170, 190, 220), (20, 60, 150)  # of what is drawn: the many, and the one that counts
 
 
 @dataclass(frozen=True)

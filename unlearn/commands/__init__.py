@@ -1,1 +1,1 @@
-"""What `python -m unlearn` does, one command a file: erase, apply, export, show."""
+"""What `python -m unlearn` does, one command a file."""

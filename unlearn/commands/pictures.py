@@ -1,4 +1,4 @@
-"""Pictures from files, as a method takes them."""
+"""Pictures from files, as a method takes them, and into files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from .output import Failure
+from .output import Failure, new_file
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -21,14 +21,14 @@ def read_pictures(paths: list[Path]) -> list[Image.Image]:
     files: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise Failure(f"There is no picture or folder {path}; correct --images.")
+            raise Failure(f"There is no picture or folder {path}; name another.")
         inside = [path]
         if path.is_dir():
             inside = sorted(one for one in path.iterdir() if one.suffix.lower() in ENDINGS)
         if not inside:
             raise Failure(
-                f"{path} holds no pictures; put some there ({', '.join(sorted(ENDINGS))}) or leave "
-                "--images out and the model draws them."
+                f"{path} holds no pictures; put some there ({', '.join(sorted(ENDINGS))}) or name "
+                "another folder."
             )
         files += inside
     return [_read(file) for file in files]
@@ -51,3 +51,16 @@ def batch(pictures: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
         for one in pictures
     ]
     return torch.from_numpy(np.stack([np.asarray(one) for one in same])).float() / 255
+
+
+def check_png(file: Path | None, option: str) -> None:
+    """Raises Failure for a picture to write that would be of another kind."""
+    if file is not None and file.suffix.lower() != ".png":
+        raise Failure(f"{file} must end in .png; name such a {option}.")
+
+
+def write_png(file: Path, picture: torch.Tensor) -> None:
+    """picture: (1, height, width, 3) in 0..1; the file is written whole or not at all."""
+    pixels = (picture[0].numpy() * 255).round().astype(np.uint8)
+    with new_file(file) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")

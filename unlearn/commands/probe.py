@@ -8,19 +8,18 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import torch
-from PIL import Image
-from tqdm import tqdm
 
 from ..erasure import NETWORK, Erasure
 from ..model import Part
 from ..neighbourhood import Kind
 from ..phrasings import Given
-from ..probe import ATTACKS, Level, Probe, probe, settings
+from ..probe import ATTACKS, Level, probe, settings
 from ..probe_sheet import probe_sheet
 from . import options
-from .output import Failure, new_file
+from .bar import Bar
+from .output import Failure
+from .pictures import check_png, write_png
 
 HELP = "look for what is left of a concept after an erasure, with and without attacks"
 EXAMPLES = """
@@ -104,8 +103,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> None:
     if given.record and (len(given.erasures) > 1 or given.strength != [1.0]):
         raise Failure("--record needs one erasure at strength 1; leave it out for several.")
-    if given.picture is not None and given.picture.suffix.lower() != ".png":
-        raise Failure(f"{given.picture} must end in .png; name such a --picture.")
+    check_png(given.picture, "--picture")
     from ..diffusers_apply import applied, base_warning, check_fit
     from .models import given_model, load_erasures
 
@@ -148,7 +146,7 @@ def run(given: argparse.Namespace) -> None:
             )
     records = [found.record() for found in probes]
     if given.picture is not None:
-        write_picture(given.picture, probes)
+        write_png(given.picture, probe_sheet(probes))
     if given.record:
         record(given.erasures[0], records)
     if given.json:
@@ -173,31 +171,9 @@ def parts_of(erasure: Erasure) -> frozenset[Part]:
     return frozenset("unet" if key.startswith(NETWORK) else "encoder" for key in erasure.deltas)
 
 
-def write_picture(file: Path, probes: list[Probe]) -> None:
-    pixels = (probe_sheet(probes)[0].numpy() * 255).round().astype(np.uint8)
-    with new_file(file) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")
-
-
 def record(file: Path, records: list[dict]) -> None:
     """Write figures into an erasure's file, whose weights stay what they are."""
     erasure = Erasure.load(file)
     precisions = {t.dtype for delta in erasure.deltas.values() for t in delta.values()}
     precise = torch.float32 if torch.float32 in precisions else torch.float16
     erasure.with_measured(probe=records).save(file, precise)
-
-
-class Bar:
-    """on_probe as a progress bar on the terminal."""
-
-    def __enter__(self) -> Bar:
-        self.bar = tqdm(disable=None)
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.bar.close()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        self.bar.set_description_str(what, refresh=False)
-        self.bar.total, self.bar.n = total, done
-        self.bar.refresh()
