@@ -29,8 +29,13 @@ def as_images(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(picture.convert("RGB")).astype(np.float32) / 255)[None]
 
 
-def sheet(groups: dict[str, list[Row]], figures: list[str]) -> torch.Tensor:
-    """(1, height, width, 3). groups: rows under a heading each; figures: sentences below them."""
+def sheet(
+    groups: dict[str, list[Row]],
+    figures: list[str],
+    columns: tuple[str, str] = ("before", "after"),
+) -> torch.Tensor:
+    """(1, height, width, 3). groups: rows under a heading each; figures: sentences below them;
+    columns: what stands over the two halves."""
     rows = [row for some in groups.values() for row in some]
     count, height, width = rows[0].before.shape[:3]
     longer = max(height, width)
@@ -49,7 +54,7 @@ def sheet(groups: dict[str, list[Row]], figures: list[str]) -> torch.Tensor:
     page = Image.new("RGB", (whole, tall), "white")
     pen = ImageDraw.Draw(page)
     places = MARGIN, 2 * MARGIN + side
-    for left, word in zip(places, ("before", "after")):
+    for left, word in zip(places, columns):
         pen.text((left, MARGIN // 2), word, fill="black", font=font)
     top, label = LINE + MARGIN // 2, iter(labels)
     for heading, some in groups.items():
