@@ -113,7 +113,9 @@ def test_program_ends_with_two_on_bad_usage() -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["identify", "erase", "apply", "export", "show", "probe"])
+@pytest.mark.parametrize(
+    "command", ["identify", "erase", "apply", "export", "show", "probe", "cpdm"]
+)
 def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

@@ -4,6 +4,7 @@
     python -m unlearn erase MODEL CONCEPT -o FILE     train an erasure
     python -m unlearn show FILE                       what is in it
     python -m unlearn probe MODEL FILE                what is left of the concept
+    python -m unlearn cpdm build|measure ...          how near to originals a model draws
     python -m unlearn apply MODEL FILE -o FOLDER      a model with the erasure in its weights
     python -m unlearn export MODEL FILE -o PATH       a text encoder or a LoRA for other programs
 
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 import torch
 from safetensors import SafetensorError
 
-from .commands import apply, erase, export, identify, probe, show
+from .commands import apply, cpdm, erase, export, identify, probe, show
 from .commands.output import Failure
 
 COMMANDS = {
@@ -30,6 +31,7 @@ COMMANDS = {
     "erase": erase,
     "show": show,
     "probe": probe,
+    "cpdm": cpdm,
     "apply": apply,
     "export": export,
 }

@@ -1,0 +1,155 @@
+"""Measure how far what a model drew is from a set of works: CPDM's metric."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..cpdm import Embed, Metric, Pair
+from ..cpdm_report import Report
+from ..cpdm_sheet import SHOWN, cpdm_sheet
+from . import options
+from .bar import Bar
+from .cpdm_set import Work, check_same, read_works
+from .output import Failure
+from .pictures import batch, check_png, read_pictures, write_png
+
+if TYPE_CHECKING:
+    from ..inception import Inception
+
+HELP = "measure how far generated pictures are from the works of a set"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the set")
+    parser.add_argument(
+        "--clip",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="CLIP's image encoder, as transformers has it: openai/clip-vit-large-patch14",
+    )
+    parser.add_argument(
+        "--inception",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="Inception v3's weights, pytorch-fid's or torchvision's; as .pth or .safetensors",
+    )
+    parser.add_argument(
+        "--anchors", default="anchors", metavar="NAME", help="folder of the works inside the set"
+    )
+    parser.add_argument(
+        "--generated", default="generated", metavar="NAME", help="what was drawn of them"
+    )
+    parser.add_argument("--after", metavar="NAME", help="the same, drawn after an erasure")
+    result = parser.add_argument_group("the result")
+    result.add_argument("--picture", type=Path, metavar="PNG", help="write the first pairs")
+    result.add_argument("--json", action="store_true", help="all figures, and nothing else")
+    parser.add_argument("--device", choices=options.DEVICES, default="auto")
+
+
+def run(given: argparse.Namespace) -> None:
+    check_png(given.picture, "--picture")
+    sides = [given.generated, *([given.after] if given.after else [])]
+    works = [read_works(given.folder / given.anchors, given.folder / side) for side in sides]
+    if given.after:
+        check_same(*works)
+
+    embed, inception = networks(given)
+    metric = Metric(embed, inception)
+    shown: list[list[Pair]] = [[] for _ in sides]
+
+    def looked_at(side: int, bar: Bar) -> Iterator[Pair]:
+        total = sum(len(work.generated) for work in works[side])
+        for number, pair in enumerate(pairs(works[side])):
+            bar(f"comparing {sides[side]}", number, total)
+            shown[side] += [pair] if number < SHOWN else []
+            yield pair
+
+    with Bar() as bar:
+        found = [list(metric.measure(looked_at(side, bar))) for side in range(len(sides))]
+    names = [file.stem for work in works[0] for file in work.generated]
+    report = Report(names, *found, width=metric.width, is_fid=inception.is_fid)
+    if given.picture is not None:
+        write_png(given.picture, cpdm_sheet(report, *shown))
+    if given.json:
+        print(json.dumps(report.record(), indent=1))
+        return
+    print("\n".join([report.table(), "", *report.sentences()]))
+    without = sum(not work.generated for work in works[0])
+    if without:
+        print(
+            f"Of {without} of the {len(works[0])} works nothing was generated; they are left out."
+        )
+
+
+def pairs(works: Sequence[Work]) -> Iterator[Pair]:
+    """Each generated picture with its work, read as they are asked for."""
+    for work in works:
+        original = read(work.anchor) if work.generated else None
+        for file in work.generated:
+            yield Pair(work.name, file.stem, original, read(file))
+
+
+def read(file: Path) -> torch.Tensor:
+    """(H, W, 3) in 0..1, in the picture's own size."""
+    (picture,) = read_pictures([file])
+    return batch([picture], picture.size[::-1])[0]
+
+
+def networks(given: argparse.Namespace) -> tuple[Embed, Inception]:
+    """The two networks that look. Raises Failure or ValueError where one cannot be had."""
+    try:
+        import torchvision  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise Failure(
+            f'{error.name} is not installed; run: pip install ".[diffusers]" in the folder of this '
+            "program."
+        ) from None
+    from ..inception import load_inception
+    from .models import device_of
+
+    device = device_of(given.device)
+    return load_clip(given.clip, device), load_inception(given.inception).to(device)
+
+
+def load_clip(folder: Path, device: torch.device) -> Embed:
+    """CLIP's image encoder of a folder. Raises Failure where there is none."""
+    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+    from .models import hush
+
+    if not (folder / "config.json").is_file():
+        raise Failure(
+            f"{folder} holds no config.json; name a folder of CLIP's image encoder as transformers "
+            "has it, such as openai/clip-vit-large-patch14."
+        )
+    hush()
+    try:
+        model = CLIPVisionModelWithProjection.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError):
+        raise Failure(
+            f"{folder} is not CLIP's image encoder; name a folder such as "
+            "openai/clip-vit-large-patch14."
+        ) from None
+    model = model.to(device).eval().requires_grad_(False)
+    side = model.config.image_size
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        whole = (images * 255).round().to(torch.uint8).movedim(-1, 1)
+        pixels = processor(list(whole.cpu().numpy()), return_tensors="pt").pixel_values
+        return model(pixel_values=pixels.to(device)).image_embeds
+
+    return embed
