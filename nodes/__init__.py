@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .compare import CompareErasure
+from .cpdm import CopyrightMetric
 from .domain_correction import DomainCorrectionUNetUnlearn
 from .erased import (
     CombineErasedClip,
@@ -33,4 +34,5 @@ class ConceptUnlearn(ComfyExtension):
             CombineErasedClip,
             CompareErasure,
             ProbeErasure,
+            CopyrightMetric,
         ]
