@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import comfy.lora
@@ -22,6 +23,8 @@ FOREIGN_PREFIXES = (
     "text_encoder.",
     "",
 )
+# Below it stands a level that newer transformers leave out.
+FOREIGN_LEVELS = ("", "text_model.")
 
 
 def erased_clip(clip, erasure: Erasure, strength: float = 1.0):
@@ -127,9 +130,9 @@ def foreign_erasure(clip, tensors: Mapping[str, torch.Tensor], name: str) -> Era
     """
     own = {key: key for key in clip.cond_stage_model.state_dict()}
     deltas = {}
-    for prefix in FOREIGN_PREFIXES:
+    for level, prefix in product(FOREIGN_LEVELS, FOREIGN_PREFIXES):
         renamed = {
-            "clip_l.transformer." + key.removeprefix(prefix): value
+            "clip_l.transformer." + level + key.removeprefix(prefix): value
             for key, value in tensors.items()
             if key.startswith(prefix)
         }

@@ -609,6 +609,20 @@ def test_encoder_that_others_erased_loads_as_its_difference(
     assert read.concepts == ["theirs"]
 
 
+@pytest.mark.parametrize("prefix", ["", "clip_l.transformer.", "text_encoder."])
+def test_encoder_that_others_erased_may_lack_the_level_text_model(
+    pack: ModuleType, loaded: Loaded, prefix: str, tmp_path: Path
+) -> None:
+    tensors, changes = others_encoder(loaded.clip, prefix)
+    tensors = {key.replace("text_model.", ""): value for key, value in tensors.items()}
+    tensors[prefix + "embeddings.position_ids"] = torch.arange(77)[None]
+    file = tmp_path / "theirs.safetensors"
+    save_file({key: value.contiguous() for key, value in tensors.items()}, file)
+    read = pack.nodes.erased.read(loaded.clip, file)
+    assert set(read.deltas) == set(changes)
+    assert all(torch.equal(read.delta(key), change) for key, change in changes.items())
+
+
 def test_encoder_that_others_erased_takes_a_strength(
     pack: ModuleType, loaded: Loaded, tmp_path: Path
 ) -> None:
