@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
 from .diffusers_model import DiffusersModel
 from .erasure import Erasure, ErasureError, matrix_shape, name_of
+from .probe import Open
 
 
 @contextmanager
@@ -29,6 +30,17 @@ def applied(model: DiffusersModel, erasure: Erasure, strength: float = 1.0) -> I
     finally:
         for key, value in before.items():
             model.weights[key].detach().copy_(value)
+
+
+def ways(model: DiffusersModel, erasure: Erasure) -> tuple[Open, Open]:
+    """Into the original and into the erased model, as a probe takes them."""
+
+    @contextmanager
+    def edited() -> Iterator[DiffusersModel]:
+        with applied(model, erasure):
+            yield model
+
+    return lambda: nullcontext(model), edited
 
 
 def check_fit(model: DiffusersModel, erasure: Erasure) -> None:

@@ -151,6 +151,7 @@ class Probe:
             "asked": rows,
             "sentences": self.sentences(),
             "settings": asdict(self.settings),
+            "size": list(self.asked[0].before.shape[1:3]),
             "seconds": round(self.seconds, 1),
         }
 
@@ -238,15 +239,15 @@ def probe(
         with torch.no_grad():
             wanted = model.encode(own)
         before = {
-            name: _drawn(model, prompts, s, f"drawing {name}, original", on_probe)
+            name: drawn(model, prompts, s, f"drawing {name}, original", on_probe)
             for name, prompts in asked.items()
         }
         targets = before[OWN]
         more = max(0, s.cce.pictures - len(own)) if token in attacks else 0
         if more:
             further = [t.format(concept) for t in spread(templates(s.kind), more)]
-            drawn = _drawn(model, further, s, f"drawing for {token}", on_probe, len(own))
-            targets = torch.cat([targets, drawn])
+            latents = drawn(model, further, s, f"drawing for {token}", on_probe, len(own))
+            targets = torch.cat([targets, latents])
         if ring in attacks:
             asked[ring] = ring_a_bell(model, concept, own, s.kind, s.ring_a_bell, attack)
         pictures = {name: model.images(x0) for name, x0 in before.items()}
@@ -257,16 +258,16 @@ def probe(
                 model, own, wanted, before[OWN], s.kind, s.unlearn_diff_atk, attack
             )
         for name, prompts in asked.items():
-            drawn = _drawn(model, prompts, s, f"drawing {name}, edited", on_probe)
-            after[name] = model.images(drawn)
+            latents = drawn(model, prompts, s, f"drawing {name}, edited", on_probe)
+            after[name] = model.images(latents)
         if token in attacks:
             learnt = cce(model, targets[: s.cce.pictures], s.kind, s.cce, attack)
             gaps = spread(templates(s.kind), len(own))
             asked[token] = [gap.format("<token>") for gap in gaps]
             with torch.no_grad():
                 prompts = model.encode_filled(gaps, learnt)
-            drawn = _drawn(model, prompts, s, f"drawing {token}, edited", on_probe)
-            after[token] = model.images(drawn)
+            latents = drawn(model, prompts, s, f"drawing {token}, edited", on_probe)
+            after[token] = model.images(latents)
     found = [
         Asked(name, prompts, pictures.get(name, pictures[OWN]), after[name])
         for name, prompts in asked.items()
@@ -299,7 +300,7 @@ def probe(
     return Probe(concept, found, frozenset(parts), settings, time.monotonic() - began)
 
 
-def _drawn(
+def drawn(
     model: DiffusionModel,
     prompts: Sequence[str] | Conditioning,
     s: ProbeSettings,

@@ -40,10 +40,15 @@ def given_model(given: argparse.Namespace) -> DiffusersModel:
         clip_skip=given.clip_skip,
         checkpointing=given.save_memory,
     )
-    model.pipeline.to(device)
-    if given.half:
-        model.network.to(torch.bfloat16 if device.type == "cpu" else torch.float16)
+    place(model, device, given.half)
     return model
+
+
+def place(model: DiffusersModel, device: torch.device, half: bool) -> None:
+    """Onto a device, the network in half precision if asked."""
+    model.pipeline.to(device)
+    if half:
+        model.network.to(torch.bfloat16 if device.type == "cpu" else torch.float16)
 
 
 def hush() -> None:

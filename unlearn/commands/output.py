@@ -9,7 +9,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
+
+from ..erasure import Erasure
 
 RECEIPT = "concept_unlearn.json"
 """In every folder that is written: what was put on, and where it came from."""
@@ -50,6 +53,14 @@ def check_space(path: Path, needed: int) -> None:
             f"{path} will take {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free there; free "
             "some space or name another --output."
         )
+
+
+def record_measured(file: Path, **measured) -> None:
+    """Write figures into an erasure's file, whose weights stay what they are."""
+    erasure = Erasure.load(file)
+    precisions = {t.dtype for delta in erasure.deltas.values() for t in delta.values()}
+    precise = torch.float32 if torch.float32 in precisions else torch.float16
+    erasure.with_measured(**measured).save(file, precise)
 
 
 @contextmanager

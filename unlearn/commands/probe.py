@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import get_args
-
-import torch
 
 from ..erasure import NETWORK, Erasure
 from ..model import Part
@@ -18,7 +15,7 @@ from ..probe import ATTACKS, Level, probe, settings
 from ..probe_sheet import probe_sheet
 from . import options
 from .bar import Bar
-from .output import Failure
+from .output import Failure, record_measured
 from .pictures import check_png, write_png
 
 HELP = "look for what is left of a concept after an erasure, with and without attacks"
@@ -104,7 +101,7 @@ def run(given: argparse.Namespace) -> None:
     if given.record and (len(given.erasures) > 1 or given.strength != [1.0]):
         raise Failure("--record needs one erasure at strength 1; leave it out for several.")
     check_png(given.picture, "--picture")
-    from ..diffusers_apply import applied, base_warning, check_fit
+    from ..diffusers_apply import base_warning, check_fit, ways
     from .models import given_model, load_erasures
 
     erasure = load_erasures(given.erasures, given.strength)
@@ -114,11 +111,6 @@ def run(given: argparse.Namespace) -> None:
     model = given_model(given)
     check_fit(model, erasure)
     warning = base_warning(model, erasure)
-
-    @contextmanager
-    def edited():
-        with applied(model, erasure):
-            yield model
 
     chosen = settings(
         given.level,
@@ -134,8 +126,7 @@ def run(given: argparse.Namespace) -> None:
         with Bar() as bar:
             probes.append(
                 probe(
-                    lambda: nullcontext(model),
-                    edited,
+                    *ways(model, erasure),
                     concept,
                     parts_of(erasure),
                     chosen,
@@ -148,7 +139,7 @@ def run(given: argparse.Namespace) -> None:
     if given.picture is not None:
         write_png(given.picture, probe_sheet(probes))
     if given.record:
-        record(given.erasures[0], records)
+        record_measured(given.erasures[0], probe=records)
     if given.json:
         print(json.dumps(records, indent=1))
         return
@@ -169,11 +160,3 @@ def kind_of(erasure: Erasure) -> Kind:
 
 def parts_of(erasure: Erasure) -> frozenset[Part]:
     return frozenset("unet" if key.startswith(NETWORK) else "encoder" for key in erasure.deltas)
-
-
-def record(file: Path, records: list[dict]) -> None:
-    """Write figures into an erasure's file, whose weights stay what they are."""
-    erasure = Erasure.load(file)
-    precisions = {t.dtype for delta in erasure.deltas.values() for t in delta.values()}
-    precise = torch.float32 if torch.float32 in precisions else torch.float16
-    erasure.with_measured(probe=records).save(file, precise)

@@ -1,0 +1,225 @@
+"""Receipts: what an erasure's record says, measured again on IconCanvas as a diffusers folder."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from commands import sentence
+
+from testbed import diffusers_pipeline
+from unlearn.__main__ import main
+from unlearn.commands.output import record_measured
+from unlearn.diffusers_apply import ways
+from unlearn.diffusers_model import DiffusersModel
+from unlearn.erasure import Erasure, combine
+from unlearn.probe import ATTACKS, ProbeSettings, probe
+from unlearn.receipt import FIGURES, Figure, count_tolerance, near, receipt
+
+FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+QUICK = ProbeSettings(prompts=2, phrasings=1, draws=4, rivals=3, steps=4, guidance=5.0)
+
+
+# By hand
+
+
+def test_a_figure_agrees_up_to_its_tolerance() -> None:
+    assert Figure("a", 0.1, 0.12, 0.02).agrees
+    assert not Figure("a", 0.1, 0.1201, 0.02).agrees
+    assert not Figure("a", float("nan"), 0.1, 0.02).agrees
+    assert Figure("a", 3, 4, 1, of=4).agrees
+    assert not Figure("a", 2, 4, 1, of=4).agrees
+
+
+def test_a_count_may_differ_by_one_picture_of_eight() -> None:
+    assert [count_tolerance(count) for count in (1, 4, 8, 9, 24)] == [1, 1, 1, 2, 3]
+
+
+def test_others_are_protected_words_and_of_the_same_and_of_another_kind() -> None:
+    prompts = near(["dog"], "object", ["fox", "wolf"])
+    assert prompts[:2] == ["a photo of a fox", "a photo of a wolf"]
+    assert len(prompts) == 6
+    assert all(prompt.startswith("a painting in the style of ") for prompt in prompts[4:])
+    assert not any("dog" in prompt.split() for prompt in prompts)
+    styles = near(["ink"], "style")
+    assert [prompt.startswith("a photo of a ") for prompt in styles] == [False, False, True, True]
+
+
+# On a model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """IconCanvas as a diffusers folder."""
+    return diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
+
+
+@pytest.fixture(scope="module")
+def shaken(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An erasure that knows its base, by a shaken encoder, with a small receipt and probe."""
+    from unlearn.diffusers_files import load_pipeline
+
+    model = DiffusersModel(load_pipeline(folder))
+    change = 0.1 * torch.randn(768, 192, generator=torch.Generator().manual_seed(0))
+    record = {"concepts": ["guitar"], "kind": "object", "base": model.base([FC1])}
+    file = tmp_path_factory.mktemp("erasures") / "shaken.safetensors"
+    Erasure({FC1: {"diff": change}}, record).save(file)
+    both = ways(model, Erasure.load(file))
+    found = receipt(*both, ["guitar"], QUICK)
+    probed = probe(*both, "guitar", frozenset({"encoder"}), QUICK, attacks=()).record()
+    # As an attack by prompts and one by a token leave it.
+    own = copy.deepcopy(probed["asked"][0])
+    probed["asked"] += [{**own, "name": ATTACKS[0]}, {**own, "name": ATTACKS[2]}]
+    record_measured(file, receipt=found, probe=[probed], seconds=1.5)
+    return file
+
+
+def with_record(file: Path, target: Path, **measured) -> Path:
+    """A copy of an erasure with other figures."""
+    erasure = Erasure.load(file)
+    Erasure(erasure.deltas, {**erasure.record, "measured": measured}).save(target)
+    return target
+
+
+def test_what_was_measured_comes_out_again(
+    folder: Path, shaken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = shaken.read_bytes()
+    assert main(["show", str(shaken), "--base", str(folder), "--measure"]) == 0
+    said = capsys.readouterr().out
+    assert "is its base: all 1 recorded weights are the same" in said
+    assert re.search(r"recorded +measured +may differ by\n", said)
+    assert re.search(r"its own prompts show it, before +\d of 2 +\d of 2 +1\n", said)
+    assert re.search(r"other pictures changed +(\d+\.\d%) +\1 +1\.0%\n", said)
+    assert "guitar: own prompts, after " in said
+    assert f"guitar: {ATTACKS[0]}, after " in said
+    assert f"guitar: {ATTACKS[0]}, before" not in said, "an attack has pictures after only"
+    assert ATTACKS[2] not in said.partition("may differ by")[2], "no record holds a trained token"
+    assert re.search(r"All \d+ figures come out again\.\n$", said)
+    assert shaken.read_bytes() == before
+
+
+def test_what_does_not_come_out_again_ends_with_one(
+    folder: Path, shaken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = Erasure.load(shaken).record["measured"]["receipt"]
+    better = {**told, "near_changed": told["near_changed"] - 0.011}
+    file = with_record(shaken, tmp_path / "better.safetensors", receipt=better)
+    assert main(["show", str(file), "--base", str(folder), "--measure", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert err == (
+        "1 of 6 figures differ by more than they may: what better.safetensors records is not what "
+        "it does; probe it anew before you rely on it.\n"
+    )
+    found = json.loads(out)
+    assert found["measured"] == {"receipt": better}
+    (wrong,) = (one for one in found["measured_again"] if not one["agrees"])
+    assert wrong["name"] == "other pictures changed"
+    assert wrong["measured"] == pytest.approx(told["near_changed"], abs=1e-3)
+
+
+def test_measuring_needs_the_base_that_it_was_made_with(
+    folder: Path, shaken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    assert main(["apply", str(folder), str(shaken), "-o", str(other)]) == 0
+    assert main(["show", str(shaken), "--base", str(other), "--measure"]) == 1
+    out, err = capsys.readouterr()
+    assert "1 of 1 weights differ" in err
+    assert "may differ by" not in out
+
+
+@pytest.mark.slow
+def test_a_receipt_is_written_once_and_holds(
+    folder: Path, shaken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = with_record(shaken, tmp_path / "a.safetensors", seconds=1.5)
+    assert main(["show", str(file), "--base", str(folder), "--record"]) == 0
+    assert "Written into a.safetensors." in capsys.readouterr().out
+    written, was = Erasure.load(file), Erasure.load(shaken)
+    assert written.record["measured"]["seconds"] == 1.5
+    assert written.record["measured"]["receipt"]["shown_before"] == 4
+    assert torch.equal(written.delta(FC1), was.delta(FC1))
+    said = sentence(["show", file, "--base", folder, "--record"], capsys)
+    assert "a.safetensors has a receipt already; check it with --measure" in said
+    assert main(["show", str(file), "--base", str(folder), "--measure"]) == 0
+
+
+# In words
+
+
+def test_show_says_what_was_measured(shaken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(shaken)]) == 0
+    said = capsys.readouterr().out
+    assert "\n  base             fingerprints of 1 weights\n" in said
+    assert re.search(r"\nmeasured\n", said)
+    assert "\n    receipt        2 pictures of it, 4 others\n" in said
+    for name, allowed in FIGURES.values():
+        assert re.search(
+            rf"\n      {name} +{'[0-9] of 2' if allowed is None else '[-0-9.]+%'}", said
+        )
+    assert "\n    probe          guitar, quick\n      " in said
+    assert "\n    seconds        1.5\n" in said
+    assert "{" not in said, "no figure is dumped as it is"
+
+
+def test_show_says_what_was_combined(
+    shaken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "both.safetensors"
+    one = Erasure.load(shaken)
+    combine([one, one], [1.0, 0.5]).with_measured(conflict=["guitar weakens guitar"]).save(file)
+    assert main(["show", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "\n    of             guitar at strength 0.5: unknown method, undated\n" in said
+    assert "\n    conflict\n      guitar weakens guitar\n" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--measure"], "--measure needs the model that it was made with; name it with --base"),
+        (["--record"], "--record needs the model that it was made with; name it with --base"),
+        (["--measure", "--base", "no_model"], "records no figures that can be measured again"),
+    ],
+)
+def test_bad_input_gets_a_sentence_before_any_work(
+    options: list[str],
+    said: str,
+    shaken: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = with_record(shaken, tmp_path / "a.safetensors", seconds=1.5)
+    assert said in sentence(["show", file, *options], capsys)
+
+
+def test_both_at_once_is_bad_usage(shaken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = sentence(["show", shaken, "--measure", "--record"], capsys, code=2)
+    assert "not allowed with argument" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"own": []}, "The receipt in the record cannot be read (its list of own is empty)"),
+        ({"shown_after": None}, "The receipt in the record cannot be read"),
+        ({"settings": {"kind": "noise"}}, "(its kind is 'noise'), so it cannot be measured again"),
+        ({"settings": None}, "The receipt in the record cannot be read"),
+    ],
+)
+def test_a_receipt_that_cannot_be_read_gets_a_sentence(
+    change: dict,
+    said: str,
+    folder: Path,
+    shaken: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = {**Erasure.load(shaken).record["measured"]["receipt"], **change}
+    file = with_record(shaken, tmp_path / "a.safetensors", receipt=told)
+    assert said in sentence(["show", file, "--base", folder, "--measure", "--json"], capsys)
