@@ -52,6 +52,10 @@ class ComfyModel:
         return self.patcher.model
 
     @property
+    def layers(self) -> torch.nn.Module:
+        return self.network.diffusion_model
+
+    @property
     def encoder(self) -> torch.nn.Module:
         return self.clip.cond_stage_model
 

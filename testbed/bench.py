@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from statistics import mean
 
@@ -68,6 +69,13 @@ METHODS = {
         "paper-last-half": FEW,
     },
     "domain_correction": {"balanced": CONCEPTS, "paper": FEW},
+    # CPDM's baselines (arXiv 2403.12052).
+    "gradient_ascent": {"paper": QUICK},
+    "weight_pruning": {"paper": QUICK},
+}
+BASELINES = {
+    "gradient_ascent": "GradientAscentSettings",
+    "weight_pruning": "WeightPruningSettings",
 }
 EPOCHS = (1, 2, 4, 5, 7, 10)
 STARTS = {"auto": "auto", "all-steps": 0, "last-half": 25}
@@ -299,6 +307,11 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
                 mode=mode, kind=kind, seed=seed, anchor=anchor
             )
             erasure = science.domain_correction.domain_correction(host, concept, settings)
+        elif job["method"] in BASELINES:
+            # No node imports them.
+            method = import_module(f"{science.__name__}.{job['method']}")
+            settings = getattr(method, BASELINES[job["method"]])(kind=kind, seed=seed)
+            erasure = getattr(method, job["method"])(host, concept, shots, settings)
         else:
             settings = science.few_shot.FewShotSettings(
                 mode=mode,

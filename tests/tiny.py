@@ -272,6 +272,10 @@ class TinyNetworkModel(TinyModel):
         self.drawn: list[list[str]] = []
         """The prompts of every `sample`."""
 
+    @property
+    def layers(self) -> nn.Module:
+        return self.network
+
     def original(self, key: str) -> torch.Tensor:
         if key.startswith(NETWORK):
             return self.network.get_parameter(key.removeprefix(NETWORK))

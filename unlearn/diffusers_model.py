@@ -77,6 +77,10 @@ class DiffusersModel:
         return self.network.device
 
     @property
+    def layers(self) -> nn.Module:
+        return self.views["unet"]
+
+    @property
     def is_xl(self) -> bool:
         """Whether the network reads a pooled vector beside the tokens."""
         return self.network.config.addition_embed_type == "text_time"

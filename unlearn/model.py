@@ -126,6 +126,10 @@ class DiffusionModel(Protocol):
 
     device: torch.device
 
+    @property
+    def layers(self) -> torch.nn.Module:
+        """The network's modules under the names of their weights: to look at, not to change."""
+
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of the prompts; differentiable while the encoder is being edited."""
 

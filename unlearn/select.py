@@ -15,6 +15,8 @@ import torch
 
 Trainable = Literal["mlp-final-attn", "mlp", "attention", "all"]
 NetworkTrainable = Literal["cross-attention", "cross-attention-kv", "outside-cross-attention"]
+Baseline = Literal["all", "convolution"]
+"""What CPDM's two baselines change."""
 
 CROSS = {"attn2", "cross_attn", "crossattn", "cross_attention"}
 KEYS_AND_VALUES = {
@@ -99,17 +101,20 @@ def stacks(root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.ModuleList]]:
             yield name, module
 
 
-def network_weights(root: torch.nn.Module, trainable: NetworkTrainable) -> dict[str, torch.Tensor]:
+def network_weights(
+    root: torch.nn.Module, trainable: NetworkTrainable | Baseline
+) -> dict[str, torch.Tensor]:
     """Weights and biases of a denoising network to train, by their names under `root`.
 
     "cross-attention": every linear layer of it. "cross-attention-kv": those alone that make keys
     and values of the prompt. "outside-cross-attention": every linear and convolution layer that is
-    not of it.
+    not of it. "all": both. "convolution": every convolution.
 
-    Raises ValueError when `trainable` is not one of these, the network has no cross-attention, or
-    "cross-attention-kv" is asked of one whose attention has one projection for words and picture.
+    Raises ValueError when `trainable` is not one of these, the network has no cross-attention,
+    "cross-attention-kv" is asked of one whose attention has one projection for words and picture,
+    or "convolution" of one that has none.
     """
-    if trainable not in get_args(NetworkTrainable):
+    if trainable not in (*get_args(NetworkTrainable), *get_args(Baseline)):
         raise ValueError(
             f"trainable must be one of {', '.join(get_args(NetworkTrainable))}, not {trainable!r}."
         )
@@ -124,12 +129,19 @@ def network_weights(root: torch.nn.Module, trainable: NetworkTrainable) -> dict[
         "cross-attention": cross,
         "cross-attention-kv": keys_and_values,
         "outside-cross-attention": layers.keys() - cross,
+        "all": layers.keys(),
+        "convolution": {name for name, module in layers.items() if _convolves(module)},
     }[trainable]
     if cross and not chosen and trainable == "cross-attention-kv":
         raise ValueError(
             "This model has no cross-attention-kv: in its attention words and picture go through "
             "the same weights, so none make the keys and values of the words alone. Train its "
             "cross-attention instead, which is all of that attention; Key-Step UNet Unlearn does."
+        )
+    if cross and not chosen and trainable == "convolution":
+        raise ValueError(
+            "This model has no convolutions whose filters could be cut out; use a method that "
+            "trains its attention."
         )
     if not cross or not chosen:
         raise ValueError(
@@ -157,6 +169,10 @@ def reads_prompt(name: str, weight: torch.Tensor, width: int) -> bool:
 def _multiplies(module: torch.nn.Module) -> bool:
     """A linear or convolution layer of any make."""
     return hasattr(module, "in_features") or hasattr(module, "kernel_size")
+
+
+def _convolves(module: torch.nn.Module) -> bool:
+    return hasattr(module, "kernel_size") and getattr(module, "weight", None) is not None
 
 
 def _is_attention(name: str) -> bool:

@@ -1,0 +1,251 @@
+"""CPDM's baselines, gradient ascent and weight pruning: by hand, and on a tiny network."""
+
+from __future__ import annotations
+
+import random
+from types import ModuleType
+
+import pytest
+import torch
+from tiny import Cancelled, LinearModel, TinyNetworkModel, cancel_at, same
+
+import testbed.pack
+from unlearn.erasure import NETWORK
+from unlearn.few_shot import Sampler, denoising_loss
+from unlearn.gradient_ascent import GradientAscentSettings, gradient_ascent
+from unlearn.held import Encoded
+from unlearn.model import Conditioning, Diverged
+from unlearn.select import network_weights
+from unlearn.weight_pruning import (
+    WeightPruningSettings,
+    answers,
+    largest,
+    loudest,
+    weight_pruning,
+)
+
+IMAGES = torch.rand(4, 8, 8, 3, generator=torch.Generator().manual_seed(0))
+METHODS = {"gradient_ascent": gradient_ascent, "weight_pruning": weight_pruning}
+QUICK = {
+    "gradient_ascent": GradientAscentSettings(iterations=3),
+    "weight_pruning": WeightPruningSettings(draws=2, channels=0.5, weights=0.25),
+}
+each_method = pytest.mark.parametrize("method", METHODS)
+
+
+def run(model: TinyNetworkModel, method: str, *more, **given):
+    return METHODS[method](model, ["fox"], IMAGES, QUICK[method], *more, **given)
+
+
+# Gradient ascent
+
+
+class Predicting(LinearModel):
+    """The network itself is the one weight w: the denoising loss is (w - noise)^2."""
+
+    def encode(self, prompts) -> Conditioning:
+        return Conditioning(torch.zeros(len(prompts), 1, 1))
+
+    def predict(self, x_t, t, conditioning) -> torch.Tensor:
+        return self._weight("fc.weight").expand(len(x_t), 1).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("w", [-3.0, 3.0])
+def test_the_first_step_by_hand(w: float) -> None:
+    """AdamW's: 1 % of the rate off the weight, then a rate's length up the loss."""
+    settings = GradientAscentSettings(iterations=1, learning_rate=0.1)
+    model = Predicting(w)
+    erasure = gradient_ascent(model, ["fox"], IMAGES, settings)
+    (noise,) = (noise for _, noise, _ in model.asked)
+    slope = 2 * (w - noise).mean().item()
+    assert slope * w > 0, "the noise lies between -3 and 3"
+    up = 0.1 if slope > 0 else -0.1
+    assert erasure.delta("fc.weight").item() == pytest.approx(up - 0.1 * 0.01 * w, rel=1e-4)
+    assert erasure.record["loss"][0] == pytest.approx(-((w - noise) ** 2).mean().item(), rel=1e-4)
+
+
+def test_the_loss_grows_and_every_layer_is_trained() -> None:
+    model = TinyNetworkModel()
+    settings = GradientAscentSettings(iterations=20, learning_rate=1e-3, batch=4)
+    erasure = gradient_ascent(model, ["fox"], IMAGES, settings)
+    losses = [-value for value in erasure.record["loss"]]
+    assert sum(losses[-5:]) > 1.5 * sum(losses[:5])
+    every = {NETWORK + name for name in network_weights(model.network, "all")}
+    assert set(erasure.deltas) == every
+    assert erasure.record["moved"]["fox"] > 0
+
+
+def test_an_unbounded_loss_stops_the_run() -> None:
+    settings = GradientAscentSettings(iterations=200, learning_rate=1e30)
+    with pytest.raises(Diverged) as error:
+        gradient_ascent(TinyNetworkModel(), ["fox"], IMAGES, settings)
+    assert error.value.erasure.record["method"] == "gradient_ascent"
+
+
+# Weight pruning
+
+
+def test_the_loudest_channels_of_a_stage() -> None:
+    """A quarter of eight answers: the two largest, whosever they are."""
+    stage = {
+        "a": torch.tensor([[1.0, 9.0], [0.0, 2.0]]),
+        "b": torch.tensor([[3.0, 0.0], [8.0, 1.0]]),
+        "c": torch.tensor([[0.0, 0.0], [0.0, 0.0]]),
+    }
+    found = loudest(stage, 0.25)
+    assert {key: channels.tolist() for key, channels in found.items()} == {"a": [1], "b": [0]}
+    assert {key: c.tolist() for key, c in loudest(stage, 1e-6).items()} == {"a": [1]}
+
+
+def test_the_largest_of_each_row() -> None:
+    rows = torch.tensor([[1.0, 4.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
+    assert largest(rows, 0.5).sum(1).tolist() == [2, 2]
+    assert largest(rows, 0.5)[0].tolist() == [False, True, False, True]
+    assert largest(rows, 0.01).sum(1).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max"])
+def test_answers_are_pooled_sizes_by_stage(pooling: str) -> None:
+    layers = torch.nn.ModuleDict(
+        {
+            "one": torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Conv2d(2, 1, 2, 2)),
+            "two": torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1)),
+        }
+    )
+    keys = [f"{NETWORK}one.0.weight", f"{NETWORK}one.1.weight", f"{NETWORK}two.0.weight"]
+    x = torch.tensor([[[[1.0, -5.0], [2.0, 0.0]]]])
+    with torch.no_grad(), answers(layers, keys, pooling) as stages:
+        first = layers["one"][0](x)
+        second = layers["two"](layers["one"][1](first))
+    assert set(stages) == {("one", (2, 2)), ("one", (1, 1)), ("two", (1, 1))}
+    flat = first.abs().flatten(2)
+    wanted = flat.mean(2) if pooling == "avg" else flat.amax(2)
+    assert torch.equal(stages["one", (2, 2)][keys[0]], wanted)
+    assert torch.equal(stages["two", (1, 1)][keys[2]], second.abs().flatten(1))
+    assert not any(module._forward_hooks for module in layers.modules())
+
+
+def test_what_is_cut_is_what_the_gradient_names() -> None:
+    """With one draw and all channels: of each filter the quarter with the largest gradients."""
+    model = TinyNetworkModel()
+    settings = WeightPruningSettings(draws=1, channels=1.0, weights=0.25)
+    erasure = weight_pruning(model, ["fox"], IMAGES, settings)
+    assert set(erasure.deltas) == {f"{NETWORK}conv_{end}.weight" for end in ("in", "out")}
+
+    x_t, t, target, prompts = first_draw(model, settings)
+    network = model.network.requires_grad_(True)
+    denoising_loss(model, x_t, t, target, prompts).mean().backward()
+    for end in ("in", "out"):
+        weight = network.get_parameter(f"conv_{end}.weight")
+        left = weight.detach() + erasure.delta(f"{NETWORK}conv_{end}.weight")
+        cut = left == 0
+        count = int(0.25 * weight[0].numel())
+        for filter_cut, slope in zip(cut, weight.grad.abs()):
+            assert filter_cut.sum() == count
+            assert slope[filter_cut].min() >= slope[~filter_cut].max() - 1e-9
+        assert torch.equal(left[~cut], weight.detach()[~cut]), "all others stay"
+
+
+def first_draw(model: TinyNetworkModel, settings: WeightPruningSettings) -> tuple:
+    """As the method draws it."""
+    latents = model.latents(IMAGES)
+    rng, draw = random.Random(settings.seed), Sampler(model, settings.pictures)
+    chosen = [rng.randrange(len(latents)) for _ in range(settings.batch)]
+    x_t, t, target = draw.noised(latents[chosen])
+    return x_t, t, target, Encoded(model)(*draw.prompts("fox", len(chosen)))
+
+
+def test_only_loud_channels_are_cut() -> None:
+    model = TinyNetworkModel()
+    settings = WeightPruningSettings(draws=1, channels=0.2, weights=1.0, batch=1)
+    erasure = weight_pruning(model, ["fox"], IMAGES, settings)
+    x_t, t, _, prompts = first_draw(model, settings)
+    heard = {}
+    model.network.conv_in.register_forward_hook(lambda m, g, out: heard.update(out=out))
+    with torch.no_grad():
+        model.predict(x_t, t, prompts)
+    loud = heard["out"][0].abs().mean((1, 2))
+    key = f"{NETWORK}conv_in.weight"
+    cut = (model.original(key) + erasure.delta(key) == 0).flatten(1)
+    assert set(cut.all(1).nonzero().flatten().tolist()) == {int(loud.argmax())}
+    assert not cut[~cut.all(1)].any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"channels": 0.0}, "The share of channels is 0.0; choose one above 0 and at most 1"),
+        ({"weights": 1.5}, "The share of weights is 1.5; choose one above 0 and at most 1"),
+        ({"draws": 0}, "Nothing is looked up without a draw"),
+    ],
+)
+def test_settings_that_cannot_be_used(settings: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        weight_pruning(TinyNetworkModel(), ["fox"], IMAGES, WeightPruningSettings(**settings))
+
+
+def test_a_network_without_convolutions_gets_a_sentence() -> None:
+    model = TinyNetworkModel()
+    del model.network.conv_in, model.network.conv_out
+    with pytest.raises(ValueError, match="This model has no convolutions"):
+        weight_pruning(model, ["fox"], IMAGES, QUICK["weight_pruning"])
+
+
+# Both
+
+
+@each_method
+def test_the_same_seed_gives_the_same_erasure(method: str) -> None:
+    one, two = (run(TinyNetworkModel(), method) for _ in range(2))
+    assert same(one, two)
+    assert one.norm() > 0
+    record = one.record
+    assert (record["method"], record["concepts"], record["kind"]) == (method, ["fox"], "object")
+    assert record["images"]["count"] == 4
+    assert record["steps"] == len(record["loss"])
+
+
+@each_method
+def test_the_model_stays_what_it_was_and_can_be_cancelled(method: str) -> None:
+    model = TinyNetworkModel()
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    with pytest.raises(Cancelled):
+        run(model, method, cancel_at(2))
+    run(model, method)
+    for name, tensor in model.network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert not any(module._forward_hooks for module in model.network.modules())
+
+
+@each_method
+def test_the_model_draws_where_no_pictures_are_given(method: str) -> None:
+    model = TinyNetworkModel()
+    erasure = METHODS[method](model, ["fox", "owl"], None, QUICK[method])
+    assert [len(prompts) for prompts in model.drawn] == [4, 4]
+    assert erasure.record["images"] == {"count": 8, "drawn_by_model": True, "hash": None}
+
+
+@each_method
+def test_no_concept_gets_a_sentence(method: str) -> None:
+    with pytest.raises(ValueError, match="No concept is named"):
+        METHODS[method](TinyNetworkModel(), [" "], IMAGES)
+    with pytest.raises(ValueError, match="cannot be shared evenly among 3 concepts"):
+        METHODS[method](TinyNetworkModel(), ["a", "b", "c"], IMAGES)
+
+
+@each_method
+def test_on_iconcanvas_in_the_host(pack: ModuleType, method: str) -> None:
+    """The host's own UNet; what is cut is zero."""
+    model, clip, vae = testbed.pack.checkpoint()
+    host = pack.nodes.host.ComfyModel(model, clip, vae, (64, 64))
+    with torch.inference_mode(), host.training():
+        erasure = run(host, method)
+        weights = {key: host._weights("unet", "all")[key].clone() for key in erasure.deltas}
+    assert erasure.norm() > 0
+    assert all(key.startswith(NETWORK) for key in erasure.deltas)
+    if method == "weight_pruning":
+        for key, weight in weights.items():
+            change = erasure.delta(key).view(weight.shape)
+            changed = change != 0
+            assert torch.equal(change[changed], -weight[changed].float()), key
+            assert 0 < changed.float().mean() <= 0.5  # two draws of a quarter
