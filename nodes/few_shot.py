@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..unlearn.few_shot import FewShotSettings, check_concepts, few_shot
+from ..unlearn.few_shot import FewShotSettings, check_settings, few_shot
 from ..unlearn.prompts import split_concepts
 from .apply import erased_clip
 from .sockets import (
+    anchor_input,
     concept_input,
     filename_input,
     kind_input,
@@ -84,6 +85,10 @@ class FewShotEncoderUnlearn(io.ComfyNode):
                 protect_input(),
                 filename_input(),
                 projection_input("off"),
+                anchor_input(
+                    "balanced: what is drawn in its place; another thing of its kind keeps the "
+                    "style of a prompt best. Empty: a neutral word by kind."
+                ),
             ],
             outputs=output_sockets(
                 io.Clip.Output(
@@ -113,9 +118,9 @@ class FewShotEncoderUnlearn(io.ComfyNode):
         protect="",
         projection="off",
         filename_prefix="loras/erased",
+        anchor="",
     ) -> io.NodeOutput:
         concepts = split_concepts(concept)
-        check_concepts(concepts, images)
         settings = FewShotSettings(
             mode=mode,
             kind=kind,
@@ -127,7 +132,9 @@ class FewShotEncoderUnlearn(io.ComfyNode):
             seed=seed,
             projection=projection,
             protect=words(protect),
+            anchor=anchor.strip(),
         )
+        check_settings(concepts, images, settings)
         training = Training(
             "few_shot", concepts, settings, model, clip, vae, size, images, filename_prefix, seed
         )

@@ -333,6 +333,13 @@ def test_bad_input_gets_a_sentence_before_any_work(
     assert not model.encoded
 
 
+def test_anchor_that_is_the_concept_gets_a_sentence_before_any_work() -> None:
+    model = TinyModel()
+    with pytest.raises(ValueError, match="The anchor 'Cat' is the concept itself"):
+        few_shot(model, ["cat"], IMAGES, FewShotSettings(anchor="Cat"))
+    assert not model.encoded
+
+
 def test_the_image_at_fault_is_named() -> None:
     images = IMAGES.clone()
     images[2, 0, 0, 0] = torch.inf

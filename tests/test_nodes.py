@@ -477,10 +477,11 @@ def test_unusable_file_stops_the_prompt_with_one_sentence(
             {"concept": "cat, dog", "images": ["picture", 0]},
             "1 images cannot be shared .* 2 concepts",
         ),
+        ({"anchor": "Cat"}, "The anchor 'Cat' is the concept itself"),
         ({"filename_prefix": "../outside"}, "leaves ComfyUI's output folder"),
         ({"filename_prefix": "loras/../../outside"}, "leaves ComfyUI's output folder"),
     ],
-    ids=["no concept", "wrong count", "outside", "outside by a detour"],
+    ids=["no concept", "wrong count", "anchor", "outside", "outside by a detour"],
 )
 def test_bad_training_input_gets_a_sentence_and_writes_nothing(
     server: Server, inputs: dict[str, Any], sentence: str

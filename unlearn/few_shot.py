@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from .erasure import Erasure, images_hash
 from .model import Conditioning, DiffusionModel, Edit, OnStep, check_images
-from .neighbourhood import Kind, Neighbourhood
+from .neighbourhood import Kind, Neighbourhood, check_anchor
 from .preserve import Projection
 from .prompts import templates
 from .select import Trainable
@@ -94,7 +94,7 @@ def few_shot(
     good erasure, when the loss stops being finite; `on_step` may raise to cancel. The model is
     afterwards what it was.
     """
-    check_concepts(concepts, images)
+    check_settings(concepts, images, settings)
     pictures = concept_latents(model, concepts, images, settings)
     run = paper if settings.mode == "paper" else balanced
     return trained(
@@ -112,6 +112,14 @@ def few_shot(
             "hash": None if images is None else images_hash(images),
         },
     )
+
+
+def check_settings(
+    concepts: Sequence[str], images: torch.Tensor | None, settings: FewShotSettings
+) -> None:
+    """Raises ValueError with one sentence where they cannot be used."""
+    check_concepts(concepts, images)
+    check_anchor(concepts, settings.anchor)
 
 
 def check_concepts(concepts: Sequence[str], images: torch.Tensor | None) -> None:

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from ..domain_correction import DomainCorrectionSettings, domain_correction
 from ..domain_correction import check_settings as check_domain_correction
 from ..erasure import Erasure
-from ..few_shot import FewShotSettings, check_concepts, few_shot
+from ..few_shot import FewShotSettings, few_shot
+from ..few_shot import check_settings as check_few_shot
 from ..key_step import KeyStepSettings, key_step
 from ..key_step import check_settings as check_key_step
 from ..model import Diverged, Edit, Part
@@ -215,7 +216,8 @@ def check(method: Method, concepts: list[str], pictures: int | None) -> None:
     elif method.name == "domain_correction":
         check_domain_correction(concepts, method.settings)
     else:
-        check_concepts(concepts, None if pictures is None else torch.zeros(pictures, 1, 1, 3))
+        images = None if pictures is None else torch.zeros(pictures, 1, 1, 3)
+        check_few_shot(concepts, images, method.settings)
 
 
 def trained(given: argparse.Namespace, method: Method, model, images, resume: Resume) -> Erasure:
