@@ -170,6 +170,8 @@ def unet() -> nn.Module:
         ("cross-attention", CROSS),
         ("cross-attention-kv", {f"{BLOCK}.attn2.to_k", f"{BLOCK}.attn2.to_v"}),
         ("outside-cross-attention", {*SELF, *OTHERS, "input_blocks.1.0.in_layers.2"}),
+        ("all", {*SELF, *CROSS, *OTHERS, "input_blocks.1.0.in_layers.2"}),
+        ("convolution", {"input_blocks.1.0.in_layers.2"}),
     ],
 )
 def test_exactly_these_layers_of_a_unet(trainable: str, expected: set[str]) -> None:

@@ -37,7 +37,7 @@ class GradientAscentSettings:
     """Which templates name the concept, in place of captions."""
     iterations: int = 40
     """It does not stop by itself, and has no bound: more of them break the model."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-5
     """AdamW's, the same for every weight."""
     trainable: NetworkTrainable | Baseline = "all"
     rank: int = 0
