@@ -12,6 +12,7 @@ from comfy_api.latest import io, ui
 # ComfyUI's own: what its KSampler calls, so that a picture here is a picture there.
 from nodes import EmptyLatentImage, common_ksampler
 
+from ..unlearn.neighbours import near_prompts
 from ..unlearn.prompts import split_concepts, templates
 from ..unlearn.remains import Seen, remains
 from ..unlearn.sheet import Row, sheet
@@ -27,9 +28,6 @@ from .sockets import (
     sampling_inputs,
     seed_input,
 )
-
-NEIGHBOURS = ("cat", "house", "apple", "guitar", "car", "umbrella")
-STYLES = ("watercolor", "pencil sketch", "photograph")
 
 
 class CompareErasure(io.ComfyNode):
@@ -173,18 +171,6 @@ def things_in(prompts: list[str]) -> list[str]:
     """The built-in things that prompts name: what a picture in a style is likely to show."""
     named = {word.strip(".,;:") for prompt in prompts for word in prompt.lower().split()}
     return [thing for thing in VOCABULARY["object"] if thing in named]
-
-
-def near_prompts(concepts: list[str], kind: str) -> list[str]:
-    """Three common things, or two and two styles beside a style."""
-    named = {word for concept in concepts for word in concept.lower().split()}
-    things = [word for word in NEIGHBOURS if word not in named]
-    styles = [word for word in STYLES if not named & set(word.split())]
-    if kind != "style":
-        return [templates("object")[0].format(word) for word in things[:3]]
-    return [templates("object")[0].format(word) for word in things[:2]] + [
-        templates("style")[0].format(word) for word in styles[:2]
-    ]
 
 
 def draw(

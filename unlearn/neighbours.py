@@ -1,4 +1,4 @@
-"""Neighbours: the words that an erasure moves besides its own, to be protected the next time."""
+"""Neighbours: what must stay beside a concept, and the words that an erasure moved along."""
 
 from __future__ import annotations
 
@@ -10,11 +10,26 @@ import torch
 from .identify import SENTENCES
 from .model import Conditioning
 from .neighbourhood import Kind
+from .prompts import templates
 
 Encode = Callable[[Sequence[str]], Conditioning]
 ENCODED_AT_ONCE = 32  # prompts
+COMMON = ("cat", "house", "apple", "guitar", "car", "umbrella")
+STYLES = ("watercolor", "pencil sketch", "photograph")
 PROPOSED = 6  # for protection
 NOTICEABLE = 0.05  # of a word's own length: less than this needs no protection
+
+
+def near_prompts(concepts: Sequence[str], kind: Kind) -> list[str]:
+    """Of three common things, or of two and two styles beside a style."""
+    named = {word for concept in concepts for word in concept.lower().split()}
+    things = [word for word in COMMON if word not in named]
+    styles = [word for word in STYLES if not named & set(word.split())]
+    if kind != "style":
+        return [templates("object")[0].format(word) for word in things[:3]]
+    return [templates("object")[0].format(word) for word in things[:2]] + [
+        templates("style")[0].format(word) for word in styles[:2]
+    ]
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ import torch
 from .erasure import Erasure, ErasureError
 from .identify import SENTENCES
 from .neighbourhood import Kind
+from .neighbours import near_prompts
 from .phrasings import spread
 from .probe import ATTACKS, OnProbe, Open, ProbeSettings, drawn
 from .prompts import templates
 from .remains import Seen, remains, rivals
 
-NEAR = 2  # words of the concept's own kind, and as many of another; protected ones come on top
-PROTECTED = 4  # at most
+PROTECTED = 4  # words at most, of which others are drawn beside the usual ones
 TOKEN = ATTACKS[-1]  # whose prompts cannot be drawn again: it trains a token
 SETTINGS = ("kind", "draws", "rivals", "steps", "guidance", "seed")
 # What is measured, with how far it may differ when another machine measures it again. None: a
@@ -98,14 +98,9 @@ def receipt(
 
 
 def near(concepts: Sequence[str], kind: Kind, protect: Sequence[str] = ()) -> list[str]:
-    """Prompts that must draw what they drew: protected words, and some that share none with the
-    concepts, of its own kind and of another."""
-    other: Kind = "object" if kind == "style" else "style"
-    prompts = [SENTENCES[kind].format(word) for word in list(protect)[:PROTECTED]]
-    for one in (kind, other):
-        words = rivals(concepts, one)[1:]
-        prompts += [SENTENCES[one].format(word) for word in spread(words, NEAR)]
-    return prompts
+    """Prompts that must draw what they drew: of protected words, and usual ones."""
+    protected = [SENTENCES[kind].format(word) for word in list(protect)[:PROTECTED]]
+    return list(dict.fromkeys([*protected, *near_prompts(concepts, kind)]))
 
 
 def measured_again(
