@@ -263,11 +263,15 @@ def test_the_set_of_norm_is_before_and_after() -> None:
 def test_sentences_say_which_figure_is_which() -> None:
     said = " ".join(Report(["a", "b"], NEAR, FAR).sentences())
     assert "Mean of 2 pairs: before M_sem 1, M_style 1.5, M_sem M_style 1.5" in said
-    assert "2.00 times as far from the originals" in said
-    assert "as before; further away than before in 2 of 2." in said
+    assert (
+        "at 3 from the originals, in M_sem M_style, and before at 1.5 (2.00 times as far)" in said
+    )
+    assert "2 of 2 are further away than before." in said
     assert "The paper's CM = 1 - Norm(M_sem M_style)^2" in said
     assert "before and after together" in said
     assert "(M_sem M_style)^2 is what the authors' code gives" in said
+    copied = " ".join(Report(["a"], [Distance(0.0, 0.0)], NEAR[:1]).sentences())
+    assert "and before at 0; 1 of 1 are further" in copied
     alone = " ".join(Report(["a"], NEAR[:1]).sentences())
     assert "Mean of one pair: M_sem 1," in alone
     assert "CM tells nothing" in alone

@@ -189,7 +189,7 @@ def test_an_original_is_at_no_distance_from_itself(
     said = capsys.readouterr().out
     row = next(line for line in said.splitlines() if line.startswith("fox_1_00000 after"))
     assert float(row.split()[-1]) == pytest.approx(1, abs=1e-6)
-    assert "1.00 times as far from the originals" in said
+    assert "(1.00 times as far); 0 of 4 are further" in said
     assert "gives 16 numbers where CLIP ViT-L/14 gives 768" in said
     assert Image.open(page).width > 500
 

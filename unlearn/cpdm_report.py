@@ -66,11 +66,12 @@ class Report:
         ]
         said = [f"Mean of {pairs}: {'; '.join(map(str.strip, said))}."]
         if self.after:
-            was, now = (found[side]["M_sem M_style"] for side in self.sides)
-            times = f"{now / was:.2f} times" if was else "infinitely many times"
+            was, now = (values["M_sem M_style"] for values in found.values())
+            share = f" ({now / was:.2f} times as far)" if was else ""
             said.append(
-                f"After the erasure the pictures are {times} as far from the originals, in M_sem "
-                f"M_style, as before; further away than before in {self.further()} of {count}."
+                f"After the erasure the pictures are at {now:.4g} from the originals, in M_sem "
+                f"M_style, and before at {was:.4g}{share}; {self.further()} of {count} are further "
+                "away than before."
             )
         said.append(
             "M_sem, M_style and their product grow with the distance from the original. The "
