@@ -17,9 +17,10 @@ def verdict(ranking: Ranking) -> str:
     first = ranking.words[0]
     text = f"The model calls it: {first.word} (confidence {sureness(ranking)})."
     if first.explained <= 0:
+        # Of styles the right one often comes out below zero, too.
         text += (
-            "\nBut no candidate says more about the pictures than an empty prompt does: name "
-            "others."
+            "\nBut no candidate says more about the pictures than no word does: the right one may "
+            "not be among them."
         )
     return text
 
