@@ -11,6 +11,7 @@ from .sockets import (
     anchor_input,
     concept_input,
     filename_input,
+    harden_input,
     kind_input,
     mode_input,
     output_sockets,
@@ -89,6 +90,7 @@ class FewShotEncoderUnlearn(io.ComfyNode):
                     "balanced: what is drawn in its place; another thing of its kind keeps the "
                     "style of a prompt best. Empty: a neutral word by kind."
                 ),
+                harden_input(),
             ],
             outputs=output_sockets(
                 io.Clip.Output(
@@ -119,6 +121,7 @@ class FewShotEncoderUnlearn(io.ComfyNode):
         projection="off",
         filename_prefix="loras/erased",
         anchor="",
+        harden=0.0,
     ) -> io.NodeOutput:
         concepts = split_concepts(concept)
         settings = FewShotSettings(
@@ -133,6 +136,7 @@ class FewShotEncoderUnlearn(io.ComfyNode):
             projection=projection,
             protect=words(protect),
             anchor=anchor.strip(),
+            harden=harden,
         )
         check_settings(concepts, images, settings)
         training = Training(

@@ -11,6 +11,7 @@ from .report import key_steps_plot
 from .sockets import (
     anchor_input,
     closing_inputs,
+    harden_input,
     iterations_input,
     mode_input,
     network_inputs,
@@ -79,6 +80,7 @@ class KeyStepUNetUnlearn(io.ComfyNode):
                     "cross-attention in mode balanced.",
                 ),
                 *closing_inputs("off"),
+                harden_input(),
             ],
             outputs=[
                 *output_sockets(
@@ -116,6 +118,7 @@ class KeyStepUNetUnlearn(io.ComfyNode):
         protect="",
         filename_prefix="loras/erased",
         projection="off",
+        harden=0.0,
     ) -> io.NodeOutput:
         concepts = split_concepts(concept)
         settings = KeyStepSettings(
@@ -130,6 +133,7 @@ class KeyStepUNetUnlearn(io.ComfyNode):
             anchor=anchor.strip(),
             projection=projection,
             protect=words(protect),
+            harden=harden,
         )
         check_settings(concepts, settings)
         training = Training(

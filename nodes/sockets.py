@@ -114,6 +114,19 @@ def anchor_input(text: str) -> io.String.Input:
     return io.String.Input("anchor", default="", optional=True, tooltip=text)
 
 
+def harden_input() -> io.Float.Input:
+    return io.Float.Input(
+        "harden",
+        default=0.0,
+        min=0.0,
+        max=86400.0,
+        step=1.0,
+        optional=True,
+        tooltip="balanced: seconds in which it goes on to train against words that would bring "
+        "the concept back. 0: none.",
+    )
+
+
 def size_input(text: str) -> io.Int.Input:
     return io.Int.Input("size", default=512, min=64, max=2048, step=8, tooltip=text)
 

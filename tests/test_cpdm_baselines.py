@@ -253,8 +253,8 @@ def test_both_backends_learn_the_same(backends: tuple, method: str) -> None:
     assert list(one.deltas) == list(two.deltas)
     assert one.norm() > 0
     apart = sum((one.delta(key) - two.delta(key)).square().sum() for key in one.deltas) ** 0.5
-    # Adam divides each gradient by its own size: the smallest, which rounding decides, weigh as much
-    # as the others. And rounding decides which of two like weights is cut.
+    # Adam divides each gradient by its own size: the smallest, which rounding decides, weigh as
+    # much as the others. And rounding decides which of two like weights is cut.
     assert apart < {"gradient_ascent": 0.15, "weight_pruning": 0.05}[method] * one.norm()
     assert one.record["loss"] == pytest.approx(two.record["loss"], rel=1e-3)
     if method == "weight_pruning":

@@ -20,7 +20,9 @@ import torch
 from torch import nn
 
 from unlearn.erasure import NETWORK, Erasure, fingerprint
+from unlearn.gap import Vocabulary
 from unlearn.model import Conditioning, Edit
+from unlearn.prompts import COMMON_WORDS
 from unlearn.select import encoder_weights, network_weights
 from unlearn.trajectory import ddim_step, guided, timesteps
 
@@ -103,6 +105,17 @@ class TinyModel:
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         self.encoded.append(list(prompts))
         return Conditioning(self._layers(word_vectors(prompts, self.width))[:, None])
+
+    def vocabulary(self) -> Vocabulary:
+        words = sorted({word for word in COMMON_WORDS if " " not in word})
+        return Vocabulary(words, torch.stack([word_vector(word, self.width) for word in words]))
+
+    def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
+        rows = []
+        for sentence, gap in zip(sentences, vectors):
+            words = [word_vector(word, self.width) for word in sentence.split() if word != "{}"]
+            rows.append(torch.cat([torch.stack(words), gap] if words else [gap]).mean(0))
+        return Conditioning(self._layers(torch.stack(rows))[:, None])
 
     def _layers(self, x: torch.Tensor) -> torch.Tensor:
         for i in range(len(self.encoder.layers)):
@@ -288,6 +301,14 @@ class TinyNetworkModel(TinyModel):
             self._layers(torch.stack([word_vector(word, self.width) for word in words]))
             for words in tokens
         ]
+        return Conditioning(nn.utils.rnn.pad_sequence(rows, batch_first=True))
+
+    def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
+        rows = []
+        for sentence, gap in zip(sentences, vectors):
+            words = ["<start>", *sentence.replace(",", " ").lower().split()]
+            parts = [gap if w == "{}" else word_vector(w, self.width)[None] for w in words]
+            rows.append(self._layers(torch.cat(parts)))
         return Conditioning(nn.utils.rnn.pad_sequence(rows, batch_first=True))
 
     def latents(self, images: torch.Tensor) -> torch.Tensor:

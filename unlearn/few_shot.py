@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from .erasure import Erasure, images_hash
+from .harden import Hardening
 from .model import Conditioning, DiffusionModel, Edit, OnStep, check_images
 from .neighbourhood import Kind, Neighbourhood, check_anchor
 from .preserve import Projection
@@ -71,6 +72,9 @@ class FewShotSettings:
     """Mode "balanced": how far beyond the neutral ones, away from what they were. None: by kind."""
     protect: tuple[str, ...] = ()
     """Mode "balanced": words whose prompts must stay what they are."""
+    harden: float = 0.0
+    """Mode "balanced": seconds of training against words that would bring the concept back
+    (harden.py), once it is gone."""
 
     @property
     def further(self) -> float:
@@ -299,6 +303,18 @@ def balanced(
         recent[concept].append(((d.detach() / d_ref).mean().item(), from_neutral.item()))
         if all(reached(steps, settings) for steps in recent.values()):
             break
+    if settings.harden:
+        Hardening(
+            model,
+            edit,
+            concepts,
+            words,
+            settings.further,
+            settings.rate,
+            settings.harden,
+            settings.seed,
+            on_step,
+        ).encoder()
 
 
 def encoded(model: DiffusionModel, *groups: list[str]) -> list[Conditioning]:

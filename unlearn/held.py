@@ -34,6 +34,17 @@ class Encoded:
         return Conditioning.joined(found)
 
 
+def drawn(
+    model: DiffusionModel, prompts: Sequence[str], seed: int, on_step: OnStep | None, what: str
+) -> torch.Tensor:
+    """Latents of prompts, a few at a time, on the CPU; `on_step` hears what is being done."""
+    parts = []
+    for i in range(0, len(prompts), Held.AT_ONCE):
+        preparing(on_step, what, i, len(prompts))
+        parts.append(model.sample(prompts[i : i + Held.AT_ONCE], seed + i).cpu())
+    return torch.cat(parts)
+
+
 class Held:
     """Other prompts, and pictures of them by the original model, on which it is to stay as it is.
 
@@ -56,15 +67,11 @@ class Held:
         words = Neighbourhood(*around, random.Random(seed), protect=protect)
         self.prompts = words.others(self.COUNT)
 
-        def draw() -> torch.Tensor:
-            parts = []
-            for i in range(0, len(self.prompts), self.AT_ONCE):
-                preparing(on_step, "drawing pictures to hold", i, len(self.prompts))
-                parts.append(model.sample(self.prompts[i : i + self.AT_ONCE], seed + i).cpu())
-            return torch.cat(parts)
-
         with edit.off():
-            self.x0 = resume.once("held", draw).to(model.device)
+            self.x0 = resume.once(
+                "held",
+                lambda: drawn(model, self.prompts, seed, on_step, "drawing pictures to hold"),
+            ).to(model.device)
 
     def noised(
         self, rng: random.Random, generator: torch.Generator, t: float | torch.Tensor

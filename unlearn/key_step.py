@@ -20,7 +20,8 @@ from . import closed_form
 from .erasure import Erasure
 from .few_shot import STOP_WINDOW, check_concepts
 from .find_start import KeySteps, find_key_steps
-from .held import Encoded, Held
+from .harden import Hardening
+from .held import Encoded, Held, drawn
 from .model import Conditioning, DiffusionModel, Edit, OnStep
 from .neighbourhood import Neighbourhood, check_anchor
 from .preserve import Projection
@@ -55,6 +56,7 @@ PAPER_STEPS = 50
 SEVERAL_INSTANCES = 750  # L where more than one instance is unlearnt
 WALKS_A_START = 8  # full walks after which the first key step moves on by one
 LATEST_START = 0.9  # of the steps
+HARDENED_ON = 4  # pictures of each concept
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,9 @@ class KeyStepSettings:
     """Mode "balanced": trajectories walked at once."""
     protect: tuple[str, ...] = ()
     """Mode "balanced": words whose prompts must stay what they are."""
+    harden: float = 0.0
+    """Mode "balanced": seconds of training against words that would bring the concept back
+    (harden.py), once it is gone."""
 
     @property
     def first(self) -> int:
@@ -399,6 +404,24 @@ def balanced(
 
     with suppress(Reached):
         walk(run, schedule(settings.first, settings.steps, total, len(concepts)), iteration)
+    if settings.harden:
+        prompts = [s.format(c) for c in concepts for s in words.sentences(HARDENED_ON)]
+        with edit.off():
+            pictures = resume.once(
+                "concepts",
+                lambda: drawn(model, prompts, settings.seed, on_step, "drawing the concept"),
+            )
+        Hardening(
+            model,
+            edit,
+            concepts,
+            words,
+            push,
+            settings.rate * closed_form.REST,
+            settings.harden,
+            settings.seed,
+            on_step,
+        ).network(held, pictures, times[settings.first :], settings.retention)
 
 
 class Reached(Exception):

@@ -50,11 +50,11 @@ export. What is left out takes the method's own value, which show prints afterwa
 SHARED = ("mode", "rank", "seed", "projection", "trainable", "anchor", "protect", "batch")
 SETTINGS: dict[str, dict[str, str]] = {
     "few_shot": {
-        **{name: name for name in (*SHARED, "kind", "shots", "epochs")},
+        **{name: name for name in (*SHARED, "kind", "shots", "epochs", "harden")},
         "steps": "max_steps",
     },
     "key_step": {
-        **{name: name for name in (*SHARED, "start")},
+        **{name: name for name in (*SHARED, "start", "harden")},
         **{"kind": "task", "steps": "iterations"},
     },
     "domain_correction": {
@@ -68,7 +68,9 @@ CLASSES = {
     "domain_correction": DomainCorrectionSettings,
 }
 TASKS = {"object": "object", "style": "style", "character": "instance"}
-ONLY_PAPER, ONLY_BALANCED = ("epochs",), ("anchor", "protect", "steps")
+# Settings of one mode alone: of few_shot; and of every method that has it.
+ONLY_PAPER, ONLY_BALANCED = ("epochs",), ("anchor", "protect", "steps", "harden")
+NEVER_PAPER = ("harden",)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -129,6 +131,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     method.add_argument("--anchor", metavar="WORD", help="what the concept is drawn towards")
     method.add_argument(
         "--protect", type=options.words, metavar="WORDS", help="words that must stay what they are"
+    )
+    method.add_argument(
+        "--harden",
+        type=options.seconds,
+        metavar="SECONDS",
+        help="train on for so long against words that would bring it back; default: 0",
     )
     method.add_argument("--projection", choices=get_args(Projection), help="see preserve.py")
     method.add_argument("--batch", type=options.whole(1), metavar="N", help="latents at once")
@@ -194,8 +202,8 @@ def chosen(given: argparse.Namespace) -> Method:
         if name not in names:
             raise Failure(f"{given.method} has no setting --{name}; leave it out.")
     unused = ONLY_BALANCED if given.mode == "paper" else ONLY_PAPER
-    for name in unused if given.method == "few_shot" else ():
-        if name in values:
+    for name in unused:
+        if name in values and (given.method == "few_shot" or name in NEVER_PAPER):
             other = "balanced" if given.mode == "paper" else "paper"
             raise Failure(f"--{name} is a setting of mode {other}; leave it or change --mode.")
     known = get_args(Trainable if given.method == "few_shot" else NetworkTrainable)

@@ -38,6 +38,16 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"it must be a number of seconds, not {text!r}")
+    return value
+
+
 def start(text: str) -> int | str:
     return "auto" if text == "auto" else whole(0)(text)
 
