@@ -14,15 +14,13 @@ import dataclasses
 import json
 import os
 import platform
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from statistics import mean
 
-from . import vocabulary
+from . import vocabulary, workers
 from .vocabulary import CHARACTERS, STYLES
 
 OBJECTS = (
@@ -185,57 +183,26 @@ def read_rows(file: Path | None) -> list[dict]:
 
 
 def run_parallel(jobs: list[dict], count: int, file: Path | None, before: list[dict]) -> list[dict]:
-    """Share the jobs out to processes of one thread each; rows are written as they come."""
-    rows: list[dict] = []
-    if not jobs:
-        return rows
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    # What one concept and seed draws before any edit is drawn once, so they stay in one process.
-    pairs = list(dict.fromkeys((job["concept"], job["seed"]) for job in jobs))
-    shares = [
-        [job for job in jobs if pairs.index((job["concept"], job["seed"])) % count == i]
-        for i in range(min(count, len(pairs)))
-    ]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "testbed.bench", "--worker", json.dumps(share)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=Path(__file__).parent.parent,
-        )
-        for share in shares
-    ]
-    import selectors
-
+    """Share the jobs out to processes; rows are written as they come."""
     from tqdm import tqdm
 
-    progress = tqdm(total=len(jobs), desc="bench")
-    with selectors.DefaultSelector() as selector:
-        for worker in workers:
-            selector.register(worker.stdout, selectors.EVENT_READ)
-        while selector.get_map():
-            for key, _ in selector.select():
-                line = key.fileobj.readline()
-                if not line:
-                    selector.unregister(key.fileobj)
-                elif line.startswith("ROWS "):
-                    new = json.loads(line[5:])
-                    rows += new
-                    progress.update()
-                    progress.set_postfix_str(f"{new[-1]['concept']} ua {new[-1]['ua']:.0%}")
-                    if file:
-                        temporary = file.with_suffix(".tmp")
-                        temporary.write_text(json.dumps(before + rows, indent=1), encoding="utf-8")
-                        temporary.replace(file)
-    progress.close()
-    if any(worker.wait() for worker in workers):
-        raise SystemExit("bench: a worker failed; what it printed above says why.")
+    rows: list[dict] = []
+    # What one concept and seed draws before any edit is drawn once, so they stay in one process.
+    shares = workers.shared(jobs, [(job["concept"], job["seed"]) for job in jobs], count)
+    with tqdm(total=len(jobs), desc="bench", disable=not jobs) as progress:
+        for new in workers.results("testbed.bench", shares):
+            rows += new
+            progress.update()
+            progress.set_postfix_str(f"{new[-1]['concept']} ua {new[-1]['ua']:.0%}")
+            if file:
+                temporary = file.with_suffix(".tmp")
+                temporary.write_text(json.dumps(before + rows, indent=1), encoding="utf-8")
+                temporary.replace(file)
     return rows
 
 
 def run_jobs(jobs: list[dict]) -> None:
-    """A worker: measures its jobs one after another, printing a line of rows for each."""
+    """A worker: measures its jobs one after another and tells the rows of each."""
     import logging
 
     import torch
@@ -254,7 +221,7 @@ def run_jobs(jobs: list[dict]) -> None:
         if pair not in before:
             before = {pair: draw_before(package, parts, *pair)}
         rows = measure_job(package, parts, judge, before[pair], job)
-        print("ROWS " + json.dumps(rows), flush=True)
+        workers.tell(rows)
 
 
 def draw_before(package, parts, concept: str, seed: int):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from statistics import mean
 
 import torch
 
-from . import drawings, host, pack
+from . import drawings, host, pack, workers
 from .bench import machine
 from .measure import GUIDANCE, STEPS, kind_of
 
@@ -212,37 +211,10 @@ def main() -> None:
         if (concept, edit, options.level) not in done
     ]
     # A concept's edits in one process: they share its erasure.
-    concepts = list(dict.fromkeys(job[0] for job in missing))
-    shares = [
-        [job for job in missing if concepts.index(job[0]) % options.jobs == i]
-        for i in range(options.jobs)
-    ]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "testbed.probe_bench", "--worker", json.dumps(share)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            cwd=host.ROOT,
-        )
-        for share in shares
-        if share
-    ]
-    import selectors
-
-    with selectors.DefaultSelector() as selector:
-        for worker in workers:
-            selector.register(worker.stdout, selectors.EVENT_READ)
-        while selector.get_map():
-            for key, _ in selector.select():
-                line = key.fileobj.readline()
-                if not line:
-                    selector.unregister(key.fileobj)
-                elif line.startswith("ROW "):
-                    rows.append(json.loads(line[4:]))
-                    write(rows, options)
-    if any(worker.wait() for worker in workers):
-        raise SystemExit("probe_bench: a worker failed; what it printed above says why.")
+    shares = workers.shared(missing, [concept for concept, *_ in missing], options.jobs)
+    for row in workers.results("testbed.probe_bench", shares):
+        rows.append(row)
+        write(rows, options)
     write(rows, options)
     print(page(rows))
 
@@ -256,7 +228,7 @@ def write(rows: list[dict], options: argparse.Namespace) -> None:
 
 
 def work(jobs: list[tuple[str, str, str]]) -> None:
-    """A worker: a line for each row, and its pictures in output/probe."""
+    """A worker: tells each row, and keeps its pictures in output/probe."""
     import logging
 
     import numpy as np
@@ -276,7 +248,7 @@ def work(jobs: list[tuple[str, str, str]]) -> None:
         KEPT.mkdir(parents=True, exist_ok=True)
         picture.save(KEPT / f"{concept}_{edit}_{level}.png")
         print(f"{concept} {edit}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
-        print("ROW " + json.dumps(row), flush=True)
+        workers.tell(row)
 
 
 if __name__ == "__main__":

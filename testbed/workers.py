@@ -1,0 +1,59 @@
+"""Jobs shared out to processes of one thread each, whose results are read as they come."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from . import host
+
+MARK = "RESULT "
+Job = TypeVar("Job")
+
+
+def shared(jobs: Sequence[Job], together: Sequence[Hashable], count: int) -> list[list[Job]]:
+    """At most `count` shares of the jobs; those alike in `together` stay in one share."""
+    groups = list(dict.fromkeys(together))
+    shares: list[list[Job]] = [[] for _ in range(count)]
+    for job, group in zip(jobs, together, strict=True):
+        shares[groups.index(group) % count].append(job)
+    return [share for share in shares if share]
+
+
+def results(module: str, shares: Sequence[Sequence]) -> Iterator[Any]:
+    """What the workers `tell`, as it comes; each is `python -m MODULE --worker SHARE`.
+
+    Raises SystemExit where one of them failed, when all have ended.
+    """
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, "--worker", json.dumps(share)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=host.ROOT,
+        )
+        for share in shares
+    ]
+    with selectors.DefaultSelector() as selector:
+        for worker in workers:
+            selector.register(worker.stdout, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select():
+                line = key.fileobj.readline()
+                if not line:
+                    selector.unregister(key.fileobj)
+                elif line.startswith(MARK):
+                    yield json.loads(line.removeprefix(MARK))
+    if any(worker.wait() for worker in workers):
+        raise SystemExit(f"{module}: a worker failed; what it printed above says why.")
+
+
+def tell(result: Any) -> None:
+    """In a worker: hand a JSON-like result to the process that started it."""
+    print(MARK + json.dumps(result), flush=True)
