@@ -422,6 +422,17 @@ def test_another_base_is_warned_of(model: DiffusersModel, erasure: Erasure) -> N
         assert base_warning(model, erasure).startswith("Warning: 24 of 24 weights differ")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_the_same_base(
+    pipeline: StableDiffusionPipeline, dtype: torch.dtype
+) -> None:
+    model = DiffusersModel(copy.deepcopy(pipeline), size=(64, 64))
+    before = model.base(model.weights)
+    model.halve(dtype)
+    assert next(model.network.parameters()).dtype == dtype
+    assert model.base(model.weights) == before
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 def test_lora_loads_through_diffusers_and_is_the_delta(
     pipeline: StableDiffusionPipeline, model: DiffusersModel, rank: int, tmp_path: Path

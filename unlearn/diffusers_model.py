@@ -70,6 +70,7 @@ class DiffusersModel:
         }
         """Both parts' modules under the host's names."""
         self.weights = _named(self.views["encoder"], "") | _named(self.views["unet"], NETWORK)
+        self._rounded: dict[str, str] = {}
         """The original weights by the host's names."""
 
     @property
@@ -306,7 +307,15 @@ class DiffusersModel:
 
     def base(self, keys: Iterable[str]) -> dict[str, str]:
         """Fingerprints of the pipeline's own values of weights; KeyError for one it lacks."""
-        return {key: fingerprint(self.weights[key]) for key in keys}
+        return {key: self._rounded.get(key) or fingerprint(self.weights[key]) for key in keys}
+
+    def halve(self, dtype: torch.dtype) -> None:
+        """The network in half precision; an erasure from it still belongs to the weights as they
+        were."""
+        keys = [key for key in self.weights if key.startswith(NETWORK)]
+        if dtype == torch.bfloat16:  # float16 is what is hashed: it changes nothing
+            self._rounded = self.base(keys)
+        self.network.to(dtype)
 
 
 def check_pipeline(pipeline) -> None:

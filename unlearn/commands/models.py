@@ -48,7 +48,7 @@ def place(model: DiffusersModel, device: torch.device, half: bool) -> None:
     """Onto a device, the network in half precision if asked."""
     model.pipeline.to(device)
     if half:
-        model.network.to(torch.bfloat16 if device.type == "cpu" else torch.float16)
+        model.halve(torch.bfloat16 if device.type == "cpu" else torch.float16)
 
 
 def hush() -> None:
