@@ -144,7 +144,7 @@ class FewShotEncoderUnlearn(io.ComfyNode):
         )
         erasure, file, again = training.run(
             cls.hidden.unique_id,
-            Trained("encoder", trainable, rank, settings.batch),
+            Trained("encoder", trainable, rank, settings.batch, settings.prompts),
             lambda host, progress, _: few_shot(host, concepts, images, settings, progress),
         )
         result, _ = erased_clip(clip, erasure)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import comfy.model_management as management
 import comfy.model_sampling
@@ -20,10 +20,12 @@ from ..unlearn.first_token import first_token_detached
 from ..unlearn.gap import Vocabulary, places, shared_words, twice
 from ..unlearn.model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from ..unlearn.select import encoder_weights, network_weights
-from .frozen import aliased, checkpointed, edited, is_quantised
+from .frozen import aliased, blocks, checkpointed, edited, is_quantised
+from .kept import Touched, kept_bytes
 from .memory import MemoryPlan, plan
 from .reading import check_read, is_spoilt, spoilt, unread_layers
 
+MEASURED = "a photo of a cat, in the style of an old painting"  # a prompt as long as most
 # Stable Diffusion 1.5's checkpoints lack these: the host leaves them as uninitialised memory.
 OFTEN_MISSING = ("text_projection.weight", "logit_scale")
 
@@ -59,11 +61,14 @@ class ComfyModel:
     def encoder(self) -> torch.nn.Module:
         return self.clip.cond_stage_model
 
-    def prepare(self, part: Part, select: str, rank: int, batch: int) -> MemoryPlan:
+    def prepare(
+        self, part: Part, select: str, rank: int, batch: int, prompts: int = 0
+    ) -> MemoryPlan:
         """Look whether a training fits into memory, and recompute activations where it must.
 
-        Raises MemoryError with the estimate when it does not fit at all, and ValueError when the
-        text encoder is not of the kind that this network reads.
+        batch, prompts: latents and prompts that are kept for one backward pass, at most. Raises
+        MemoryError with the estimate when it does not fit at all, and ValueError when the text
+        encoder is not of the kind that this network reads.
         """
         self.check_encoder()
         management.load_models_gpu([self.patcher, self.clip.patcher])  # what is free is beside them
@@ -75,10 +80,34 @@ class ComfyModel:
         # Autograd keeps each edited weight as it was used, unless its block is recomputed.
         copies = sum(w.numel() * w.element_size() for w in weights.values())
         shape = (batch, self.network.latent_format.latent_channels, *self._space())
-        planned = plan(self.network, shape, trained, copies, self.device)
+        encoding = self._encoding(weights, prompts) if part == "encoder" and prompts else (0, 0)
+        planned = plan(self.network, part, shape, trained, copies, self.device, encoding)
         if self.checkpointing is None:
             self.checkpointing = planned.checkpointing
         return planned
+
+    def _encoding(self, weights: dict[str, torch.Tensor], prompts: int) -> tuple[int, int]:
+        """Bytes that the ways of prompts through the encoder take while weights of it are trained:
+        in full, and with every block recomputed."""
+        before, found = self.checkpointing, []
+        try:
+            for self.checkpointing in (False, True):
+                touched = Touched(weights)
+                with self.training(), edited(self.encoder, touched, ""):
+                    own = [w for w in self.encoder.parameters() if not is_quantised(w)]
+                    one, two = (
+                        kept_bytes(partial(self.encode, [MEASURED] * count), own, touched)
+                        for count in (1, 2)
+                    )
+                # What does not grow with the prompts, such as weights made of packed ones, is there
+                # once.
+                found.append(one + (prompts - 1) * (two - one))
+        finally:
+            self.checkpointing = before
+        full, recomputed = found
+        # While a block is recomputed, what it keeps is there, too.
+        one = (full - recomputed) // max(1, sum(1 for _ in blocks(self.encoder)))
+        return full, recomputed + one
 
     def _weights(self, part: Part, select: str) -> dict[str, torch.Tensor]:
         """What `select` means in a part, by the host's names."""

@@ -10,11 +10,14 @@ import comfy.model_management as management
 import psutil
 import torch
 
-# What a training step needs beyond the loaded weights and the training state, in the host's own
-# unit for drawing (memory_required with a memory-saving attention): measured on Stable Diffusion
-# 1.5 at batch 1, in full and with every block recomputed (python -m testbed.full_size; the figures
-# are in docs/full_size.json).
-KEPT, RECOMPUTED = 36.0, 12.0
+from ..unlearn.model import Part
+
+# What a training step needs of the network, beyond the loaded weights and the training state, in
+# the host's own unit for drawing (memory_required with a memory-saving attention), by the part that
+# is trained: in full, and with every block recomputed. The first are measured on Stable Diffusion
+# 1.5 at batch 1 (python -m testbed.full_size; docs/full_size.json), a tenth added; of the second
+# only the recomputed one is.
+UNITS = {"encoder": (31.0, 11.5), "unet": (36.0, 12.0)}
 TRAINING_STATE = 16  # bytes a trained value: delta, gradient and Adam's two moments in float32
 
 
@@ -31,16 +34,19 @@ class MemoryPlan:
 
 def plan(
     network: torch.nn.Module,
+    part: Part,
     shape: tuple[int, ...],
     trained: int,
     copies: int,
     device: torch.device,
+    encoding: tuple[int, int] = (0, 0),
 ) -> MemoryPlan:
     """Decide on activation checkpointing: only where the run would not fit without it.
 
     shape: of the latents of a batch. trained: how many values are trained. copies: bytes of the
-    weights they change. Raises MemoryError, one
-    sentence with the estimate, when it will not fit either way.
+    weights they change. encoding: bytes that prompts take in a text encoder that is trained, in
+    full and recomputed (ComfyModel.prepare measures them). Raises MemoryError, one sentence with
+    the estimate, when it will not fit either way.
     """
     area = shape[0]
     for side in shape[2:]:
@@ -49,7 +55,8 @@ def plan(
     unit = area * size * 0.01 * network.memory_usage_factor * 2**20
     state = trained * TRAINING_STATE
     free = int(management.get_free_memory(device))
-    full, recomputed = int(unit * KEPT) + copies, int(unit * RECOMPUTED)
+    full, recomputed = (int(unit * units) for units in UNITS[part])
+    full, recomputed = full + copies + encoding[0], recomputed + encoding[1]
     if full + state <= free:
         return MemoryPlan(full, state, free, checkpointing=False)
     if recomputed + state <= free:

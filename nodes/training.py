@@ -43,12 +43,13 @@ def words(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Trained:
-    """Which weights a run trains, and with how many latents at once."""
+    """Which weights a run trains, and with how many latents and prompts at once."""
 
     part: Part
     select: str
     rank: int
     batch: int
+    prompts: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ class Training:
             return kept, file, "Trained before with these inputs; read from the file.\n"
         sides = (self.size,) * 2 if self.images is None else tuple(self.images.shape[1:3])
         host = ComfyModel(self.model, self.clip, self.vae, sides)
-        planned = host.prepare(trained.part, trained.select, trained.rank, trained.batch)
+        planned = host.prepare(
+            trained.part, trained.select, trained.rank, trained.batch, trained.prompts
+        )
         with PeakMemory() as memory, host.training():
             started = time.monotonic()
             draw = None

@@ -281,6 +281,21 @@ def test_memory_is_planned(pack: ModuleType, loaded: Loaded) -> None:
     assert full.state > low_rank.state > 0
 
 
+def test_prompts_of_a_trained_encoder_count(pack: ModuleType, loaded: Loaded) -> None:
+    """They are measured: no architecture is known by name."""
+    model = comfy_model(pack, loaded)
+    none, few, more = (
+        model.prepare("encoder", "mlp-final-attn", 2, 1, prompts).activations
+        for prompts in (0, 4, 8)
+    )
+    assert none < few < more
+    assert more - few == pytest.approx(few - none, rel=0.01)
+    weights, given = model._weights("encoder", "mlp-final-attn"), model.checkpointing
+    full, recomputed = model._encoding(weights, 4)
+    assert 0 < recomputed < full
+    assert model.checkpointing == given
+
+
 class VideoVae:
     """As the host's VAE of a video model: a batch of pictures is one video, each four a latent."""
 

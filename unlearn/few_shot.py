@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from .erasure import Erasure, images_hash
-from .harden import Hardening
+from .harden import OTHERS, SENTENCES, Hardening
 from .model import Conditioning, DiffusionModel, Edit, OnStep, check_images
 from .neighbourhood import Kind, Neighbourhood, check_anchor
 from .preserve import Projection
@@ -29,6 +29,7 @@ from .training import trained
 
 # A picture has some style whatever the prompt says, so away from one there must be a push.
 PUSH = {"object": 0.0, "style": 0.5, "character": 0.0}
+HELD, NAMED = 6, 2  # prompts of a step: of other things, and with the neutral word in place
 STOP_WINDOW = 10  # steps over which the concept's loss is averaged for stopping
 
 
@@ -75,6 +76,14 @@ class FewShotSettings:
     harden: float = 0.0
     """Mode "balanced": seconds of training against words that would bring the concept back
     (harden.py), once it is gone."""
+
+    @property
+    def prompts(self) -> int:
+        """Prompts whose encoding is kept for one backward pass, at most."""
+        if self.mode == "paper":
+            return self.batch if self.projection == "off" else self.batch + HELD
+        plain = self.batch + HELD + NAMED
+        return max(plain, 2 * (SENTENCES + OTHERS)) if self.harden else plain
 
     @property
     def further(self) -> float:
@@ -242,7 +251,7 @@ def paper(
             loss = ascent_loss(denoising_loss(model, x_t, t, target, model.encode(prompts)))
             keep = None
             if settings.projection != "off":
-                others = words.others()
+                others = words.others(HELD)
                 with edit.off():
                     was = model.encode(others)
                 keep = model.encode(others).distance(was).mean()
@@ -278,7 +287,7 @@ def balanced(
         chosen = [words.rng.randrange(len(latents)) for _ in range(settings.batch)]
         x_t, t, target = draw.noised(latents[chosen])
         own = [words.prompt(concept) for _ in chosen]
-        others, sentences = words.others(), words.sentences()
+        others, sentences = words.others(HELD), words.sentences(NAMED)
         named = [sentence.format(concept) for sentence in sentences]
         neutral = [sentence.format(words.anchor) for sentence in sentences]
 

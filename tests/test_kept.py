@@ -1,0 +1,46 @@
+"""What autograd keeps of a forward pass, counted."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+FLOAT = 4  # bytes
+
+
+@pytest.fixture
+def kept(pack: ModuleType) -> ModuleType:
+    return pack.nodes.kept
+
+
+def test_inputs_of_trained_layers_are_kept_and_of_others_not(kept: ModuleType) -> None:
+    x, weight = torch.ones(3, 4), torch.ones(8, 4)
+    for trained, size in ((True, 3 * 4 * FLOAT), (False, 0)):
+        touched = kept.Touched(["weight"])
+
+        def forward(touched=touched, trained=trained) -> torch.Tensor:
+            return F.linear(x, touched.changed("weight", weight) if trained else weight)
+
+        assert kept.kept_bytes(forward, [weight], touched) == size
+
+
+def test_weights_and_their_changed_copies_are_not_counted(kept: ModuleType) -> None:
+    x, first, second = torch.ones(3, 4), torch.ones(8, 4), torch.ones(2, 8)
+    touched = kept.Touched(["first", "second"])
+
+    def forward() -> torch.Tensor:
+        hidden = F.linear(x, touched.changed("first", first))
+        # Its gradient goes through the second layer, so that keeps its changed weight, too.
+        return F.linear(hidden.relu(), touched.changed("second", second))
+
+    kept_of = kept.kept_bytes(forward, [first, second], touched)
+    assert kept_of == (3 * 4 + 3 * 8) * FLOAT  # x, and the one tensor behind relu
+
+
+def test_what_is_kept_twice_counts_once(kept: ModuleType) -> None:
+    x = torch.ones(5, requires_grad=True)
+    y = torch.full((5,), 2.0)
+    assert kept.kept_bytes(lambda: x * y + x * y, [], kept.Touched([])) == 5 * FLOAT
