@@ -6,6 +6,7 @@ dozens: autograd tells of every tensor that it keeps for the backward pass.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 
 import torch
@@ -17,13 +18,18 @@ class Touched:
     def __init__(self, keys: Iterable[str]) -> None:
         self.deltas = dict.fromkeys(keys)
         self.nothing = torch.zeros((), requires_grad=True)
-        self.copies: set[int] = set()
-        """Where the changed weights lie: they are one for all prompts."""
+        self._copies: dict[int, weakref.ref[torch.Tensor]] = {}
 
     def changed(self, key: str, weight: torch.Tensor) -> torch.Tensor:
         changed = weight + self.nothing.to(weight)
-        self.copies.add(_place(changed))
+        self._copies[_place(changed)] = weakref.ref(changed)
         return changed
+
+    def is_copy(self, tensor: torch.Tensor) -> bool:
+        """Whether it is a changed weight, which is one for all prompts. Where one lay that is gone,
+        something else may lie now."""
+        copy = self._copies.get(_place(tensor))
+        return copy is not None and copy() is not None
 
 
 def kept_bytes(
@@ -33,17 +39,18 @@ def kept_bytes(
 
     forward: makes what is differentiated; its graph is held until it has been counted.
     """
+    own = {_place(weight) for weight in weights}
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept[_place(tensor)] = tensor.untyped_storage().nbytes()
+        if _place(tensor) not in own and not touched.is_copy(tensor):
+            kept[_place(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         made = forward()
     del made
-    apart = touched.copies | {_place(weight) for weight in weights}
-    return sum(size for place, size in kept.items() if place not in apart)
+    return sum(kept.values())
 
 
 def _place(tensor: torch.Tensor) -> int:

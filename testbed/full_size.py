@@ -1,8 +1,10 @@
 """Stable Diffusion 1.5 at full size with random weights, in the real host: for speed and memory.
 
     python -m testbed.full_size                  what the methods need, against drawing
-    python -m testbed.full_size --part encoder   few-shot unlearning alone; unet: the others
-    python -m testbed.full_size --json F         and the figures as JSON; other parts' stay
+    python -m testbed.full_size --part encoder   few-shot unlearning alone; unet: the others; wan:
+                                                 Wan 2.1 with UMT5-XXL, from measured parts
+    python -m testbed.full_size --json F         and the figures as JSON, other parts' stay, and all
+                                                 of them as a page beside it
 
 Nothing is learnt on random weights; how long a step takes, how much memory it needs, and how far
 one step of a given rate moves the conditioning do not depend on what the weights mean.
@@ -18,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import full_size_unet, pack
+from . import full_size_unet, full_size_wan, pack
 from .bench import machine
 from .full_size_model import random_model
 
@@ -26,6 +28,7 @@ from .full_size_model import random_model
 CASES = {
     "encoder": ("drawing", "few_shot", "few_shot checkpointed", "few_shot on IconCanvas"),
     "unet": ("drawing 2", "drawing 6", *full_size_unet.CASES),
+    "wan": ("wan",),
 }
 
 # The C library keeps freed memory for later, as it sees fit; told to give back every tensor's at
@@ -110,11 +113,29 @@ def main() -> None:
         kept = json.loads(options.json.read_text()) if options.json.exists() else {}
         kept |= {part: {"machine": machine(), "cases": results[part]} for part in parts}
         options.json.write_text(json.dumps(kept, indent=1))
+        options.json.with_suffix(".md").write_text(page(kept), encoding="utf-8")
+
+
+def page(kept: dict) -> str:
+    """Everything that the JSON file holds, as Markdown."""
+    titles = {
+        "encoder": "Few-Shot Encoder Unlearn on Stable Diffusion 1.5",
+        "unet": "The methods for the image network, on Stable Diffusion 1.5",
+        "wan": "Few-Shot Encoder Unlearn on Wan 2.1",
+    }
+    parts = ["# At full size, with random weights: speed and memory"]
+    for part, title in titles.items():
+        if part in kept:
+            table = TABLES[part](kept[part]["cases"])
+            parts += [f"## {title}", table, f"Measured on {kept[part]['machine']}."]
+    return "\n\n".join(parts) + "\n"
 
 
 def measured(case: str) -> dict:
     if case in full_size_unet.CASES:
         return full_size_unet.measure_unet(case)
+    if case == "wan":
+        return full_size_wan.measure_wan()
     if case.startswith("drawing "):
         return full_size_unet.measure_drawing(int(case.split()[1]))
     return measure_case(case)
@@ -174,7 +195,7 @@ def unet_table(results: list[dict]) -> str:
     )
 
 
-TABLES = {"encoder": encoder_table, "unet": unet_table}
+TABLES = {"encoder": encoder_table, "unet": unet_table, "wan": full_size_wan.wan_table}
 
 
 if __name__ == "__main__":
