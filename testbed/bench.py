@@ -84,6 +84,8 @@ STRIPS = Path(__file__).parent.parent / "output" / "bench"  # pictures of each r
 
 
 def main() -> None:
+    from .measure import known
+
     parser = argparse.ArgumentParser(
         prog="python dev.py bench",
         description=__doc__,
@@ -91,7 +93,7 @@ def main() -> None:
     )
     parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--mode", nargs="+", help="only these modes of a method")
-    parser.add_argument("--concept", nargs="+", help="any concepts of IconCanvas")
+    parser.add_argument("--concept", nargs="+", type=known, help="any concepts of IconCanvas")
     parser.add_argument("--seed", nargs="+", type=int)
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")
     parser.add_argument("--json", type=Path, help="where the rows are kept")
@@ -111,13 +113,6 @@ def main() -> None:
     if options.worker:
         run_jobs(json.loads(options.worker))
         return
-    from .measure import kind_of
-
-    for concept in options.concept or ():
-        try:
-            kind_of(concept)
-        except ValueError as error:
-            parser.error(str(error))
     known = {mode for method in options.method for mode in METHODS[method]}
     for mode in options.mode or ():
         if mode not in known:
@@ -195,9 +190,7 @@ def run_parallel(jobs: list[dict], count: int, file: Path | None, before: list[d
             progress.update()
             progress.set_postfix_str(f"{new[-1]['concept']} ua {new[-1]['ua']:.0%}")
             if file:
-                temporary = file.with_suffix(".tmp")
-                temporary.write_text(json.dumps(before + rows, indent=1), encoding="utf-8")
-                temporary.replace(file)
+                workers.write_rows(file, before + rows)
     return rows
 
 

@@ -199,9 +199,7 @@ def curve(rows: list[dict], file: Path) -> None:
 
 def write(rows: list[dict], options: argparse.Namespace) -> None:
     rows.sort(key=lambda row: (row["concept"], row["seconds"]))
-    temporary = options.json.with_suffix(".tmp")
-    temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(options.json)
+    workers.write_rows(options.json, rows)
     options.page.write_text(page(rows), encoding="utf-8")
     curve(rows, options.page.with_suffix(".png"))
 
@@ -212,7 +210,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--concept", nargs="+", default=list(CONCEPTS))
+    parser.add_argument("--concept", nargs="+", type=measure.known, default=list(CONCEPTS))
     parser.add_argument("--seconds", nargs="+", type=float, default=list(SECONDS))
     parser.add_argument("--json", type=Path, default=DOCS / "harden.json")
     parser.add_argument("--page", type=Path, default=DOCS / "harden.md")
@@ -222,11 +220,6 @@ def main() -> None:
     if options.worker:
         work(json.loads(options.worker))
         return
-    for concept in options.concept:
-        try:
-            measure.kind_of(concept)
-        except ValueError as error:
-            parser.error(str(error))
     rows = json.loads(options.json.read_text("utf-8")) if options.json.exists() else []
     done = {(row["concept"], row["seconds"]) for row in rows}
     # The shorter ones of every concept first: a run that is stopped leaves whole columns.

@@ -20,7 +20,7 @@ from statistics import mean
 import torch
 import torch.nn.functional as F
 
-from . import drawings, host, pack
+from . import drawings, host, pack, workers
 from .bench import machine
 from .vocabulary import DRAWINGS, HELD_OUT, OBJECTS, STYLES
 
@@ -285,9 +285,7 @@ def main() -> None:
             rows.append(measure(package, model, job, options.draws))
         right = mean(row["place"] == 1 for row in rows if row["set"] == job.name)
         progress.set_postfix_str(f"{job.name}: {right:.0%}")
-        temporary = options.json.with_suffix(".tmp")
-        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(options.json)
+        workers.write_rows(options.json, rows)
         options.page.write_text(page(rows, totals, dearer), encoding="utf-8")
     print(page(rows, totals, dearer))
 

@@ -7,6 +7,7 @@ the unedited model. Style kept is the share of its own prompts whose style is st
 
 from __future__ import annotations
 
+import argparse
 import random
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +30,15 @@ def kind_of(concept: str) -> Kind:
         f"IconCanvas does not know {concept!r}; its concepts are: "
         + ", ".join((*OBJECTS, *STYLES, *CHARACTERS))
     )
+
+
+def known(concept: str) -> str:
+    """A command line's concept, to argparse."""
+    try:
+        kind_of(concept)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return concept
 
 
 @dataclass(frozen=True)

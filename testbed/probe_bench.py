@@ -23,7 +23,7 @@ import torch
 
 from . import drawings, host, pack, workers
 from .bench import machine
-from .measure import GUIDANCE, STEPS, kind_of
+from .measure import GUIDANCE, STEPS, kind_of, known
 
 DOCS = host.ROOT / "docs"
 KEPT = host.ROOT / "output" / "probe"
@@ -186,7 +186,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--concept", nargs="+", default=list(CONCEPTS))
+    parser.add_argument("--concept", nargs="+", type=known, default=list(CONCEPTS))
     parser.add_argument("--edit", nargs="+", choices=EDITS, default=list(EDITS))
     parser.add_argument("--level", choices=("quick", "full"), default="quick")
     parser.add_argument("--json", type=Path, default=DOCS / "probe.json")
@@ -197,11 +197,6 @@ def main() -> None:
     if options.worker:
         work(json.loads(options.worker))
         return
-    for concept in options.concept:
-        try:
-            kind_of(concept)
-        except ValueError as error:
-            parser.error(str(error))
     rows = json.loads(options.json.read_text("utf-8")) if options.json.exists() else []
     done = {(row["concept"], row["edit"], row["level"]) for row in rows}
     missing = [
@@ -221,9 +216,7 @@ def main() -> None:
 
 def write(rows: list[dict], options: argparse.Namespace) -> None:
     rows.sort(key=lambda row: (row["concept"], EDITS.index(row["edit"])))
-    temporary = options.json.with_suffix(".tmp")
-    temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(options.json)
+    workers.write_rows(options.json, rows)
     options.page.write_text(page(rows), encoding="utf-8")
 
 

@@ -37,7 +37,7 @@ from unlearn.few_shot import FewShotSettings, few_shot
 from . import checkpoint, diffusers_pipeline, drawings, motion, motion_estimate
 from .host import ROOT
 from .judge import Judge
-from .measure import GUIDANCE, STEPS, Prompt, kind_of, prompts_for
+from .measure import GUIDANCE, STEPS, Prompt, kind_of, known, prompts_for
 from .vocabulary import FRAMES, MOTIONS, moving
 
 SHOTS = (1, 2, 4, 8)
@@ -311,7 +311,9 @@ def main(arguments: list[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--concept", nargs="+", help="only these, each alone, and no groups")
+    parser.add_argument(
+        "--concept", nargs="+", type=known, help="only these, each alone, and no groups"
+    )
     parser.add_argument("--shots", nargs="+", type=int, choices=SHOTS, default=list(SHOTS))
     parser.add_argument(
         "--groups", choices=("all", "none"), default="all", help="several concepts in one encoder"
@@ -334,11 +336,6 @@ def main(arguments: list[str]) -> None:
         help="processes",
     )
     options = parser.parse_args(arguments)
-    for concept in options.concept or ():
-        try:
-            kind_of(concept)
-        except ValueError as error:
-            parser.error(str(error))
     if not options.motion.is_file():
         parser.error(
             f"No motion module at {options.motion}: train it with python -m testbed motion."

@@ -8,6 +8,7 @@ import selectors
 import subprocess
 import sys
 from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from . import host
@@ -57,3 +58,10 @@ def results(module: str, shares: Sequence[Sequence]) -> Iterator[Any]:
 def tell(result: Any) -> None:
     """In a worker: hand a JSON-like result to the process that started it."""
     print(MARK + json.dumps(result), flush=True)
+
+
+def write_rows(file: Path, rows: list[dict]) -> None:
+    """As JSON; a run that is stopped while it writes leaves the file as it was."""
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(file)
