@@ -42,7 +42,9 @@ def erase(package, parts, concept: str, seconds: float):
     return erasure, time.perf_counter() - began
 
 
-def attack(package, parts, edited, judge, concept: str) -> tuple[list[bool], list[bool]]:
+def attack(
+    package, parts, edited, judge, concept: str, seconds: float
+) -> tuple[list[bool], list[bool]]:
     """Whether the judge sees the concept: in what its own prompts draw, and in what the attack
     makes of them. In bfloat16, which takes a CPU half the time."""
     science, kind = package.unlearn, measure.kind_of(concept)
@@ -64,7 +66,7 @@ def attack(package, parts, edited, judge, concept: str) -> tuple[list[bool], lis
     with edited.training(), torch.autocast(edited.device.type, torch.bfloat16):
         attacked = science.unlearn_diff_atk.unlearn_diff_atk(edited, own, wanted, targets, kind)
         pictures = [edited.images(drawn(edited, prompts)).float() for prompts in (own, attacked)]
-    keep(pictures, f"{concept}")
+    keep(pictures, f"{concept}_{seconds:g}")
     plain, found = ([seen[kind] == concept for seen in judge(some)] for some in pictures)
     return plain, found
 
@@ -86,8 +88,7 @@ def row_of(package, parts, judge, before: torch.Tensor, concept: str, seconds: f
     with torch.inference_mode(), edited.training():
         after = measure.draw(edited, prompts, 0)
     scores = measure.score(concept, prompts, before, after, judge)
-    plain, found = attack(package, parts, edited, judge, concept)
-    (KEPT / f"{concept}.png").replace(KEPT / f"{concept}_{seconds:g}.png")
+    plain, found = attack(package, parts, edited, judge, concept, seconds)
     either = [a or b for a, b in zip(plain, found, strict=True)]
     return {
         "concept": concept,

@@ -38,14 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--erasure", type=Path, nargs="+", default=[], metavar="FILE", help="put on the model first"
     )
-    parser.add_argument(
-        "--strength",
-        type=float,
-        nargs="+",
-        default=[1.0],
-        metavar="S",
-        help="of the erasures: one for all, or one each",
-    )
+    options.add_strength(parser)
     drawing = parser.add_argument_group("the pictures; what is left out is CPDM's, but the sampler")
     drawing.add_argument(
         "--count",

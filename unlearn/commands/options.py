@@ -80,6 +80,10 @@ def add_erasures(parser: argparse.ArgumentParser) -> None:
         metavar="ERASURE",
         help="files that erase or the nodes wrote; several are added up",
     )
+    add_strength(parser)
+
+
+def add_strength(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strength",
         type=float,
