@@ -18,8 +18,15 @@ from .train import DEVICE, WORKERS, Stage, attention, autocast, noise_schedule
 from .vocabulary import FRAMES, MOTIONS, caption, moving
 
 
+# From this time of 1000 on the word, not what shines through the noise, shall tell the motion.
+MUCH_NOISE = 800
+
+
 class ClipBatches:
-    """Endless random batches of (latents (N, FRAMES, 4, 16, 16), captions); a fifth are characters.
+    """Endless random batches of (clips, misleading clips, captions); a fifth are characters.
+
+    Clips are latents (N, FRAMES, 4, 16, 16). Misleading is the same drawing moved as chance has it,
+    for half of the clips; for the others, and where the caption is empty, it is the clip itself.
 
     clips, pairs: as from `training_clips`.
     """
@@ -30,7 +37,7 @@ class ClipBatches:
         self.objects = [i for i, (_, style) in enumerate(pairs) if style]
         self.characters = [i for i, (_, style) in enumerate(pairs) if not style]
 
-    def __next__(self) -> tuple[torch.Tensor, list[str]]:
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
         rng = self.rng
         chosen = [
             rng.choice(self.characters if rng.random() < 0.2 else self.objects)
@@ -42,17 +49,27 @@ class ClipBatches:
         ]
         # A tenth learns the empty prompt, which guidance needs.
         captions = ["" if rng.random() < 0.1 else words for words in captions]
-        return self.clips[chosen, ways].float(), captions
+        others = [
+            rng.randrange(len(MOTIONS)) if words and rng.random() < 0.5 else way
+            for words, way in zip(captions, ways)
+        ]
+        return self.clips[chosen, ways].float(), self.clips[chosen, others].float(), captions
 
 
 def clip_loss(
     unet: torch.nn.Module,
     text: torch.nn.Module,
     z: torch.Tensor,
+    misleading: torch.Tensor,
     captions: list[str],
     lean: float = 0.5,
 ) -> torch.Tensor:
     """The error in the noise of clips z, (N, FRAMES, 4, 16, 16), at a random time for each.
+
+    Where there is much noise, it is laid over `misleading`, of z's shape, and the clip to be found
+    is z. Even at the last time a two-hundredth of the power is the clip's, from which its motion
+    can be guessed better than from a word; a clip that is made begins with noise alone, so a module
+    that goes by the picture there follows no word.
 
     It is weighted as an error in v (Salimans and Ho, 2202.00512), by 1 / alpha, and much noise is
     drawn more often: under much noise the word alone tells how a clip moves, under less it can be
@@ -63,14 +80,17 @@ def clip_loss(
     """
     alphas = noise_schedule().to(DEVICE)
     t = (1000 * torch.rand(len(z), device=DEVICE).pow(lean)).long().clamp(max=999)
+    misled = (t >= MUCH_NOISE).view(-1, 1, 1, 1, 1)
+    seen = torch.where(misled, misleading.to(DEVICE), z.to(DEVICE)).flatten(0, 1)
     t = t.repeat_interleave(FRAMES)
     alpha = alphas[t].view(-1, 1, 1, 1)
     z = z.to(DEVICE).flatten(0, 1)
-    noise = torch.randn_like(z)
+    noisy = alpha.sqrt() * seen + (1 - alpha).sqrt() * torch.randn_like(z)
+    noise = (noisy - alpha.sqrt() * z) / (1 - alpha).sqrt()
     with autocast():
         context = text(tokens.tokenize(captions).to(DEVICE))[0].to(torch.bfloat16)
         predicted = unet(
-            alpha.sqrt() * z + (1 - alpha).sqrt() * noise,
+            noisy,
             t,
             context=context.repeat_interleave(FRAMES, 0),
             transformer_options={"optimized_attention_override": attention},

@@ -187,13 +187,37 @@ def test_a_few_steps_lower_the_loss(networks: tuple, pictures: torch.Tensor) -> 
     with motion.inserted(unet, modules):
         for step in range(13):
             torch.manual_seed(step % 3)  # three noises and times, again and again
-            loss = train_motion.clip_loss(unet, text, z, [moving(f"a {NAMES[0]}", "slide")])
+            loss = train_motion.clip_loss(unet, text, z, z, [moving(f"a {NAMES[0]}", "slide")])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             losses.append(loss.item())
     assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
     assert all(p.grad is None for p in (*unet.parameters(), *text.parameters()))
+
+
+def test_under_much_noise_the_word_is_right_not_what_shines_through(networks: tuple) -> None:
+    from testbed import train_motion
+    from testbed.train import noise_schedule
+
+    _, text = networks
+    told, shown = torch.randn(2, 1, FRAMES, 4, 16, 16)
+
+    def knows(clip: torch.Tensor):
+        def predict(noisy: torch.Tensor, t: torch.Tensor, **_) -> torch.Tensor:
+            alpha = noise_schedule()[t].view(-1, 1, 1, 1)
+            return (noisy - alpha.sqrt() * clip[0]) / (1 - alpha).sqrt()
+
+        return predict
+
+    def loss(clip: torch.Tensor, lean: float) -> float:
+        torch.manual_seed(0)
+        return train_motion.clip_loss(knows(clip), text, told, shown, ["a fox, spin"], lean).item()
+
+    assert loss(told, 0.0) == pytest.approx(0, abs=1e-4)  # to the power of nothing: the last time
+    assert loss(shown, 0.0) > 0.5
+    assert loss(told, 99.0) == pytest.approx(0, abs=1e-4)  # the first
+    assert loss(shown, 99.0) > 0.5
 
 
 def _latents(some: torch.Tensor) -> torch.Tensor:
