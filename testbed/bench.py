@@ -47,10 +47,12 @@ FEW = ("fox", "ink", "Zorvik")  # one of each kind
 # since the paper's is made for one four times as wide. "neighbour" draws the concept to the next
 # one of its kind in place of a neutral word. Key-step unlearning also runs with the closed form
 # alone and no step, from the first step on, in the last half alone, and where the finder says.
+# "hardened" goes on for HARDENED seconds. The modes in ATTACKED are attacked, too, on FEW.
 METHODS = {
     "few_shot": {
         "balanced": CONCEPTS,
         "balanced-neighbour": OBJECTS,
+        "balanced-hardened": FEW,
         "paper": CONCEPTS,
         "paper-scaled": CONCEPTS,
         "paper-all": CONCEPTS,
@@ -62,11 +64,14 @@ METHODS = {
         "balanced-auto": QUICK,
         "balanced-all-steps": QUICK,
         "balanced-last-half": QUICK,
+        "balanced-hardened": FEW,
         "paper": FEW,
         "paper-all-steps": FEW,
         "paper-last-half": FEW,
     },
     "domain_correction": {"balanced": CONCEPTS, "paper": FEW},
+    # Text encoder and image network, each erased by itself, together.
+    "few_shot+key_step": {"balanced": FEW},
     # CPDM's baselines (arXiv 2403.12052).
     "gradient_ascent": {"paper": QUICK},
     "weight_pruning": {"paper": QUICK},
@@ -79,6 +84,8 @@ EPOCHS = (1, 2, 4, 5, 7, 10)
 STARTS = {"auto": "auto", "all-steps": 0, "last-half": 25}
 TASKS = {"object": "object", "style": "style", "character": "instance"}
 SHOTS = 4
+HARDENED = 60  # seconds
+ATTACKED = ("balanced", "balanced-hardened")
 CLIP_WIDTH, WIDTH = 768, 192  # of CLIP-L, which the paper edits, and of IconCanvas's encoder
 STRIPS = Path(__file__).parent.parent / "output" / "bench"  # pictures of each row
 
@@ -117,18 +124,12 @@ def main() -> None:
     for mode in options.mode or ():
         if mode not in known:
             parser.error(f"there is no mode {mode!r}; use {', '.join(sorted(known))}")
-    jobs = [
-        {"method": method, "mode": mode, "concept": concept, "seed": seed}
-        for method in options.method
-        for mode in METHODS[method]
-        if mode in (options.mode or (["balanced"] if options.quick else METHODS[method]))
-        for seed in options.seed or seeds_of(mode, options.quick)
-        for concept in options.concept or concepts_of(method, mode, options.quick)
-    ]
+    jobs = jobs_of(options)
     rows = read_rows(options.json)
-    done = {job_key(row) for row in rows}
-    missing = [job for job in jobs if job_key(job) not in done and not options.no_run]
-    rows += run_parallel(missing, options.jobs, options.json, rows)
+    done = {(job_key(row), attacked) for row in rows for attacked in {False, "attacks" in row}}
+    missing = [job for job in jobs if (job_key(job), job["attack"]) not in done]
+    if not options.no_run:
+        rows = run_parallel(missing, options.jobs, options.json, rows)
     wanted = {job_key(job) for job in jobs}
     shown = [row for row in rows if job_key(row) in wanted]
     print(table(shown))
@@ -138,13 +139,36 @@ def main() -> None:
         write_table(file, shown)
 
 
-def seeds_of(mode: str, quick: bool) -> tuple[int, ...]:
-    """The default modes are measured twice."""
-    return SEEDS if mode == "balanced" and not quick else SEEDS[:1]
+def jobs_of(options: argparse.Namespace) -> list[dict]:
+    """What the command line asks for."""
+    quick = options.quick
+    return [
+        {
+            "method": method,
+            "mode": mode,
+            "concept": concept,
+            "seed": seed,
+            "attack": mode in ATTACKED and concept in FEW and seed == SEEDS[0] and not quick,
+        }
+        for method in options.method
+        for mode in METHODS[method]
+        if mode in (options.mode or (["balanced"] if quick else METHODS[method]))
+        for seed in options.seed or seeds_of(method, mode, quick)
+        for concept in options.concept or concepts_of(method, mode, quick)
+    ]
+
+
+def seeds_of(method: str, mode: str, quick: bool) -> tuple[int, ...]:
+    """The default modes are measured twice, where they are measured on every concept."""
+    twice = mode == "balanced" and METHODS[method][mode] is CONCEPTS
+    return SEEDS if twice and not quick else SEEDS[:1]
 
 
 def concepts_of(method: str, mode: str, quick: bool) -> tuple[str, ...]:
-    return QUICK if quick else METHODS[method][mode]
+    concepts = METHODS[method][mode]
+    if quick:
+        return QUICK if concepts is CONCEPTS else ()
+    return concepts
 
 
 def neighbour(concept: str) -> str:
@@ -178,19 +202,21 @@ def read_rows(file: Path | None) -> list[dict]:
 
 
 def run_parallel(jobs: list[dict], count: int, file: Path | None, before: list[dict]) -> list[dict]:
-    """Share the jobs out to processes; rows are written as they come."""
+    """All rows: those before, and the jobs', which take the place of theirs. The jobs are shared
+    out to processes, and the rows written as they come."""
     from tqdm import tqdm
 
-    rows: list[dict] = []
+    rows = before
     # What one concept and seed draws before any edit is drawn once, so they stay in one process.
     shares = workers.shared(jobs, [(job["concept"], job["seed"]) for job in jobs], count)
     with tqdm(total=len(jobs), desc="bench", disable=not jobs) as progress:
         for new in workers.results("testbed.bench", shares):
-            rows += new
+            measured = {job_key(row) for row in new}
+            rows = [row for row in rows if job_key(row) not in measured] + new
             progress.update()
             progress.set_postfix_str(f"{new[-1]['concept']} ua {new[-1]['ua']:.0%}")
             if file:
-                workers.write_rows(file, before + rows)
+                workers.write_rows(file, rows)
     return rows
 
 
@@ -260,6 +286,7 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
                 start=STARTS.get(variant),
                 anchor=anchor,
                 iterations=0 if variant == "solved" else None,
+                harden=HARDENED if variant == "hardened" else 0,
             )
             erasure = science.key_step.key_step(host, concept, settings)
         elif job["method"] == "domain_correction":
@@ -272,6 +299,12 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
             method = import_module(f"{science.__name__}.{job['method']}")
             settings = getattr(method, BASELINES[job["method"]])(kind=kind, seed=seed)
             erasure = getattr(method, job["method"])(host, concept, shots, settings)
+        elif job["method"] == "few_shot+key_step":
+            parts = [
+                erased(package, host, {**job, "method": method}, kind, shots)[0].erasure
+                for method in job["method"].split("+")
+            ]
+            erasure = science.erasure.combine(parts)
         else:
             settings = science.few_shot.FewShotSettings(
                 mode=mode,
@@ -281,6 +314,7 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
                 epochs=max(EPOCHS),
                 learning_rate=1e-5 * (CLIP_WIDTH / WIDTH if variant == "scaled" else 1),
                 trainable="all" if variant == "all" else "mlp-final-attn",
+                harden=HARDENED if variant == "hardened" else 0,
             )
             # The paper's run is the same for every number of epochs, as far as it goes.
             erasure = science.few_shot.few_shot(
@@ -314,6 +348,7 @@ def measure_job(package, parts, judge, before, job: dict) -> list[dict]:
     import torch
 
     from . import drawings, measure
+    from .attacks import attacked
 
     model, clip, vae = parts
     concept, seed = job["concept"], job["seed"]
@@ -327,9 +362,8 @@ def measure_job(package, parts, judge, before, job: dict) -> list[dict]:
         results = erased(package, host, job, kind, shots[chosen])
     for one in results:
         erasure = one.erasure
-        edited = package.nodes.host.ComfyModel(
-            *package.nodes.apply.erased(model, clip, erasure), vae, size=(128, 128)
-        )
+        changed = package.nodes.apply.erased(model, clip, erasure)
+        edited = package.nodes.host.ComfyModel(*changed, vae, size=(128, 128))
         with torch.inference_mode(), edited.training():
             after = measure.draw(edited, prompts, 1000 * seed)
         save_strip(strip_file(job), prompts, before, after)
@@ -339,7 +373,7 @@ def measure_job(package, parts, judge, before, job: dict) -> list[dict]:
                 **{key: job[key] for key in ("method", "mode", "concept", "seed")},
                 "kind": kind,
                 **measure.score(concept, prompts, before, after, judge),
-                "steps": erasure.record["steps"],
+                "steps": sum(r["steps"] for r in erasure.record.get("parts", [erasure.record])),
                 "start": erasure.record.get("start"),
                 **one.added,
                 "seconds": round(one.seconds, 2),
@@ -347,6 +381,8 @@ def measure_job(package, parts, judge, before, job: dict) -> list[dict]:
                 "file_bytes": size,
             }
         )
+        if job.get("attack"):
+            rows[-1]["attacks"] = attacked(package, parts, changed, judge, concept)
     return rows
 
 
@@ -403,8 +439,8 @@ def table(rows: list[dict], brief: bool = False) -> str:
     """
     lines = [
         "| method | mode | kind | rows | UA | IRA | CRA | style kept | drift | steps | seconds | "
-        "file |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "peak | file |",
+        "|---" * 13 + "|",
     ]
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -434,10 +470,30 @@ def table(rows: list[dict], brief: bool = False) -> str:
             f"| {method} | {mode} | {kind} | {len(some)} | {share('ua')} | {share('ira')} | "
             f"{share('cra')} | {style} | {mean(r['drift_feature'] for r in some):.3f} | "
             f"{mean(r['steps'] for r in some):.0f} | {mean(r['seconds'] for r in some):.1f} | "
+            f"{max(r['peak_mb'] for r in some) / 1000:.1f} GB | "
             f"{mean(r['file_bytes'] for r in some) / 1e6:.1f} MB |"
         )
-    lines.append(f"\nMeasured on {machine()}.")
+    lines += ["", *attack_table([row for row in rows if "attacks" in row])]
+    lines.append(f"Measured on {machine()}.")
     return "\n".join(lines)
+
+
+def attack_table(rows: list[dict]) -> list[str]:
+    """What brings a concept back, the mean over each method's and mode's rows, as Markdown."""
+    if not rows:
+        return []
+    names = [name for name in rows[0]["attacks"] if name != "own"]
+    lines = [
+        "| method | mode | rows | its own prompts | " + " | ".join(names) + " |",
+        "|---" * (4 + len(names)) + "|",
+    ]
+    for method, modes in METHODS.items():
+        for mode in modes:
+            some = [r["attacks"] for r in rows if (r["method"], r["mode"]) == (method, mode)]
+            if some:
+                shares = (f"{mean(r[name] for r in some):.0%}" for name in ("own", *names))
+                lines.append(f"| {method} | {mode} | {len(some)} | " + " | ".join(shares) + " |")
+    return [*lines, ""]
 
 
 def machine() -> str:

@@ -15,15 +15,15 @@ import json
 import os
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 
 import torch
 
 from . import drawings, host, pack, workers
+from .attacks import posts, probed
 from .bench import machine
-from .measure import GUIDANCE, STEPS, kind_of, known
+from .measure import kind_of, known
 
 DOCS = host.ROOT / "docs"
 KEPT = host.ROOT / "output" / "probe"
@@ -67,43 +67,16 @@ def random_like(erasure, seed: int = 0):
 
 
 def measure(package, parts, judge, concept: str, edit: str, level: str):
-    """(row, unlearn.probe.Probe). Pictures are drawn and judged in bfloat16, which takes a CPU half
-    the time."""
+    """(row, unlearn.probe.Probe)."""
     erasure = erasure_of(package, parts, concept)
     if edit == "random":
         erasure = random_like(erasure)
-    erased = parts[:2] if edit == "none" else package.nodes.apply.erased(*parts[:2], erasure)
-    kind, probing = kind_of(concept), package.unlearn.probe
-    models = [
-        package.nodes.host.ComfyModel(*some, parts[2], size=(drawings.SIZE,) * 2)
-        for some in (parts[:2], erased)
-    ]
-
-    @contextmanager
-    def opened(model):
-        with model.training(), torch.autocast(model.device.type, torch.bfloat16):
-            yield model
-
-    def sees(images: torch.Tensor) -> list[bool]:
-        return [seen[kind] == concept for seen in judge(images.float())]
-
-    settings = probing.settings(level, kind, steps=STEPS, guidance=GUIDANCE)
-    with torch.inference_mode():
-        found = probing.probe(
-            *((lambda model=model: opened(model)) for model in models),
-            concept,
-            frozenset(["encoder"]),
-            settings,
-            judge=sees,
-        )
-    row = {"concept": concept, "edit": edit, "level": level, "norm": round(erasure.norm(), 3)}
-    row["norm"] = 0.0 if edit == "none" else row["norm"]
+    edited = parts[:2] if edit == "none" else package.nodes.apply.erased(*parts[:2], erasure)
+    found = probed(package, parts, edited, judge, concept, level)
+    norm = 0.0 if edit == "none" else round(erasure.norm(), 3)
+    row = {"concept": concept, "edit": edit, "level": level, "norm": norm}
     row |= {"judge_pre": found.rate(judged=True), "judge_post": posts(found)}
     return row | found.record(), found
-
-
-def posts(found) -> dict[str, float]:
-    return {one.name: found.rate(one.name, judged=True) for one in found.asked if one.is_attack}
 
 
 def table(rows: list[dict]) -> str:

@@ -17,7 +17,6 @@ from .clips import training_clips
 from .train import DEVICE, WORKERS, Stage, attention, autocast, noise_schedule
 from .vocabulary import FRAMES, MOTIONS, caption, moving
 
-
 # From this time of 1000 on the word, not what shines through the noise, shall tell the motion.
 MUCH_NOISE = 800
 
