@@ -19,15 +19,17 @@ from .vocabulary import FRAMES, MOTIONS, caption, moving
 
 # From this time of 1000 on the word, not what shines through the noise, shall tell the motion.
 MUCH_NOISE = 800
+APART = 4.0  # by how much more a pair's difference counts there than what it has in common
 
 
 class ClipBatches:
-    """Endless random batches of (clips, misleading clips, captions); a fifth are characters.
+    """Endless random batches of (clips, seen clips, captions), in pairs; a fifth are characters.
 
-    Clips are latents (N, FRAMES, 4, 16, 16). Misleading is the same drawing moved as chance has it,
-    for half of the clips; for the others, and where the caption is empty, it is the clip itself.
+    Clips are latents (N, FRAMES, 4, 16, 16). The two of a pair are one drawing in two motions, and
+    what is seen, one of these two at random, is the same for both. The second may have an empty
+    caption, which guidance needs; it then is the clip that is seen.
 
-    clips, pairs: as from `training_clips`.
+    clips, pairs: as from `training_clips`. size: even.
     """
 
     def __init__(self, clips: torch.Tensor, pairs: list[tuple], size: int, seed: int) -> None:
@@ -37,38 +39,36 @@ class ClipBatches:
         self.characters = [i for i, (_, style) in enumerate(pairs) if not style]
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        rng = self.rng
-        chosen = [
-            rng.choice(self.characters if rng.random() < 0.2 else self.objects)
-            for _ in range(self.size)
-        ]
-        ways = [rng.randrange(len(MOTIONS)) for _ in chosen]
-        captions = [
-            moving(caption(rng, *self.pairs[i]), MOTIONS[way]) for i, way in zip(chosen, ways)
-        ]
-        # A tenth learns the empty prompt, which guidance needs.
-        captions = ["" if rng.random() < 0.1 else words for words in captions]
-        others = [
-            rng.randrange(len(MOTIONS)) if words and rng.random() < 0.5 else way
-            for words, way in zip(captions, ways)
-        ]
-        return self.clips[chosen, ways].float(), self.clips[chosen, others].float(), captions
+        rng, told, seen, captions = self.rng, [], [], []
+        for _ in range(self.size // 2):
+            i = rng.choice(self.characters if rng.random() < 0.2 else self.objects)
+            ways = rng.sample(range(len(MOTIONS)), 2)
+            shines = rng.choice(ways)
+            words = caption(rng, *self.pairs[i])
+            captions += [moving(words, MOTIONS[way]) for way in ways]
+            if rng.random() < 0.2:  # a tenth of all
+                captions[-1], ways[-1] = "", shines
+            told += [self.clips[i, way] for way in ways]
+            seen += 2 * [self.clips[i, shines]]
+        return torch.stack(told).float(), torch.stack(seen).float(), captions
 
 
 def clip_loss(
     unet: torch.nn.Module,
     text: torch.nn.Module,
     z: torch.Tensor,
-    misleading: torch.Tensor,
+    seen: torch.Tensor,
     captions: list[str],
     lean: float = 0.5,
 ) -> torch.Tensor:
-    """The error in the noise of clips z, (N, FRAMES, 4, 16, 16), at a random time for each.
+    """The error in the noise of clips z, (N, FRAMES, 4, 16, 16), at a random time for each pair.
 
-    Where there is much noise, it is laid over `misleading`, of z's shape, and the clip to be found
-    is z. Even at the last time a two-hundredth of the power is the clip's, from which its motion
-    can be guessed better than from a word; a clip that is made begins with noise alone, so a module
-    that goes by the picture there follows no word.
+    Where there is much noise, it is laid over `seen`, of z's shape, and the clip to be found is z.
+    Even at the last time a two-hundredth of the power is the clip's, from which its motion can be
+    guessed better than from a word; a clip that is made begins with noise alone, so a module that
+    goes by the picture there follows no word. A pair then differs in its words alone, and by how
+    much its predictions should differ counts more than what they err in common, most of which
+    nothing can make good.
 
     It is weighted as an error in v (Salimans and Ho, 2202.00512), by 1 / alpha, and much noise is
     drawn more often: under much noise the word alone tells how a clip moves, under less it can be
@@ -78,23 +78,26 @@ def clip_loss(
     lean: the power to which a time, uniform in 0 to 1, is raised: below 1 leans to much noise.
     """
     alphas = noise_schedule().to(DEVICE)
-    t = (1000 * torch.rand(len(z), device=DEVICE).pow(lean)).long().clamp(max=999)
-    misled = (t >= MUCH_NOISE).view(-1, 1, 1, 1, 1)
-    seen = torch.where(misled, misleading.to(DEVICE), z.to(DEVICE)).flatten(0, 1)
-    t = t.repeat_interleave(FRAMES)
-    alpha = alphas[t].view(-1, 1, 1, 1)
-    z = z.to(DEVICE).flatten(0, 1)
-    noisy = alpha.sqrt() * seen + (1 - alpha).sqrt() * torch.randn_like(z)
-    noise = (noisy - alpha.sqrt() * z) / (1 - alpha).sqrt()
+    z, seen = z.to(DEVICE), seen.to(DEVICE)
+    t = (1000 * torch.rand(len(z) // 2, device=DEVICE).pow(lean)).long().clamp(max=999)
+    much = t >= MUCH_NOISE
+    alpha = alphas[t].view(-1, 1, 1, 1, 1).repeat_interleave(2, 0)
+    shown = torch.where(much.repeat_interleave(2).view(-1, 1, 1, 1, 1), seen, z)
+    noise = torch.randn_like(z[::2]).repeat_interleave(2, 0)
+    noisy = alpha.sqrt() * shown + (1 - alpha).sqrt() * noise
+    wanted = (noisy - alpha.sqrt() * z) / (1 - alpha).sqrt()
     with autocast():
         context = text(tokens.tokenize(captions).to(DEVICE))[0].to(torch.bfloat16)
         predicted = unet(
-            noisy,
-            t,
+            noisy.flatten(0, 1),
+            t.repeat_interleave(2 * FRAMES),
             context=context.repeat_interleave(FRAMES, 0),
             transformer_options={"optimized_attention_override": attention},
         ).float()
-    return ((predicted - noise).square() / alpha).mean()
+    error = (predicted.view_as(z) - wanted) / alpha.sqrt()
+    one, other = error[::2], error[1::2]
+    common, apart = (x.square().mean((1, 2, 3, 4)) for x in ((one + other) / 2, (one - other) / 2))
+    return (common + torch.where(much, APART, 1.0) * apart).mean()
 
 
 def frozen(folder: Path) -> tuple[torch.nn.Module, torch.nn.Module]:

@@ -180,14 +180,15 @@ def test_a_few_steps_lower_the_loss(networks: tuple, pictures: torch.Tensor) -> 
     from testbed import train_motion
 
     unet, text = networks
-    z = _latents(clips.clip(pictures[:1], "slide"))
+    z = torch.cat([_latents(clips.clip(pictures[:1], word)) for word in MOTIONS[:2]])
+    words = [moving(f"a {NAMES[0]}", word) for word in MOTIONS[:2]]
     modules = motion.Motion()
     optimiser = torch.optim.AdamW(modules.parameters(), lr=2e-3)
     losses = []
     with motion.inserted(unet, modules):
         for step in range(13):
             torch.manual_seed(step % 3)  # three noises and times, again and again
-            loss = train_motion.clip_loss(unet, text, z, z, [moving(f"a {NAMES[0]}", "slide")])
+            loss = train_motion.clip_loss(unet, text, z, z, words)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -201,23 +202,56 @@ def test_under_much_noise_the_word_is_right_not_what_shines_through(networks: tu
     from testbed.train import noise_schedule
 
     _, text = networks
-    told, shown = torch.randn(2, 1, FRAMES, 4, 16, 16)
+    told = torch.randn(2, FRAMES, 4, 16, 16)
+    seen = told[:1].repeat(2, 1, 1, 1, 1)
+    words = ["a fox, spin", "a fox, grow"]
 
-    def knows(clip: torch.Tensor):
+    def knows(pair: torch.Tensor):
         def predict(noisy: torch.Tensor, t: torch.Tensor, **_) -> torch.Tensor:
             alpha = noise_schedule()[t].view(-1, 1, 1, 1)
-            return (noisy - alpha.sqrt() * clip[0]) / (1 - alpha).sqrt()
+            return (noisy - alpha.sqrt() * pair.flatten(0, 1)) / (1 - alpha).sqrt()
 
         return predict
 
-    def loss(clip: torch.Tensor, lean: float) -> float:
+    def loss(pair: torch.Tensor, lean: float) -> float:
         torch.manual_seed(0)
-        return train_motion.clip_loss(knows(clip), text, told, shown, ["a fox, spin"], lean).item()
+        return train_motion.clip_loss(knows(pair), text, told, seen, words, lean).item()
 
-    assert loss(told, 0.0) == pytest.approx(0, abs=1e-4)  # to the power of nothing: the last time
-    assert loss(shown, 0.0) > 0.5
-    assert loss(told, 99.0) == pytest.approx(0, abs=1e-4)  # the first
-    assert loss(shown, 99.0) > 0.5
+    # To the power of nothing: the last time. One of the two is then half of what they differ by
+    # away in common, and half apart.
+    half = ((told[1] - told[0]) / 2).square().mean().item()
+    assert loss(told, 0.0) == pytest.approx(0, abs=1e-4)
+    assert loss(seen, 0.0) == pytest.approx((1 + train_motion.APART) * half, rel=0.05)
+    # The first time: what is seen is what is told, and both halves count alike.
+    assert loss(told, 99.0) == pytest.approx(0, abs=1e-4)
+    assert loss(seen, 99.0) > 100 * loss(seen, 0.0)
+
+
+@pytest.mark.usefixtures("networks")  # the host, that is
+def test_pairs_differ_in_their_motion_alone() -> None:
+    from testbed.train_motion import ClipBatches
+
+    # Latents that say whose and which they are.
+    which = torch.arange(3)[:, None] * 10 + torch.arange(len(MOTIONS))
+    every = which.view(3, -1, 1, 1, 1, 1).expand(-1, -1, FRAMES, 4, 16, 16).half()
+    batches = ClipBatches(every, [("fox", "ink"), ("cat", "noto"), ("Zorvik", None)], 8, seed=0)
+    empty = 0
+    for _ in range(100):
+        told, seen, captions = next(batches)
+        whose = [int(z.flatten()[0]) for z in told]
+        shown = [int(z.flatten()[0]) for z in seen]
+        for i in range(0, 8, 2):
+            assert shown[i] == shown[i + 1]
+            assert whose[i] // 10 == whose[i + 1] // 10 == shown[i] // 10
+            assert captions[i].endswith(MOTIONS[whose[i] % 10])
+            if captions[i + 1]:
+                assert whose[i] != whose[i + 1]
+                assert shown[i] in (whose[i], whose[i + 1])
+                assert captions[i + 1].endswith(MOTIONS[whose[i + 1] % 10])
+            else:
+                assert whose[i + 1] == shown[i]
+                empty += 1
+    assert empty == pytest.approx(80, abs=25)
 
 
 def _latents(some: torch.Tensor) -> torch.Tensor:
