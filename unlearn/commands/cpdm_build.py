@@ -47,21 +47,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"of each prompt (default: {COUNT})",
     )
-    drawing.add_argument(
-        "--size",
-        type=options.whole(64, step=8),
-        metavar="PIXELS",
-        help="side of the pictures (default: the model's own)",
-    )
-    drawing.add_argument("--steps", type=options.whole(1), default=50, metavar="N")
-    drawing.add_argument("--guidance", type=float, default=9.0, metavar="G")
-    drawing.add_argument(
-        "--seed",
-        type=options.whole(0),
-        default=23,
-        metavar="N",
-        help="of each prompt's first picture, the next one's is one higher (default: 23)",
-    )
+    options.add_drawing(drawing, steps=50, guidance=9.0, seed=23)
     options.add_machine(parser)
 
 

@@ -97,12 +97,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="few_shot: pictures of the concept, or folders of them; without any the model draws "
         "them. Of several concepts the same number each, in their order",
     )
-    parser.add_argument(
-        "--size",
-        type=options.whole(64, step=8),
-        metavar="PIXELS",
-        help="side of the pictures (default: the model's own)",
-    )
+    options.add_size(parser)
     method = parser.add_argument_group("the method's settings")
     method.add_argument("--mode", choices=("balanced", "paper"), help="ours, or as published")
     method.add_argument(

@@ -94,6 +94,41 @@ def add_strength(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_size(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--size",
+        type=whole(64, step=8),
+        metavar="PIXELS",
+        help="side of the pictures (default: the model's own)",
+    )
+
+
+def add_drawing(parser: argparse._ActionsContainer, steps: int, guidance: float, seed: int) -> None:
+    """How pictures are drawn, with the defaults of the command."""
+    add_size(parser)
+    parser.add_argument(
+        "--steps",
+        type=whole(1),
+        default=steps,
+        metavar="N",
+        help=f"of drawing a picture (default: {steps})",
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=guidance,
+        metavar="G",
+        help=f"scale of classifier-free guidance (default: {guidance:g})",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole(0),
+        default=seed,
+        metavar="N",
+        help=f"of each group's first picture, the next one's is one higher (default: {seed})",
+    )
+
+
 def add_output(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PATH", help=what)
     parser.add_argument(

@@ -79,15 +79,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="prompts that describe it without naming it",
     )
     drawing = parser.add_argument_group("the pictures")
-    drawing.add_argument(
-        "--size",
-        type=options.whole(64, step=8),
-        metavar="PIXELS",
-        help="side of the pictures (default: the model's own)",
-    )
-    drawing.add_argument("--steps", type=options.whole(1), default=20, metavar="N")
-    drawing.add_argument("--guidance", type=float, default=7.5, metavar="G")
-    drawing.add_argument("--seed", type=options.whole(0), default=0, metavar="N")
+    options.add_drawing(drawing, steps=20, guidance=7.5, seed=0)
     result = parser.add_argument_group("the result")
     result.add_argument("--picture", type=Path, metavar="PNG", help="write the pictures as a sheet")
     result.add_argument("--json", action="store_true", help="all figures, and nothing else")
