@@ -132,7 +132,7 @@ def train_motion(
     size = batch // WORKERS
     batches = [ClipBatches(clips, pairs, size, seed=worker) for worker in range(WORKERS)]
     with motion.inserted(unet, modules):
-        name, peak, lean = ("motion-further", 5e-4, 0.25) if further else ("motion", 1e-3, 0.5)
+        name, peak, lean = ("motion-further", 5e-4, 0.18) if further else ("motion", 1e-3, 0.5)
         parts = torch.nn.ModuleDict({"motion": modules})
         stage = Stage(name, parts, steps, peak, 200, average=0.995)
         stage.run(lambda worker: clip_loss(unet, text, *next(batches[worker]), lean), folder)

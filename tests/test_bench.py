@@ -1,0 +1,81 @@
+"""The benchmark's jobs and tables; what a job measures the demo's test and the erasures' cover."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from testbed import bench, workers
+
+
+def options(**given) -> argparse.Namespace:
+    none = {"mode": None, "seed": None, "concept": None, "quick": False}
+    return argparse.Namespace(**{**none, "method": list(bench.METHODS), **given})
+
+
+def row(concept: str, **more) -> dict:
+    figures = {"ua": 1.0, "ira": 0.5, "cra": 0.25, "style_kept": 0.0, "drift_feature": 0.01}
+    cost = {"steps": 10, "start": None, "seconds": 2.0, "peak_mb": 900, "file_bytes": 1_500_000}
+    named = {"method": "few_shot", "mode": "balanced", "concept": concept, "seed": 0}
+    return {**named, "kind": "object", **figures, **cost, **more}
+
+
+def test_default_modes_are_measured_twice_on_every_concept() -> None:
+    jobs = bench.jobs_of(options(method=["domain_correction"], mode=["balanced"]))
+    assert {(job["concept"], job["seed"]) for job in jobs} == {
+        (concept, seed) for concept in bench.CONCEPTS for seed in bench.SEEDS
+    }
+
+
+def test_some_are_attacked_once_and_none_in_a_quick_run() -> None:
+    attacked = [job for job in bench.jobs_of(options()) if job["attack"]]
+    assert {job["concept"] for job in attacked} == set(bench.FEW)
+    assert {job["seed"] for job in attacked} == {bench.SEEDS[0]}
+    assert {"few_shot", "key_step", "domain_correction", "few_shot+key_step"} == {
+        job["method"] for job in attacked
+    }
+    quick = bench.jobs_of(options(quick=True))
+    assert {job["concept"] for job in quick} == set(bench.QUICK)
+    assert not any(job["attack"] for job in quick)
+
+
+def test_a_row_measured_again_takes_the_place_of_the_old_one(monkeypatch, tmp_path) -> None:
+    before = [row("fox", ua=0.0), row("cat")]
+    monkeypatch.setattr(workers, "results", lambda module, shares: iter([[row("fox")]]))
+    job = {"method": "few_shot", "mode": "balanced", "concept": "fox", "seed": 0}
+    rows = bench.run_parallel([job], 1, tmp_path / "rows.json", before)
+    assert rows == [row("cat"), row("fox")]
+    assert bench.read_rows(tmp_path / "rows.json") == rows
+
+
+def test_tables_hold_means_and_peaks() -> None:
+    attacks = {"own": 0.0, "Ring-A-Bell": 0.5, "CCE": 1.0}
+    text = bench.table([row("fox", attacks=attacks), row("cat", ua=0.5, peak_mb=1200)])
+    both = next(line for line in text.splitlines() if "| all |" in line)
+    cells = [cell.strip() for cell in both.strip("|").split("|")]
+    assert cells[3:7] == ["2", "75.0%", "50.0%", "25.0%"]
+    assert cells[-3:] == ["2.0", "1.2 GB", "1.5 MB"]
+    assert "| few_shot | balanced | 1 | 0% | 50% | 100% |" in text
+
+
+def test_a_table_without_attacks_has_none() -> None:
+    assert "Ring-A-Bell" not in bench.table([row("fox")])
+
+
+def test_a_marked_file_gets_the_table_between_its_marks(tmp_path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text("above\n<!-- bench -->\nold\n<!-- /bench -->\nbelow\n")
+    bench.write_table(file, [row("fox")])
+    lines = file.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("above", "below")
+    assert "old" not in lines
+    assert any("100.0%" in line for line in lines)
+
+
+@pytest.mark.parametrize("concept", ["fox", "ink", "Zorvik"])
+def test_a_neighbour_is_another_of_its_kind(concept: str) -> None:
+    from testbed.measure import kind_of
+
+    assert bench.neighbour(concept) != concept
+    assert kind_of(bench.neighbour(concept)) == kind_of(concept)
