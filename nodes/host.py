@@ -48,6 +48,7 @@ class ComfyModel:
         self.patcher, self.clip, self.vae = model, clip, vae
         self.size, self.checkpointing = size, checkpointing
         self.device = model.load_device
+        self._saved = None  # what autograd keeps while `training`
 
     @property
     def network(self) -> torch.nn.Module:
@@ -135,12 +136,24 @@ class ComfyModel:
             modules = (self.network.diffusion_model, self.encoder)
             stack.enter_context(aliased((self.network, self.encoder)))
             stack.enter_context(checkpointed(modules, bool(self.checkpointing)))
-            stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
+            self._saved = stack.enter_context(
+                torch.autograd.graph.allow_mutation_on_saved_tensors()
+            )
             management.in_training = True
             try:
                 yield self
             finally:
                 management.in_training = was_training
+                self._saved = None
+
+    def _forget(self) -> None:
+        """Let go of activations saved for backward passes that are over or never came.
+
+        They hold the very graphs that hold them: without this a graph that is not gone through to
+        its end, as with two gradients of one step, stays until the training is over.
+        """
+        if self._saved is not None:
+            self._saved.clear()
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of prompts, as CLIPTextEncode would make it, (N, tokens, width)."""
@@ -422,6 +435,7 @@ class ComfyModel:
         root = self.encoder if part == "encoder" else self.network.diffusion_model
         prefix = "" if part == "encoder" else NETWORK
         edit = Edit(self._weights(part, select), rank, seed)
+        edit.after_step = self._forget
         if part == "unet":
             edit.gradient_scale = 1 / self._gradient_scale
         layers = {key.removeprefix(prefix).rpartition(".")[0] for key in edit.weights}

@@ -6,6 +6,7 @@ as one: the small ones of layouts.py do here.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -178,6 +179,27 @@ def test_projected_step_has_the_gradients_of_a_plain_one(
             edit.step(optimiser, loss, keep=keep, projection=projection)
             found[projection] = {key: delta.full.grad for key, delta in edit.deltas.items()}
     assert_gradients_agree(found["orthogonal"], found["off"])
+
+
+def test_steps_leave_nothing_behind(pack: ModuleType, loaded: Loaded) -> None:
+    """Nor what a step with two gradients does not go through to its end."""
+
+    def alive() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    with (
+        comfy_model(pack, loaded).training() as model,
+        model.edit("unet", "cross-attention") as edit,
+    ):
+        optimiser = torch.optim.SGD(edit.parameters(), 0.0)
+        counts = []
+        for _ in range(3):
+            loss, keep = loss_of(pack, model), loss_of(pack, model)
+            edit.step(optimiser, loss, keep=keep, projection="orthogonal")
+            del loss, keep
+            counts.append(alive())
+    assert counts[2] == counts[1], counts
 
 
 def assert_gradients_agree(found: dict, wanted: dict, tolerance: float = 1e-3) -> None:

@@ -302,9 +302,10 @@ class Paper:
         self.optimiser = edit.adam((0.9, 0.999), 1e-8, rate=settings.learning_rate)
 
     def step(self, batch: Batch, deceived: torch.Tensor, rng, noise) -> float:
-        denoised = self.model.predict(batch.x_t, batch.t, batch.wanted)
-        keep = (denoised - self.model.target(batch.x0, batch.noise, batch.t)).square().mean()
-        projection = self.settings.projection
+        projection, keep = self.settings.projection, None
+        if projection != "off":
+            denoised = self.model.predict(batch.x_t, batch.t, batch.wanted)
+            keep = (denoised - self.model.target(batch.x0, batch.noise, batch.t)).square().mean()
         self.edit.shrink(self.settings.learning_rate * self.WEIGHT_DECAY)
         return self.edit.step(
             self.optimiser, deceived, keep=keep, projection=projection, clip=self.CLIP

@@ -301,6 +301,8 @@ class Edit:
         self.gradient_scale = 1.0
         """What the deltas' gradients are multiplied by: a backend may scale them up on their way
         through half precision."""
+        self.after_step: Callable[[], object] = lambda: None
+        """Called when a step is done: a backend may let go of what it kept for backward passes."""
 
     def parameters(self) -> Iterator[torch.Tensor]:
         for delta in self.deltas.values():
@@ -375,6 +377,7 @@ class Edit:
             self._decay(weight_decay)
         optimiser.step()
         self.history.append(value)
+        self.after_step()
         return value
 
     def _backward_keeping(
