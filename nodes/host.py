@@ -20,6 +20,7 @@ from ..unlearn.first_token import first_token_detached
 from ..unlearn.gap import Vocabulary, places, shared_words, twice
 from ..unlearn.model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from ..unlearn.select import encoder_weights, network_weights
+from .attention import differentiable
 from .frozen import aliased, blocks, checkpointed, edited, is_quantised
 from .kept import Touched, kept_bytes
 from .memory import MemoryPlan, plan
@@ -357,7 +358,10 @@ class ComfyModel:
         return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}
 
     def _denoised(self, x_t: torch.Tensor, t: torch.Tensor, conds: dict) -> torch.Tensor:
-        options = self.patcher.model_options.get("transformer_options", {})
+        options = {
+            **self.patcher.model_options.get("transformer_options", {}),
+            "optimized_attention_override": differentiable,
+        }
         sigma = self._sigma(t).to(x_t)
         return self.network.apply_model(x_t, sigma, transformer_options=options, **conds).float()
 
