@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 
 from . import full_size_unet, full_size_wan, pack
-from .bench import machine
 from .full_size_model import random_model
+from .machine import machine
 
 # Each runs in a process of its own, so that peaks do not mix.
 CASES = {

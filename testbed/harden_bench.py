@@ -20,7 +20,8 @@ from statistics import mean
 import torch
 
 from . import drawings, host, measure, pack, workers
-from .bench import SHOTS, draw_before, machine
+from .bench_row import SHOTS, draw_before
+from .machine import machine
 
 DOCS = host.ROOT / "docs"
 KEPT = host.ROOT / "output" / "harden"

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from . import drawings, host, pack, workers
-from .bench import machine
+from .machine import machine
 from .vocabulary import DRAWINGS, HELD_OUT, OBJECTS, STYLES
 
 DOCS = host.ROOT / "docs"

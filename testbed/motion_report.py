@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from . import clips, drawings, motion, motion_estimate, pack
-from .bench import machine
 from .judge import Judge
+from .machine import machine
 from .measure import GUIDANCE, Prompt, draw, portrait, styled
 from .report import DOCS, STEPS, grid
 from .vocabulary import CHARACTERS, FRAMES, MOTIONS, OBJECTS, STYLES, moving

@@ -22,7 +22,7 @@ import torch
 
 from . import drawings, host, pack, workers
 from .attacks import posts, probed
-from .bench import machine
+from .machine import machine
 from .measure import kind_of, known
 
 DOCS = host.ROOT / "docs"

@@ -16,8 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from . import host, pack
-from .bench import machine
 from .judge import Judge
+from .machine import machine
 from .measure import GUIDANCE, Prompt, draw, portrait, styled
 from .vocabulary import CHARACTERS, DRAWINGS, HELD_OUT, OBJECTS, STYLES, resembles
 

@@ -8,7 +8,7 @@ from statistics import mean
 
 from PIL import Image, ImageDraw
 
-from .bench import machine
+from .machine import machine
 from .measure import GUIDANCE, kind_of
 from .transfer import FULL, GROUP_SHOTS, SINGLES, STRIPS, Effort, Job, job_of
 from .vocabulary import FRAMES

@@ -6,12 +6,12 @@ import argparse
 
 import pytest
 
-from testbed import bench, workers
+from testbed import bench, bench_plan, bench_table, workers
 
 
 def options(**given) -> argparse.Namespace:
     none = {"mode": None, "seed": None, "concept": None, "quick": False}
-    return argparse.Namespace(**{**none, "method": list(bench.METHODS), **given})
+    return argparse.Namespace(**{**none, "method": list(bench_plan.METHODS), **given})
 
 
 def row(concept: str, **more) -> dict:
@@ -22,21 +22,21 @@ def row(concept: str, **more) -> dict:
 
 
 def test_default_modes_are_measured_twice_on_every_concept() -> None:
-    jobs = bench.jobs_of(options(method=["domain_correction"], mode=["balanced"]))
+    jobs = bench_plan.jobs_of(options(method=["domain_correction"], mode=["balanced"]))
     assert {(job["concept"], job["seed"]) for job in jobs} == {
-        (concept, seed) for concept in bench.CONCEPTS for seed in bench.SEEDS
+        (concept, seed) for concept in bench_plan.CONCEPTS for seed in bench_plan.SEEDS
     }
 
 
 def test_some_are_attacked_once_and_none_in_a_quick_run() -> None:
-    attacked = [job for job in bench.jobs_of(options()) if job["attack"]]
-    assert {job["concept"] for job in attacked} == set(bench.FEW)
-    assert {job["seed"] for job in attacked} == {bench.SEEDS[0]}
+    attacked = [job for job in bench_plan.jobs_of(options()) if job["attack"]]
+    assert {job["concept"] for job in attacked} == set(bench_plan.FEW)
+    assert {job["seed"] for job in attacked} == {bench_plan.SEEDS[0]}
     assert {"few_shot", "key_step", "domain_correction", "few_shot+key_step"} == {
         job["method"] for job in attacked
     }
-    quick = bench.jobs_of(options(quick=True))
-    assert {job["concept"] for job in quick} == set(bench.QUICK)
+    quick = bench_plan.jobs_of(options(quick=True))
+    assert {job["concept"] for job in quick} == set(bench_plan.QUICK)
     assert not any(job["attack"] for job in quick)
 
 
@@ -51,7 +51,7 @@ def test_a_row_measured_again_takes_the_place_of_the_old_one(monkeypatch, tmp_pa
 
 def test_tables_hold_means_and_middle_peaks() -> None:
     attacks = {"own": 0.0, "Ring-A-Bell": 0.5, "CCE": 1.0}
-    text = bench.table([row("fox", attacks=attacks), row("cat", ua=0.5, peak_mb=1500)])
+    text = bench_table.table([row("fox", attacks=attacks), row("cat", ua=0.5, peak_mb=1500)])
     both = next(line for line in text.splitlines() if "| all |" in line)
     cells = [cell.strip() for cell in both.strip("|").split("|")]
     assert cells[3:7] == ["2", "75.0%", "50.0%", "25.0%"]
@@ -60,13 +60,13 @@ def test_tables_hold_means_and_middle_peaks() -> None:
 
 
 def test_a_table_without_attacks_has_none() -> None:
-    assert "Ring-A-Bell" not in bench.table([row("fox")])
+    assert "Ring-A-Bell" not in bench_table.table([row("fox")])
 
 
 def test_a_marked_file_gets_the_table_between_its_marks(tmp_path) -> None:
     file = tmp_path / "README.md"
     file.write_text("above\n<!-- bench -->\nold\n<!-- /bench -->\nbelow\n")
-    bench.write_table(file, [row("fox")])
+    bench_table.write_table(file, [row("fox")])
     lines = file.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("above", "below")
     assert "old" not in lines
@@ -75,7 +75,8 @@ def test_a_marked_file_gets_the_table_between_its_marks(tmp_path) -> None:
 
 @pytest.mark.parametrize("concept", ["fox", "ink", "Zorvik"])
 def test_a_neighbour_is_another_of_its_kind(concept: str) -> None:
+    from testbed.bench_row import neighbour
     from testbed.measure import kind_of
 
-    assert bench.neighbour(concept) != concept
-    assert kind_of(bench.neighbour(concept)) == kind_of(concept)
+    assert neighbour(concept) != concept
+    assert kind_of(neighbour(concept)) == kind_of(concept)
