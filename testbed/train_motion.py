@@ -129,7 +129,7 @@ def train_motion(
     unet, text = frozen(folder)
     modules = (motion.load(file) if further else motion.Motion()).requires_grad_(True)
     modules.normalise("both").to(DEVICE)
-    size = batch // WORKERS
+    size = max(2, batch // WORKERS // 2 * 2)  # in pairs
     batches = [ClipBatches(clips, pairs, size, seed=worker) for worker in range(WORKERS)]
     with motion.inserted(unet, modules):
         name, peak, lean = ("motion-further", 5e-4, 0.18) if further else ("motion", 1e-3, 0.5)
