@@ -13,7 +13,7 @@ import comfy.model_sampling
 import comfy.sample
 import comfy.utils
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..unlearn.erasure import NETWORK, fingerprint
 from ..unlearn.first_token import first_token_detached
@@ -169,7 +169,7 @@ class ComfyModel:
             output.pop("pooled_output", None)
             if "attention_mask" in output:
                 output["attention_mask"] = output["attention_mask"].view(len(tokens), -1)
-            return Conditioning(cross.to(self.device), None, output)
+            return self._here(cross, None, output)
         return Conditioning.joined([self._one(t) for t in tokens])
 
     def vocabulary(self) -> Vocabulary:
@@ -215,8 +215,14 @@ class ComfyModel:
 
     def _one(self, tokens: dict) -> Conditioning:
         output = self._encode(tokens)
-        cross, pooled = output.pop("cond").to(self.device), output.pop("pooled_output", None)
-        return Conditioning(cross, None if pooled is None else pooled.to(self.device), output)
+        return self._here(output.pop("cond"), output.pop("pooled_output", None), output)
+
+    def _here(self, cross: torch.Tensor, pooled: torch.Tensor | None, extra: dict) -> Conditioning:
+        """Conditioning where the network is: the host leaves an encoder's output on the CPU."""
+        found = {"cross": cross, "pooled": pooled, "extra": extra}
+        return Conditioning(
+            **tree_map(lambda x: x.to(self.device) if torch.is_tensor(x) else x, found)
+        )
 
     def _encode(self, tokens: dict) -> dict:
         return self.clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 import re
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from graphs import loader, node, text
+from small_probe import small_probe
 
 import testbed.pack
 from testbed.server import Interrupted, Progress, PromptError, Server
@@ -277,18 +277,6 @@ def test_the_sheet_is_a_picture() -> None:
 # On the real model, in the real host
 
 
-def small(pack: ModuleType) -> Any:
-    """Budgets of a few seconds."""
-    made = pack.unlearn.probe.settings("quick", "object", steps=8, guidance=5.0, seed=0)
-    own = {
-        "ring_a_bell": {"steps": 1, "tokens": 4, "tries": 1, "pairs": 2},
-        "unlearn_diff_atk": {"steps": 1, "tries": 1, "draws": 1, "first_steps": 2},
-        "cce": {"steps": 2, "pictures": 3, "batch": 2},
-    }
-    changed = {name: dataclasses.replace(getattr(made, name), **some) for name, some in own.items()}
-    return dataclasses.replace(made, prompts=2, phrasings=1, draws=6, rivals=4, **changed)
-
-
 @pytest.fixture(scope="module")
 def unedited(pack: ModuleType) -> tuple[Any, list, dict]:
     """(probe of a model in which nothing is erased, what it told, the weights before)."""
@@ -302,7 +290,7 @@ def unedited(pack: ModuleType) -> tuple[Any, list, dict]:
             model.training,
             "guitar",
             frozenset(),
-            small(pack),
+            small_probe(pack),
             pack.unlearn.phrasings.Given(descriptions=("a wooden thing with strings",)),
             judge=lambda images: [True] * len(images),
             on_probe=lambda *event: told.append(event),
@@ -371,7 +359,7 @@ def test_it_may_be_cancelled_in_an_attack(pack: ModuleType) -> None:
     model = pack.nodes.host.ComfyModel(*testbed.pack.checkpoint(), size=(64, 64))
     with torch.inference_mode(), pytest.raises(Cancelled):
         pack.unlearn.probe.probe(
-            model.training, model.training, "fox", frozenset(), small(pack), on_probe=cancel
+            model.training, model.training, "fox", frozenset(), small_probe(pack), on_probe=cancel
         )
 
 

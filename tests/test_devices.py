@@ -1,0 +1,97 @@
+"""Methods on a device that is not the CPU: every tensor is where it is needed."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from elsewhere import elsewhere
+from layouts import build
+from small_probe import small_probe
+
+import testbed.drawings
+import testbed.pack
+
+SIDE = 64  # pixels
+
+
+def test_device_refuses_what_a_gpu_refuses(
+    host: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = torch.arange(3.0)
+    with elsewhere(monkeypatch) as device:
+        theirs = ours.to(device)
+        assert theirs.device == device
+        assert torch.equal((theirs + 1).cpu(), ours + 1)
+        assert (ours.sum() + theirs).device == device  # a single number may be on the CPU
+        assert theirs[torch.tensor([0])].device == device  # so may an index
+        with pytest.raises(RuntimeError):
+            theirs + ours
+        with pytest.raises(RuntimeError):
+            ours[theirs.long()]
+        with pytest.raises(RuntimeError):
+            torch.randn(3, device=device, generator=torch.Generator())
+        with pytest.raises(TypeError):
+            theirs.numpy()
+
+
+# SD 1.5's network, one that reads a vector of the whole prompt, and two that are told which tokens
+# are the prompt's own.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd15", "flux", "flux2", "ltxv"])
+def test_image_network_is_trained_there(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(pack.unlearn.held.Held, "COUNT", 4)
+    key_step, domain_correction = pack.unlearn.key_step, pack.unlearn.domain_correction
+    with elsewhere(monkeypatch) as device, torch.inference_mode():
+        loaded = build(name)
+        model = pack.nodes.host.ComfyModel(loaded.model, loaded.clip, None, (SIDE, SIDE))
+        with model.training():
+            assert {weight.device for weight in model.layers.parameters()} == {device}
+            erasures = [
+                key_step.key_step(
+                    model, ["cat"], key_step.KeyStepSettings(steps=4, start=2, iterations=2)
+                ),
+                domain_correction.domain_correction(
+                    model,
+                    ["cat"],
+                    domain_correction.DomainCorrectionSettings(
+                        pictures=2, iterations=3, alone=1, batch=2
+                    ),
+                ),
+            ]
+        for erasure in erasures:
+            assert erasure.norm() > 0
+            pack.nodes.apply.erased_model(loaded.model, erasure)
+
+
+# IconCanvas draws and sees pictures, too.
+
+
+def host_model(pack: ModuleType, *parts: Any) -> Any:
+    return pack.nodes.host.ComfyModel(*parts, size=(SIDE, SIDE))
+
+
+@pytest.mark.slow
+def test_text_encoder_is_trained_and_probed_there(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_shot, shots = pack.unlearn.few_shot, testbed.drawings.of("fox")[:4]
+    with elsewhere(monkeypatch) as device, torch.inference_mode():
+        model, clip, vae = testbed.pack.checkpoint()
+        original = host_model(pack, model, clip, vae)
+        assert original.device == device
+        with original.training():
+            settings = few_shot.FewShotSettings(max_steps=2, harden=0.1)
+            erasure = few_shot.few_shot(original, ["fox"], shots, settings)
+            record = pack.unlearn.identify.identify(original, shots, ["fox", "cat"], draws=8)
+        assert erasure.norm() > 0
+        assert {word.word for word in record.words} == {"fox", "cat"}
+        edited = host_model(pack, *pack.nodes.apply.erased(model, clip, erasure), vae)
+        found = pack.unlearn.probe.probe(
+            original.training, edited.training, "fox", frozenset({"encoder"}), small_probe(pack)
+        )
+        assert {one.name for one in found.asked if one.is_attack} == set(pack.unlearn.probe.ATTACKS)
