@@ -37,8 +37,8 @@ METHODS = {
         "balanced-neighbour": OBJECTS,
         "balanced-hardened": FEW,
         "paper": CONCEPTS,
-        "paper-scaled": CONCEPTS,
-        "paper-all": CONCEPTS,
+        "paper-scaled": QUICK,
+        "paper-all": QUICK,
     },
     "key_step": {
         "balanced": CONCEPTS,
