@@ -21,7 +21,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 LAZY, CPU = torch.device("lazy"), torch.device("cpu")
 aten = torch.ops.aten
 COPIES = {aten.copy_.default, aten._to_copy.default}
-INDEXED = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
+INDEXED = {
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+}
 
 
 class Away(torch.Tensor):
@@ -87,7 +92,9 @@ def computed(func: Any, args: tuple, kwargs: dict) -> Any:
     given = {a.name: x for a, x in zip(func._schema.arguments, args)} | kwargs
     device = given.get("device")
     there = bool(theirs) if device is None else torch.device(device).type == LAZY.type
-    if theirs and any(x.ndim for x in ours) and func not in COPIES | INDEXED:
+    if func in INDEXED:  # indices may be on the CPU
+        ours = [x for x in ours if x is given.get("values")]
+    if theirs and any(x.ndim for x in ours) and func not in COPIES:
         raise RuntimeError(f"{func}: some tensors are on {LAZY} and some on {CPU}.")
     if theirs and func in INDEXED and not isinstance(args[0], Away):
         raise RuntimeError(f"{func}: a tensor on {CPU} is indexed by one on {LAZY}.")
