@@ -59,6 +59,9 @@ class Away(torch.Tensor):
         is_parameter = isinstance(self, torch.nn.Parameter)
         return torch.nn.Parameter(copy, self.requires_grad) if is_parameter else copy
 
+    def __reduce_ex__(self, protocol: Any) -> Any:  # a file is read back to the CPU
+        return self.payload.__reduce_ex__(protocol)
+
     def data_ptr(self) -> int:
         return self.payload.data_ptr()
 

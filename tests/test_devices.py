@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -37,35 +39,43 @@ def test_device_refuses_what_a_gpu_refuses(
             theirs.numpy()
 
 
+class Cut(Exception):
+    """What ends a run before its time."""
+
+
+def cut(step: int, *others: Any) -> None:
+    if step == 2:
+        raise Cut
+
+
 # SD 1.5's network, one that reads a vector of the whole prompt, and two that are told which tokens
 # are the prompt's own.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd15", "flux", "flux2", "ltxv"])
-def test_image_network_is_trained_there(
-    pack: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
+@pytest.mark.parametrize("method", ["key_step", "domain_correction"])
+def test_image_network_is_trained_and_a_run_resumed_there(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, method: str
 ) -> None:
     monkeypatch.setattr(pack.unlearn.held.Held, "COUNT", 4)
-    key_step, domain_correction = pack.unlearn.key_step, pack.unlearn.domain_correction
+    methods = getattr(pack.unlearn, method)
+    settings = (
+        methods.KeyStepSettings(steps=6, start=2, iterations=4)
+        if method == "key_step"
+        else methods.DomainCorrectionSettings(pictures=2, iterations=4, alone=1, batch=2)
+    )
+    resume = partial(pack.unlearn.resume.Resume, tmp_path / "state", every=0.0)
     with elsewhere(monkeypatch) as device, torch.inference_mode():
         loaded = build(name)
         model = pack.nodes.host.ComfyModel(loaded.model, loaded.clip, None, (SIDE, SIDE))
         with model.training():
             assert {weight.device for weight in model.layers.parameters()} == {device}
-            erasures = [
-                key_step.key_step(
-                    model, ["cat"], key_step.KeyStepSettings(steps=4, start=2, iterations=2)
-                ),
-                domain_correction.domain_correction(
-                    model,
-                    ["cat"],
-                    domain_correction.DomainCorrectionSettings(
-                        pictures=2, iterations=3, alone=1, batch=2
-                    ),
-                ),
-            ]
-        for erasure in erasures:
-            assert erasure.norm() > 0
-            pack.nodes.apply.erased_model(loaded.model, erasure)
+            train = partial(getattr(methods, method), model, ["cat"], settings)
+            with pytest.raises(Cut):
+                train(cut, resume())
+            assert resume().load()
+            erasure = train(None, resume())
+        assert erasure.norm() > 0
+        pack.nodes.apply.erased_model(loaded.model, erasure)
 
 
 # IconCanvas draws and sees pictures, too.

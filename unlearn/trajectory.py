@@ -93,4 +93,6 @@ class Trajectory:
 
     def restore(self, state: dict) -> None:
         self.x, self.step = state["x"], state["step"]
+        if self.x is not None:
+            self.x = self.x.to(self.model.device)
         self.generator.set_state(state["generator"])
