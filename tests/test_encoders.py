@@ -222,6 +222,26 @@ def test_recomputed_gradients_are_the_same(
             assert apart <= 1e-3 * gradient.abs().max() + 1e-5 * largest, key
 
 
+def test_umt5_keeps_no_bias_that_goes_unread(pack: ModuleType) -> None:
+    """Each of its blocks makes one for every head and pair of tokens."""
+    with torch.inference_mode():
+        loaded = build("UMT5, Wan")
+    kept: list[torch.Size] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with (
+        comfy_model(pack, loaded, checkpointing=True).training() as model,
+        model.edit("encoder", "mlp-final-attn"),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        tokens = model.encode(PROMPTS[:1]).cross.shape[1]
+    assert kept
+    assert not [shape for shape in kept if shape[1:] == (4, tokens, tokens)]
+
+
 def test_prompts_are_read_together_as_each_alone(pack: ModuleType, loaded: Loaded) -> None:
     """However many tokens they have, and whatever of a template is cut off."""
     with comfy_model(pack, loaded).training() as model, torch.no_grad():
