@@ -284,6 +284,15 @@ def test_remains_says_which_pictures_show_the_concept() -> None:
     assert not any(one.shown for one in nothing), "an empty prompt says more"
 
 
+@pytest.mark.parametrize(("neon", "shown"), [(2.3, True), (2.05, False)])
+def test_a_style_shows_where_its_name_errs_least(neon: float, shown: bool) -> None:
+    """Also where every style's name errs more than the thing's alone, which is at 2 here."""
+    model = Offsets({"ink": 2.1, "neon": neon})
+    (one, *_) = remains(model, BLACK, ["ink"], "style", others=["neon"], draws=4)
+    assert one.explained < 0
+    assert one.shown == shown
+
+
 def test_rivals_do_not_name_the_concept() -> None:
     words = rivals(["man", "fox"], "object")
     assert words[0] == "picture"

@@ -1,7 +1,9 @@
 """What is left of a concept in pictures: the original model says so, as a classifier (identify.py).
 
 The concept is weighed against a neutral word and a dozen others. A picture shows it if it comes
-first among them and says more about the picture than an empty prompt does.
+first among them and says more about the picture than an empty prompt does. A style need only come
+first: under any style's name a network may err more than under none, of pictures in that very style
+too, and still the right name errs least.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class Seen:
     """What the model sees in one picture."""
 
     shown: bool
-    """Whether one of the concepts came first."""
+    """Whether one of the concepts came first, and a thing or name with something to say."""
     explained: float
     """Share of the loss that the best of the concepts takes away; see identify.Word."""
 
@@ -56,7 +58,7 @@ def remains(
     """
     against = rivals(concepts, kind) if others is None else others
     words = list(dict.fromkeys([*concepts, *against]))
-    shown = list(dict.fromkeys([*things, *THINGS]))
+    things = list(dict.fromkeys([*things, *THINGS]))
     seen = []
     for i in range(len(images)):
 
@@ -64,8 +66,9 @@ def remains(
             on_row(i * total + done, len(images) * total, leader)
 
         ranking = identify(
-            model, images[[i]], words, kind, draws, seed, on if on_row else None, shown
+            model, images[[i]], words, kind, draws, seed, on if on_row else None, things
         )
         explained = max(word.explained for word in ranking.words if word.word in concepts)
-        seen.append(Seen(ranking.best in concepts and explained > 0, explained))
+        shown = ranking.best in concepts and (kind == "style" or explained > 0)
+        seen.append(Seen(shown, explained))
     return seen
