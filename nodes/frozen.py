@@ -8,11 +8,13 @@ afterwards, also after an error or a cancel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..unlearn.model import Edit
@@ -44,8 +46,10 @@ def aliased(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
         yield
     finally:
         for table, name, tensor in reversed(replaced):
-            # Short of memory, the host may have unloaded the model and put its own tensor here.
-            if table[name] is aliases[id(tensor)]:
+            # Short of memory, the host may have moved the model, alias and all, or put a tensor of
+            # its own here: then what it has now is what it counts on.
+            alias = aliases[id(tensor)]
+            if table[name] is alias and _same_memory(alias, tensor):
                 table[name] = tensor
 
 
@@ -61,6 +65,14 @@ def _alias(tensor: torch.Tensor) -> torch.Tensor:
     )
 
 
+def _same_memory(alias: torch.Tensor, tensor: torch.Tensor) -> bool:
+    if is_quantised(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        return all(_same_memory(getattr(alias, name), getattr(tensor, name)) for name in names)
+    places = {(t.device, t.untyped_storage().data_ptr()) for t in (alias, tensor)}
+    return len(places) == 1
+
+
 def is_quantised(weight: torch.Tensor) -> bool:
     """Whether a weight is several tensors that pass as one, as the host keeps scaled fp8 and
     fp4."""
@@ -68,14 +80,16 @@ def is_quantised(weight: torch.Tensor) -> bool:
 
 
 @contextmanager
-def edited(root: torch.nn.Module, edit: Edit, prefix: str) -> Iterator[None]:
+def edited(patcher: ModelPatcher, root: torch.nn.Module, edit: Edit, prefix: str) -> Iterator[None]:
     """Let every use of a weight under `root` that `edit` changes go through `edit.changed`.
 
-    The edit's keys are the weights' names under `root` behind `prefix`. Of the host's own layers
-    (comfy.ops) the `weight_function` and `bias_function` lists are used; other modules, such as the
-    norms of T5 and Llama, are given the changed weight while they run.
+    The edit's keys are the weights' names in the patcher's model, and under `root` behind `prefix`.
+    Of the host's own layers (comfy.ops) the `weight_function` and `bias_function` lists are used,
+    which the host makes anew, from the patcher's wrappers, whenever it loads the model; other
+    modules, such as the norms of T5 and Llama, are given the changed weight while they run.
     """
-    added: list[tuple[torch.nn.Module, str, list, list]] = []
+    added: list[tuple[torch.nn.Module, str, list, list, Callable]] = []
+    wrappers, before = patcher.weight_wrapper_patches, dict(patcher.weight_wrapper_patches)
     hooks = ExitStack()
     try:
         for key in edit.deltas:
@@ -85,30 +99,34 @@ def edited(root: torch.nn.Module, edit: Edit, prefix: str) -> Iterator[None]:
             if not hasattr(module, slot):
                 hooks.enter_context(_changed_while_it_runs(module, name, edit, key))
                 continue
-            before = getattr(module, slot)
+            theirs, function = getattr(module, slot), partial(edit.changed, key)
             # A list of its own: the host's default is one list for the whole class.
-            ours = [*before, lambda weight, key=key: edit.changed(key, weight)]
-            added.append((module, slot, before, ours))
+            ours = [*theirs, function]
+            added.append((module, slot, theirs, ours, function))
             setattr(module, slot, ours)
+            wrappers[key] = [*before.get(key, []), function]
         yield
     finally:
         hooks.close()
-        for module, slot, before, ours in reversed(added):
-            if getattr(module, slot) is ours:  # the host sets its own when it unloads a model
-                setattr(module, slot, before)
+        wrappers.clear()
+        wrappers.update(before)
+        for module, slot, theirs, ours, function in reversed(added):
+            now = getattr(module, slot)
+            setattr(module, slot, theirs if now is ours else [f for f in now if f is not function])
 
 
 @contextmanager
 def _changed_while_it_runs(
     module: torch.nn.Module, name: str, edit: Edit, key: str
 ) -> Iterator[None]:
-    table, own = module._parameters, module._parameters[name]
+    table, own = module._parameters, []
 
     def change(module: torch.nn.Module, inputs: tuple) -> None:
-        table[name] = edit.changed(key, own)
+        own.append(table[name])
+        table[name] = edit.changed(key, own[-1])
 
     def restore(module: torch.nn.Module, inputs: tuple, output) -> None:
-        table[name] = own
+        table[name] = own.pop()
 
     hooks = (
         module.register_forward_pre_hook(change),

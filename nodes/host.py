@@ -73,7 +73,7 @@ class ComfyModel:
         encoder is not of the kind that this network reads.
         """
         self.check_encoder()
-        management.load_models_gpu([self.patcher, self.clip.patcher])  # what is free is beside them
+        self._load()  # what is free is beside them
         weights = self._weights(part, select)
         trained = sum(
             rank * (w.shape[0] + w[0].numel()) if rank and w.ndim > 1 else w.numel()
@@ -95,7 +95,7 @@ class ComfyModel:
         try:
             for self.checkpointing in (False, True):
                 touched = Touched(weights)
-                with self.training(), edited(self.encoder, touched, ""):
+                with self.training(), edited(self.clip.patcher, self.encoder, touched, ""):
                     own = [w for w in self.encoder.parameters() if not is_quantised(w)]
                     one, two = (
                         kept_bytes(partial(self.encode, [MEASURED] * count), own, touched)
@@ -133,7 +133,7 @@ class ComfyModel:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            management.load_models_gpu([self.patcher, self.clip.patcher])
+            self._load()
             modules = (self.network.diffusion_model, self.encoder)
             stack.enter_context(aliased((self.network, self.encoder)))
             stack.enter_context(checkpointed(modules, bool(self.checkpointing)))
@@ -146,6 +146,20 @@ class ComfyModel:
             finally:
                 management.in_training = was_training
                 self._saved = None
+
+    def _load(self) -> None:
+        """Network and text encoder onto the device, as much of them as fits."""
+        management.load_models_gpu([self.patcher, self.clip.patcher])
+
+    def _ready(self) -> None:
+        """Load again what the host has unloaded since, short of memory for something else.
+
+        The autoencoder may have taken the network's place, and the encoder, which the host loads by
+        itself, too.
+        """
+        patchers = self.patcher, self.clip.patcher
+        if any(p.model.current_weight_patches_uuid != p.patches_uuid for p in patchers):
+            self._load()
 
     def _forget(self) -> None:
         """Let go of activations saved for backward passes that are over or never came.
@@ -225,6 +239,7 @@ class ComfyModel:
         )
 
     def _encode(self, tokens: dict) -> dict:
+        self._ready()
         return self.clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
 
     def _stackable(self, tokens: list[dict]) -> bool:
@@ -261,7 +276,7 @@ class ComfyModel:
 
     def _given(self, prompt: Conditioning) -> list[torch.Tensor]:
         """What the network gets of one prompt."""
-        management.load_models_gpu([self.patcher, self.clip.patcher])
+        self._load()
         conds = self._conds(self.noise(1, torch.Generator()), prompt)
         leaves = tree_leaves([cond.cond for cond in conds.values()])
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -326,6 +341,7 @@ class ComfyModel:
     def predict(
         self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
+        self._ready()
         scale = self._gradient_scale
         lifted = replace(
             conditioning,
@@ -442,15 +458,16 @@ class ComfyModel:
         With "cross-attention-kv" the first token's keys and values take no gradient (DoCo): every
         prompt has that token, so what is learnt through it reaches all of them.
         """
-        root = self.encoder if part == "encoder" else self.network.diffusion_model
-        prefix = "" if part == "encoder" else NETWORK
+        ours = part == "encoder"
+        patcher = self.clip.patcher if ours else self.patcher
+        root, prefix = (self.encoder, "") if ours else (self.layers, NETWORK)
         edit = Edit(self._weights(part, select), rank, seed)
         edit.after_step = self._forget
         if part == "unet":
             edit.gradient_scale = 1 / self._gradient_scale
         layers = {key.removeprefix(prefix).rpartition(".")[0] for key in edit.weights}
         without_first = layers if select == "cross-attention-kv" else ()
-        with edited(root, edit, prefix), first_token_detached(root, without_first):
+        with edited(patcher, root, edit, prefix), first_token_detached(root, without_first):
             yield edit
 
     def base(self, keys: Iterable[str]) -> dict[str, str]:

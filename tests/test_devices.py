@@ -105,3 +105,51 @@ def test_text_encoder_is_trained_and_probed_there(
             original.training, edited.training, "fox", frozenset({"encoder"}), small_probe(pack)
         )
         assert {one.name for one in found.asked if one.is_attack} == set(pack.unlearn.probe.ATTACKS)
+
+
+def values(weight: torch.Tensor) -> torch.Tensor:
+    """A copy; what the checkpoint lacks is uninitialised memory, which may be no number."""
+    return weight.to("cpu", torch.float32, copy=True).nan_to_num()
+
+
+@pytest.mark.slow
+def test_model_that_does_not_fit_is_trained_there(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host then leaves most weights on the CPU, and unloads the network for the autoencoder."""
+    import comfy.model_management as management
+
+    few_shot, key_step, shots = (
+        pack.unlearn.few_shot,
+        pack.unlearn.key_step,
+        testbed.drawings.of("fox")[:4],
+    )
+    monkeypatch.setattr(pack.unlearn.held.Held, "COUNT", 4)
+    free = int(management.minimum_inference_memory()) + 12 * 2**20
+    with elsewhere(monkeypatch), torch.inference_mode():
+        monkeypatch.setattr(
+            management,
+            "get_free_memory",
+            lambda device=None, torch_free_too=False: (free, free) if torch_free_too else free,
+        )
+        model, clip, vae = testbed.pack.checkpoint()
+        modules = model.model, clip.cond_stage_model
+        before = [values(weight) for m in modules for weight in m.state_dict().values()]
+        host = host_model(pack, model, clip, vae)
+        with host.training():
+            places = {weight.device.type for weight in host.layers.parameters()}
+            assert places == {"cpu", "lazy"}
+            erasures = [
+                few_shot.few_shot(host, ["fox"], shots, few_shot.FewShotSettings(max_steps=2)),
+                key_step.key_step(
+                    host, ["fox"], key_step.KeyStepSettings(steps=4, start=2, iterations=2)
+                ),
+            ]
+        assert all(erasure.norm() > 0 for erasure in erasures)
+        after = [values(weight) for m in modules for weight in m.state_dict().values()]
+        assert all(map(torch.equal, after, before))
+        assert not any(
+            getattr(m, "weight_function", []) for root in modules for m in root.modules()
+        )
+        assert not model.weight_wrapper_patches
+        host.sample(["a photo of a fox"], seed=0, steps=2)

@@ -357,7 +357,8 @@ def test_weight_functions_of_others_stay_and_come_first(pack: ModuleType, loaded
     others = [lambda weight: weight * 2]
     before, module.weight_function = module.weight_function, others
     try:
-        with pack.nodes.frozen.edited(loaded.clip.cond_stage_model, edit, ""):
+        clip = loaded.clip
+        with pack.nodes.frozen.edited(clip.patcher, clip.cond_stage_model, edit, ""):
             edit.deltas[key].full.data.fill_(1.0)
             value = torch.ones(1)
             for function in module.weight_function:

@@ -82,6 +82,46 @@ def test_model_that_is_unloaded_while_it_trains_keeps_no_lora(
     assert not any(getattr(m, "weight_function", None) for m in model.model.modules())
 
 
+@pytest.mark.parametrize("part", ["unet", "encoder"])
+def test_training_goes_on_where_the_host_has_unloaded_the_model(
+    pack: ModuleType, checkpoint: Path, part: str
+) -> None:
+    """Loaded again, it is what it was, a LoRA on it and what is trained included."""
+    import comfy.model_management as management
+
+    model, clip, _ = testbed.pack.checkpoint(checkpoint)
+    lora = model.clone()
+    key = next(key for key in model.model.state_dict() if key.endswith("attn2.to_q.weight"))
+    assert lora.add_patches({key: (0.01 * torch.ones(model.model.state_dict()[key].shape),)})
+    select = "cross-attention" if part == "unet" else "mlp-final-attn"
+    host = pack.nodes.host.ComfyModel(lora, clip, None, (64, 64))
+    with host.training(), host.edit(part, select) as edit:
+        for delta in edit.deltas.values():
+            delta.full.data.fill_(0.001)
+        found = []
+        for _ in range(2):
+            x = host.noise(1, torch.Generator().manual_seed(0))
+            predicted = host.predict(x, torch.tensor([500.0]), host.encode(["a fox"]))
+            predicted.square().mean().backward()
+            found.append([predicted.detach(), *(p.grad.clone() for p in edit.parameters())])
+            for parameter in edit.parameters():
+                parameter.grad = None
+            management.unload_all_models()
+    assert all(torch.allclose(*pair, rtol=1e-5, atol=1e-8) for pair in zip(*found))
+
+
+def test_weights_that_the_host_moved_stay_where_it_put_them(pack: ModuleType) -> None:
+    with torch.inference_mode():
+        module = torch.nn.Linear(2, 2)
+        moved, stayed = module.weight, module.bias
+    with pack.nodes.frozen.aliased([module]):
+        module.weight.data = module.weight.data.clone()
+        there = module.weight
+    assert module.weight is there
+    assert module.weight is not moved
+    assert module.bias is stayed
+
+
 @pytest.mark.parametrize(
     ("missing", "sentence"),
     [

@@ -405,7 +405,8 @@ class Edit:
         """
         for key, delta in self.deltas.items():
             if delta.full is not None and delta.full.grad is not None:
-                delta.full.grad.add_((self.weights[key] + delta.full.detach()) * rate)
+                weight = self.weights[key].to(delta.full)
+                delta.full.grad.add_((weight + delta.full.detach()) * rate)
 
     @torch.no_grad()
     def shrink(self, share: float) -> None:
@@ -415,7 +416,7 @@ class Edit:
         """
         for key, delta in self.deltas.items():
             if delta.full is not None:
-                delta.full.sub_((self.weights[key] + delta.full) * share)
+                delta.full.sub_((self.weights[key].to(delta.full) + delta.full) * share)
 
     @contextmanager
     def off(self) -> Iterator[None]:
