@@ -51,8 +51,16 @@ def cut(step: int, *others: Any) -> None:
 # SD 1.5's network, one that reads a vector of the whole prompt, and two that are told which tokens
 # are the prompt's own.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sd15", "flux", "flux2", "ltxv"])
-@pytest.mark.parametrize("method", ["key_step", "domain_correction"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("sd15", "key_step"),
+        ("sd15", "domain_correction"),
+        ("flux", "key_step"),
+        ("flux2", "domain_correction"),
+        ("ltxv", "key_step"),
+    ],
+)
 def test_image_network_is_trained_and_a_run_resumed_there(
     pack: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, method: str
 ) -> None:
