@@ -25,7 +25,7 @@ CONCEPTS = (*OBJECTS, *STYLES, *CHARACTERS[:: len(CHARACTERS) // 6][:6])
 SEEDS = (0, 1)
 FEW = ("fox", "ink", "Zorvik")  # one of each kind
 # method -> modes, and the concepts that each is measured on: a mode that takes minutes on a few.
-# Few-shot's paper modes are measured after each of EPOCHS, and once more with the learning rate
+# Few-shot's paper mode is measured after each of EPOCHS, and once more with the learning rate
 # scaled to the width of this encoder (Adam's goes as 1 / width: Yang et al., arXiv 2203.03466),
 # since the paper's is made for one four times as wide. "neighbour" draws the concept to the next
 # one of its kind in place of a neutral word. Key-step unlearning also runs with the closed form
@@ -37,8 +37,8 @@ METHODS = {
         "balanced-neighbour": OBJECTS,
         "balanced-hardened": FEW,
         "paper": CONCEPTS,
-        "paper-scaled": QUICK,
-        "paper-all": QUICK,
+        "paper-scaled": CONCEPTS,
+        "paper-all": CONCEPTS,
     },
     "key_step": {
         "balanced": CONCEPTS,
@@ -60,6 +60,7 @@ METHODS = {
     "weight_pruning": {"paper": QUICK},
 }
 EPOCHS = (1, 2, 4, 5, 7, 10)
+COMPARED = (4, 10)  # of the modes that are there to compare "paper" with
 ATTACKED = ("balanced", "balanced-hardened")
 
 
@@ -97,3 +98,8 @@ def concepts_of(method: str, mode: str, quick: bool) -> tuple[str, ...]:
 
 def job_key(row: dict) -> tuple:
     return row["method"], row["mode"], row["concept"], row["seed"]
+
+
+def epochs_of(mode: str) -> tuple[int, ...]:
+    """After how many epochs one of few-shot's paper modes is measured."""
+    return EPOCHS if mode == "paper" else COMPARED

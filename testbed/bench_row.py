@@ -12,7 +12,7 @@ import torch
 from . import drawings, measure, vocabulary
 from .attacks import attacked
 from .bench_pictures import save_strip, strip_file
-from .bench_plan import EPOCHS
+from .bench_plan import EPOCHS, epochs_of
 from .vocabulary import CHARACTERS, STYLES
 
 BASELINES = {
@@ -60,7 +60,7 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
 
     def take(step: int, total: int, loss: float, edit) -> None:
         epoch, rest = divmod(step * max(EPOCHS), total)
-        if epoch in EPOCHS and not rest:
+        if epoch in epochs_of(job["mode"]) and not rest:
             taken[epoch] = edit.tensors(), time.perf_counter() - started
 
     with package.nodes.memory.PeakMemory() as memory:
