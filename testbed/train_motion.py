@@ -121,8 +121,8 @@ def train_motion(
 
     The folder's final states are those of the repository's checkpoint, so what is trained fits it.
 
-    further: start from `file` instead of from nothing, at half the peak rate and with more of the
-    steps under much noise, where the word decides.
+    further: start from `file` instead of from nothing, at a fifth of the peak rate, more of which
+    would undo what was learnt, and with more of the steps under much noise, where the word decides.
     """
     checkpoint.unpack(folder)
     clips, pairs = training_clips(folder)
@@ -132,7 +132,7 @@ def train_motion(
     size = max(2, batch // WORKERS // 2 * 2)  # in pairs
     batches = [ClipBatches(clips, pairs, size, seed=worker) for worker in range(WORKERS)]
     with motion.inserted(unet, modules):
-        name, peak, lean = ("motion-further", 5e-4, 0.18) if further else ("motion", 1e-3, 0.5)
+        name, peak, lean = ("motion-further", 2e-4, 0.18) if further else ("motion", 1e-3, 0.5)
         parts = torch.nn.ModuleDict({"motion": modules})
         stage = Stage(name, parts, steps, peak, 200, average=0.995)
         stage.run(lambda worker: clip_loss(unet, text, *next(batches[worker]), lean), folder)
