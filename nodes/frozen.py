@@ -8,6 +8,7 @@ afterwards, also after an error or a cancel.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -25,10 +26,11 @@ def aliased(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
     """Replace each parameter and buffer by a normal tensor on the same storage.
 
     An inference tensor cannot be saved for a backward pass. Its alias can, costs no memory, and
-    takes no gradient.
+    takes no gradient. What is replaced is put back if anybody else still holds it. It is not held
+    here: where the host moves the model, short of memory, its old place must become free.
     """
-    replaced: list[tuple[dict, str, torch.Tensor]] = []
-    aliases: dict[int, torch.Tensor] = {}
+    replaced: list[tuple[dict, str, weakref.ref[torch.Tensor], torch.Tensor]] = []
+    aliases: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id: the tensor and its alias
     try:
         for root in modules:
             for module in root.modules():
@@ -40,16 +42,19 @@ def aliased(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
                             alias = _alias(tensor)
                             if isinstance(tensor, torch.nn.Parameter):
                                 alias = torch.nn.Parameter(alias, requires_grad=False)
-                            aliases[id(tensor)] = alias
-                        replaced.append((table, name, tensor))
-                        table[name] = aliases[id(tensor)]
+                            aliases[id(tensor)] = tensor, alias
+                        alias = aliases[id(tensor)][1]
+                        replaced.append((table, name, weakref.ref(tensor), alias))
+                        table[name] = alias
+        tensor = None  # nor by this name
+        aliases.clear()
         yield
     finally:
-        for table, name, tensor in reversed(replaced):
+        for table, name, original, alias in reversed(replaced):
+            tensor = original()
             # Short of memory, the host may have moved the model, alias and all, or put a tensor of
             # its own here: then what it has now is what it counts on.
-            alias = aliases[id(tensor)]
-            if table[name] is alias and _same_memory(alias, tensor):
+            if tensor is not None and table[name] is alias and _same_memory(alias, tensor):
                 table[name] = tensor
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -108,6 +109,17 @@ def test_training_goes_on_where_the_host_has_unloaded_the_model(
                 parameter.grad = None
             management.unload_all_models()
     assert all(torch.allclose(*pair, rtol=1e-5, atol=1e-8) for pair in zip(*found))
+
+
+def test_memory_of_weights_that_the_host_moves_becomes_free(pack: ModuleType) -> None:
+    with torch.inference_mode():
+        module = torch.nn.Linear(2, 2)
+    held, values = weakref.ref(module.weight), module.weight.tolist()
+    with pack.nodes.frozen.aliased([module]):
+        assert held() is None
+        assert module.weight.tolist() == values
+    assert module.weight.tolist() == values
+    assert not module.weight.requires_grad
 
 
 def test_weights_that_the_host_moved_stay_where_it_put_them(pack: ModuleType) -> None:
