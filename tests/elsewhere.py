@@ -202,4 +202,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
             patch.setattr(management, name, lambda *args: CPU)
         patch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
         with Operations(), Calls():
-            yield LAZY
+            try:
+                yield LAZY
+            finally:
+                management.unload_all_models()
