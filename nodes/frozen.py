@@ -27,9 +27,10 @@ def aliased(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
 
     An inference tensor cannot be saved for a backward pass. Its alias can, costs no memory, and
     takes no gradient. What is replaced is put back if anybody else still holds it. It is not held
-    here: where the host moves the model, short of memory, its old place must become free.
+    here: where the host moves the model, short of memory, its old place must become free. Quantised
+    tensors are, since the host can do less with those made outside of inference mode.
     """
-    replaced: list[tuple[dict, str, weakref.ref[torch.Tensor], torch.Tensor]] = []
+    replaced: list[tuple[dict, str, Callable[[], torch.Tensor | None], torch.Tensor]] = []
     aliases: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id: the tensor and its alias
     try:
         for root in modules:
@@ -44,7 +45,8 @@ def aliased(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
                                 alias = torch.nn.Parameter(alias, requires_grad=False)
                             aliases[id(tensor)] = tensor, alias
                         alias = aliases[id(tensor)][1]
-                        replaced.append((table, name, weakref.ref(tensor), alias))
+                        hold = _held if is_quantised(tensor) else weakref.ref
+                        replaced.append((table, name, hold(tensor), alias))
                         table[name] = alias
         tensor = None  # nor by this name
         aliases.clear()
@@ -70,10 +72,19 @@ def _alias(tensor: torch.Tensor) -> torch.Tensor:
     )
 
 
+def _held(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    return lambda: tensor
+
+
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    names, _ = tensor.__tensor_flatten__()  # which also gives it the attributes that it names
+    return [getattr(tensor, name) for name in names]
+
+
 def _same_memory(alias: torch.Tensor, tensor: torch.Tensor) -> bool:
     if is_quantised(tensor):
-        names, _ = tensor.__tensor_flatten__()
-        return all(_same_memory(getattr(alias, name), getattr(tensor, name)) for name in names)
+        # Its scales may be copies; what is moved is moved with all its parts.
+        return any(map(_same_memory, _parts(alias), _parts(tensor)))
     places = {(t.device, t.untyped_storage().data_ptr()) for t in (alias, tensor)}
     return len(places) == 1
 
