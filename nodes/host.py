@@ -458,9 +458,10 @@ class ComfyModel:
         With "cross-attention-kv" the first token's keys and values take no gradient (DoCo): every
         prompt has that token, so what is learnt through it reaches all of them.
         """
-        ours = part == "encoder"
-        patcher = self.clip.patcher if ours else self.patcher
-        root, prefix = (self.encoder, "") if ours else (self.layers, NETWORK)
+        if part == "encoder":
+            patcher, root, prefix = self.clip.patcher, self.encoder, ""
+        else:
+            patcher, root, prefix = self.patcher, self.layers, NETWORK
         edit = Edit(self._weights(part, select), rank, seed)
         edit.after_step = self._forget
         if part == "unet":
