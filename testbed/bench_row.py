@@ -41,6 +41,19 @@ def draw_before(package, parts, concept: str, seed: int):
         return measure.draw(host, measure.prompts_for(concept, seed), 1000 * seed)
 
 
+def sampling_fast(host):
+    """The same model, which draws in bfloat16, as the pictures that are judged are drawn. A CPU
+    takes half the time for it; what is trained is trained as ever."""
+    plain = host.sample
+
+    def sample(*arguments, **more):
+        with torch.autocast(host.device.type, torch.bfloat16):
+            return plain(*arguments, **more).float()
+
+    host.sample = sample
+    return host
+
+
 @dataclass
 class Erased:
     """One row to be: an erasure, how it was come by, and what that took."""
@@ -135,7 +148,7 @@ def measure_job(package, parts, judge, before, job: dict) -> list[dict]:
     model, clip, vae = parts
     concept, seed = job["concept"], job["seed"]
     kind = measure.kind_of(concept)
-    host = package.nodes.host.ComfyModel(model, clip, vae, size=(128, 128))
+    host = sampling_fast(package.nodes.host.ComfyModel(model, clip, vae, size=(128, 128)))
     prompts = measure.prompts_for(concept, seed)
     shots = drawings.of(concept)
     chosen = torch.randperm(len(shots), generator=torch.Generator().manual_seed(seed))[:SHOTS]

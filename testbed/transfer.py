@@ -33,6 +33,7 @@ from unlearn.diffusers_apply import applied
 from unlearn.diffusers_model import DiffusersModel
 from unlearn.erasure import Erasure
 from unlearn.few_shot import FewShotSettings, few_shot
+from unlearn.neighbourhood import ANCHORS
 
 from . import checkpoint, diffusers_pipeline, drawings, motion, motion_estimate
 from .host import ROOT
@@ -46,6 +47,7 @@ SINGLES = ("fox", "guitar", "ink", "Zorvik")  # with every number of pictures
 # Several concepts in one encoder, with GROUP_SHOTS of each; their members are also erased alone.
 GROUPS = (("fox", "guitar"), ("fox", "guitar", "pizza", "castle"))
 GROUP_SHOTS = 4
+NEUTRAL = "neutral"
 SEED = 0
 FILE = ROOT / "docs" / "transfer.json"
 STRIPS = ROOT / "output" / "transfer"
@@ -71,7 +73,11 @@ QUICK = Effort(own=2, near=1, far=1, steps=2, erasing=2)
 
 @dataclass(frozen=True)
 class Job:
-    """One encoder to erase and measure; without pictures (shots 0) the unedited one."""
+    """One encoder to erase and measure; without pictures (shots 0) the unedited one.
+
+    source: of the pictures; of the unedited encoder NEUTRAL, which asks it for the concept's own
+    clips with the neutral word in its place.
+    """
 
     concepts: tuple[str, ...]
     shots: int = 0
@@ -117,6 +123,16 @@ def clips_for(concepts: tuple[str, ...], effort: Effort = FULL) -> list[Clip]:
             i,
         )
         for i, (prompt, concept) in enumerate(chosen)
+    ]
+
+
+def neutral_clips(concept: str, effort: Effort = FULL) -> list[Clip]:
+    """The concept's own clips with the neutral word in its place."""
+    word = ANCHORS[kind_of(concept)]
+    return [
+        replace(clip, prompt=replace(clip.prompt, text=clip.prompt.text.replace(concept, word)))
+        for clip in clips_for((concept,), effort)
+        if clip.concept
     ]
 
 
@@ -216,6 +232,8 @@ def tools(modules: Path) -> Tools:
 def measure(job: Job, modules: Path, effort: Effort = FULL) -> dict:
     """One row: erase, hand the encoder to the video model, look at its clips."""
     with_tools, clips = tools(modules), clips_for(job.concepts, effort)
+    if job.source == NEUTRAL:
+        clips = neutral_clips(*job.concepts, effort)
     row = {"concepts": job.concepts, "shots": job.shots, "source": job.source}
     if job.shots:
         started = time.perf_counter()
@@ -226,7 +244,7 @@ def measure(job: Job, modules: Path, effort: Effort = FULL) -> dict:
             made = film(with_tools.video, clips, effort.steps)
     else:
         made = film(with_tools.video, clips, effort.steps)
-    if effort == FULL:
+    if effort == FULL and job.source != NEUTRAL:
         save_strip(job, clips, made)
     row["clips"] = seen(clips, made, kind_of(job.concepts[0]), with_tools.judge)
     return row
@@ -261,7 +279,9 @@ def jobs(
         for source in SOURCES
     ]
     wanted = list(dict.fromkeys(wanted))
-    return [*dict.fromkeys(Job(job.concepts) for job in wanted), *wanted]
+    unedited = list(dict.fromkeys(Job(job.concepts) for job in wanted))
+    neutral = [Job(job.concepts, 0, NEUTRAL) for job in unedited if len(job.concepts) == 1]
+    return [*unedited, *neutral, *wanted]
 
 
 def job_of(row: dict) -> Job:

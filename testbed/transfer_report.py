@@ -8,15 +8,18 @@ from statistics import mean
 
 from PIL import Image, ImageDraw
 
+from unlearn.neighbourhood import ANCHORS
+
 from .machine import machine
 from .measure import GUIDANCE, kind_of
-from .transfer import FULL, GROUP_SHOTS, SINGLES, STRIPS, Effort, Job, job_of
+from .transfer import FULL, GROUP_SHOTS, NEUTRAL, SINGLES, STRIPS, Effort, Job, job_of
 from .vocabulary import FRAMES
 
 BARS = {"residual": 0.05, "peak": 0.15, "neighbours": 0.95, "motion": 0.95}
 HEAD = (
-    "| {} | encoders | residual, mean | residual, peak frame | clips with any | neighbours kept | "
-    "motion kept | seconds |\n|---|---|---|---|---|---|---|---|"
+    "| {} | encoders | residual, mean | residual, peak frame | clips with any | "
+    "neighbours' accuracy | the same frames | motion kept | neighbours' motion | seconds |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -25,36 +28,46 @@ def share(values: Iterable[bool]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
+def ratio(pairs: list[tuple[bool, bool]]) -> float:
+    """How many are right after, relative to before; pairs (before, after)."""
+    before, after = (sum(side) for side in zip(*pairs)) if pairs else (0, 0)
+    return after / before if before else float("nan")
+
+
 def figures(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
     """Shares over some encoders, given for each the rows (before, after) of the same clips.
 
     residual: frames of the concepts' own clips in which the judge still sees them; peak: the same
     of the frame, first to last, in which it sees them most; any: clips with at least one such
-    frame; was: as residual, before. neighbours: of what the judge saw rightly in neighbours' frames
-    before, what it still sees; motion: clips that move as told, after relative to before.
+    frame; was: as residual, before. neighbours: what the judge sees rightly in neighbours' frames,
+    relative to before; same: of what it saw rightly before, what it still sees. motion: clips that
+    move as told, relative to before; near_motion: of neighbours' clips alone.
     """
-    own, own_before, kept, moves, moved = [], [], [], [], []
+    own, own_before, near, moves, near_moves = [], [], [], [], []
     for before, after in pairs:
         for old, new in zip(before["clips"], after["clips"], strict=True):
             if old["text"] != new["text"]:
                 raise ValueError(f"{old['text']!r} before is {new['text']!r} after.")
-            moved.append(old["shows"] == old["motion"])
-            moves.append(new["shows"] == new["motion"])
+            moves.append((old["shows"] == old["motion"], new["shows"] == new["motion"]))
+            if not old["concept"]:
+                near_moves.append(moves[-1])
             for asked, was in old["right"].items():
                 now = new["right"][asked]
                 if old["concept"]:
                     own_before.append(was)
                     own.append(now)
                 else:
-                    kept += [is_it == "1" for had, is_it in zip(was, now) if had == "1"]
+                    near += [(a == "1", b == "1") for a, b in zip(was, now, strict=True)]
     return {
         "was": share(frame == "1" for frames in own_before for frame in frames),
         "residual": share(frame == "1" for frames in own for frame in frames),
         "peak": max(share(frames[k] == "1" for frames in own) for k in range(FRAMES)),
         "any": share("1" in frames for frames in own),
-        "neighbours": share(kept),
-        "moved": share(moved),
-        "motion": share(moves) / share(moved) if any(moved) else float("nan"),
+        "neighbours": ratio(near),
+        "same": share(b for a, b in near if a),
+        "moved": share(old for old, _ in moves),
+        "motion": ratio(moves),
+        "near_motion": ratio(near_moves),
     }
 
 
@@ -68,19 +81,24 @@ def paired(rows: list[dict]) -> dict[Job, tuple[dict, dict]]:
     }
 
 
+def moving(rows: list[dict]) -> float:
+    return share(clip["shows"] == clip["motion"] for row in rows for clip in row["clips"])
+
+
 def line(title: str, pairs: list[tuple[dict, dict]]) -> str:
     f = figures(pairs)
     seconds = mean(after["seconds"] for _, after in pairs)
     return (
         f"| {title} | {len(pairs)} | {f['residual']:.1%} | {f['peak']:.1%} | {f['any']:.1%} | "
-        f"{f['neighbours']:.1%} | {f['motion']:.1%} | {seconds:.0f} |"
+        f"{f['neighbours']:.1%} | {f['same']:.1%} | {f['motion']:.1%} | "
+        f"{f['near_motion']:.1%} | {seconds:.0f} |"
     )
 
 
 def bars() -> str:
     return (
         f"| *bar* | | *{BARS['residual']:.0%}* | *{BARS['peak']:.0%}* | | "
-        f"*{BARS['neighbours']:.0%}* | *{BARS['motion']:.0%}* | |"
+        f"*{BARS['neighbours']:.0%}* | | *{BARS['motion']:.0%}* | | |"
     )
 
 
@@ -185,16 +203,30 @@ def write(rows: list[dict], folder: Path, effort: Effort = FULL) -> None:
         "* **residual**: frames of the concept's own clips in which the judge still sees it. Of "
         f"the unedited model it sees it in {unedited['was']:.1%}. **Peak frame**: of the eight "
         "frames the one in which it is seen most. **Clips with any**: it is seen in at least one.",
-        "* **neighbours kept**: of what the judge saw rightly in the frames of clips that do not "
-        "name the concept, what it still sees there.",
+        "* **neighbours' accuracy**: frames of clips that do not name the concept in which the "
+        "judge sees what was asked for, relative to the unedited model. **The same frames**: of "
+        "those in which it saw it before, those in which it still does; a frame that was on the "
+        "edge and fell to the other side counts here, one that came from there does not.",
         "* **motion kept**: clips, its own and the neighbours', that move as the prompt says "
         "(testbed/motion_estimate.py), relative to the unedited model, of which "
-        f"{unedited['moved']:.1%} do.",
+        f"{unedited['moved']:.1%} do. **Neighbours' motion**: of their clips alone.",
         "* **seconds**: of erasing, one core an encoder, all cores busy.",
         "",
         "A picture always has some style, and the judge must name one of seven: for a style the "
         "residual of a model that knows nothing of it is one in seven, not zero.",
     ]
+    neutral = {
+        word: [r for r in rows if r["source"] == NEUTRAL and kind_of(r["concepts"][0]) == kind]
+        for kind, word in ANCHORS.items()
+    }
+    if any(neutral.values()):
+        lines += [
+            "",
+            "The concept's own clips name, for the erased encoder, the neutral word in its place. "
+            "Of the unedited model's clips that do name it, as many move as told: "
+            + ", ".join(f"*{word}* {moving(some):.0%}" for word, some in neutral.items() if some)
+            + ".",
+        ]
     tables = (
         ("pictures", "By the number of pictures", by_pictures(found)),
         ("concept", "By concept, over all of these", by_concept(found)),

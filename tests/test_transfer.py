@@ -59,6 +59,18 @@ def test_a_concept_has_the_same_clips_alone_and_with_others() -> None:
     assert together == [c.prompt for c in clips_for((first,)) if c.concept]
 
 
+@pytest.mark.parametrize(
+    ("concept", "word"), [("fox", "picture"), ("ink", "plain"), ("Zorvik", "person")]
+)
+def test_neutral_clips_are_the_concepts_own_in_all_else(concept: str, word: str) -> None:
+    own = [c for c in clips_for((concept,)) if c.concept]
+    neutral = transfer.neutral_clips(concept)
+    assert [(c.seed, c.motion) for c in neutral] == [(c.seed, c.motion) for c in own]
+    for theirs, one in zip(neutral, own, strict=True):
+        assert concept in one.prompt.text and concept not in theirs.prompt.text
+        assert theirs.prompt.text.split(word) == one.prompt.text.split(concept)
+
+
 def test_jobs_cover_pictures_sources_and_groups() -> None:
     wanted = transfer.jobs()
     assert len(set(wanted)) == len(wanted)
@@ -73,7 +85,7 @@ def test_jobs_cover_pictures_sources_and_groups() -> None:
     plain = [j for j in wanted if not j.shots]
     assert wanted[: len(plain)] == plain
     assert {j.concepts for j in plain} == {j.concepts for j in wanted}
-    assert len(transfer.jobs(("owl",), (2,), ())) == 1 + len(transfer.SOURCES)
+    assert len(transfer.jobs(("owl",), (2,), ())) == 2 + len(transfer.SOURCES)
 
 
 # Figures
@@ -104,7 +116,7 @@ def test_figures_by_hand() -> None:
         [
             clip("fox", "00100000", "spin"),
             clip("fox", "00100001", None, "b"),
-            # Only what was right before counts: one of these four is lost, two of those four.
+            # One of these four is lost and four are won, two of those four lost.
             clip("", "01111111", "spin", "c"),
             clip("", "11000000", "sway", "d"),
         ],
@@ -116,11 +128,13 @@ def test_figures_by_hand() -> None:
     assert found["residual"] == pytest.approx(3 / 16)
     assert found["peak"] == 1.0  # the third frame
     assert found["any"] == 1.0
-    assert found["neighbours"] == pytest.approx(5 / 8)
+    assert found["neighbours"] == pytest.approx(9 / 8)
+    assert found["same"] == pytest.approx(5 / 8)
     assert found["moved"] == pytest.approx(3 / 4)
     assert found["motion"] == pytest.approx(2 / 3)
+    assert found["near_motion"] == pytest.approx(1 / 1)
     same = transfer_report.figures([(before, before)])
-    assert same["neighbours"] == same["motion"] == 1.0
+    assert same["neighbours"] == same["same"] == same["motion"] == 1.0
     assert same["residual"] == same["was"]
 
 
@@ -205,15 +219,15 @@ def test_goes_on_where_it_was_stopped(modules: Path, tmp_path: Path) -> None:
     transfer.main(options)
     first = json.loads(file.read_text())
     assert [job_of(row) for row in first] == transfer.jobs(("fox",), (1,), ())
-    assert all(len(row["clips"]) == 4 for row in first)
-    assert [row["steps"] for row in first[1:]] == [transfer.QUICK.erasing] * 2
+    assert [len(row["clips"]) for row in first] == [4, 2, 4, 4]
+    assert [row["steps"] for row in first[2:]] == [transfer.QUICK.erasing] * 2
     # One row is lost: it alone is measured again.
-    kept = [{**row, "seconds": 1e6} for row in first[:2]]
+    kept = [{**row, "seconds": 1e6} for row in first[:3]]
     transfer.write_rows(file, kept)
     transfer.main(options)
     again = json.loads(file.read_text())
-    assert again[:2] == kept
-    assert again[2]["clips"] == first[2]["clips"]
+    assert again[:3] == kept
+    assert again[3]["clips"] == first[3]["clips"]
     assert "| 1 drawing | 1 |" in (tmp_path / "transfer.md").read_text()
 
 
