@@ -380,11 +380,14 @@ class ComfyModel:
         return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}
 
     def _denoised(self, x_t: torch.Tensor, t: torch.Tensor, conds: dict) -> torch.Tensor:
+        sigma = self._sigma(t).to(x_t)
         options = {
             **self.patcher.model_options.get("transformer_options", {}),
             "optimized_attention_override": differentiable,
+            # What the host's sampler tells, and some patches of the MODEL ask for.
+            "cond_or_uncond": [0],
+            "sigmas": sigma,
         }
-        sigma = self._sigma(t).to(x_t)
         return self.network.apply_model(x_t, sigma, transformer_options=options, **conds).float()
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -185,6 +185,25 @@ def test_prediction_is_the_unets_own(pack: ModuleType, loaded: Loaded) -> None:
         scaled = x_t / (sigma**2 + 1).sqrt()
         raw = model.network.diffusion_model(scaled, t, context=both.cross)
     assert torch.allclose(predicted, raw, atol=1e-4)
+
+
+def test_patches_that_ask_the_sampler_are_told(pack: ModuleType, loaded: Loaded) -> None:
+    """As while a picture is drawn; else training on such a MODEL would end with a KeyError."""
+    from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
+    from comfy_extras.nodes_sag import SelfAttentionGuidance
+
+    guided = SelfAttentionGuidance.execute(loaded.model, 0.5, 2.0).result[0]
+    small = PatchModelAddDownscale.execute(
+        loaded.model, 3, 2.0, 0.0, 1.0, True, "bicubic", "bicubic"
+    ).result[0]
+    x_t, t = torch.randn(1, 4, 16, 16), torch.tensor([700.0])
+    found = []
+    for patched in (loaded.model, guided, small):
+        asked = comfy_model(pack, replace(loaded, model=patched))
+        with asked.training() as model, torch.no_grad():
+            found.append(model.predict(x_t, t, model.encode(["a cat"])))
+    assert torch.equal(found[1], found[0])  # what it does, it does between two predictions
+    assert not torch.allclose(found[2], found[0])
 
 
 def test_samples_are_the_stock_samplers(pack: ModuleType, loaded: Loaded) -> None:
