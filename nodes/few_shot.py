@@ -77,7 +77,7 @@ class FewShotEncoderUnlearn(io.ComfyNode):
                     default=120,
                     min=1,
                     max=10000,
-                    tooltip="balanced: it stops here at the latest.",
+                    tooltip="balanced: at most so many steps for each concept.",
                 ),
                 io.Int.Input(
                     "epochs", default=4, min=1, max=100, tooltip="paper: passes over the pictures."

@@ -202,7 +202,7 @@ def erase(model: DiffusersModel, job: Job, effort: Effort = FULL) -> Erasure:
         kind=kind_of(job.concepts[0]),
         seed=SEED,
         shots=job.shots,
-        max_steps=effort.erasing * len(job.concepts),
+        max_steps=effort.erasing,
     )
     return few_shot(model, job.concepts, images, settings)
 

@@ -53,7 +53,7 @@ class FewShotSettings:
     learning_rate: float = 1e-5
     """Mode "paper": Adam's, the same for every weight."""
     max_steps: int = 120
-    """Mode "balanced": it stops here at the latest."""
+    """Mode "balanced": so many for each concept, at most."""
     rate: float = 0.03
     """Mode "balanced": the size of a step relative to the weights (model.spectral_scale)."""
     beta: float = 1.0
@@ -282,7 +282,8 @@ def balanced(
         spread = apart.distance(model.encode([""])).mean().item()
     # Of the last steps on each concept: its loss ratio, its distance from the neutral prompts.
     recent = {concept: deque(maxlen=STOP_WINDOW) for concept in concepts}
-    for step in range(settings.max_steps):
+    total = settings.max_steps * len(concepts)
+    for step in range(total):
         concept, latents = concepts[step % len(concepts)], pictures[step % len(concepts)]
         chosen = [words.rng.randrange(len(latents)) for _ in range(settings.batch)]
         x_t, t, target = draw.noised(latents[chosen])
@@ -308,7 +309,7 @@ def balanced(
         )
         value = edit.step(optimiser, loss, keep=kept, projection=settings.projection)
         if on_step:
-            on_step(step + 1, settings.max_steps, value, edit)
+            on_step(step + 1, total, value, edit)
         recent[concept].append(((d.detach() / d_ref).mean().item(), from_neutral.item()))
         if all(reached(steps, settings) for steps in recent.values()):
             break

@@ -107,7 +107,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="few_shot, domain_correction: pictures that the model draws",
     )
     method.add_argument(
-        "--steps", type=options.whole(1), metavar="N", help="it stops here at the latest"
+        "--steps",
+        type=options.whole(1),
+        metavar="N",
+        help="it stops here at the latest; few_shot: for each concept",
     )
     method.add_argument(
         "--epochs", type=options.whole(1), metavar="N", help="few_shot, paper: passes"
