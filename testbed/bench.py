@@ -1,7 +1,8 @@
 """The benchmark: erase concepts from IconCanvas and measure what is gone and what is kept.
 
-    python dev.py bench                     the whole table
-    python dev.py bench --quick             3 objects, 1 style, 1 character, 1 seed, default modes
+    python dev.py bench                     every method and mode
+    python dev.py bench --quick             3 objects, 1 style, 1 character, default modes
+    python dev.py bench --full              also a second seed, and the longest on more concepts
     python dev.py bench --method few_shot --concept fox --json rows.json
 
 Rows that the JSON file already holds are not measured again, so it goes on where it was stopped.
@@ -32,7 +33,9 @@ def main() -> None:
     parser.add_argument("--mode", nargs="+", help="only these modes of a method")
     parser.add_argument("--concept", nargs="+", type=known, help="any concepts of IconCanvas")
     parser.add_argument("--seed", nargs="+", type=int)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the work")
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("--quick", action="store_true", help="a tenth of the work")
+    amount.add_argument("--full", action="store_true", help="twice the work")
     parser.add_argument("--json", type=Path, help="where the rows are kept")
     parser.add_argument(
         "--table",

@@ -22,7 +22,7 @@ OBJECTS = (
 )
 QUICK = ("fox", "pizza", "guitar", "ink", "Zorvik")
 CONCEPTS = (*OBJECTS, *STYLES, *CHARACTERS[:: len(CHARACTERS) // 6][:6])
-SEEDS = (0, 1)
+SEEDS = (0, 1)  # the second with --full
 FEW = ("fox", "ink", "Zorvik")  # one of each kind
 # method -> modes, and the concepts that each is measured on: a mode that takes minutes on a few.
 # Few-shot's paper mode is measured after each of EPOCHS, and once more with the learning rate
@@ -62,11 +62,12 @@ METHODS = {
 EPOCHS = (1, 2, 4, 5, 7, 10)
 COMPARED = (4, 10)  # of the modes that are there to compare "paper" with
 ATTACKED = ("balanced", "balanced-hardened")
+LONGEST = {("domain_correction", "paper")}  # half an hour a concept: on one alone without --full
 
 
 def jobs_of(options: argparse.Namespace) -> list[dict]:
     """What the command line asks for."""
-    quick = options.quick
+    quick, full = options.quick, options.full
     return [
         {
             "method": method,
@@ -78,22 +79,22 @@ def jobs_of(options: argparse.Namespace) -> list[dict]:
         for method in options.method
         for mode in METHODS[method]
         if mode in (options.mode or (["balanced"] if quick else METHODS[method]))
-        for seed in options.seed or seeds_of(method, mode, quick)
-        for concept in options.concept or concepts_of(method, mode, quick)
+        for seed in options.seed or seeds_of(method, mode, full)
+        for concept in options.concept or concepts_of(method, mode, quick, full)
     ]
 
 
-def seeds_of(method: str, mode: str, quick: bool) -> tuple[int, ...]:
-    """The default modes are measured twice, where they are measured on every concept."""
+def seeds_of(method: str, mode: str, full: bool) -> tuple[int, ...]:
+    """In full the default modes are measured twice, where they are measured on every concept."""
     twice = mode == "balanced" and METHODS[method][mode] is CONCEPTS
-    return SEEDS if twice and not quick else SEEDS[:1]
+    return SEEDS if twice and full else SEEDS[:1]
 
 
-def concepts_of(method: str, mode: str, quick: bool) -> tuple[str, ...]:
+def concepts_of(method: str, mode: str, quick: bool, full: bool) -> tuple[str, ...]:
     concepts = METHODS[method][mode]
     if quick:
         return QUICK if concepts is CONCEPTS else ()
-    return concepts
+    return concepts[:1] if (method, mode) in LONGEST and not full else concepts
 
 
 def job_key(row: dict) -> tuple:

@@ -10,7 +10,7 @@ from testbed import bench, bench_plan, bench_table, workers
 
 
 def options(**given) -> argparse.Namespace:
-    none = {"mode": None, "seed": None, "concept": None, "quick": False}
+    none = {"mode": None, "seed": None, "concept": None, "quick": False, "full": False}
     return argparse.Namespace(**{**none, "method": list(bench_plan.METHODS), **given})
 
 
@@ -21,11 +21,20 @@ def row(concept: str, **more) -> dict:
     return {**named, "kind": "object", **figures, **cost, **more}
 
 
-def test_default_modes_are_measured_twice_on_every_concept() -> None:
-    jobs = bench_plan.jobs_of(options(method=["domain_correction"], mode=["balanced"]))
-    assert {(job["concept"], job["seed"]) for job in jobs} == {
-        (concept, seed) for concept in bench_plan.CONCEPTS for seed in bench_plan.SEEDS
+@pytest.mark.parametrize("full", [False, True])
+def test_default_modes_are_measured_on_every_concept_in_full_twice(full: bool) -> None:
+    asked = options(method=["domain_correction"], mode=["balanced"], full=full)
+    assert {(job["concept"], job["seed"]) for job in bench_plan.jobs_of(asked)} == {
+        (concept, seed)
+        for concept in bench_plan.CONCEPTS
+        for seed in bench_plan.SEEDS[: 2 if full else 1]
     }
+
+
+@pytest.mark.parametrize(("full", "concepts"), [(False, 1), (True, len(bench_plan.FEW))])
+def test_the_longest_are_measured_on_one_concept_alone_without_full(full, concepts) -> None:
+    asked = options(method=["domain_correction"], mode=["paper"], full=full)
+    assert len(bench_plan.jobs_of(asked)) == concepts
 
 
 def test_some_are_attacked_once_and_none_in_a_quick_run() -> None:
