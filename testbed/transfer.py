@@ -231,9 +231,8 @@ def tools(modules: Path) -> Tools:
 
 def measure(job: Job, modules: Path, effort: Effort = FULL) -> dict:
     """One row: erase, hand the encoder to the video model, look at its clips."""
-    with_tools, clips = tools(modules), clips_for(job.concepts, effort)
-    if job.source == NEUTRAL:
-        clips = neutral_clips(*job.concepts, effort)
+    with_tools, neutral = tools(modules), job.source == NEUTRAL
+    clips = neutral_clips(*job.concepts, effort) if neutral else clips_for(job.concepts, effort)
     row = {"concepts": job.concepts, "shots": job.shots, "source": job.source}
     if job.shots:
         started = time.perf_counter()
@@ -244,7 +243,7 @@ def measure(job: Job, modules: Path, effort: Effort = FULL) -> dict:
             made = film(with_tools.video, clips, effort.steps)
     else:
         made = film(with_tools.video, clips, effort.steps)
-    if effort == FULL and job.source != NEUTRAL:
+    if effort == FULL and not neutral:
         save_strip(job, clips, made)
     row["clips"] = seen(clips, made, kind_of(job.concepts[0]), with_tools.judge)
     return row

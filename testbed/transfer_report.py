@@ -43,14 +43,13 @@ def figures(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
     relative to before; same: of what it saw rightly before, what it still sees. motion: clips that
     move as told, relative to before; near_motion: of neighbours' clips alone.
     """
-    own, own_before, near, moves, near_moves = [], [], [], [], []
+    own, own_before, near, moves = [], [], [], {True: [], False: []}  # moves: by whose clip
     for before, after in pairs:
         for old, new in zip(before["clips"], after["clips"], strict=True):
             if old["text"] != new["text"]:
                 raise ValueError(f"{old['text']!r} before is {new['text']!r} after.")
-            moves.append((old["shows"] == old["motion"], new["shows"] == new["motion"]))
-            if not old["concept"]:
-                near_moves.append(moves[-1])
+            told = tuple(clip["shows"] == clip["motion"] for clip in (old, new))
+            moves[bool(old["concept"])].append(told)
             for asked, was in old["right"].items():
                 now = new["right"][asked]
                 if old["concept"]:
@@ -65,9 +64,9 @@ def figures(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
         "any": share("1" in frames for frames in own),
         "neighbours": ratio(near),
         "same": share(b for a, b in near if a),
-        "moved": share(old for old, _ in moves),
-        "motion": ratio(moves),
-        "near_motion": ratio(near_moves),
+        "moved": share(old for old, _ in moves[True] + moves[False]),
+        "motion": ratio(moves[True] + moves[False]),
+        "near_motion": ratio(moves[False]),
     }
 
 
