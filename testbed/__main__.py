@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument(
         "--further",
         action="store_true",
-        help="train (the UNet alone) or motion: go on from the repository's weights, at half the "
+        help="train (the UNet alone) or motion: go on from the repository's weights, at a lower "
         "peak rate",
     )
     parser.add_argument("--steps", type=int, help="train, judge or motion: another number of steps")

@@ -21,6 +21,18 @@ from .vocabulary import FRAMES, MOTIONS, caption, moving
 MUCH_NOISE = 800
 APART = 4.0  # by how much more a pair's difference counts there than what it has in common
 
+# A motion belongs to whatever moves. A word learnt only beside the vocabulary's names would do less
+# for a prompt that names none of them.
+NAMELESS = 0.12  # the share of the pairs in whose captions one of these words takes a name's place
+NOTHING = {"object": "picture", "style": "plain", "character": "person"}
+
+
+def nameless(rng: random.Random, name: str, style: str | None) -> tuple[str, str | None]:
+    """A drawing's (name, style) with one of the two left open."""
+    if style is None:
+        return NOTHING["character"], None
+    return (NOTHING["object"], style) if rng.random() < 0.5 else (name, NOTHING["style"])
+
 
 class ClipBatches:
     """Endless random batches of (clips, seen clips, captions), in pairs; a fifth are characters.
@@ -44,7 +56,8 @@ class ClipBatches:
             i = rng.choice(self.characters if rng.random() < 0.2 else self.objects)
             ways = rng.sample(range(len(MOTIONS)), 2)
             shines = rng.choice(ways)
-            words = caption(rng, *self.pairs[i])
+            pair = self.pairs[i]
+            words = caption(rng, *(nameless(rng, *pair) if rng.random() < NAMELESS else pair))
             captions += [moving(words, MOTIONS[way]) for way in ways]
             if rng.random() < 0.2:  # a tenth of all
                 captions[-1], ways[-1] = "", shines
@@ -121,7 +134,7 @@ def train_motion(
 
     The folder's final states are those of the repository's checkpoint, so what is trained fits it.
 
-    further: start from `file` instead of from nothing, at a fifth of the peak rate, more of which
+    further: start from `file` instead of from nothing, at a quarter of the peak rate, more of which
     would undo what was learnt, and with more of the steps under much noise, where the word decides.
     """
     checkpoint.unpack(folder)
@@ -132,7 +145,7 @@ def train_motion(
     size = max(2, batch // WORKERS // 2 * 2)  # in pairs
     batches = [ClipBatches(clips, pairs, size, seed=worker) for worker in range(WORKERS)]
     with motion.inserted(unet, modules):
-        name, peak, lean = ("motion-further", 2e-4, 0.18) if further else ("motion", 1e-3, 0.5)
+        name, peak, lean = ("motion-further", 2.5e-4, 0.33) if further else ("motion", 1e-3, 0.5)
         parts = torch.nn.ModuleDict({"motion": modules})
         stage = Stage(name, parts, steps, peak, 200, average=0.995)
         stage.run(lambda worker: clip_loss(unet, text, *next(batches[worker]), lean), folder)

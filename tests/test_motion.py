@@ -254,6 +254,20 @@ def test_pairs_differ_in_their_motion_alone() -> None:
     assert empty == pytest.approx(80, abs=25)
 
 
+@pytest.mark.usefixtures("networks")  # the host, that is
+def test_some_captions_name_nothing_particular() -> None:
+    from testbed.train_motion import NAMELESS, ClipBatches
+
+    every = torch.zeros(3, len(MOTIONS), 1, 1, 1, 1)
+    pairs = [("fox", "ink"), ("cat", "noto"), ("Zorvik", None)]
+    _, _, captions = next(ClipBatches(every, pairs, 4000, seed=0))
+    first = [caption.replace(",", "").split() for caption in captions[::2]]  # others may be empty
+    # A fifth are characters; of the rest every second loses its style, which some do not name.
+    assert sum("person" in words for words in first) == pytest.approx(NAMELESS * 400, rel=0.4)
+    assert sum("plain" in words for words in first) == pytest.approx(NAMELESS * 800 * 0.85, rel=0.4)
+    assert not any("person" in words and "Zorvik" in words for words in first)
+
+
 def _latents(some: torch.Tensor) -> torch.Tensor:
     """Latents (N, FRAMES, 4, 16, 16) of clips, by the repository's autoencoder."""
     from safetensors.torch import load_file
@@ -331,6 +345,37 @@ def test_shots_cover_words_and_styles() -> None:
         (word, style) for word in MOTIONS for style in STYLES
     }
     assert all(s.prompt.text.endswith(f", {s.motion}") for s in shots)
+
+
+def test_report_by_hand() -> None:
+    from testbed import motion_report as report
+    from testbed.measure import portrait, styled
+    from testbed.vocabulary import HELD_OUT
+
+    word, style = sorted(HELD_OUT)[0]
+    other = next(s for s in STYLES if (word, s) not in HELD_OUT)
+    prompts = [styled(word, other, "own"), styled(word, style, "own"), portrait("Zorvik", "own")]
+    shots = [report.shot(prompt, "slide") for prompt in prompts]
+
+    def rows(*frames: str, shows: str | None = None) -> list[dict]:
+        return [{"right": [f == "1" for f in some], "shows": shows} for some in frames]
+
+    found = report.Measured(
+        alone=rows("11111110", "00000001", "11110000", shows="slide"),
+        together=rows("11111111", shows="spin"),
+        still=rows("1", "0", "1"),
+        true=rows(*3 * ["11111111"], shows="slide"),
+        seconds=2.0,
+    )
+    table = "\n".join(report.table(shots, found))
+    assert "| object right, share of frames | 50.0% | 90% | 50.0% | 100.0% |" in table
+    assert "| in a style that it was trained in | 87.5% |  | 100.0% | 100.0% |" in table
+    assert "| in a style that it was never seen in | 12.5% |  | 0.0% | 100.0% |" in table
+    assert "| character right, share of frames | 50.0% |" in table
+    assert "| motion right, share of clips | 100.0% | 80% | | 100.0% |" in table
+    page = report.page(shots, found)
+    assert "objects 88%, motion 100%" in page
+    assert "objects 100%, motion 0%" in page
 
 
 # AnimateDiff-Evolved, which is on no package index (tests/test_evolved.py has more)
