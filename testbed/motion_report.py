@@ -171,9 +171,7 @@ def table(some: list[Shot], found: Measured) -> list[str]:
         "| what | measured | bar | image model, still | true drawings, moved |",
         "|---|---|---|---|---|",
         line("object right, share of frames", lambda p: bool(p.object), f"{BARS['object']:.0%}"),
-        line(
-            "in a style that the object was trained in", lambda p: bool(p.object) and not unseen(p)
-        ),
+        line("in a style that it was trained in", lambda p: bool(p.object) and not unseen(p)),
         line("in a style that it was never seen in", unseen),
         line("character right, share of frames", lambda p: bool(p.character)),
         f"| motion right, share of clips | {ours:.1%} | {BARS['motion']:.0%} | | {true:.1%} |",
