@@ -22,6 +22,9 @@ HEAD = (
     "|---|---|---|---|---|---|---|---|---|---|"
 )
 
+# For each erased encoder that was measured, the unedited model's row and its own.
+Found = dict[Job, tuple[dict, dict]]
+
 
 def share(values: Iterable[bool]) -> float:
     values = list(values)
@@ -70,7 +73,7 @@ def figures(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
     }
 
 
-def paired(rows: list[dict]) -> dict[Job, tuple[dict, dict]]:
+def paired(rows: list[dict]) -> Found:
     """For each erased encoder that was measured, the unedited model's row and its own."""
     by_job = {job_of(row): row for row in rows}
     return {
@@ -101,7 +104,7 @@ def bars() -> str:
     )
 
 
-def by_pictures(found: dict[Job, tuple[dict, dict]]) -> list[str]:
+def by_pictures(found: Found) -> list[str]:
     """A line for each source and number of pictures, over the concepts measured with all."""
     alone = {job: pair for job, pair in found.items() if len(job.concepts) == 1}
     # Over the same concepts in every line.
@@ -121,7 +124,7 @@ def by_pictures(found: dict[Job, tuple[dict, dict]]) -> list[str]:
     return lines
 
 
-def by_concept(found: dict[Job, tuple[dict, dict]]) -> list[str]:
+def by_concept(found: Found) -> list[str]:
     lines = []
     for concept in dict.fromkeys(job.concepts for job in found if len(job.concepts) == 1):
         pairs = [pair for job, pair in found.items() if job.concepts == concept]
@@ -129,7 +132,7 @@ def by_concept(found: dict[Job, tuple[dict, dict]]) -> list[str]:
     return lines
 
 
-def by_number(found: dict[Job, tuple[dict, dict]]) -> list[str]:
+def by_number(found: Found) -> list[str]:
     """One, two and four concepts in an encoder, of the same concepts, as many pictures of each."""
     groups = [job.concepts for job in found if len(job.concepts) > 1]
     members = {(concept,) for group in groups for concept in group}
@@ -147,7 +150,7 @@ def by_number(found: dict[Job, tuple[dict, dict]]) -> list[str]:
     return lines
 
 
-def sheet(found: dict[Job, tuple[dict, dict]], target: Path) -> None:
+def sheet(found: Found, target: Path) -> None:
     """Before and after beside each other, for each concept alone: a clip of its own, and one of a
     neighbour's."""
     chosen = {}
@@ -181,17 +184,12 @@ def sheet(found: dict[Job, tuple[dict, dict]], target: Path) -> None:
     page.save(target, optimize=True)
 
 
-def write(rows: list[dict], folder: Path, effort: Effort = FULL) -> None:
-    """Write transfer.md and, where the strips of frames are at hand, transfer_sheet.png."""
-    found = paired(rows)
-    if not found:
-        raise SystemExit("transfer: nothing is measured yet; run it without --no-run.")
+def introduction(rows: list[dict], found: Found, effort: Effort) -> list[str]:
+    """What was done, and what the columns mean."""
     clips = sum(len(row["clips"]) for row in rows)
     befores = {job.concepts: before for job, (before, _) in found.items()}
     unedited = figures([(row, row) for row in befores.values()])
-    lines = [
-        "# An erased encoder in video, measured",
-        "",
+    return [
         "Few-Shot Encoder Unlearn, mode *balanced*, in IconCanvas's image model; then the same "
         "text encoder in diffusers' AnimateDiffPipeline with IconCanvas's motion module. Network, "
         "motion module and seeds are those of the unedited clips. At most "
@@ -214,31 +212,60 @@ def write(rows: list[dict], folder: Path, effort: Effort = FULL) -> None:
         "A picture always has some style, and the judge must name one of seven: for a style the "
         "residual of a model that knows nothing of it is one in seven, not zero.",
     ]
-    neutral = {
-        word: [r for r in rows if r["source"] == NEUTRAL and kind_of(r["concepts"][0]) == kind]
-        for kind, word in ANCHORS.items()
-    }
-    if any(neutral.values()):
-        lines += [
-            "",
-            "The concept's own clips name, for the erased encoder, the neutral word in its place. "
-            "Of the unedited model's clips that do name it, as many move as told: "
-            + ", ".join(f"*{word}* {moving(some):.0%}" for word, some in neutral.items() if some)
-            + ".",
+
+
+def neutral(rows: list[dict]) -> list[str]:
+    """How well the unedited model moves what an erased concept becomes."""
+    moved = []
+    for kind, word in ANCHORS.items():
+        some = [
+            row for row in rows if row["source"] == NEUTRAL and kind_of(row["concepts"][0]) == kind
         ]
-    tables = (
+        if some:
+            moved.append(f"*{word}* {moving(some):.0%}")
+    if not moved:
+        return []
+    return [
+        "",
+        "The concept's own clips name, for the erased encoder, the neutral word in its place. Of "
+        f"the unedited model's clips that do name it, as many move as told: {', '.join(moved)}.",
+    ]
+
+
+def tables(found: Found) -> list[str]:
+    groups = any(len(job.concepts) > 1 for job in found)
+    parts = (
         ("pictures", "By the number of pictures", by_pictures(found)),
         ("concept", "By concept, over all of these", by_concept(found)),
         (
             "concepts in one encoder",
             f"Several concepts in one encoder, {GROUP_SHOTS} pictures of each",
-            by_number(found) if any(len(job.concepts) > 1 for job in found) else [],
+            by_number(found) if groups else [],
         ),
     )
-    for first, title, body in tables:
+    lines = []
+    for first, title, body in parts:
         if body:
             lines += ["", f"## {title}", "", HEAD.format(first), *body, bars()]
-    lines += ["", "![before and after](transfer_sheet.png)", "", f"Measured on {machine()}."]
+    return lines
+
+
+def write(rows: list[dict], folder: Path, effort: Effort = FULL) -> None:
+    """Write transfer.md and, where the strips of frames are at hand, transfer_sheet.png."""
+    found = paired(rows)
+    if not found:
+        raise SystemExit("transfer: nothing is measured yet; run it without --no-run.")
+    lines = [
+        "# An erased encoder in video, measured",
+        "",
+        *introduction(rows, found, effort),
+        *neutral(rows),
+        *tables(found),
+        "",
+        "![before and after](transfer_sheet.png)",
+        "",
+        f"Measured on {machine()}.",
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "transfer.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     sheet(found, folder / "transfer_sheet.png")
