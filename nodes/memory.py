@@ -1,13 +1,10 @@
-"""Memory of a training run: an estimate before it, the measured peak after it."""
+"""The memory that a training run will need: an estimate, before it begins."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import comfy.model_management as management
-import psutil
 import torch
 
 from ..unlearn.model import Part
@@ -66,35 +63,3 @@ def plan(
         f"{free / 2**30:.1f} GB are free; use smaller or fewer images, a rank of 4 to 16, or close "
         "other programs."
     )
-
-
-class PeakMemory:
-    """Peak memory while it is open, in bytes: of the GPU where there is one, else of the process.
-
-    `base` is what was in use when it opened.
-    """
-
-    def __enter__(self) -> PeakMemory:
-        self._cuda = torch.cuda.is_available()
-        if self._cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self.base = torch.cuda.memory_allocated()
-        else:
-            self.base = psutil.Process().memory_info().rss
-            if sys.platform == "linux":
-                # Sets the peak back to what is in use now.
-                Path("/proc/self/clear_refs").write_text("5")
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.peak = self.now()
-
-    def now(self) -> int:
-        if self._cuda:
-            return torch.cuda.max_memory_allocated()
-        if sys.platform == "linux":
-            lines = Path("/proc/self/status").read_text().splitlines()
-            line = next(line for line in lines if line.startswith("VmHWM"))
-            return int(line.split()[1]) * 1024
-        info = psutil.Process().memory_info()
-        return getattr(info, "peak_wset", info.rss)

@@ -13,10 +13,10 @@ from comfy_api.latest import io, ui
 
 from ..unlearn.erasure import Erasure
 from ..unlearn.model import Diverged, Part
+from ..unlearn.peak_memory import PeakMemory
 from ..unlearn.resume import Resume
 from .files import erasure_file, trained_before, training_key
 from .host import ComfyModel
-from .memory import PeakMemory
 from .report import Progress, loss_curve, tell
 
 SAVE_EVERY = "CONCEPT_UNLEARN_SAVE_EVERY"

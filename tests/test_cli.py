@@ -136,6 +136,8 @@ def test_erase_writes_an_erasure_that_says_where_it_came_from(full: Path) -> Non
     assert record["images"]["count"] == 2
     assert set(record["base"]) == set(erasure.deltas)
     assert record["measured"]["seconds"] > 0
+    assert record["measured"]["peak_mb"] > 100  # PyTorch alone takes more
+    assert record["measured"]["recomputed"] is False
     assert erasure.norm() > 0
     assert not list(full.parent.glob(".*")), "nothing half written is left behind"
 

@@ -23,6 +23,7 @@ from ..key_step import KeyStepSettings, key_step
 from ..key_step import check_settings as check_key_step
 from ..model import Diverged, Edit, Part
 from ..neighbourhood import Kind
+from ..peak_memory import PeakMemory
 from ..preserve import Projection
 from ..resume import Resume
 from ..select import NetworkTrainable, Trainable
@@ -176,14 +177,20 @@ def run(given: argparse.Namespace) -> None:
     images = None if pictures is None else batch(pictures, model.size)
     began = time.monotonic()
     resume = Resume() if method.name == "few_shot" else Resume(resume_file(given, method, model))
-    erasure = trained(given, method, model, images, resume)
-    erasure = erasure.with_measured(seconds=round(time.monotonic() - began, 2))
+    with PeakMemory() as memory:
+        erasure = trained(given, method, model, images, resume)
+    erasure = erasure.with_measured(
+        seconds=round(time.monotonic() - began, 2),
+        peak_mb=memory.peak >> 20,
+        recomputed=given.save_memory,
+    )
     erasure.save(given.output, getattr(torch, given.precision))
     resume.close()
     record = erasure.record
     print(
         f"{given.output}: {', '.join(erasure.concepts)}, {record['steps']} steps, "
-        f"{record['measured']['seconds']:.1f} s, {given.output.stat().st_size / 1e6:.1f} MB.\n"
+        f"{record['measured']['seconds']:.1f} s, peak memory {memory.peak >> 20} MB, "
+        f"file {given.output.stat().st_size / 1e6:.1f} MB.\n"
         "Suppressed, not removed for good: probe it before you rely on it."
     )
 

@@ -1,0 +1,44 @@
+"""The peak memory of a run, measured."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import torch
+
+
+class PeakMemory:
+    """Peak memory while it is open, in bytes: of the GPU where there is one, else of the process.
+
+    `base` is what was in use when it opened.
+    """
+
+    def __enter__(self) -> PeakMemory:
+        self._cuda = torch.cuda.is_available()
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self.base = torch.cuda.memory_allocated()
+        else:
+            self.base = psutil.Process().memory_info().rss
+            if sys.platform == "linux":
+                # Sets the peak back to what is in use now; where that is not allowed, the peak is
+                # that of the process's life.
+                with suppress(OSError):
+                    Path("/proc/self/clear_refs").write_text("5")
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.peak = self.now()
+
+    def now(self) -> int:
+        if self._cuda:
+            return torch.cuda.max_memory_allocated()
+        if sys.platform == "linux":
+            lines = Path("/proc/self/status").read_text().splitlines()
+            line = next(line for line in lines if line.startswith("VmHWM"))
+            return int(line.split()[1]) * 1024
+        info = psutil.Process().memory_info()
+        return getattr(info, "peak_wset", info.rss)
