@@ -122,6 +122,15 @@ def base_warning(patcher, erasure: Erasure, keys: Iterable[str]) -> str:
     )
 
 
+def other_base(model, clip, erasure: Erasure) -> str:
+    """The same sentence of a MODEL and a CLIP."""
+    parts = ((model, MODEL), (clip.patcher, CLIP))
+    found = (
+        base_warning(patcher, erasure, filter(part.has, erasure.deltas)) for patcher, part in parts
+    )
+    return " ".join(filter(None, found))
+
+
 def foreign_erasure(clip, tensors: Mapping[str, torch.Tensor], name: str) -> Erasure:
     """A text encoder that others erased, as deltas to this one, so that strength and undo work.
 

@@ -204,11 +204,12 @@ class SaveErasedClip(io.ComfyNode):
 
     @classmethod
     def execute(cls, erasure, filename_prefix, precision) -> io.NodeOutput:
-        folder = output_file(filename_prefix).parent
-        _, name, counter, _, _ = folder_paths.get_save_image_path(
+        output_file(filename_prefix)  # raises where it leaves the output folder
+        # The host's own folder: it may put today's date into the prefix.
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
         )
-        file = folder / f"{name}_{counter:05}_.safetensors"
+        file = Path(folder).resolve() / f"{name}_{counter:05}_.safetensors"
         erasure.save(file, getattr(torch, precision))
         text = f"{file.name}, {file.stat().st_size / 1e6:.1f} MB: {', '.join(erasure.concepts)}"
         tell(cls.hidden.unique_id, text)

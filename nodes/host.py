@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import comfy.model_management as management
 import comfy.model_sampling
@@ -21,17 +21,16 @@ from ..unlearn.gap import Vocabulary, places, shared_words, twice
 from ..unlearn.model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from ..unlearn.select import encoder_weights, network_weights
 from .attention import differentiable
-from .frozen import aliased, blocks, checkpointed, edited, is_quantised
-from .kept import Touched, kept_bytes
-from .memory import MemoryPlan, plan
+from .frozen import aliased, checkpointed, edited, is_quantised
+from .planning import Planned
 from .reading import check_read, is_spoilt, spoilt, unread_layers
+from .static import static_clip, static_model
 
-MEASURED = "a photo of a cat, in the style of an old painting"  # a prompt as long as most
 # Stable Diffusion 1.5's checkpoints lack these: the host leaves them as uninitialised memory.
 OFTEN_MISSING = ("text_projection.weight", "logit_scale")
 
 
-class ComfyModel:
+class ComfyModel(Planned):
     """A DiffusionModel (see unlearn.model) on what a ComfyUI graph hands over.
 
     Use it inside `with model.training():`, in which gradients are possible and after which every
@@ -46,8 +45,9 @@ class ComfyModel:
         size: tuple[int, int] = (512, 512),
         checkpointing: bool | None = None,
     ) -> None:
-        self.patcher, self.clip, self.vae = model, clip, vae
+        self.patcher, self.clip, self.vae = static_model(model), static_clip(clip), vae
         self.size, self.checkpointing = size, checkpointing
+        self._room = 0  # bytes to be left free beside the models
         self.device = model.load_device
         self._saved = None  # what autograd keeps while `training`
 
@@ -62,54 +62,6 @@ class ComfyModel:
     @property
     def encoder(self) -> torch.nn.Module:
         return self.clip.cond_stage_model
-
-    def prepare(
-        self, part: Part, select: str, rank: int, batch: int, prompts: int = 0
-    ) -> MemoryPlan:
-        """Look whether a training fits into memory, and recompute activations where it must.
-
-        batch, prompts: latents and prompts that are kept for one backward pass, at most. Raises
-        MemoryError with the estimate when it does not fit at all, and ValueError when the text
-        encoder is not of the kind that this network reads.
-        """
-        self.check_encoder()
-        self._load()  # what is free is beside them
-        weights = self._weights(part, select)
-        trained = sum(
-            rank * (w.shape[0] + w[0].numel()) if rank and w.ndim > 1 else w.numel()
-            for w in weights.values()
-        )
-        # Autograd keeps each edited weight as it was used, unless its block is recomputed.
-        copies = sum(w.numel() * w.element_size() for w in weights.values())
-        shape = (batch, self.network.latent_format.latent_channels, *self._space())
-        encoding = self._encoding(weights, prompts) if part == "encoder" and prompts else (0, 0)
-        planned = plan(self.network, part, shape, trained, copies, self.device, encoding)
-        if self.checkpointing is None:
-            self.checkpointing = planned.checkpointing
-        return planned
-
-    def _encoding(self, weights: dict[str, torch.Tensor], prompts: int) -> tuple[int, int]:
-        """Bytes that the ways of prompts through the encoder take while weights of it are trained:
-        in full, and with every block recomputed."""
-        before, found = self.checkpointing, []
-        try:
-            for self.checkpointing in (False, True):
-                touched = Touched(weights)
-                with self.training(), edited(self.clip.patcher, self.encoder, touched, ""):
-                    own = [w for w in self.encoder.parameters() if not is_quantised(w)]
-                    one, two = (
-                        kept_bytes(partial(self.encode, [MEASURED] * count), own, touched)
-                        for count in (1, 2)
-                    )
-                # What does not grow with the prompts, such as weights made of packed ones, is there
-                # once.
-                found.append(one + (prompts - 1) * (two - one))
-        finally:
-            self.checkpointing = before
-        full, recomputed = found
-        # While a block is recomputed, what it keeps is there, too.
-        one = (full - recomputed) // max(1, sum(1 for _ in blocks(self.encoder)))
-        return full, recomputed + one
 
     def _weights(self, part: Part, select: str) -> dict[str, torch.Tensor]:
         """What `select` means in a part, by the host's names."""
@@ -149,7 +101,8 @@ class ComfyModel:
 
     def _load(self) -> None:
         """Network and text encoder onto the device, as much of them as fits."""
-        management.load_models_gpu([self.patcher, self.clip.patcher])
+        models = [self.patcher, self.clip.patcher]
+        management.load_models_gpu(models, memory_required=self._room)
 
     def _ready(self) -> None:
         """Load again what the host has unloaded since, short of memory for something else.
@@ -197,7 +150,7 @@ class ComfyModel:
             self._token_table(name)[torch.tensor(some, dtype=torch.long)].float()
             for name, some in zip(names, numbers)
         ]
-        return Vocabulary(words, torch.cat(tables, 1).to(self.device))
+        return Vocabulary(words, torch.cat([table.to(self.device) for table in tables], 1))
 
     def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
         """The host takes a token's vector where its number would stand, as it does for textual
@@ -465,7 +418,7 @@ class ComfyModel:
             patcher, root, prefix = self.clip.patcher, self.encoder, ""
         else:
             patcher, root, prefix = self.patcher, self.layers, NETWORK
-        edit = Edit(self._weights(part, select), rank, seed)
+        edit = Edit(self._weights(part, select), rank, seed, self.device)
         edit.after_step = self._forget
         if part == "unet":
             edit.gradient_scale = 1 / self._gradient_scale

@@ -19,6 +19,22 @@ TRAINING_STATE = 16  # bytes a trained value: delta, gradient and Adam's two mom
 
 
 @dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes that a run takes beside the loaded weights."""
+
+    full: int
+    """Activations, all of them kept."""
+    recomputed: int
+    """Activations, every block's recomputed in the backward pass."""
+    state: int
+    """Deltas, gradients and the optimiser's."""
+
+    @property
+    def least(self) -> int:
+        return self.recomputed + self.state
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """What a run will need beyond the loaded weights, in bytes, and whether blocks are
     recomputed."""
@@ -29,37 +45,42 @@ class MemoryPlan:
     checkpointing: bool
 
 
-def plan(
+def need(
     network: torch.nn.Module,
     part: Part,
     shape: tuple[int, ...],
-    trained: int,
-    copies: int,
-    device: torch.device,
+    trained: int = 0,
+    copies: int = 0,
     encoding: tuple[int, int] = (0, 0),
-) -> MemoryPlan:
-    """Decide on activation checkpointing: only where the run would not fit without it.
+) -> MemoryNeed:
+    """An estimate for a backward pass through a network.
 
-    shape: of the latents of a batch. trained: how many values are trained. copies: bytes of the
-    weights they change. encoding: bytes that prompts take in a text encoder that is trained, in
-    full and recomputed (ComfyModel.prepare measures them). Raises MemoryError, one sentence with
-    the estimate, when it will not fit either way.
+    shape: of the latents of a batch. trained: how many values are trained. copies: bytes of weights
+    that autograd keeps as they were used, unless their block is recomputed. encoding: bytes that
+    prompts take in a text encoder that gradients go through, in full and recomputed
+    (ComfyModel.prepare measures them).
     """
     area = shape[0]
     for side in shape[2:]:
         area *= side
     size = management.dtype_size(network.get_dtype_inference())
     unit = area * size * 0.01 * network.memory_usage_factor * 2**20
-    state = trained * TRAINING_STATE
-    free = int(management.get_free_memory(device))
     full, recomputed = (int(unit * units) for units in UNITS[part])
-    full, recomputed = full + copies + encoding[0], recomputed + encoding[1]
-    if full + state <= free:
-        return MemoryPlan(full, state, free, checkpointing=False)
-    if recomputed + state <= free:
-        return MemoryPlan(recomputed, state, free, checkpointing=True)
+    return MemoryNeed(
+        full + copies + encoding[0], recomputed + encoding[1], trained * TRAINING_STATE
+    )
+
+
+def plan(needed: MemoryNeed, free: int, what: str, advice: str) -> MemoryPlan:
+    """Decide on activation checkpointing: only where the run would not fit without it.
+
+    Raises MemoryError, one sentence with the estimate, when it will not fit either way.
+    """
+    if needed.full + needed.state <= free:
+        return MemoryPlan(needed.full, needed.state, free, checkpointing=False)
+    if needed.least <= free:
+        return MemoryPlan(needed.recomputed, needed.state, free, checkpointing=True)
     raise MemoryError(
-        f"Training needs about {(recomputed + state) / 2**30:.1f} GB beside the loaded models and "
-        f"{free / 2**30:.1f} GB are free; use smaller or fewer images, a rank of 4 to 16, or close "
-        "other programs."
+        f"{what} about {needed.least / 2**30:.1f} GB beside the loaded models and "
+        f"{free / 2**30:.1f} GB are free; {advice}, or close other programs."
     )

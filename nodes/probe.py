@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io, ui
 
 from ..unlearn.phrasings import Given
-from ..unlearn.probe import Probe, probe, settings
+from ..unlearn.probe import Probe, ProbeSettings, probe, settings
 from ..unlearn.probe_sheet import probe_sheet
 from ..unlearn.prompts import split_concepts
-from .apply import erased
+from .apply import erased, other_base
 from .host import ComfyModel
 from .report import tell
 from .sockets import (
@@ -146,6 +147,8 @@ class ProbeErasure(io.ComfyNode):
             words(translations),
             tuple(line.strip() for line in descriptions.splitlines() if line.strip()),
         )
+        chosen = fitting(edited, settings(level, kind, seed=seed, steps=steps, guidance=cfg))
+        original.checkpointing = edited.checkpointing
         probes = []
         for one in concepts:
             found = probe(
@@ -153,18 +156,42 @@ class ProbeErasure(io.ComfyNode):
                 edited.training,
                 one,
                 parts,
-                settings(level, kind, seed=seed, steps=steps, guidance=cfg),
+                chosen,
                 given,
                 on_probe=Asking(node_id, one),
             )
             probes.append(found)
-        text = report(probes)
-        tell(node_id, text)
         records = [found.record() for found in probes]
-        probed = None if erasure is None else erasure.with_measured(probe=records)
+        text, probed = report(probes), erasure
+        if erasure is not None:
+            warning = other_base(model, clip, erasure)
+            text += f"\n{warning} The figures are not put into its record." if warning else ""
+            probed = erasure if warning else erasure.with_measured(probe=records)
+        tell(node_id, text)
         picture = probe_sheet(probes)
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(picture, text, probed, json.dumps(records, indent=1), ui=shown)
+
+
+def fitting(edited: ComfyModel, chosen: ProbeSettings) -> ProbeSettings:
+    """With as many prompts attacked side by side as there is memory for.
+
+    Raises MemoryError, before anything is drawn, where there is too little for one.
+    """
+    prefix, token = chosen.unlearn_diff_atk, chosen.cce
+    counts = [count for count in (4, 2, 1) if count <= prefix.at_once]
+    for at_once in counts:
+        try:
+            edited.prepare_attack(
+                max(at_once * prefix.draws, token.batch),
+                max(at_once, token.batch, chosen.prompts),
+            )
+        except MemoryError:
+            if at_once == counts[-1]:
+                raise
+        else:
+            break
+    return replace(chosen, unlearn_diff_atk=replace(prefix, at_once=at_once))
 
 
 class Asking:

@@ -19,7 +19,7 @@ def rank_input() -> io.Int.Input:
 
 
 def seed_input(
-    text: str = "The same seed gives the same erasure on one machine.",
+    text: str = "The same seed gives the same erasure on one machine; hardening goes by the clock.",
 ) -> io.Int.Input:
     return io.Int.Input(
         "seed",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from comfy_api.latest import io, ui
+from safetensors import SafetensorError
 
 from ..unlearn.erasure import Erasure
 from ..unlearn.model import Diverged, Part
@@ -122,9 +123,10 @@ class Training:
         )
         try:
             erasure.save(file)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise RuntimeError(
-                f"What was trained cannot be written to {file} ({error.strerror}). Make room "
+                f"What was trained cannot be written to {file} ({reason}). Make room "
                 "there and queue it again: a long run goes on from where it last kept its state."
             ) from error
         resume.close()

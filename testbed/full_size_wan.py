@@ -98,10 +98,11 @@ def measure_wan() -> dict:
     parts = {key: few[key] + (more[key] - few[key]) * left // step for key in few}
     whole = wan(NETWORK).get_model({}, "", device="meta")
     parts["network, weights"] = _bytes(whole.diffusion_model)
-    plan = partial(package.nodes.memory.plan, whole, "encoder", LATENTS, 0, 0, torch.device("cpu"))
-    parts["network, activations"] = plan().activations
+    parts["network, activations"] = package.nodes.memory.need(whole, "encoder", LATENTS).full
     full, recomputed = package.nodes.memory.UNITS["encoder"]
-    parts["network, activations, recomputed"] = int(plan().activations * recomputed / full)
+    parts["network, activations, recomputed"] = int(
+        parts["network, activations"] * recomputed / full
+    )
     sums = {
         "all, recomputed": (
             "text encoder, weights",

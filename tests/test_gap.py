@@ -24,7 +24,8 @@ WORDS = ["owl", "mushroom", "guitar"]
 
 def test_whole_words_of_three_tokenizers() -> None:
     assert whole_words({"fox</w>": 1, "fox": 2, "!</w>": 3, "a</w>": 4, "f0x</w>": 5}) == {"fox": 1}
-    assert whole_words({"\u2581Fox": 1, "\u2581fox": 2, "\u0120owl": 3}) == {"fox": 1, "owl": 3}
+    assert whole_words({"\u2581Fox": 1, "\u2581fox": 2, "\u0120owl": 3}) == {"fox": 2, "owl": 3}
+    assert whole_words({"\u2581London": 1}) == {}  # written small it is several tokens
 
 
 def test_only_words_of_all_encoders_are_shared() -> None:
@@ -46,6 +47,12 @@ def test_a_vocabulary_without_a_name() -> None:
     kept = Vocabulary(words, torch.arange(7.0)[:, None]).without("fox", "Mirabo")
     assert kept.words == ["box", "ox", "owl"]
     assert kept.vectors.flatten().tolist() == [2, 3, 5]
+
+
+def test_a_short_word_of_a_name_is_no_part_of_others() -> None:
+    words = ["a", "in", "cat", "wine", "alice", "cats", "wonder", "owl"]
+    kept = Vocabulary(words, torch.arange(8.0)[:, None]).without("a cat", "Alice in Wonderland")
+    assert kept.words == ["wine", "owl"]
 
 
 # On the real encoders

@@ -101,7 +101,7 @@ def few_shot(
 
     images: (N, H, W, 3) in 0..1, shared out evenly when there are several concepts (the first N/k
     are the first concept's); None lets the model draw `settings.shots` of each. The same seed gives
-    the same erasure on one machine.
+    the same erasure on one machine, unless it is hardened, which goes by the clock.
 
     Raises ValueError for bad input, before any work, and model.Diverged, which carries the last
     good erasure, when the loss stops being finite; `on_step` may raise to cancel. The model is

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 FILLERS = ("x", "y")
+LEAST = 3  # letters of a word that may be a part of others
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,18 @@ class Vocabulary:
         return [others.words[i] for i in alike.topk(min(count, len(others.words))).indices]
 
     def without(self, *texts: str) -> Vocabulary:
-        """All but the words that are, hold, or are a part of one of those in the texts."""
+        """All but the words that are, hold, or are a part of one of those in the texts.
+
+        A short word, such as "in", is no part of others.
+        """
         named = {part for text in texts for part in text.lower().split()}
+
+        def alike(word: str, part: str) -> bool:
+            short = min(len(word), len(part)) < LEAST
+            return word == part if short else word in part or part in word
+
         kept = [
-            i
-            for i, word in enumerate(self.words)
-            if not any(part in word or (len(word) > 2 and word in part) for part in named)
+            i for i, word in enumerate(self.words) if not any(alike(word, part) for part in named)
         ]
         return Vocabulary([self.words[i] for i in kept], self.vectors[kept])
 
@@ -71,15 +78,16 @@ def places(one: Sequence, other: Sequence, count: int) -> list[int]:
 
 
 def whole_words(vocabulary: Mapping[str, int]) -> dict[str, int]:
-    """Tokens that are plain words as they stand between spaces, by the word in small letters.
+    """Tokens that are plain words in small letters as they stand between spaces, by the word.
 
-    CLIP ends such tokens with </w>; others begin them with a mark for the space.
+    CLIP ends such tokens with </w>; others begin them with a mark for the space. One that has the
+    word with a capital alone splits it up where it is written small.
     """
     found = {}
     for token, number in vocabulary.items():
         word = token.removesuffix("</w>").lstrip("\u2581\u0120")
-        if word != token and len(word) > 1 and word.isascii() and word.isalpha():
-            found.setdefault(word.lower(), number)
+        if word != token and len(word) > 1 and word.isascii() and word.isalpha() and word.islower():
+            found[word] = number
     return found
 
 

@@ -16,21 +16,23 @@ from .trajectory import at
 class Encoded:
     """Conditioning of prompts under a text encoder that stays as it is, each encoded once."""
 
-    LARGEST = 256  # prompts kept
+    LARGEST = 2**28  # bytes kept: T5's of one prompt are eight million
 
     def __init__(self, model: DiffusionModel) -> None:
         self.model = model
         self.kept: dict[str, Conditioning] = {}
+        self.size = 0
 
     @torch.no_grad()
     def __call__(self, *prompts: str) -> Conditioning:
         found = []
         for prompt in prompts:
             if prompt not in self.kept:
-                if len(self.kept) >= self.LARGEST:
-                    self.kept.pop(next(iter(self.kept)))
                 self.kept[prompt] = self.model.encode([prompt])
+                self.size += self.kept[prompt].cross.nbytes
             found.append(self.kept[prompt])
+        while self.size > self.LARGEST:
+            self.size -= self.kept.pop(next(iter(self.kept))).cross.nbytes
         return Conditioning.joined(found)
 
 

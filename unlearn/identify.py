@@ -63,7 +63,8 @@ class Ranking:
     words: list[Word]
     """Best first; one that was kept longer stands before one that was dropped earlier."""
     confidence: float
-    """How likely the first word would still be first after endlessly many draws, 0 to 1."""
+    """How likely the first word would still be first among those that were left in the end, after
+    endlessly many draws, 0 to 1."""
     evaluations: int
     """Network evaluations of one row that it took."""
 
@@ -245,6 +246,11 @@ class _Draws:
         x0, noise, t = self.x0[there], self.noise[there], self.t[there]
         predicted = self.model.predict(self.model.noised(x0, noise, t), t, conditioning).float()
         self.plain[there[without]] = predicted[without]
+        if not predicted.isfinite().all():
+            raise ValueError(
+                "What the network predicts is not finite, so it cannot be asked: load it in "
+                "another precision, such as bfloat16 or float32, and look at the LoRAs on it."
+            )
         plain = self.plain[there]
         error = plain + believed * (predicted - plain) - self.model.target(x0, noise, t).float()
         return error.square().flatten(1).mean(1).cpu()

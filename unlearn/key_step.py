@@ -154,10 +154,11 @@ def key_step(
 ) -> Erasure:
     """Unlearn concepts in the denoising network, at its key steps.
 
-    The same seed gives the same erasure on one machine, also when the run was cut short and went on
-    by `resume`, which the caller closes once the erasure is kept. Raises ValueError for bad input,
-    before any work, and model.Diverged, which carries the last good erasure; `on_step` may raise to
-    cancel. The model is afterwards what it was.
+    The same seed gives the same erasure on one machine, unless it is hardened, which goes by the
+    clock; also when the run was cut short and went on by `resume`, which the caller closes once the
+    erasure is kept. Raises ValueError for bad input, before any work, and model.Diverged, which
+    carries the last good erasure; `on_step` may raise to cancel. The model is afterwards what it
+    was.
     """
     check_settings(concepts, settings)
     resume = resume or Resume()

@@ -80,10 +80,25 @@ class Conditioning:
 
     def beyond(self, other: Conditioning, amount: float) -> Conditioning:
         """This one moved away from another by a share of their difference."""
+        return self.moved(self.difference(other), amount)
+
+    def difference(self, other: Conditioning) -> Conditioning:
+        """What this one has that another has not; zero where one of them has no token."""
+        both = self.pooled is not None and other.pooled is not None
+        return Conditioning(self._apart(other)[0], self.pooled - other.pooled if both else None)
+
+    def mean(self) -> Conditioning:
+        """Of all prompts, as that of one."""
+        pooled = None if self.pooled is None else self.pooled.mean(0, keepdim=True)
+        return Conditioning(self.cross.mean(0, keepdim=True), pooled)
+
+    def moved(self, way: Conditioning, amount: float) -> Conditioning:
+        """This one moved along a difference, of as many prompts or of one, token by token."""
+        room = self.cross.shape[1] - way.cross.shape[1]  # below zero what is beyond is cut off
+        cross = self.cross + amount * F.pad(way.cross, (0, 0, 0, room))
         pooled = self.pooled
-        if pooled is not None and other.pooled is not None:
-            pooled = pooled + amount * (pooled - other.pooled)
-        cross = self.cross + amount * self._apart(other)[0]
+        if pooled is not None and way.pooled is not None:
+            pooled = pooled + amount * way.pooled
         return Conditioning(cross, pooled, self.extra, self.tokens)
 
     def distance(self, other: Conditioning) -> torch.Tensor:
@@ -191,18 +206,24 @@ class Delta:
     A weight of any shape counts as a matrix (first dimension, all the others).
     """
 
-    def __init__(self, weight: torch.Tensor, rank: int, generator: torch.Generator) -> None:
-        self.shape = weight.shape
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        rank: int,
+        generator: torch.Generator,
+        device: torch.device | None = None,
+    ) -> None:
+        self.shape, device = weight.shape, device or weight.device
         rows, columns = weight.shape[0], math.prod(weight.shape[1:])
         self.scale = spectral_scale(weight)
         # A bias or a norm's weight has no rank to speak of.
         if rank and len(weight.shape) > 1 and rank < min(rows, columns):
             down = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
-            self.down = down.to(weight.device).requires_grad_()
-            self.up = torch.zeros(rows, rank, device=weight.device).requires_grad_()
+            self.down = down.to(device).requires_grad_()
+            self.up = torch.zeros(rows, rank, device=device).requires_grad_()
             self.full = None
         else:
-            self.full = torch.zeros(weight.shape, device=weight.device).requires_grad_()
+            self.full = torch.zeros(weight.shape, device=device).requires_grad_()
 
     def parameters(self) -> list[torch.Tensor]:
         return [self.full] if self.full is not None else [self.up, self.down]
@@ -290,13 +311,23 @@ class Edit:
     share one set of weights. A backend asks `changed(key, weight)` at each use of an edited weight.
     """
 
-    def __init__(self, weights: dict[str, torch.Tensor], rank: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        weights: dict[str, torch.Tensor],
+        rank: int,
+        seed: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        """device: where the deltas are; None: each where its weight is."""
         generator = torch.Generator().manual_seed(seed)
         self.weights = weights
         self.history: list[float] = []
         """The loss at each step so far."""
         self._good, self._good_at = {}, 0
-        self.deltas = {key: Delta(weight, rank, generator) for key, weight in weights.items()}
+        self.deltas = {
+            key: Delta(weight, rank, generator, device) for key, weight in weights.items()
+        }
+        self._overflows = 0
         self._on = True
         self.gradient_scale = 1.0
         """What the deltas' gradients are multiplied by: a backend may scale them up on their way
@@ -332,7 +363,7 @@ class Edit:
         Fused where torch can: its other forms take temporary copies as large as the deltas.
         """
         parameters = self.groups(relative_rate) if relative_rate else self.parameters()
-        devices = {weight.device.type for weight in self.weights.values()}
+        devices = {parameter.device.type for parameter in self.parameters()}
         return torch.optim.Adam(
             parameters, rate, betas=betas, eps=eps, fused=devices <= {"cpu", "cuda"}
         )
@@ -358,7 +389,9 @@ class Edit:
         keep: a loss that the step should not raise; what in the gradient would is taken out by
         `projection` (see preserve.py). clip > 0: the largest norm of each gradient as a whole.
 
-        Raises Diverged, with the deltas of an earlier step, when the loss is not finite.
+        A gradient that overflowed on its way, as it may in half precision, is left out. Raises
+        Diverged, with the deltas of an earlier step, when the loss is not finite, or OVERFLOWS
+        gradients in a row were not.
         """
         value = loss.item()
         if not math.isfinite(value):
@@ -373,12 +406,23 @@ class Edit:
                 torch.nn.utils.clip_grad_norm_(list(self.parameters()), clip)
         else:
             self._backward_keeping(loss, keep, projection, clip)
-        if weight_decay:
-            self._decay(weight_decay)
-        optimiser.step()
+        if self._overflowed():
+            self._overflows += 1
+            if self._overflows == OVERFLOWS:
+                raise Diverged(math.nan, self._good, self.history[: self._good_at])
+            optimiser.zero_grad()
+        else:
+            self._overflows = 0
+            if weight_decay:
+                self._decay(weight_decay)
+            optimiser.step()
         self.history.append(value)
         self.after_step()
         return value
+
+    def _overflowed(self) -> bool:
+        found = [p.grad for p in self.parameters() if p.grad is not None]
+        return bool(found) and not torch.stack(torch._foreach_norm(found)).isfinite().all()
 
     def _backward_keeping(
         self, loss: torch.Tensor, keep: torch.Tensor, projection: Projection, clip: float
@@ -456,6 +500,7 @@ class Edit:
         }
 
 
+OVERFLOWS = 8  # gradients in a row that are not finite, after which a run is given up
 KEEP_EVERY = 10  # steps between copies of the deltas, kept in case the loss stops being finite
 
 OnStep = Callable[[int, int, float, Edit], None]

@@ -78,13 +78,14 @@ class Resume:
             with temporary.open("wb") as out:
                 torch.save(state, out)
             temporary.replace(file)
-        except OSError as error:
+        # Of a full disk torch says RuntimeError: its writer ends a file that is cut short.
+        except (OSError, RuntimeError) as error:
             self.every = math.inf  # said once, and not tried at every step
             log.warning(
                 "The state of this run cannot be kept in %s (%s). The run goes on; if it is cut "
                 "short, it begins anew.",
                 file,
-                error.strerror,
+                getattr(error, "strerror", None) or str(error).splitlines()[0],
             )
         finally:
             with suppress(OSError):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .model import DiffusionModel
+from .model import Conditioning, DiffusionModel
 from .neighbourhood import Kind, Neighbourhood
 from .token_search import OnAttack, search
 
@@ -39,13 +39,13 @@ class RingABellSettings:
 @torch.no_grad()
 def concept_direction(
     model: DiffusionModel, concept: str, kind: Kind, pairs: int, seed: int
-) -> torch.Tensor:
-    """(tokens, width): mean difference that the concept makes to a neutral word's sentences."""
+) -> Conditioning:
+    """The mean difference that the concept makes to a neutral word's sentences."""
     words = Neighbourhood([concept], kind, random.Random(seed))
     sentences = words.sentences(pairs)
-    with_it = model.encode([sentence.format(concept) for sentence in sentences]).cross
-    without = model.encode([sentence.format(words.anchor) for sentence in sentences]).cross
-    return (with_it - without).mean(0)
+    with_it = model.encode([sentence.format(concept) for sentence in sentences])
+    without = model.encode([sentence.format(words.anchor) for sentence in sentences])
+    return with_it.difference(without).mean()
 
 
 def ring_a_bell(
@@ -62,11 +62,10 @@ def ring_a_bell(
     """
     direction = concept_direction(model, concept, kind, settings.pairs, settings.seed)
     with torch.no_grad():
-        aim = model.encode(list(prompts)).cross + settings.strength * direction
+        aim = model.encode(list(prompts)).moved(direction, settings.strength)
 
     def losses(vectors: torch.Tensor) -> torch.Tensor:
-        found = model.encode_filled(["{}"] * len(prompts), vectors).cross
-        return (found - aim).square().mean((1, 2))
+        return model.encode_filled(["{}"] * len(prompts), vectors).distance(aim)
 
     def on_step(step: int) -> None:
         on_attack(step, settings.steps, NAME)

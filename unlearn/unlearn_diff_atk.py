@@ -61,15 +61,14 @@ def unlearn_diff_atk(
     total = each * -(-len(prompts) // settings.at_once)
     for i in range(0, len(prompts), settings.at_once):
         at = slice(i, i + settings.at_once)
-        some, aim = list(prompts[at]), wanted[at].cross
+        some, aim = list(prompts[at]), wanted[at]
         pictures = Targets(model, targets[at], kind, settings.draws, settings.seed + i)
         with torch.no_grad():
             before = pictures.losses(model.encode(some))
         sentences = ["{} " + prompt for prompt in some]
 
         def distance(vectors: torch.Tensor, sentences=sentences, aim=aim) -> torch.Tensor:
-            found = model.encode_filled(sentences, vectors).cross
-            return (found - aim).square().mean((1, 2))
+            return model.encode_filled(sentences, vectors).distance(aim)
 
         def losses(
             vectors: torch.Tensor, sentences=sentences, pictures=pictures, before=before

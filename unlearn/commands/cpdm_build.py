@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from ..erasure import fingerprint
 from . import options
 from .bar import Bar
 from .cpdm_set import COUNT, Caption, read_captions
@@ -66,9 +67,14 @@ def run(given: argparse.Namespace) -> None:
             if warning := base_warning(model, erasure):
                 print(warning)
             stack.enter_context(applied(model, erasure))
-        # The weights as they draw: another model or erasure is another run.
-        weights = model.base(model.weights)
-        check_run(target, {**settings(given, model), "weights": digest(weights)})
+        run = {
+            **settings(given, model),
+            # Pictures are numbered by their captions' place.
+            "captions": digest([[caption.image, caption.prompt] for caption in captions]),
+            # As they draw: another model or erasure is another run.
+            "weights": digest({key: fingerprint(w) for key, w in model.weights.items()}),
+        }
+        check_run(target, run)
         with Bar() as bar:
             try:
                 drawn = draw(model, captions, target, given, bar)
@@ -83,12 +89,12 @@ def run(given: argparse.Namespace) -> None:
 
 
 def settings(given: argparse.Namespace, model) -> dict:
-    """All but the weights that decides what is drawn."""
+    """All but the captions and the weights that decides what is drawn."""
     names = ("count", "steps", "guidance", "seed", "clip_skip", "half")
     return {**{name: getattr(given, name) for name in names}, "size": list(model.size)}
 
 
-def digest(values: dict) -> str:
+def digest(values: dict | list) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

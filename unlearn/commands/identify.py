@@ -34,8 +34,8 @@ examples:
 
 The better a word fits, the better the network tells the pictures from noise (Li et al., arXiv
 2303.16203). "explains 12%": its error is 12% smaller than with an empty prompt. The confidence is
-the chance that the first word would stay first among these words and for these pictures; it says
-nothing of words that are not among them. Nothing is trained, and the model is only read.
+the chance that the first word would stay first, for these pictures, among the words that were not
+dropped on the way; it says nothing of others. Nothing is trained, and the model is only read.
 """
 
 

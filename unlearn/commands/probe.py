@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -103,7 +104,11 @@ def run(given: argparse.Namespace) -> None:
     model = given_model(given)
     check_fit(model, erasure)
     warning = base_warning(model, erasure)
-
+    if warning and given.record:
+        raise Failure(
+            f"{given.model} is not the model that {given.erasures[0].name} was made with, so these "
+            "figures do not belong into its file; leave out --record or name its own model."
+        )
     chosen = settings(
         given.level,
         given.kind or kind_of(erasure),
@@ -127,19 +132,21 @@ def run(given: argparse.Namespace) -> None:
                     attacks=attacks,
                 )
             )
-    records = [found.record() for found in probes]
+    records = [{**found.record(), "clip_skip": model.clip_skip} for found in probes]
+    if given.json:
+        print(json.dumps(records, indent=1), flush=True)
+    else:
+        for found in probes:
+            print("\n".join([*found.sentences(), found.table(), ""]))
+        seconds = sum(found.seconds for found in probes)
+        print(f"{given.level} probe, {seconds:.1f} s.", flush=True)
+    if warning:
+        print(warning, file=sys.stderr)
+    # After the figures are told: a disk may be full.
     if given.picture is not None:
         write_png(given.picture, probe_sheet(probes))
     if given.record:
         record_measured(given.erasures[0], probe=records)
-    if given.json:
-        print(json.dumps(records, indent=1))
-        return
-    for found in probes:
-        print("\n".join([*found.sentences(), found.table(), ""]))
-    if warning:
-        print(warning)
-    print(f"{given.level} probe, {sum(found.seconds for found in probes):.1f} s.")
 
 
 def kind_of(erasure: Erasure) -> Kind:

@@ -1,0 +1,76 @@
+"""Where the host's dynamic VRAM is on, what is trained is a model whose weights stay in place."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+
+import testbed.drawings
+import testbed.pack
+
+
+@pytest.fixture
+def dynamic(host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> tuple:
+    """IconCanvas by the host's loader, which takes its patchers for dynamic ones.
+
+    The real ones need a card. These load nothing by themselves; what is asked of them here, and how
+    the host makes a static one, is the same.
+    """
+    import comfy.model_patcher
+
+    class Dynamic(comfy.model_patcher.ModelPatcher):
+        def is_dynamic(self) -> bool:
+            return True
+
+    *_, vae = testbed.pack.checkpoint()  # which no gradient goes through
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.model_patcher, "CoreModelPatcher", Dynamic)
+        model, clip, _ = testbed.pack.checkpoint()
+    assert model.is_dynamic()
+    assert clip.patcher.is_dynamic()
+    return model, clip, vae
+
+
+def erased(pack: ModuleType, parts: tuple):
+    few_shot = pack.unlearn.few_shot
+    with torch.inference_mode():
+        model = pack.nodes.host.ComfyModel(*parts, size=(64, 64))
+        assert not model.patcher.is_dynamic()
+        assert not model.clip.patcher.is_dynamic()
+        assert model.encoder is model.clip.patcher.model
+        shots = testbed.drawings.of("fox")[:2]
+        with model.training():
+            return few_shot.few_shot(
+                model, ["fox"], shots, few_shot.FewShotSettings(max_steps=2), None
+            )
+
+
+def test_trained_is_the_same_model_loaded_anew(pack: ModuleType, dynamic: tuple) -> None:
+    found, plain = erased(pack, dynamic), erased(pack, testbed.pack.checkpoint())
+    assert found.record["base"] == plain.record["base"]
+    for key in plain.deltas:
+        assert torch.equal(found.delta(key), plain.delta(key))
+
+
+def test_it_has_the_patches_and_leaves_the_users_model_alone(
+    pack: ModuleType, dynamic: tuple
+) -> None:
+    model, clip, vae = dynamic
+    erasure = erased(pack, dynamic)
+    patched, warning = pack.nodes.apply.erased_clip(clip, erasure)
+    assert not warning
+    again = pack.nodes.host.ComfyModel(model, patched, vae, size=(64, 64))
+    assert again.clip.patcher.patches.keys() == erasure.deltas.keys()
+    assert again.patcher is not model
+    assert not model.patches
+    assert model.model is not again.network
+
+
+def test_a_model_of_no_known_file_gets_a_sentence(pack: ModuleType, dynamic: tuple) -> None:
+    model, clip, vae = dynamic
+    model.cached_patcher_init = None
+    with pytest.raises(ValueError, match="use one of its own loaders") as error:
+        pack.nodes.host.ComfyModel(model, clip, vae)
+    assert "\n" not in str(error.value)
