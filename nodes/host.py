@@ -141,7 +141,7 @@ class ComfyModel(Planned):
 
     def vocabulary(self) -> Vocabulary:
         """Whole words with a token in each of the encoders, and its vectors side by side."""
-        names = list(self.clip.tokenize(""))
+        names = self._names(self.clip.tokenize(""))
         words, numbers = shared_words(
             {token: i for i, token in self._named(self.clip.tokenizer, name).inv_vocab.items()}
             for name in names
@@ -156,13 +156,24 @@ class ComfyModel(Planned):
         """The host takes a token's vector where its number would stand, as it does for textual
         inversions."""
         vectors = vectors.expand(len(sentences), -1, -1)
-        return self._conditioning([self._filled(*pair) for pair in zip(sentences, vectors)])
+        tokens = [self._filled(*pair) for pair in zip(sentences, vectors)]
+        try:
+            return self._conditioning(tokens)
+        except RuntimeError as error:
+            # The host's code for HunyuanVideo 1 compares the first token with a number.
+            if "Boolean value of Tensor" not in str(error):
+                raise
+            raise ValueError(
+                "ComfyUI takes no vectors at the beginning of a prompt for this text encoder, so "
+                "it can neither be attacked nor hardened; leave these out."
+            ) from error
 
     def _filled(self, sentence: str, vectors: torch.Tensor) -> dict:
         """Tokens of a sentence with vectors (tokens, width) in its gap."""
         one, other = map(self.clip.tokenize, twice(sentence, len(vectors)))
-        widths = [self._token_table(name).shape[1] for name in one]
-        for name, part in zip(one, vectors.split(widths, 1)):
+        names = self._names(one)
+        widths = [self._token_table(name).shape[1] for name in names]
+        for name, part in zip(names, vectors.split(widths, 1)):
             flat = [(s, i) for s, section in enumerate(one[name]) for i in range(len(section))]
             ids = ([tokens[name][s][i][0] for s, i in flat] for tokens in (one, other))
             for place, vector in zip(places(*ids, len(vectors)), part):
@@ -170,11 +181,17 @@ class ComfyModel(Planned):
                 one[name][s][i] = (vector, *one[name][s][i][1:])
         return one
 
+    def _names(self, tokens: dict) -> list[str]:
+        """Under which tokens go whose encoder is there: of Stable Diffusion 3's three the host
+        makes tokens for all, loaded or not."""
+        return [name for name in tokens if self._named(self.encoder, name) is not None]
+
     @staticmethod
     def _named(parts, name: str):
         """A tokenizer or an encoder by the name under which its tokens go: the host calls CLIP-L's
-        tokens l and its parts clip_l."""
-        return getattr(parts, f"clip_{name}", None) or getattr(parts, name)
+        tokens l and its parts clip_l. None where it is not there."""
+        found = getattr(parts, f"clip_{name}", None)
+        return getattr(parts, name, None) if found is None else found
 
     def _token_table(self, name: str) -> torch.Tensor:
         """(tokens, width)."""

@@ -263,6 +263,9 @@ def test_build_draws_what_the_model_draws_and_goes_on(
     assert {name: (generated / name).read_bytes() for name in names} == before
     said = sentence([*build, "--seed", "4"], capsys)
     assert "was begun with other seed; name another --generated" in said
+    captions = folder / "caption.csv"
+    captions.write_text(captions.read_text("utf-8").replace("fox", "red fox", 2), encoding="utf-8")
+    assert "was begun with other captions; name another" in sentence(build, capsys)
 
 
 def test_build_after_an_erasure_is_another_model(

@@ -117,6 +117,26 @@ def test_unread_weights_get_no_decay() -> None:
     assert not edit.deltas["fc.bias"].full.any()
 
 
+def test_a_gradient_that_overflowed_is_left_out() -> None:
+    edit = Edit({"w": torch.ones(3)}, rank=0)
+    optimiser = torch.optim.SGD(edit.parameters(), lr=0.1)
+
+    def step(factor: float) -> torch.Tensor:
+        changed = edit.changed("w", edit.weights["w"])
+        changed.register_hook(lambda gradient: gradient * factor)
+        edit.step(optimiser, changed.sum())
+        return edit.deltas["w"].full.detach().clone()
+
+    for _ in range(7):
+        assert not step(torch.inf).any()
+    assert torch.allclose(step(1.0), torch.tensor(-0.1))
+    for _ in range(7):
+        step(torch.nan)
+    with pytest.raises(Diverged):
+        step(torch.nan)
+    assert torch.allclose(edit.deltas["w"].full, torch.tensor(-0.1))
+
+
 def test_loss_that_is_not_finite_hands_over_the_last_good_deltas() -> None:
     edit = Edit({"w": torch.ones(3)}, rank=0)
     optimiser = torch.optim.SGD(edit.parameters(), lr=0.1)
@@ -190,6 +210,16 @@ def test_conditionings_of_unlike_length_are_compared_where_both_have_tokens() ->
     assert both.distance(short).tolist() == [0.0, 4.0]
     further = long.beyond(short, 0.5).cross
     assert further[0, :, 0].tolist() == [4.0, 4.0, 3.0, 3.0, 3.0]
+
+
+def test_a_conditioning_moves_along_what_sets_others_apart() -> None:
+    one, other = (Conditioning(torch.full((2, 3, 4), x), torch.full((2, 5), x)) for x in (3.0, 1.0))
+    way = one.difference(other).mean()
+    assert way.cross.shape == (1, 3, 4)
+    for tokens in (2, 5):
+        moved = Conditioning(torch.zeros(2, tokens, 4), torch.zeros(2, 5)).moved(way, 0.5)
+        assert moved.cross[1, :, 0].tolist() == [1.0, 1.0, 1.0, 0.0, 0.0][:tokens]
+        assert moved.pooled.unique().tolist() == [1.0]
 
 
 def test_one_of_a_batch_is_what_it_was_before_it_was_joined() -> None:

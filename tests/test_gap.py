@@ -35,7 +35,7 @@ def test_only_words_of_all_encoders_are_shared() -> None:
 
 
 def test_the_gap_is_where_the_tokens_differ() -> None:
-    assert twice("a {} b", 2) == ("a x x b", "a y y b")
+    assert twice("a {} b", 2) == ("a cat cat b", "a dog dog b")
     assert places([0, 5, 5, 9], [0, 6, 6, 9], 2) == [1, 2]
     with pytest.raises(ValueError, match="use a shorter prompt") as error:
         places([0, 5, 9], [0, 6, 9], 2)
