@@ -103,6 +103,8 @@ class ComfyModel(Planned):
         """Network and text encoder onto the device, as much of them as fits."""
         models = [self.patcher, self.clip.patcher]
         management.load_models_gpu(models, memory_required=self._room)
+        if self._room:  # of what is free the host gives a part to weights in any case
+            management.free_memory(self._room, self.device)
 
     def _ready(self) -> None:
         """Load again what the host has unloaded since, short of memory for something else.
@@ -110,9 +112,12 @@ class ComfyModel(Planned):
         The autoencoder may have taken the network's place, and the encoder, which the host loads by
         itself, too.
         """
-        patchers = self.patcher, self.clip.patcher
-        if any(p.model.current_weight_patches_uuid != p.patches_uuid for p in patchers):
+        if not self._is_loaded():
             self._load()
+
+    def _is_loaded(self) -> bool:
+        patchers = self.patcher, self.clip.patcher
+        return all(p.model.current_weight_patches_uuid == p.patches_uuid for p in patchers)
 
     def _forget(self) -> None:
         """Let go of activations saved for backward passes that are over or never came.

@@ -77,9 +77,10 @@ class Planned:
             # Beside as much of the models as leaves room: the rest is fetched when it is used, and
             # let go of only where blocks are recomputed.
             self._room = needed.least
-            management.free_memory(1e30, self.device)
             self._load()
             found = replace(planned(), checkpointing=True)
+            if not self._is_loaded():  # none of one of them would be left
+                raise
         if self.checkpointing is None:
             self.checkpointing = found.checkpointing
         return found

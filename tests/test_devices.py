@@ -161,3 +161,42 @@ def test_model_that_does_not_fit_is_trained_there(
         )
         assert not model.weight_wrapper_patches
         host.sample(["a photo of a fox"], seed=0, steps=2)
+
+
+@pytest.mark.slow
+def test_room_is_made_beside_a_model_that_does_not_fit(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host fills a card with weights; a run then has more of them fetched when used."""
+    import comfy.model_management as management
+
+    few_shot, shots = pack.unlearn.few_shot, testbed.drawings.of("fox")[:2]
+    with elsewhere(monkeypatch) as device, torch.inference_mode():
+        model, clip, vae = testbed.pack.checkpoint()
+        modules = model.model, clip.cond_stage_model
+        whole = sum(weight.nbytes for root in modules for weight in root.parameters())
+
+        def there() -> int:
+            every = (weight for root in modules for weight in root.parameters())
+            return sum(weight.nbytes for weight in every if weight.device == device)
+
+        def free(_=None, torch_free_too: bool = False):
+            left = int(0.9 * whole) - there()
+            return (left, left) if torch_free_too else left
+
+        monkeypatch.setattr(management, "get_free_memory", free)
+        monkeypatch.setattr(management, "minimum_inference_memory", lambda: 2**20)
+        monkeypatch.setattr(management, "extra_reserved_memory", lambda: 0)
+        host = host_model(pack, model, clip, vae)
+        host._load()
+        before = there()
+        planned = host.prepare("encoder", "mlp-final-attn", 4, batch=1, prompts=2)
+        assert planned.checkpointing
+        assert host.checkpointing
+        assert there() < before
+        assert free() >= planned.activations + planned.state
+        with host.training():
+            settings = few_shot.FewShotSettings(max_steps=1, rank=4, batch=1)
+            assert few_shot.few_shot(host, ["fox"], shots, settings).norm() > 0
+        with pytest.raises(MemoryError, match="use smaller or fewer images"):
+            host_model(pack, model, clip, vae).prepare("encoder", "all", 0, batch=64, prompts=64)
