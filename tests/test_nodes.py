@@ -244,6 +244,30 @@ def test_given_pictures_are_learnt_from(server: Server, training: Training) -> N
     assert images["hash"]
 
 
+def test_a_date_in_the_prefix_is_todays_and_nothing_is_replaced(
+    server: Server, training: Training
+) -> None:
+    for seed in (0, 1):
+        server.run(
+            loader()
+            | {
+                "unlearn": short("cat", seed=seed),
+                "save": node(
+                    "SaveErasedCLIP",
+                    erasure=["unlearn", 1],
+                    filename_prefix="dated/%year%/cat",
+                    precision="float32",
+                ),
+            }
+        )
+    (folder,) = (server.output / "dated").iterdir()
+    assert re.fullmatch(r"\d{4}", folder.name)
+    assert sorted(f.name for f in folder.iterdir()) == [
+        "cat_00001_.safetensors",
+        "cat_00002_.safetensors",
+    ]
+
+
 def test_cancelling_stops_within_a_step_or_so_and_the_next_prompt_works(
     server: Server, training: Training
 ) -> None:
