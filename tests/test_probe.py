@@ -472,7 +472,11 @@ def test_the_command_on_diffusers(tmp_path: Path, capsys: pytest.CaptureFixture[
     (record,) = Erasure.load(file).record["measured"]["probe"]
     assert record["pre"] == 1.0
     assert record["post"] == {}
+    assert record["clip_skip"] == 0
     assert Image.open(picture).width > 500
+    Erasure(nothing, {"concepts": ["guitar"], "base": {key: "other weights"}}).save(file)
+    assert main([*arguments, "--record"]) == 1
+    assert "do not belong into its file; leave out --record" in capsys.readouterr().err
 
 
 def test_record_needs_one_erasure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from .erasure import Erasure, images_hash
-from .harden import OTHERS, SENTENCES, Hardening
+from .harden import OTHERS, SENTENCES, Hardening, check_hardening
 from .model import Conditioning, DiffusionModel, Edit, OnStep, check_images
 from .neighbourhood import Kind, Neighbourhood, check_anchor
 from .preserve import Projection
@@ -108,6 +108,8 @@ def few_shot(
     afterwards what it was.
     """
     check_settings(concepts, images, settings)
+    if settings.harden:
+        check_hardening(model, settings.kind)
     pictures = concept_latents(model, concepts, images, settings)
     run = paper if settings.mode == "paper" else balanced
     return trained(
