@@ -170,7 +170,7 @@ class ComfyModel(Planned):
                 raise
             raise ValueError(
                 "ComfyUI takes no vectors at the beginning of a prompt for this text encoder, so "
-                "it can neither be attacked nor hardened; leave these out."
+                "it can neither be attacked by words nor hardened."
             ) from error
 
     def _filled(self, sentence: str, vectors: torch.Tensor) -> dict:

@@ -42,7 +42,8 @@ class KeyStepUNetUnlearn(io.ComfyNode):
                     options=list(TASKS),
                     default="object",
                     tooltip="What the concept is; instance is a character or a face. It decides "
-                    "the sentences, and in mode paper the key steps and the weights.",
+                    "the sentences and the first key step, and in mode paper the weights and the "
+                    "iterations.",
                 ),
                 anchor_input(
                     "What is drawn in its place. Empty: a neutral word by task (balanced), nothing "

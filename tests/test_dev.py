@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -241,6 +243,27 @@ OBJECT_INFO = {
 def ui_node(number: int, kind: str, widgets: list | None = None, **more: object) -> dict:
     node = {"id": number, "type": kind, "mode": 0, "inputs": [], "outputs": []}
     return {**node, "widgets_values": widgets or [], **more}
+
+
+def test_pip_takes_the_folder_as_the_readme_says(tmp_path: Path) -> None:
+    """All that counts for `pip install ".[diffusers]"` is the layout, so no code is copied."""
+    root = Path(dev.__file__).parent
+    source = tmp_path / "source"
+    source.mkdir()
+    for file in root.iterdir():
+        if file.suffix in (".toml", ".md", ".py") or file.name == "LICENSE":
+            shutil.copy(file, source)
+        elif file.is_dir() and not file.name.startswith("."):
+            (source / file.name).mkdir()
+            (source / file.name / "some.py").touch()
+    wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    made = subprocess.run(
+        [*wheel, "-w", str(tmp_path), str(source)], capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    (file,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(file) as content:
+        assert not [name for name in content.namelist() if name.endswith(".py")]
 
 
 def test_api_prompt_follows_the_browser() -> None:

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from .erasure import Erasure, images_hash
-from .harden import OTHERS, SENTENCES, Hardening, check_hardening
+from .gap import check_takes_vectors
+from .harden import OTHERS, SENTENCES, Hardening
 from .model import Conditioning, DiffusionModel, Edit, OnStep, check_images
 from .neighbourhood import Kind, Neighbourhood, check_anchor
 from .preserve import Projection
@@ -109,7 +110,7 @@ def few_shot(
     """
     check_settings(concepts, images, settings)
     if settings.harden:
-        check_hardening(model, settings.kind)
+        check_takes_vectors(model)
     pictures = concept_latents(model, concepts, images, settings)
     run = paper if settings.mode == "paper" else balanced
     return trained(

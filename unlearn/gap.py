@@ -58,6 +58,13 @@ class Vocabulary:
         return Vocabulary([self.words[i] for i in kept], self.vectors[kept])
 
 
+@torch.no_grad()
+def check_takes_vectors(model) -> None:
+    """Raises ValueError where a model's text encoder takes no vectors at the beginning of a prompt:
+    to be asked before there is work to lose."""
+    model.encode_filled(["{} a photo"], model.vocabulary().vectors[:1][None])
+
+
 def twice(sentence: str, count: int) -> tuple[str, str]:
     """The sentence with each of two words in its gap, `count` times."""
     one, other = (sentence.replace("{}", " ".join([filler] * count)) for filler in FILLERS)

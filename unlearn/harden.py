@@ -30,14 +30,6 @@ WARM_UP = 10  # steps
 LEAST = 0.1  # of the rate, at the end
 
 
-@torch.no_grad()
-def check_hardening(model: DiffusionModel, kind: Kind) -> None:
-    """Raises ValueError, before anything is trained, where the text encoder takes no vectors before
-    its prompts."""
-    some = model.vocabulary().vectors[: TOKENS[kind]]
-    model.encode_filled(["{} a photo"], some[None])
-
-
 @dataclass
 class Hardening:
     """One run: an edit, what is to be taken out of it, and how long.

@@ -20,7 +20,8 @@ from . import closed_form
 from .erasure import Erasure
 from .few_shot import STOP_WINDOW, check_concepts
 from .find_start import KeySteps, find_key_steps
-from .harden import Hardening, check_hardening
+from .gap import check_takes_vectors
+from .harden import Hardening
 from .held import Encoded, Held, drawn
 from .model import Conditioning, DiffusionModel, Edit, OnStep
 from .neighbourhood import Neighbourhood, check_anchor
@@ -164,7 +165,7 @@ def key_step(
     resume = resume or Resume()
     record = {"kind": KINDS[settings.task]}
     if settings.harden:
-        check_hardening(model, record["kind"])
+        check_takes_vectors(model)
     run_settings = settings
     if settings.start == "auto":
         found = found_start(model, concepts, settings, resume)

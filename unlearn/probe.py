@@ -20,6 +20,7 @@ from . import ring_a_bell as nameless_attack
 from . import unlearn_diff_atk as prefix_attack
 from .cce import CCESettings, cce
 from .columns import columns
+from .gap import check_takes_vectors
 from .model import Conditioning, DiffusionModel, Part
 from .neighbourhood import Kind
 from .phrasings import NOTHING, OWN, Given, phrasings, spread
@@ -224,7 +225,8 @@ def probe(
     """Ask the edited model for a concept in every way, and the original what it sees.
 
     parts: what was edited, for the sentence about CCE. attacks: those of ATTACKS to run. The models
-    stay what they are. Raises ValueError where there is no concept; `on_probe` may raise to cancel.
+    stay what they are. Raises ValueError where there is no concept, or the text encoder cannot be
+    attacked; `on_probe` may raise to cancel.
     """
     if not concept.strip():
         raise ValueError("No concept is named: type the word or name to probe, for example: Zorvik")
@@ -232,6 +234,8 @@ def probe(
     s, attack = settings, _attack_progress(on_probe)
     ring, prefix, token = ATTACKS
     with original() as model:
+        if attacks:
+            check_takes_vectors(model)
         asked = phrasings(
             concept, s.kind, s.prompts, s.phrasings, model.vocabulary(), given, s.seed
         )
