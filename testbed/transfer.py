@@ -76,16 +76,19 @@ class Job:
     """One encoder to erase and measure; without pictures (shots 0) the unedited one.
 
     source: of the pictures; of the unedited encoder NEUTRAL, which asks it for the concept's own
-    clips with the neutral word in its place.
+    clips with the neutral word in its place. protected: the erasure was told to keep the motion
+    words.
     """
 
     concepts: tuple[str, ...]
     shots: int = 0
     source: str = ""
+    protected: bool = False
 
     @property
     def name(self) -> str:
-        return "-".join((*self.concepts, str(self.shots), self.source)).strip("-")
+        told = "protected" if self.protected else ""
+        return "-".join((*self.concepts, str(self.shots), self.source, told)).strip("-")
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,7 @@ def erase(model: DiffusersModel, job: Job, effort: Effort = FULL) -> Erasure:
         seed=SEED,
         shots=job.shots,
         max_steps=effort.erasing,
+        protect=MOTIONS if job.protected else (),
     )
     return few_shot(model, job.concepts, images, settings)
 
@@ -234,6 +238,7 @@ def measure(job: Job, modules: Path, effort: Effort = FULL) -> dict:
     with_tools, neutral = tools(modules), job.source == NEUTRAL
     clips = neutral_clips(*job.concepts, effort) if neutral else clips_for(job.concepts, effort)
     row = {"concepts": job.concepts, "shots": job.shots, "source": job.source}
+    row |= {"protected": True} if job.protected else {}
     if job.shots:
         started = time.perf_counter()
         erasure = erase(with_tools.image, job, effort)
@@ -277,6 +282,13 @@ def jobs(
         for count in shots
         for source in SOURCES
     ]
+    alone = dict.fromkeys((*members, *((concept,) for concept in singles)))
+    wanted += [
+        Job(concepts, GROUP_SHOTS, source, protected=True)
+        for concepts in alone
+        for source in SOURCES
+        if GROUP_SHOTS in shots
+    ]
     wanted = list(dict.fromkeys(wanted))
     unedited = list(dict.fromkeys(Job(job.concepts) for job in wanted))
     neutral = [Job(job.concepts, 0, NEUTRAL) for job in unedited if len(job.concepts) == 1]
@@ -284,7 +296,7 @@ def jobs(
 
 
 def job_of(row: dict) -> Job:
-    return Job(tuple(row["concepts"]), row["shots"], row["source"])
+    return Job(tuple(row["concepts"]), row["shots"], row["source"], row.get("protected", False))
 
 
 def fingerprint(modules: Path, effort: Effort = FULL) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
@@ -104,9 +105,27 @@ def bars() -> str:
     )
 
 
+def plain(found: Found) -> Found:
+    return {job: pair for job, pair in found.items() if not job.protected}
+
+
+def by_protection(found: Found) -> list[str]:
+    """With the motion words named in *protect* and without, over the same encoders' concepts."""
+    told = {job: pair for job, pair in found.items() if job.protected}
+    lines = []
+    for source in dict.fromkeys(job.source for job in told):
+        mine = {job: pair for job, pair in told.items() if job.source == source}
+        same = [replace(job, protected=False) for job in mine]
+        kind = "drawings" if source == "real" else "self-drawn"
+        if all(job in found for job in same):
+            lines.append(line(f"{GROUP_SHOTS} {kind}", [found[job] for job in same]))
+        lines.append(line(f"{GROUP_SHOTS} {kind}, motion words protected", list(mine.values())))
+    return lines
+
+
 def by_pictures(found: Found) -> list[str]:
     """A line for each source and number of pictures, over the concepts measured with all."""
-    alone = {job: pair for job, pair in found.items() if len(job.concepts) == 1}
+    alone = {job: pair for job, pair in plain(found).items() if len(job.concepts) == 1}
     # Over the same concepts in every line.
     settings = sorted({(job.source, job.shots) for job in alone}, reverse=True)
     common = {job.concepts for job in alone} - {
@@ -125,7 +144,7 @@ def by_pictures(found: Found) -> list[str]:
 
 
 def by_concept(found: Found) -> list[str]:
-    lines = []
+    lines, found = [], plain(found)
     for concept in dict.fromkeys(job.concepts for job in found if len(job.concepts) == 1):
         pairs = [pair for job, pair in found.items() if job.concepts == concept]
         lines.append(line(f"{concept[0]} ({kind_of(concept[0])})", pairs))
@@ -134,6 +153,7 @@ def by_concept(found: Found) -> list[str]:
 
 def by_number(found: Found) -> list[str]:
     """One, two and four concepts in an encoder, of the same concepts, as many pictures of each."""
+    found = plain(found)
     groups = [job.concepts for job in found if len(job.concepts) > 1]
     members = {(concept,) for group in groups for concept in group}
     lines = []
@@ -154,7 +174,7 @@ def sheet(found: Found, target: Path) -> None:
     """Before and after beside each other, for each concept alone: a clip of its own, and one of a
     neighbour's."""
     chosen = {}
-    for job in found:
+    for job in plain(found):
         if len(job.concepts) == 1 and job.concepts[0] in SINGLES and job.shots == GROUP_SHOTS:
             chosen.setdefault(job.concepts, job)
     strips = [
@@ -195,7 +215,8 @@ def introduction(rows: list[dict], found: Found, effort: Effort) -> list[str]:
         "motion module and seeds are those of the unedited clips. At most "
         f"{effort.erasing} steps of training a concept. "
         f"{clips} clips of {FRAMES} frames, {effort.steps} steps, guidance {GUIDANCE:g}. The "
-        "encoder never saw a clip, and no prompt that it was trained with has the motion's word.",
+        "encoder never saw a clip, and no prompt that it was trained with has the motion's word, "
+        "but where the motion words were named in *protect*.",
         "",
         "* **residual**: frames of the concept's own clips in which the judge still sees it. Of "
         f"the unedited model it sees it in {unedited['was']:.1%}. **Peak frame**: of the eight "
@@ -237,6 +258,7 @@ def tables(found: Found) -> list[str]:
     parts = (
         ("pictures", "By the number of pictures", by_pictures(found)),
         ("concept", "By concept, over all of these", by_concept(found)),
+        ("pictures", "With the motion words protected", by_protection(found)),
         (
             "concepts in one encoder",
             f"Several concepts in one encoder, {GROUP_SHOTS} pictures of each",
