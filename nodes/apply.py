@@ -112,8 +112,9 @@ def base_warning(patcher, erasure: Erasure, keys: Iterable[str]) -> str:
     """A sentence when a patcher's own weights are not those the erasure was trained on."""
     base = erasure.record.get("base", {})
     recorded = {key: base[key] for key in keys if key in base}
-    found = fingerprints(patcher, recorded)
-    differing = sum(found[key] != value for key, value in recorded.items())
+    own = patcher.model.state_dict()
+    found = fingerprints(patcher, [key for key in recorded if key in own])
+    differing = sum(found.get(key) != value for key, value in recorded.items())
     if not differing:
         return ""
     return (

@@ -147,6 +147,7 @@ class ProbeErasure(io.ComfyNode):
             words(translations),
             tuple(line.strip() for line in descriptions.splitlines() if line.strip()),
         )
+        warning = "" if erasure is None else other_base(model, clip, erasure)
         chosen = fitting(edited, settings(level, kind, seed=seed, steps=steps, guidance=cfg))
         original.checkpointing = edited.checkpointing
         probes = []
@@ -164,7 +165,6 @@ class ProbeErasure(io.ComfyNode):
         records = [found.record() for found in probes]
         text, probed = report(probes), erasure
         if erasure is not None:
-            warning = other_base(model, clip, erasure)
             text += f"\n{warning} The figures are not put into its record." if warning else ""
             probed = erasure if warning else erasure.with_measured(probe=records)
         tell(node_id, text)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from unlearn.neighbourhood import ANCHORS
+
 from . import checkpoint, models, motion, tokens
 from .clips import training_clips
 from .train import DEVICE, WORKERS, Stage, attention, autocast, noise_schedule
@@ -23,15 +25,14 @@ APART = 4.0  # by how much more a pair's difference counts there than what it ha
 
 # A motion belongs to whatever moves. A word learnt only beside the vocabulary's names would do less
 # for a prompt that names none of them.
-NAMELESS = 0.12  # the share of the pairs in whose captions one of these words takes a name's place
-NOTHING = {"object": "picture", "style": "plain", "character": "person"}
+NAMELESS = 0.12  # the share of the pairs in whose captions a neutral word takes a name's place
 
 
 def nameless(rng: random.Random, name: str, style: str | None) -> tuple[str, str | None]:
     """A drawing's (name, style) with one of the two left open."""
     if style is None:
-        return NOTHING["character"], None
-    return (NOTHING["object"], style) if rng.random() < 0.5 else (name, NOTHING["style"])
+        return ANCHORS["character"], None
+    return (ANCHORS["object"], style) if rng.random() < 0.5 else (name, ANCHORS["style"])
 
 
 class ClipBatches:

@@ -884,3 +884,14 @@ def test_encoder_of_another_model_gets_a_sentence(
     with pytest.raises(ValueError, match="gives 768 numbers a token and the model reads 192"):
         execute(pack, Loaded(loaded.model, other, loaded.vae))
     assert not list(output.parent.rglob("*.safetensors"))
+
+
+def test_weights_that_a_model_lacks_are_not_those_of_its_base(pack: ModuleType) -> None:
+    Erasure = pack.unlearn.erasure.Erasure
+    model, clip, _ = testbed.pack.checkpoint()
+    key = "clip_l.transformer.text_model.encoder.layers.99.mlp.fc1.weight"
+    other = Erasure({key: {"diff": torch.zeros(2, 2)}}, {"base": {key: "0123"}})
+    assert "1 of 1 weights differ" in pack.nodes.apply.other_base(model, clip, other)
+    own = next(name for name in clip.cond_stage_model.state_dict() if name.endswith("fc1.weight"))
+    base = pack.nodes.host.fingerprints(clip.patcher, [own])
+    assert not pack.nodes.apply.other_base(model, clip, Erasure({own: {}}, {"base": base}))
