@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..unlearn.erasure import NETWORK, fingerprint
 from ..unlearn.first_token import first_token_detached
-from ..unlearn.gap import Vocabulary, places, shared_words, twice
+from ..unlearn.gap import Vocabulary, places, shared_words, token_count, twice
 from ..unlearn.model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from ..unlearn.select import encoder_weights, network_weights
 from .attention import differentiable
@@ -156,6 +156,11 @@ class ComfyModel(Planned):
             for name, some in zip(names, numbers)
         ]
         return Vocabulary(words, torch.cat([table.to(self.device) for table in tables], 1))
+
+    def token_count(self, words: str) -> int:
+        names = self._names(self.clip.tokenize(""))
+        parts = (self._named(self.clip.tokenizer, name) for name in names)
+        return token_count((part.tokenizer for part in parts), words)
 
     def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
         """The host takes a token's vector where its number would stand, as it does for textual

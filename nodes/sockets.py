@@ -38,7 +38,7 @@ def protect_input() -> io.String.Input:
         default="",
         optional=True,
         tooltip="balanced: words, separated by commas, that must keep their meaning, such as "
-        "close relatives of the concept.",
+        "close relatives of the concept, or how things move in your videos.",
     )
 
 

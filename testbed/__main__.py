@@ -38,6 +38,12 @@ def main() -> None:
         "peak rate",
     )
     parser.add_argument("--steps", type=int, help="train, judge or motion: another number of steps")
+    parser.add_argument(
+        "--lean",
+        type=float,
+        default=0.5,
+        help="motion: below 1 leans to much noise, where the words are learnt (default 0.5)",
+    )
     options = parser.parse_args()
     if options.stage == "data":
         from . import data
@@ -72,7 +78,7 @@ def main() -> None:
     if options.stage == "motion":
         from .train_motion import train_motion
 
-        train_motion(folder, further=options.further, **extra)
+        train_motion(folder, further=options.further, lean=options.lean, **extra)
         return
     stages = {
         "autoencoder": train.train_autoencoder,

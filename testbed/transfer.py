@@ -58,7 +58,7 @@ class Effort:
     """How much is drawn and trained."""
 
     own: int = 7
-    """Clips of each concept's own; with it, of others of its kind, and of other kinds."""
+    """Clips of each concept's own; for it, of others of its kind, and of other kinds."""
     near: int = 4
     far: int = 2
     steps: int = STEPS
@@ -116,8 +116,7 @@ def clips_for(concepts: tuple[str, ...], effort: Effort = FULL) -> list[Clip]:
         # Their list has objects first and characters last.
         far = [p for p in others if p.measure == "cross"]
         near += [*far[: effort.far - 1], far[-1]]
-    # As many for several concepts as for one.
-    chosen += [(p, "") for p in near[:: len(concepts)]]
+    chosen += [(p, "") for p in near]
     return [
         Clip(
             replace(prompt, text=moving(prompt.text, MOTIONS[i % len(MOTIONS)])),

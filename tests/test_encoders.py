@@ -242,6 +242,11 @@ def test_umt5_keeps_no_bias_that_goes_unread(pack: ModuleType) -> None:
     assert not [shape for shape in kept if shape[1:] == (4, tokens, tokens)]
 
 
+def test_tokens_of_a_name_are_counted(pack: ModuleType, loaded: Loaded) -> None:
+    with comfy_model(pack, loaded).training() as model:
+        assert [model.token_count(words) for words in ("cat", "cat dog")] == [1, 2]
+
+
 def test_words_are_sought_for_prompts_of_any_length(pack: ModuleType, loaded: Loaded) -> None:
     """By both attacks that write prompts; encoders that do not pad make unlike conditionings."""
     science, own = pack.unlearn, [PROMPTS[2], PROMPTS[0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -14,6 +15,7 @@ import testbed.pack
 from testbed import diffusers_pipeline
 from unlearn.diffusers_model import DiffusersModel
 from unlearn.gap import Vocabulary, places, shared_words, twice, whole_words
+from unlearn.neighbourhood import Neighbourhood
 
 SENTENCES = ["{} a photo of a fox", "a painting, {} style", "{}"]
 WORDS = ["owl", "mushroom", "guitar"]
@@ -98,6 +100,25 @@ def test_the_vectors_take_a_gradient_and_the_weights_none(model: Any) -> None:
     given = vectors(model, WORDS).clone().requires_grad_()
     model.encode_filled([SENTENCES[0]], given).cross.square().mean().backward()
     assert given.grad.abs().amax(-1).min() > 0
+
+
+def test_tokens_are_counted_within_a_prompt(model: Any) -> None:
+    counts = {words: model.token_count(words) for words in ("fox", "Zorvik", "a brown animal")}
+    assert counts == {"fox": 1, "Zorvik": 2, "a brown animal": 3}
+
+
+def test_words_behind_a_name_and_behind_its_neutral_words_have_the_same_places(model: Any) -> None:
+    words = Neighbourhood(["Zorvik"], "character", random.Random(0))
+    neutral = words.neutral("Zorvik", model)
+    assert neutral == "person person"
+    here = [model.vocabulary().of(word) for word in ("spin", "castle")]
+    named, unnamed = (f"a photo of {name}, {{}}" for name in ("Zorvik", neutral))
+    # Where the conditioning begins to tell the two words apart there is the word.
+    starts = []
+    for sentence in (named, unnamed):
+        one, other = (model.encode_filled([sentence], v[None, None]).cross[0] for v in here)
+        starts.append((one - other).abs().amax(-1).gt(1e-6).nonzero()[0].item())
+    assert starts[0] == starts[1]
 
 
 def test_conditioning_is_drawn_as_its_prompt_is(model: Any) -> None:

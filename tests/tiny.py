@@ -110,6 +110,9 @@ class TinyModel:
         words = sorted({word for word in COMMON_WORDS if " " not in word})
         return Vocabulary(words, torch.stack([word_vector(word, self.width) for word in words]))
 
+    def token_count(self, words: str) -> int:
+        return len(words.split())
+
     def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
         rows = []
         for sentence, gap in zip(sentences, vectors):

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from .dpm_solver import draw, noise_levels
 from .erasure import NETWORK, fingerprint
 from .first_token import first_token_detached
-from .gap import Vocabulary, places, shared_words, twice
+from .gap import Vocabulary, places, shared_words, token_count, twice
 from .host_names import encoder_modules, network_modules, view
 from .model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from .select import encoder_weights, network_weights
@@ -110,6 +110,9 @@ class DiffusersModel:
             for (encoder, _), some in zip(self.encoders.values(), numbers)
         ]
         return Vocabulary(words, torch.cat(tables, 1))
+
+    def token_count(self, words: str) -> int:
+        return token_count((tokenizer for _, tokenizer in self.encoders.values()), words)
 
     def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
         count = vectors.shape[1]

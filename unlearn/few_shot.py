@@ -285,6 +285,7 @@ def balanced(
         spread = apart.distance(model.encode([""])).mean().item()
     # Of the last steps on each concept: its loss ratio, its distance from the neutral prompts.
     recent = {concept: deque(maxlen=STOP_WINDOW) for concept in concepts}
+    neutral_words = {concept: words.neutral(concept, model) for concept in concepts}
     total = settings.max_steps * len(concepts)
     for step in range(total):
         concept, latents = concepts[step % len(concepts)], pictures[step % len(concepts)]
@@ -293,7 +294,7 @@ def balanced(
         own = [words.prompt(concept) for _ in chosen]
         others, sentences = words.others(HELD), words.sentences(NAMED)
         named = [sentence.format(concept) for sentence in sentences]
-        neutral = [sentence.format(words.anchor) for sentence in sentences]
+        neutral = [sentence.format(neutral_words[concept]) for sentence in sentences]
 
         with edit.off():
             own_was, others_was, named_was, neutral_was = encoded(

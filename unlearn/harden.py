@@ -63,8 +63,9 @@ class Hardening:
         model, words = self.model, self.words
         with self.edit.off():
             spread = model.encode(words.common[:16]).distance(model.encode([""])).mean().item()
+        neutral_words = {concept: words.neutral(concept, model) for concept in self.concepts}
         for concept in self._steps():
-            named, neutral = self._sentences(concept, SENTENCES)
+            named, neutral = self._sentences(concept, SENTENCES, neutral_words[concept])
             others = words.others(OTHERS)
             start, beside = self._some_words(len(named)), self._some_words(len(others))
             with self.edit.off():
@@ -103,7 +104,7 @@ class Hardening:
             )
             noise = torch.randn(x0.shape, generator=self.generator).to(x0)
             x = model.noised(x0, noise, at(t, x0))
-            named, neutral = self._sentences(concept, len(x))
+            named, neutral = self._sentences(concept, len(x), self.words.anchor)
             start = self._some_words(len(x))
             other_x, other_prompts = held.noised(self.words.rng, self.generator, t)
             plain = model.encode(named)
@@ -148,12 +149,10 @@ class Hardening:
             done = self.before + self.done
             self.on_step(done, done + left, value, self.edit)
 
-    def _sentences(self, concept: str, count: int) -> tuple[list[str], list[str]]:
-        """Prompts that name the concept, and the same with the neutral word."""
+    def _sentences(self, concept: str, count: int, neutral: str) -> tuple[list[str], list[str]]:
+        """Prompts that name the concept, and the same with a neutral word."""
         sentences = self.words.sentences(count)
-        return [s.format(concept) for s in sentences], [
-            s.format(self.words.anchor) for s in sentences
-        ]
+        return [s.format(concept) for s in sentences], [s.format(neutral) for s in sentences]
 
     def _some_words(self, count: int) -> torch.Tensor:
         """(count, tokens, width): vectors of words drawn from all that the encoder has."""

@@ -151,6 +151,9 @@ class DiffusionModel(Protocol):
     def vocabulary(self) -> Vocabulary:
         """The whole words that the text encoder has a token for, and these tokens' vectors."""
 
+    def token_count(self, words: str) -> int:
+        """How many tokens the words are within a prompt; of several text encoders, the most."""
+
     def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
         """Conditioning of sentences with a gap each, `{}`, filled with token vectors.
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from .prompts import COMMON_STYLES, COMMON_WORDS, in_context, templates
+
+if TYPE_CHECKING:
+    from .model import DiffusionModel
 
 Kind = Literal["object", "style", "character"]
 
@@ -16,7 +19,8 @@ ANCHORS = {"object": "picture", "style": "plain", "character": "person"}
 class Neighbourhood:
     """The prompts of one run: the concept's own, others to hold in place, and neutral ones.
 
-    anchor: the neutral word; empty: by kind. protect: words to hold in place before all others.
+    anchor: the neutral word; empty: by kind. protect: words to hold in place before all others,
+    alone, beside other things, and beside the concept itself.
     """
 
     def __init__(
@@ -37,12 +41,23 @@ class Neighbourhood:
 
         self.common = unnamed((*COMMON_WORDS, *COMMON_STYLES))
         beside = COMMON_WORDS if kind == "style" else COMMON_STYLES
-        self.contexts = unnamed((*beside, *protect))
+        self.contexts, self.companions = unnamed(beside), unnamed(protect)
 
     def prompt(self, concept: str) -> str:
         """One of the concept's prompts, every second one with something else beside it."""
-        word = self.rng.choice(self.contexts) if self.rng.random() < 0.5 else None
-        return in_context(self.rng, self.kind, concept, word)
+        if self.rng.random() < 0.5:
+            return self.accompanied(concept)
+        return in_context(self.rng, self.kind, concept)
+
+    def accompanied(self, concept: str) -> str:
+        """The concept with something else beside it, every second time a protected word if any."""
+        if self.companions and self.rng.random() < 0.5:
+            return self.beside(in_context(self.rng, self.kind, concept), self.companions)
+        return in_context(self.rng, self.kind, concept, self.rng.choice(self.contexts))
+
+    def beside(self, sentence: str, words: Sequence[str]) -> str:
+        """The sentence, and behind a comma one of the words: how a thing moves, where it is."""
+        return f"{sentence}, {self.rng.choice(words)}"
 
     def sentences(self, count: int = 2) -> list[str]:
         """Sentences with a gap, for the concept and for the neutral word in its place; every second
@@ -52,18 +67,39 @@ class Neighbourhood:
         neutral word in its place says the rest of the sentence and nothing of the concept.
         """
         return [
-            in_context(self.rng, self.kind, "{}", self.rng.choice(self.contexts) if i % 2 else None)
+            self.accompanied("{}") if i % 2 else in_context(self.rng, self.kind, "{}")
             for i in range(count)
         ]
 
+    def neutral(self, concept: str, model: DiffusionModel) -> str:
+        """The neutral word, said as often as makes it as many tokens as the concept.
+
+        Where a prompt that names the concept is compared with one that does not, token by token,
+        each word behind them then stands beside itself and not beside another one. Not of a style:
+        its name is a sentence's last, and so many neutral words would only move others more.
+        """
+        if self.kind == "style":
+            return self.anchor
+        wanted, each = model.token_count(concept), model.token_count(self.anchor)
+        return " ".join([self.anchor] * max(1, round(wanted / each)))
+
     def others(self, count: int = 6) -> list[str]:
-        """The empty prompt, and words in templates; every second one a protected word if any."""
+        """The empty prompt, and words in templates; every second one a protected word if any, alone
+        or beside another one."""
         prompts = [""]
         for i in range(1, count):
-            word = self.rng.choice(self.protect if self.protect and i % 2 else self.common)
-            kind = "style" if word in COMMON_STYLES else "object"
-            prompts.append(self.rng.choice((word, self.rng.choice(templates(kind)).format(word))))
+            protected = self.protect and i % 2
+            if protected and self.rng.random() < 0.5:
+                prompts.append(self.beside(self.named(self.common), self.protect))
+            else:
+                prompts.append(self.named(self.protect if protected else self.common))
         return prompts
+
+    def named(self, words: Sequence[str]) -> str:
+        """One of the words, alone or in one of its templates."""
+        word = self.rng.choice(words)
+        kind = "style" if word in COMMON_STYLES else "object"
+        return self.rng.choice((word, self.rng.choice(templates(kind)).format(word)))
 
 
 def check_anchor(concepts: Sequence[str], anchor: str) -> None:
