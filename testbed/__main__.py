@@ -38,12 +38,6 @@ def main() -> None:
         "peak rate",
     )
     parser.add_argument("--steps", type=int, help="train, judge or motion: another number of steps")
-    parser.add_argument(
-        "--lean",
-        type=float,
-        default=0.5,
-        help="motion: below 1 leans to much noise, where the words are learnt (default 0.5)",
-    )
     options = parser.parse_args()
     if options.stage == "data":
         from . import data
@@ -78,7 +72,7 @@ def main() -> None:
     if options.stage == "motion":
         from .train_motion import train_motion
 
-        train_motion(folder, further=options.further, lean=options.lean, **extra)
+        train_motion(folder, further=options.further, **extra)
         return
     stages = {
         "autoencoder": train.train_autoencoder,

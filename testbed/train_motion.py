@@ -130,14 +130,13 @@ def train_motion(
     batch: int = 8,
     file: Path = motion.WEIGHTS,
     further: bool = False,
-    lean: float = 0.5,
 ) -> None:
     """Train on `batch` clips a step and write the weights to `file`.
 
     The folder's final states are those of the repository's checkpoint, so what is trained fits it.
 
-    further: start from `file` instead of from nothing, at a fifth of the peak rate, more of which
-    would undo what was learnt. lean: see `clip_loss`; a third teaches words, above a half things.
+    further: start from `file` instead of from nothing, at a quarter of the peak rate, more of which
+    would undo what was learnt, and with more of the steps under much noise, where the word decides.
     """
     checkpoint.unpack(folder)
     clips, pairs = training_clips(folder)
@@ -147,7 +146,7 @@ def train_motion(
     size = max(2, batch // WORKERS // 2 * 2)  # in pairs
     batches = [ClipBatches(clips, pairs, size, seed=worker) for worker in range(WORKERS)]
     with motion.inserted(unet, modules):
-        name, peak = ("motion-further", 2e-4) if further else ("motion", 1e-3)
+        name, peak, lean = ("motion-further", 2.5e-4, 0.33) if further else ("motion", 1e-3, 0.5)
         parts = torch.nn.ModuleDict({"motion": modules})
         stage = Stage(name, parts, steps, peak, 200, average=0.995)
         stage.run(lambda worker: clip_loss(unet, text, *next(batches[worker]), lean), folder)
