@@ -173,24 +173,21 @@ def by_number(found: Found) -> list[str]:
 def sheet(found: Found, target: Path) -> None:
     """Before and after beside each other, for each concept alone: a clip of its own, and one of a
     neighbour's."""
-    chosen = {}
+    strips: dict[tuple[str, ...], tuple] = {}
     for job in plain(found):
         if len(job.concepts) == 1 and job.concepts[0] in SINGLES and job.shots == GROUP_SHOTS:
-            chosen.setdefault(job.concepts, job)
-    strips = [
-        (found[job], [STRIPS / f"{one.name}.png" for one in (Job(job.concepts), job)])
-        for job in chosen.values()
-    ]
-    strips = [(pair, files) for pair, files in strips if all(f.exists() for f in files)]
+            files = [STRIPS / f"{one.name}.png" for one in (Job(job.concepts), job)]
+            if all(file.exists() for file in files):
+                strips.setdefault(job.concepts, (found[job], files))
     if not strips:
         return
-    width, height = (side // 2 for side in Image.open(strips[0][1][0]).size)
+    width, height = (side // 2 for side in Image.open(next(iter(strips.values()))[1][0]).size)
     line_height, gap = 14, 8
     page = Image.new(
         "RGB", (2 * width + gap, len(strips) * (height + 2 * line_height + gap)), "white"
     )
     pen = ImageDraw.Draw(page)
-    for i, ((before, _), files) in enumerate(strips):
+    for i, ((before, _), files) in enumerate(strips.values()):
         clips = before["clips"]
         texts = (clips[0]["text"], next(clip["text"] for clip in clips if not clip["concept"]))
         for k, (when, file) in enumerate(zip(("before", "after"), files)):
