@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..unlearn.erasure import NETWORK, fingerprint
 from ..unlearn.first_token import first_token_detached
-from ..unlearn.gap import Vocabulary, places, shared_words, token_count, twice
+from ..unlearn.gap import Vocabulary, beside, places, shared_words, token_count, twice
 from ..unlearn.model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from ..unlearn.select import encoder_weights, network_weights
 from .attention import differentiable
@@ -119,7 +119,7 @@ class ComfyModel(Planned):
         patchers = self.patcher, self.clip.patcher
         return all(p.model.current_weight_patches_uuid == p.patches_uuid for p in patchers)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Let go of activations saved for backward passes that are over or never came.
 
         They hold the very graphs that hold them: without this a graph that is not gone through to
@@ -155,7 +155,7 @@ class ComfyModel(Planned):
             self._token_table(name)[torch.tensor(some, dtype=torch.long)].float()
             for name, some in zip(names, numbers)
         ]
-        return Vocabulary(words, torch.cat([table.to(self.device) for table in tables], 1))
+        return beside(words, [table.to(self.device) for table in tables])
 
     def token_count(self, words: str) -> int:
         names = self._names(self.clip.tokenize(""))
@@ -446,7 +446,7 @@ class ComfyModel(Planned):
         else:
             patcher, root, prefix = self.patcher, self.layers, NETWORK
         edit = Edit(self._weights(part, select), rank, seed, self.device)
-        edit.after_step = self._forget
+        edit.after_step = self.forget
         if part == "unet":
             edit.gradient_scale = 1 / self._gradient_scale
         layers = {key.removeprefix(prefix).rpartition(".")[0] for key in edit.weights}

@@ -118,4 +118,5 @@ class Counting:
         self.bar.update_absolute(done, total)
         if done == total or time.monotonic() - self.told > 0.5:
             self.told = time.monotonic()
-            tell(self.node_id, f"{self.what}\n{done} of {total} rows, ahead: {leader}")
+            ahead = f", ahead: {leader}" if leader else ""
+            tell(self.node_id, f"{self.what}\n{done} of {total} rows{ahead}")

@@ -10,11 +10,12 @@ import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io, ui
 
-from ..unlearn.phrasings import Given
+from ..unlearn.model import Part
+from ..unlearn.phrasings import NOTHING, Given
 from ..unlearn.probe import Probe, ProbeSettings, probe, settings
 from ..unlearn.probe_sheet import probe_sheet
 from ..unlearn.prompts import split_concepts
-from .apply import erased, other_base
+from .apply import erased, has_part, other_base
 from .host import ComfyModel
 from .report import tell
 from .sockets import (
@@ -147,7 +148,12 @@ class ProbeErasure(io.ComfyNode):
             words(translations),
             tuple(line.strip() for line in descriptions.splitlines() if line.strip()),
         )
-        warning = "" if erasure is None else other_base(model, clip, erasure)
+        if given != NOTHING and len(concepts) > 1:
+            raise ValueError(
+                f"Synonyms, translations and descriptions are of one concept, but {len(concepts)} "
+                "are named; probe them one by one, or leave these empty."
+            )
+        warning = "" if erasure is None else not_its_own(model, clip, erasure, parts)
         chosen = fitting(edited, settings(level, kind, seed=seed, steps=steps, guidance=cfg))
         original.checkpointing = edited.checkpointing
         probes = []
@@ -171,6 +177,17 @@ class ProbeErasure(io.ComfyNode):
         picture = probe_sheet(probes)
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(picture, text, probed, json.dumps(records, indent=1), ui=shown)
+
+
+def not_its_own(model, clip, erasure, parts: frozenset[Part]) -> str:
+    """Why what is probed is not this erasure, as a sentence; empty where it is."""
+    changed = {"unet": "MODEL", "encoder": "CLIP"}
+    if parts != {part for part, socket in changed.items() if has_part(erasure, socket)}:
+        return (
+            "Warning: what is connected is not all that the erasure changes, or more; connect the "
+            "erasure alone to probe all of it."
+        )
+    return other_base(model, clip, erasure)
 
 
 def fitting(edited: ComfyModel, chosen: ProbeSettings) -> ProbeSettings:

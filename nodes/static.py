@@ -9,6 +9,12 @@ lasts.
 
 from __future__ import annotations
 
+import weakref
+
+LOADED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+"""The host's model -> a weak reference to the patcher of its other one. A run may use several
+patchers of one model, with and without an erasure: they share that, too."""
+
 
 def static_model(patcher):
     """A MODEL as it is, or, where its weights come and go, one whose weights do not.
@@ -23,9 +29,12 @@ def static_model(patcher):
             "and does not know this model's file; use one of its own loaders, or start it with "
             "--disable-dynamic-vram."
         )
-    load, given, *place = patcher.cached_patcher_init
-    fresh = load(*given, disable_dynamic=True)
-    fresh = fresh[place[0]] if place else fresh
+    fresh = LOADED.get(patcher.model, lambda: None)()
+    if fresh is None:
+        load, given, *place = patcher.cached_patcher_init
+        fresh = load(*given, disable_dynamic=True)
+        fresh = fresh[place[0]] if place else fresh
+        LOADED[patcher.model] = weakref.ref(fresh)
     copy = patcher.clone(disable_dynamic=True, model_override=fresh.get_clone_model_override())
     # The host may have loaded the model for this patcher, and counts it as leaked without it.
     copy.fresh = fresh

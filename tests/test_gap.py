@@ -14,7 +14,7 @@ import torch
 import testbed.pack
 from testbed import diffusers_pipeline
 from unlearn.diffusers_model import DiffusersModel
-from unlearn.gap import Vocabulary, places, shared_words, twice, whole_words
+from unlearn.gap import Vocabulary, beside, places, shared_words, twice, whole_words
 from unlearn.neighbourhood import Neighbourhood
 
 SENTENCES = ["{} a photo of a fox", "a painting, {} style", "{}"]
@@ -42,6 +42,15 @@ def test_the_gap_is_where_the_tokens_differ() -> None:
     with pytest.raises(ValueError, match="use a shorter prompt") as error:
         places([0, 5, 9], [0, 6, 9], 2)
     assert "\n" not in str(error.value)
+
+
+def test_each_encoders_vectors_have_a_scale_of_their_own() -> None:
+    tables = [torch.randn(50, 3), 40 * torch.randn(50, 2)]
+    both = beside([f"word{i}" for i in range(50)], tables)
+    assert torch.equal(both.vectors, torch.cat(tables, 1))
+    expected = [tables[0].std()] * 3 + [tables[1].std()] * 2
+    torch.testing.assert_close(both.scale, torch.stack(expected))
+    assert both.without("word1").scale is both.scale
 
 
 def test_a_vocabulary_without_a_name() -> None:

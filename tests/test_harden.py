@@ -44,6 +44,15 @@ def test_later_steps_of_the_attack_are_shorter() -> None:
     torch.testing.assert_close(found, torch.tensor([[[3.0 - length, 4.0]]]))
 
 
+def test_the_attack_moves_each_encoders_part_by_its_own_scale() -> None:
+    """Small numbers have large gradients: without a scale all of the step would be theirs."""
+    scale = torch.tensor([0.02, 0.02, 1.0, 1.0])
+    start = torch.tensor([[[0.02, -0.02, 1.0, -1.0]]])
+    found = soft_prefix(lambda v: (v / scale).sum((1, 2)), start, steps=1, scale=scale)
+    moved = (found - start) / scale
+    torch.testing.assert_close(moved, torch.full((1, 1, 4), -STEP))
+
+
 def test_the_attack_leaves_no_gradient_in_what_is_trained() -> None:
     weight = torch.ones(2, requires_grad=True)
     soft_prefix(lambda v: (v * weight).square().sum((1, 2)), torch.ones(1, 1, 2))

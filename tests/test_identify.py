@@ -198,6 +198,15 @@ def test_a_style_is_asked_for_beside_the_thing_in_each_picture() -> None:
     assert heard[-1][0] == heard[-1][1] == ranking.evaluations == len(model.rows)
 
 
+def test_on_row_hears_of_no_leader_before_each_word_has_had_a_draw() -> None:
+    heard: list[tuple[int, int, str]] = []
+    model = Offsets({"word7": 0.1})
+    identify(model, BLACK, words_of(100), draws=8, on_row=lambda *row: heard.append(row))
+    # A hundred words and none take two passes of the network for a draw.
+    assert [leader for *_, leader in heard[:2]] == ["", "word7"]
+    assert {leader for *_, leader in heard[1:]} == {"word7"}
+
+
 def test_on_row_hears_of_the_leader_and_may_cancel() -> None:
     heard = []
 

@@ -322,6 +322,16 @@ def test_everything_is_asked_in_order(unedited: tuple) -> None:
         assert len(one.before) == len(one.shown_before) == len(one.judged_before) == count
 
 
+def test_the_original_draws_ring_a_bells_prompts_itself(unedited: tuple) -> None:
+    """Nothing is erased here, so that both models draw the same; those of the other attacks are
+    made for the edited one, and stand beside what its own prompts draw."""
+    asked = {one.name: one for one in unedited[0].asked}
+    ring, prefix, _ = ATTACKS
+    assert torch.equal(asked[ring].before, asked[ring].after)
+    assert not torch.equal(asked[ring].before, asked[OWN].before)
+    assert torch.equal(asked[prefix].before, asked[OWN].before)
+
+
 def test_attacks_make_prompts_of_words(unedited: tuple) -> None:
     own, ring, prefix, token = (
         next(one.prompts for one in unedited[0].asked if one.name == name)
@@ -363,6 +373,34 @@ def test_it_may_be_cancelled_in_an_attack(pack: ModuleType) -> None:
         )
 
 
+def test_attacks_keep_no_activations_of_layers_that_go_unread(pack: ModuleType) -> None:
+    """The host runs the layers behind a clip skip, whose graphs no backward pass goes through."""
+    parts = testbed.pack.checkpoint()
+    parts[1].clip_layer(-2)
+    kept: list[int] = []
+    chosen, science = small_probe(pack), pack.unlearn
+    with torch.inference_mode():
+        model = pack.nodes.host.ComfyModel(*parts, size=(64, 64))
+        with model.training():
+
+            def on_attack(step: int, total: int, name: str) -> None:
+                kept.append(len(model._saved.original))
+
+            own = ["a photo of a fox"] * 2
+            science.ring_a_bell.ring_a_bell(
+                model, "fox", own, "object", on_attack=on_attack, settings=chosen.ring_a_bell
+            )
+            noise = model.noise(2, torch.Generator().manual_seed(0))
+            science.cce.cce(model, noise, "object", chosen.cce, on_attack)
+            with torch.no_grad():
+                wanted = model.encode(own)
+            science.unlearn_diff_atk.unlearn_diff_atk(
+                model, own, wanted, noise, "object", chosen.unlearn_diff_atk, on_attack
+            )
+    assert len(kept) == 1 + 2 + 3
+    assert not any(kept)
+
+
 # The node
 
 
@@ -393,6 +431,25 @@ def test_nothing_erased_is_a_sentence(server: Server) -> None:
 def test_no_concept_is_a_sentence(server: Server) -> None:
     with pytest.raises(PromptError, match="No concept is named"):
         server.run(probing(concept=" , ", erased_clip=["base", 1]))
+
+
+def test_other_words_for_several_concepts_are_a_sentence(server: Server) -> None:
+    with pytest.raises(PromptError, match="are of one concept, but 2 are named"):
+        server.run(probing(concept="cat, dog", synonyms="kitten", erased_clip=["base", 1]))
+
+
+def test_what_is_not_the_whole_erasure_is_said(pack: ModuleType) -> None:
+    """Figures of a half must not go into the record of the whole."""
+    model, clip, _ = testbed.pack.checkpoint()
+    key = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+    shape = clip.cond_stage_model.state_dict()[key].shape
+    half = pack.unlearn.erasure.Erasure({key: {"diff": torch.zeros(shape)}})
+    said = pack.nodes.probe.not_its_own
+    assert said(model, clip, half, frozenset(["encoder"])) == ""
+    for parts in (["unet"], ["unet", "encoder"]):
+        sentence = said(model, clip, half, frozenset(parts))
+        assert "connect the erasure alone" in sentence
+        assert "\n" not in sentence
 
 
 def test_the_node_can_be_cancelled(server: Server) -> None:
@@ -449,6 +506,25 @@ def test_an_erasure_is_probed_and_saved_with_what_was_found(server: Server) -> N
 
 
 # The command
+
+
+def recorded(record: dict) -> Any:
+    from unlearn.erasure import Erasure
+
+    return Erasure({}, record)
+
+
+def test_it_is_asked_as_it_was_erased_also_where_it_was_combined_twice() -> None:
+    from unlearn.commands.output import Failure
+    from unlearn.commands.probe import kind_of
+
+    style, instance = {"kind": "style"}, {"kind": "instance"}
+    assert kind_of(recorded({})) == "object"
+    assert kind_of(recorded(instance)) == "character"
+    assert kind_of(recorded({"parts": [{"parts": [style]}, style]})) == "style"
+    with pytest.raises(Failure, match="character and style") as error:
+        kind_of(recorded({"parts": [{"parts": [instance]}, style]}))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from types import ModuleType
 
 import pytest
@@ -66,6 +67,27 @@ def test_it_has_the_patches_and_leaves_the_users_model_alone(
     assert again.patcher is not model
     assert not model.patches
     assert model.model is not again.network
+
+
+def test_several_patchers_of_a_model_share_what_was_loaded(
+    pack: ModuleType, dynamic: tuple
+) -> None:
+    model, clip, vae = dynamic
+    loaded = []
+    load, *rest = model.cached_patcher_init
+    model.cached_patcher_init = (
+        lambda *given, **how: loaded.append(1) or load(*given, **how),
+        *rest,
+    )
+    one = pack.nodes.host.ComfyModel(model, clip, vae, size=(64, 64))
+    other = pack.nodes.host.ComfyModel(model.clone(), clip.clone(), vae, size=(64, 64))
+    assert other.network is one.network
+    assert other.encoder is one.encoder
+    assert len(loaded) == 1
+    del one, other
+    gc.collect()
+    pack.nodes.host.ComfyModel(model, clip, vae, size=(64, 64))
+    assert len(loaded) == 2, "it lives as long as what uses it"
 
 
 def test_a_model_of_no_known_file_gets_a_sentence(pack: ModuleType, dynamic: tuple) -> None:

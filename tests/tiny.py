@@ -128,6 +128,9 @@ class TinyModel:
             x = x + self._linear(hidden, f"layers.{i}.mlp.fc2")
         return x
 
+    def forget(self) -> None:
+        pass
+
     def latents(self, images: torch.Tensor) -> torch.Tensor:
         return images[..., :1].mean((1, 2), keepdim=True).movedim(-1, 1)
 

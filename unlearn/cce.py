@@ -46,17 +46,19 @@ def cce(
     vocabulary = model.vocabulary()
     begin = vocabulary.of(ANCHORS[kind])
     begin = vocabulary.vectors.mean(0) if begin is None else begin
-    token = begin.clone()[None, None].requires_grad_()
-    optimiser = torch.optim.Adam([token], settings.rate * vocabulary.vectors.std().item())
+    # In units of each encoder's own spread.
+    token = (begin / vocabulary.scale)[None, None].requires_grad_()
+    optimiser = torch.optim.Adam([token], settings.rate)
     draw = Sampler(model, FewShotSettings(kind=kind, seed=settings.seed))
     for step in range(settings.steps):
         chosen = [draw.rng.randrange(len(targets)) for _ in range(settings.batch)]
         x_t, t, target = draw.noised(targets[chosen])
-        prompts = model.encode_filled(draw.prompts("{}", settings.batch), token)
+        prompts = model.encode_filled(draw.prompts("{}", settings.batch), token * vocabulary.scale)
         loss = denoising_loss(model, x_t, t, target, prompts).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        model.forget()
         if on_attack:
             on_attack(step + 1, settings.steps, NAME)
-    return token.detach()
+    return token.detach() * vocabulary.scale

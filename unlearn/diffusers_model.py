@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from .dpm_solver import draw, noise_levels
 from .erasure import NETWORK, fingerprint
 from .first_token import first_token_detached
-from .gap import Vocabulary, places, shared_words, token_count, twice
+from .gap import Vocabulary, beside, places, shared_words, token_count, twice
 from .host_names import encoder_modules, network_modules, view
 from .model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from .select import encoder_weights, network_weights
@@ -109,7 +109,7 @@ class DiffusersModel:
             encoder.get_input_embeddings().weight[some].float()
             for (encoder, _), some in zip(self.encoders.values(), numbers)
         ]
-        return Vocabulary(words, torch.cat(tables, 1))
+        return beside(words, tables)
 
     def token_count(self, words: str) -> int:
         return token_count((tokenizer for _, tokenizer in self.encoders.values()), words)
@@ -272,6 +272,9 @@ class DiffusersModel:
     def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
         shape = self.network.config.in_channels, *(side // SIDE for side in self.size)
         return torch.randn(count, *shape, generator=generator).to(self.device)
+
+    def forget(self) -> None:
+        """Autograd keeps nothing here but what its graphs hold."""
 
     @contextmanager
     def edit(self, part: Part, select: str, rank: int = 0, seed: int = 0) -> Iterator[Edit]:

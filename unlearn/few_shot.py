@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from .apart import apart
 from .erasure import Erasure, images_hash
 from .gap import check_takes_vectors
 from .harden import OTHERS, SENTENCES, Hardening
@@ -281,8 +282,7 @@ def balanced(
     optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=settings.rate)
     with edit.off():
         # Changes of conditioning count relative to how far prompts lie apart in this encoder.
-        apart = model.encode(words.common[:16])
-        spread = apart.distance(model.encode([""])).mean().item()
+        spread = apart(model, words.common[:16])
     # Of the last steps on each concept: its loss ratio, its distance from the neutral prompts.
     recent = {concept: deque(maxlen=STOP_WINDOW) for concept in concepts}
     neutral_words = {concept: words.neutral(concept, model) for concept in concepts}

@@ -23,6 +23,9 @@ class Vocabulary:
     words: list[str]
     vectors: torch.Tensor
     """(words, width): of several encoders side by side."""
+    scale: torch.Tensor | float = 1.0
+    """(width,): how far the numbers of a vector spread, the same for all of one encoder. Those of
+    CLIP are a fiftieth of T5's."""
 
     def of(self, word: str) -> torch.Tensor | None:
         """(width,), None for a word of several tokens."""
@@ -55,7 +58,7 @@ class Vocabulary:
         kept = [
             i for i, word in enumerate(self.words) if not any(alike(word, part) for part in named)
         ]
-        return Vocabulary([self.words[i] for i in kept], self.vectors[kept])
+        return Vocabulary([self.words[i] for i in kept], self.vectors[kept], self.scale)
 
 
 @torch.no_grad()
@@ -63,6 +66,12 @@ def check_takes_vectors(model) -> None:
     """Raises ValueError where a model's text encoder takes no vectors at the beginning of a prompt:
     to be asked before there is work to lose."""
     model.encode_filled(["{} a photo"], model.vocabulary().vectors[:1][None])
+
+
+def beside(words: list[str], tables: Sequence[torch.Tensor]) -> Vocabulary:
+    """The words of several encoders, (words, width) of each."""
+    scale = torch.cat([table.std().expand(table.shape[1]) for table in tables])
+    return Vocabulary(words, torch.cat(list(tables), 1), scale)
 
 
 def twice(sentence: str, count: int) -> tuple[str, str]:

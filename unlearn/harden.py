@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .apart import apart
 from .held import Held
 from .model import Conditioning, DiffusionModel, Edit, OnStep
 from .neighbourhood import Kind, Neighbourhood
@@ -50,7 +51,8 @@ class Hardening:
     now: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self.vocabulary = self.model.vocabulary().without(*self.concepts).vectors
+        words = self.model.vocabulary().without(*self.concepts)
+        self.vocabulary, self.scale = words.vectors, words.scale
         self.generator = torch.Generator().manual_seed(self.seed)
         self.optimiser = self.edit.adam((0.9, 0.98), 1e-12, relative_rate=self.rate)
 
@@ -62,7 +64,7 @@ class Hardening:
         """
         model, words = self.model, self.words
         with self.edit.off():
-            spread = model.encode(words.common[:16]).distance(model.encode([""])).mean().item()
+            spread = apart(model, words.common[:16])
         neutral_words = {concept: words.neutral(concept, model) for concept in self.concepts}
         for concept in self._steps():
             named, neutral = self._sentences(concept, SENTENCES, neutral_words[concept])
@@ -79,7 +81,7 @@ class Hardening:
             def missed(vectors: torch.Tensor, named=named, wanted=wanted) -> torch.Tensor:
                 return self._after(vectors, named).distance(wanted)
 
-            found = soft_prefix(missed, start)
+            found = soft_prefix(missed, start, scale=self.scale)
             attacked = self._after(found, named).distance(aim).mean()
             plain = model.encode(named).distance(plain_aim).mean()
             kept = model.encode(others).distance(held).mean()
@@ -121,7 +123,7 @@ class Hardening:
                 (now,) = self._predictions(t, (x, self._after(vectors, named)))
                 return (now - own).square().flatten(1).mean(1)
 
-            found = soft_prefix(missed, start)
+            found = soft_prefix(missed, start, scale=self.scale)
             attacked_is, plain_is, others_are = self._predictions(
                 t, (x, self._after(found, named)), (x, plain), (other_x, other_prompts)
             )

@@ -41,8 +41,8 @@ ENCODED_AT_ONCE = 32  # prompts
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 OnRow = Callable[[int, int, str], None]
-"""on_row(evaluations so far, all of them, the leading word), called often; it may raise to
-cancel."""
+"""on_row(evaluations so far, all of them, the leading word), called often; it may raise to cancel.
+The word is "" where none leads yet."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,9 @@ def identify(
             losses[row, at] = noised.loss(at, conditioning, row == 0, BELIEVED[kind])
             spent += len(some)
             if on_row:
-                on_row(spent, total, words[left[0] - 1])
+                complete = int(at[-1]) + (row[-1] == left[-1])  # draws that all have had
+                ahead = _ordered(losses, left, complete)[0] if complete else left[0]
+                on_row(spent, total, words[ahead - 1] if complete else "")
         had = until
     return _ranking(losses, words, left, spent)
 
@@ -270,9 +272,11 @@ class _Prompts:
             for context in different
             for sentence in (context.without, *(context.sentence.format(word) for word in words))
         ]
+        self.device = model.device
+        # Kept on the CPU: T5's of some hundred words are gigabytes.
         self.conditioning = Conditioning.joined(
             [
-                model.encode(sentences[i : i + ENCODED_AT_ONCE])
+                model.encode(sentences[i : i + ENCODED_AT_ONCE]).to("cpu")
                 for i in range(0, len(sentences), ENCODED_AT_ONCE)
             ]
         )
@@ -280,7 +284,7 @@ class _Prompts:
     def of(self, row: torch.Tensor, picture: torch.Tensor) -> Conditioning:
         """row: (N,) 0 for no word, else the word's place from 1; picture: (N,)."""
         index = self.context[picture] * self.size + row
-        return self.conditioning[index.to(self.conditioning.cross.device)]
+        return self.conditioning[index].to(self.device)
 
 
 def _batches(rows: list, size: int) -> Iterator[list]:

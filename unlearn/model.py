@@ -52,6 +52,12 @@ class Conditioning:
         extra = {k: v[:, :own] if _is_mask(k) else v for k, v in one.extra.items()}
         return Conditioning(one.cross[:, :own], one.pooled, extra)
 
+    def to(self, device: torch.device | str) -> Conditioning:
+        """What there is of each prompt, elsewhere."""
+        extra = {k: v.to(device) if _is_mask(k) else v for k, v in self.extra.items()}
+        pooled, tokens = (None if x is None else x.to(device) for x in (self.pooled, self.tokens))
+        return Conditioning(self.cross.to(device), pooled, extra, tokens)
+
     def repeated(self, count: int) -> Conditioning:
         """A single prompt's conditioning for a batch of `count`."""
         return self[torch.zeros(count, dtype=torch.long, device=self.cross.device)]
@@ -193,6 +199,10 @@ class DiffusionModel(Protocol):
         guidance: float = 7.5,
     ) -> torch.Tensor:
         """Clean latents drawn from the prompts, one each, the noise of each its own."""
+
+    def forget(self) -> None:
+        """Let go of what was kept for backward passes that are over, between two steps of an attack
+        (an Edit does it by itself)."""
 
     def edit(
         self, part: Part, select: str, rank: int = 0, seed: int = 0

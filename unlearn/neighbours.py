@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from .apart import is_padded
 from .identify import SENTENCES
 from .model import Conditioning
-from .neighbourhood import Kind
+from .neighbourhood import ANCHORS, Kind
 from .prompts import templates
 
 Encode = Callable[[Sequence[str]], Conditioning]
@@ -36,7 +37,8 @@ def near_prompts(concepts: Sequence[str], kind: Kind) -> list[str]:
 class Neighbour:
     word: str
     moved: float
-    """How far its conditioning moved; 1 is as far as it was from the empty prompt's."""
+    """How far its conditioning moved; 1 is as far as it was from the empty prompt's, or from the
+    neutral word's where the encoder does not pad (see apart.py)."""
 
 
 @torch.no_grad()
@@ -51,13 +53,15 @@ def neighbours(
     """
     named = {word for concept in concepts for word in concept.lower().split()}
     words = [word for word in words if not named & set(word.lower().split())]
-    empty = before([""])
+    empty, neutral = before([""]), before([SENTENCES[kind].format(ANCHORS[kind])])
     found = []
     for i in range(0, len(words), ENCODED_AT_ONCE):
         some = words[i : i + ENCODED_AT_ONCE]
         prompts = [SENTENCES[kind].format(word) for word in some]
         was, now = before(prompts), after(prompts)
-        moved = now.distance(was) / was.distance(empty.repeated(len(some))).clamp(min=1e-12)
+        # Where the encoder does not pad, an empty prompt has nothing to be compared with.
+        origin = empty if is_padded(was, empty) else neutral
+        moved = now.distance(was) / was.distance(origin.repeated(len(some))).clamp(min=1e-12)
         found += [Neighbour(word, m) for word, m in zip(some, moved.sqrt().tolist())]
     return sorted(found, key=lambda neighbour: -neighbour.moved)
 

@@ -91,7 +91,7 @@ class Asked:
     name: str
     prompts: list[str]
     before: torch.Tensor
-    """(N, H, W, 3) by the original; for an attack what its own prompts draw."""
+    """(N, H, W, 3) by the original; for attacks on the edited model what its own prompts draw."""
     after: torch.Tensor
     """By the edited model."""
     shown_before: list[bool] = field(default_factory=list)
@@ -254,6 +254,7 @@ def probe(
             targets = torch.cat([targets, latents])
         if ring in attacks:
             asked[ring] = ring_a_bell(model, concept, own, s.kind, s.ring_a_bell, attack)
+            before[ring] = drawn(model, asked[ring], s, f"drawing {ring}, original", on_probe)
         pictures = {name: model.images(x0) for name, x0 in before.items()}
     after, shown = {}, {}
     with edited() as model:

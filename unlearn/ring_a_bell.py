@@ -68,7 +68,9 @@ def ring_a_bell(
         return model.encode_filled(["{}"] * len(prompts), vectors).distance(aim)
 
     def on_step(step: int) -> None:
-        on_attack(step, settings.steps, NAME)
+        model.forget()
+        if on_attack:
+            on_attack(step, settings.steps, NAME)
 
     found = search(
         model.vocabulary().without(concept),
@@ -78,6 +80,6 @@ def ring_a_bell(
         settings.steps,
         settings.tries,
         settings.seed,
-        on_step if on_attack else None,
+        on_step,
     )
     return [" ".join(words) for words in found]

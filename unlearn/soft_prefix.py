@@ -16,18 +16,22 @@ STEP = 0.3  # of the size of a token vector, at first; it falls to nothing
 
 
 def soft_prefix(
-    losses_of: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, steps: int = STEPS
+    losses_of: Callable[[torch.Tensor], torch.Tensor],
+    start: torch.Tensor,
+    steps: int = STEPS,
+    scale: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
     """The vectors that `steps` steps of normalised gradient descent lead to from `start`.
 
     losses_of: (N, tokens, width) to (N,) losses, each of its own vectors. start: token vectors of
-    words. Gradients go to the vectors alone; what is being trained gets none.
+    words. scale: Vocabulary.scale, so that one encoder's larger numbers do not outweigh another's.
+    Gradients go to the vectors alone; what is being trained gets none.
     """
-    vectors = start.detach().clone()
-    size = start.square().mean().sqrt() * start.shape[-1] ** 0.5
+    vectors = start.detach() / scale
+    size = vectors.square().mean().sqrt() * start.shape[-1] ** 0.5
     for step in range(steps):
         vectors.requires_grad_()
-        (gradient,) = torch.autograd.grad(losses_of(vectors).sum(), vectors)
+        (gradient,) = torch.autograd.grad(losses_of(vectors * scale).sum(), vectors)
         length = gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         vectors = (vectors - STEP * (1 - step / steps) * size * gradient / length).detach()
-    return vectors
+    return vectors * scale

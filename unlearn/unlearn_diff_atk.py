@@ -83,7 +83,9 @@ def unlearn_diff_atk(
         ):
 
             def on_step(step: int, done: int = done) -> None:
-                on_attack(done + step, total, NAME)
+                model.forget()
+                if on_attack:
+                    on_attack(done + step, total, NAME)
 
             found = search(
                 vocabulary,
@@ -93,7 +95,7 @@ def unlearn_diff_atk(
                 steps,
                 tries,
                 settings.seed + i,
-                on_step if on_attack else None,
+                on_step,
                 found,
             )
             done += steps

@@ -116,7 +116,9 @@ def run(given: argparse.Namespace) -> None:
             given.kind,
             given.draws,
             given.seed,
-            lambda done, total, leader: bar(f"ahead: {leader}", done, total),
+            lambda done, total, leader: bar(
+                f"ahead: {leader}" if leader else "asking", done, total
+            ),
         )
     found = None if erasure is None else moved_along(model, erasure, words, given.kind, ranking)
     seconds = time.monotonic() - began

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -116,6 +117,11 @@ def run(given: argparse.Namespace) -> None:
         guidance=given.guidance,
         seed=given.seed,
     )
+    if len(concepts) > 1 and (given.synonyms or given.translations or given.description):
+        raise Failure(
+            f"Synonyms, translations and descriptions are of one concept, but there are "
+            f"{len(concepts)}; name one with --concept, or leave these out."
+        )
     known = Given(given.synonyms, given.translations, tuple(given.description))
     attacks = [name for key, name in ATTACK_NAMES.items() if key in given.attacks]
     probes = []
@@ -150,11 +156,27 @@ def run(given: argparse.Namespace) -> None:
 
 
 def kind_of(erasure: Erasure) -> Kind:
-    """As the first of its parts was erased; an object where it does not say."""
-    record = next(iter(erasure.record.get("parts", [erasure.record])), {})
-    kind = record.get("kind", "object")
-    kind = KINDS.get(kind, kind)
-    return kind if kind in get_args(Kind) else "object"
+    """As it was erased; an object where it does not say.
+
+    Raises Failure where its parts were erased as different kinds.
+    """
+    kinds = {KINDS.get(kind, kind) for kind in _kinds(erasure.record)}
+    known = sorted(kind if kind in get_args(Kind) else "object" for kind in kinds)
+    if len(set(known)) > 1:
+        raise Failure(
+            f"Its parts were erased as different kinds, {' and '.join(known)}, which are asked for "
+            "in different words; give the erasures one by one, or to probe one --kind for all."
+        )
+    return known[0]
+
+
+def _kinds(record: dict) -> Iterator[str]:
+    """Of a record, or of those that it was combined from."""
+    if record.get("parts"):
+        for part in record["parts"]:
+            yield from _kinds(part)
+    else:
+        yield record.get("kind", "object")
 
 
 def parts_of(erasure: Erasure) -> frozenset[Part]:
