@@ -19,8 +19,7 @@ ANCHORS = {"object": "picture", "style": "plain", "character": "person"}
 class Neighbourhood:
     """The prompts of one run: the concept's own, others to hold in place, and neutral ones.
 
-    anchor: the neutral word; empty: by kind. protect: words to hold in place before all others,
-    alone, beside other things, and beside the concept itself.
+    anchor: the neutral word; empty: by kind. protect: words to hold in place before all others.
     """
 
     def __init__(
@@ -41,23 +40,12 @@ class Neighbourhood:
 
         self.common = unnamed((*COMMON_WORDS, *COMMON_STYLES))
         beside = COMMON_WORDS if kind == "style" else COMMON_STYLES
-        self.contexts, self.companions = unnamed(beside), unnamed(protect)
+        self.contexts = unnamed((*beside, *protect))
 
     def prompt(self, concept: str) -> str:
         """One of the concept's prompts, every second one with something else beside it."""
-        if self.rng.random() < 0.5:
-            return self.accompanied(concept)
-        return in_context(self.rng, self.kind, concept)
-
-    def accompanied(self, concept: str) -> str:
-        """The concept with something else beside it, every second time a protected word if any."""
-        if self.companions and self.rng.random() < 0.5:
-            return self.beside(in_context(self.rng, self.kind, concept), self.companions)
-        return in_context(self.rng, self.kind, concept, self.rng.choice(self.contexts))
-
-    def beside(self, sentence: str, words: Sequence[str]) -> str:
-        """The sentence, and behind a comma one of the words: how a thing moves, where it is."""
-        return f"{sentence}, {self.rng.choice(words)}"
+        word = self.rng.choice(self.contexts) if self.rng.random() < 0.5 else None
+        return in_context(self.rng, self.kind, concept, word)
 
     def sentences(self, count: int = 2) -> list[str]:
         """Sentences with a gap, for the concept and for the neutral word in its place; every second
@@ -67,7 +55,7 @@ class Neighbourhood:
         neutral word in its place says the rest of the sentence and nothing of the concept.
         """
         return [
-            self.accompanied("{}") if i % 2 else in_context(self.rng, self.kind, "{}")
+            in_context(self.rng, self.kind, "{}", self.rng.choice(self.contexts) if i % 2 else None)
             for i in range(count)
         ]
 
@@ -84,22 +72,13 @@ class Neighbourhood:
         return " ".join([self.anchor] * max(1, round(wanted / each)))
 
     def others(self, count: int = 6) -> list[str]:
-        """The empty prompt, and words in templates; every second one a protected word if any, alone
-        or beside another one."""
+        """The empty prompt, and words in templates; every second one a protected word if any."""
         prompts = [""]
         for i in range(1, count):
-            protected = self.protect and i % 2
-            if protected and self.rng.random() < 0.5:
-                prompts.append(self.beside(self.named(self.common), self.protect))
-            else:
-                prompts.append(self.named(self.protect if protected else self.common))
+            word = self.rng.choice(self.protect if self.protect and i % 2 else self.common)
+            kind = "style" if word in COMMON_STYLES else "object"
+            prompts.append(self.rng.choice((word, self.rng.choice(templates(kind)).format(word))))
         return prompts
-
-    def named(self, words: Sequence[str]) -> str:
-        """One of the words, alone or in one of its templates."""
-        word = self.rng.choice(words)
-        kind = "style" if word in COMMON_STYLES else "object"
-        return self.rng.choice((word, self.rng.choice(templates(kind)).format(word)))
 
 
 def check_anchor(concepts: Sequence[str], anchor: str) -> None:
