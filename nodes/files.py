@@ -13,8 +13,9 @@ from ..unlearn.erasure import Erasure, ErasureError, images_hash
 from .host import signature
 
 
-def training_key(method: str, concepts, settings, images, size, model, clip) -> str:
-    """A hash of all that decides what training yields."""
+def training_key(method: str, concepts, settings, images, size, model, clip, vae) -> str:
+    """A hash of what decides what training yields: all but functions that other nodes have put into
+    the model's attention, which say nothing of themselves."""
     inputs = {
         "method": method,
         "concepts": concepts,
@@ -24,6 +25,8 @@ def training_key(method: str, concepts, settings, images, size, model, clip) -> 
         "model": signature(model),
         "clip": signature(clip.patcher),
         "skip": clip.layer_idx,
+        # Pictures that the model draws itself never leave its latents.
+        "vae": None if images is None or vae is None else signature(vae.patcher),
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 

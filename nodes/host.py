@@ -13,6 +13,7 @@ import comfy.model_sampling
 import comfy.sample
 import comfy.utils
 import torch
+from comfy.sd1_clip import escape_important, token_weights, unescape_important
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..unlearn.erasure import NETWORK, fingerprint
@@ -159,8 +160,8 @@ class ComfyModel(Planned):
 
     def token_count(self, words: str) -> int:
         names = self._names(self.clip.tokenize(""))
-        parts = (self._named(self.clip.tokenizer, name) for name in names)
-        return token_count((part.tokenizer for part in parts), words)
+        parts = [self._named(self.clip.tokenizer, name) for name in names]
+        return max(token_count([part.tokenizer], _without_weights(part, words)) for part in parts)
 
     def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
         """The host takes a token's vector where its number would stand, as it does for textual
@@ -462,6 +463,14 @@ class ComfyModel(Planned):
         return fingerprints(self.patcher, network) | fingerprints(self.clip.patcher, encoder)
 
 
+def _without_weights(tokenizer, words: str) -> str:
+    """As the host reads words: with parentheses for weights, where the tokenizer takes them."""
+    if getattr(tokenizer, "disable_weights", False):
+        return words
+    parts = token_weights(escape_important(words), 1.0)
+    return "".join(unescape_important(part) for part, _ in parts)
+
+
 def signature(patcher) -> str:
     """A quick hash of a patcher's weights and patches: it tells models apart, and LoRAs on them."""
     digest = hashlib.sha256()
@@ -485,15 +494,24 @@ def signature(patcher) -> str:
         values = tensor.flatten()[:64]
         digest.update(name.encode() + values.to("cpu", torch.float16).numpy().tobytes())
     for name, patches in sorted(patcher.patches.items()):
-        for strength, value, *_ in patches:
-            tensors = getattr(value, "weights", value[-1] if isinstance(value, tuple) else ())
-            some = [
-                t.flatten()[:64].to("cpu", torch.float32).numpy().tobytes()
-                for t in tensors
-                if isinstance(t, torch.Tensor)
-            ]
-            digest.update(name.encode() + repr(strength).encode() + b"".join(some))
+        digest.update(name.encode())
+        for leaf in _leaves(patches):
+            if isinstance(leaf, torch.Tensor):
+                digest.update(leaf.flatten()[:64].to("cpu", torch.float32).numpy().tobytes())
+            elif isinstance(leaf, (int, float, str)):
+                digest.update(repr(leaf).encode())
     return digest.hexdigest()[:16]
+
+
+def _leaves(value) -> Iterator:
+    """What patches are made of: numbers and tensors, of LoRAs, and of whole models merged in."""
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _leaves(part)
+    elif not isinstance(value, torch.Tensor) and hasattr(value, "weights"):
+        yield from _leaves(value.weights)
+    else:
+        yield value
 
 
 def fingerprints(patcher, keys: Iterable[str]) -> dict[str, str]:

@@ -83,7 +83,14 @@ class Training:
         self._check_connected()
         drawn_at = None if self.images is not None else self.size
         key = training_key(
-            self.method, self.concepts, self.settings, self.images, drawn_at, self.model, self.clip
+            self.method,
+            self.concepts,
+            self.settings,
+            self.images,
+            drawn_at,
+            self.model,
+            self.clip,
+            self.vae,
         )
         file = erasure_file(self.prefix, self.concepts, key)
         resume = Resume(file.with_suffix(".resume"), save_every())

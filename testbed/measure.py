@@ -2,7 +2,8 @@
 
 UA is the share of the concept's own prompts in which the judge no longer sees it. IRA and CRA are
 the shares kept of its own kind and of the other kinds, on prompts that do not name it, relative to
-the unedited model. Style kept is the share of its own prompts whose style is still right.
+the unedited model. Style kept is the share of its own prompts whose style is still right, of those
+in which it was right before.
 """
 
 from __future__ import annotations

@@ -354,6 +354,20 @@ def test_bad_usage_gets_a_sentence_and_two(
     assert said in sentence(["erase", *options], capsys, code=2)
 
 
+def test_a_loss_that_is_never_finite_keeps_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (file,) = (broken / "unet").glob("*.safetensors")
+    weights = load_file(file)
+    weights["conv_out.bias"] = torch.full_like(weights["conv_out.bias"], torch.nan)
+    save_file(weights, file, {"format": "pt"})
+    output = tmp_path / "a.safetensors"
+    said = sentence(["erase", broken, "mushroom", *QUICK, "-o", output], capsys)
+    assert "Nothing was learnt, so nothing is kept" in said
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 def test_output_that_is_there_stays(
     folder: Path, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

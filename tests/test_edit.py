@@ -132,9 +132,11 @@ def test_a_gradient_that_overflowed_is_left_out() -> None:
     assert torch.allclose(step(1.0), torch.tensor(-0.1))
     for _ in range(7):
         step(torch.nan)
-    with pytest.raises(Diverged):
+    assert edit.tensors().keys() == {"w"}, "also where the last gradient overflowed"
+    with pytest.raises(Diverged) as error:
         step(torch.nan)
     assert torch.allclose(edit.deltas["w"].full, torch.tensor(-0.1))
+    assert torch.allclose(error.value.deltas["w"]["diff"].float(), torch.tensor(-0.1), atol=1e-4)
 
 
 def test_loss_that_is_not_finite_hands_over_the_last_good_deltas() -> None:

@@ -53,6 +53,12 @@ def test_the_attack_moves_each_encoders_part_by_its_own_scale() -> None:
     torch.testing.assert_close(moved, torch.full((1, 1, 4), -STEP))
 
 
+def test_a_gradient_that_overflowed_moves_nothing() -> None:
+    start = torch.tensor([[[3.0, 4.0]]])
+    found = soft_prefix(lambda v: (v[..., 0] * torch.inf).sum(1), start, steps=2)
+    assert torch.equal(found, start)
+
+
 def test_the_attack_leaves_no_gradient_in_what_is_trained() -> None:
     weight = torch.ones(2, requires_grad=True)
     soft_prefix(lambda v: (v * weight).square().sum((1, 2)), torch.ones(1, 1, 2))

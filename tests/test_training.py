@@ -46,6 +46,39 @@ def test_another_noise_schedule_is_another_training(pack: ModuleType, model: Any
     assert found[1:] == [signature(with_schedule(model, *some)) for some in settings]
 
 
+def test_another_model_merged_in_is_another_training(pack: ModuleType, model: Any) -> None:
+    """By the stock node ModelMergeSimple, with a second model that differs in one weight."""
+    from comfy_extras.nodes_model_merging import ModelMergeSimple
+
+    signature = pack.nodes.host.signature
+    key = "diffusion_model.out.2.weight"
+    seconds = [model.clone(), model.clone(), model.clone()]
+    weight = model.model.state_dict()[key]
+    for second, size in zip(seconds, (0.0, 0.1, 0.2)):
+        second.add_patches({key: (torch.full_like(weight, size),)})
+    found = [signature(ModelMergeSimple().merge(model, second, 0.5)[0]) for second in seconds]
+    found.append(signature(ModelMergeSimple().merge(model, seconds[2], 0.25)[0]))
+    assert len({signature(model), *found}) == 5
+
+
+def test_another_autoencoder_is_another_training_where_there_are_pictures(
+    pack: ModuleType, model: Any
+) -> None:
+    _, clip, vae = testbed.pack.checkpoint()
+    *_, other = testbed.pack.checkpoint()
+    next(other.first_stage_model.parameters()).data.add_(1.0)
+
+    def key(images: torch.Tensor | None, vae: Any) -> str:
+        settings = pack.unlearn.few_shot.FewShotSettings()
+        return pack.nodes.files.training_key(
+            "few_shot", ["fox"], settings, images, 128, model, clip, vae
+        )
+
+    pictures = torch.zeros(1, 8, 8, 3)
+    assert key(pictures, vae) != key(pictures, other)
+    assert key(None, vae) == key(None, other) == key(None, None)
+
+
 def test_what_another_branch_has_loaded_makes_no_other_training(
     pack: ModuleType, model: Any
 ) -> None:

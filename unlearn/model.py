@@ -423,7 +423,8 @@ class Edit:
             self._overflows += 1
             if self._overflows == OVERFLOWS:
                 raise Diverged(math.nan, self._good, self.history[: self._good_at])
-            optimiser.zero_grad()
+            # Not to None, by which `tensors` would take them for weights that are not read.
+            optimiser.zero_grad(set_to_none=False)
         else:
             self._overflows = 0
             if weight_decay:

@@ -32,7 +32,7 @@ class Neighbourhood:
     ) -> None:
         self.rng = rng
         self.kind, self.protect = kind, list(protect)
-        self.anchor = anchor or ANCHORS[kind]
+        self.anchor = anchor.strip() or ANCHORS[kind]
         named = {word for concept in concepts for word in concept.lower().split()}
 
         def unnamed(words: Sequence[str]) -> list[str]:
@@ -69,7 +69,7 @@ class Neighbourhood:
         if self.kind == "style":
             return self.anchor
         wanted, each = model.token_count(concept), model.token_count(self.anchor)
-        return " ".join([self.anchor] * max(1, round(wanted / each)))
+        return " ".join([self.anchor] * max(1, round(wanted / max(1, each))))
 
     def others(self, count: int = 6) -> list[str]:
         """The empty prompt, and words in templates; every second one a protected word if any."""

@@ -32,6 +32,7 @@ def soft_prefix(
     for step in range(steps):
         vectors.requires_grad_()
         (gradient,) = torch.autograd.grad(losses_of(vectors * scale).sum(), vectors)
+        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)  # of what overflowed in half precision
         length = gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         vectors = (vectors - STEP * (1 - step / steps) * size * gradient / length).detach()
     return vectors * scale

@@ -250,6 +250,11 @@ def trained(given: argparse.Namespace, method: Method, model, images, resume: Re
             return learn(model, given.concepts, method.settings, on_step, resume)
         except Diverged as error:
             resume.close()
+            if not error.history:
+                raise Failure(
+                    f"{error} Nothing was learnt, so nothing is kept. If it is so at every try, "
+                    "what the network predicts is not finite: leave out --half."
+                ) from error
             aside = given.output.with_name(f"{given.output.stem}_unfinished.safetensors")
             error.erasure.save(aside)
             raise Failure(
