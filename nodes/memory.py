@@ -81,6 +81,6 @@ def plan(needed: MemoryNeed, free: int, what: str, advice: str) -> MemoryPlan:
     if needed.least <= free:
         return MemoryPlan(needed.recomputed, needed.state, free, checkpointing=True)
     raise MemoryError(
-        f"{what} about {needed.least / 2**30:.1f} GB beside the loaded models and "
-        f"{free / 2**30:.1f} GB are free; {advice}, or close other programs."
+        f"{what} about {needed.least / 2**30:.1f} GiB beside the loaded models and "
+        f"{free / 2**30:.1f} GiB are free; {advice}, or close other programs."
     )

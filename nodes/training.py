@@ -170,7 +170,7 @@ def summary(erasure: Erasure, file: Path, where: str, what: str, moved: Mapping[
         f"Erased from {where}: {', '.join(erasure.concepts)} ({record['kind']}).\n"
         f"{what}: {strength}.\n"
         f"{record['steps']} steps ({record['settings']['mode']}), "
-        f"{measured.get('seconds', 0):.1f} s, peak memory {measured.get('peak_mb', 0)} MB.\n"
+        f"{measured.get('seconds', 0):.1f} s, peak memory {measured.get('peak_mb', 0)} MiB.\n"
         f"File: {file.name}, {file.stat().st_size / 1e6:.1f} MB.\n"
         "Suppressed, not removed for good: probe it before you rely on it."
     )

@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("--concept", nargs="+", type=known, help="any concepts of IconCanvas")
     parser.add_argument("--seed", nargs="+", type=int)
     amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--quick", action="store_true", help="a tenth of the work")
-    amount.add_argument("--full", action="store_true", help="twice the work")
+    amount.add_argument("--quick", action="store_true", help="a twentieth of the work")
+    amount.add_argument("--full", action="store_true", help="half as much work again")
     parser.add_argument("--json", type=Path, help="where the rows are kept")
     parser.add_argument(
         "--table",

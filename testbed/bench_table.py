@@ -62,7 +62,7 @@ def table(rows: list[dict], brief: bool = False) -> str:
             f"| {method} | {mode} | {kind} | {len(some)} | {share('ua')} | {share('ira')} | "
             f"{share('cra')} | {style} | {mean(r['drift_feature'] for r in some):.3f} | "
             f"{mean(r['steps'] for r in some):.0f} | {mean(r['seconds'] for r in some):.1f} | "
-            f"{median(r['peak_mb'] for r in some) / 1000:.1f} GB | "
+            f"{median(r['peak_mb'] for r in some) / 1024:.1f} GiB | "
             f"{mean(r['file_bytes'] for r in some) / 1e6:.1f} MB |"
         )
     lines += ["", *attack_table([row for row in rows if "attacks" in row])]

@@ -166,7 +166,7 @@ def encoder_table(results: list[dict]) -> str:
         ratio = "" if r["case"].endswith("IconCanvas") else f"{net / drawing['peak_mb']:.2f} x"
         moved = ", ".join(f"{m:.1%}" for m in r.get("moved", ()))
         lines.append(
-            f"| {r['case']} | {r['seconds']:.2f} | {r['peak_mb']} MB | {ratio} | {moved} |"
+            f"| {r['case']} | {r['seconds']:.2f} | {r['peak_mb']} MiB | {ratio} | {moved} |"
         )
     return "\n".join(lines) + (
         f"\n\nBatch {drawing['batch']}, 64 x 64 latents, random weights but for IconCanvas; the "
@@ -187,7 +187,7 @@ def unet_table(results: list[dict]) -> str:
         lines.append(
             f"| {r['case']} | {r['batch']} | {r['seconds']:.1f} | "
             + (f"{bare:.1f} | {r['seconds'] / bare:.2f} x" if bare else " | ")
-            + f" | {r['peak_mb']} MB | {state} MB | {memory:.2f} x |"
+            + f" | {r['peak_mb']} MiB | {state} MiB | {memory:.2f} x |"
         )
     return "\n".join(lines) + (
         "\n\n64 x 64 latents, random weights, blocks recomputed; the training state is the deltas, "

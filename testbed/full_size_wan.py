@@ -90,7 +90,7 @@ def measured(layers: int) -> dict[str, int]:
 
 
 def measure_wan() -> dict:
-    """MB of each part, and their sums with and without recomputing."""
+    """MiB of each part, and their sums with and without recomputing."""
     package = pack.load()
     few, more = (measured(layers) for layers in MEASURED)
     step = MEASURED[1] - MEASURED[0]
@@ -126,7 +126,7 @@ def measure_wan() -> dict:
 
 def wan_table(results: list[dict]) -> str:
     (result,) = results
-    rows = [f"| {key} | {value} MB |" for key, value in result.items() if key != "case"]
+    rows = [f"| {key} | {value} MiB |" for key, value in result.items() if key != "case"]
     return "\n".join(
         [
             "| Wan 2.1 1.3B and UMT5-XXL, bfloat16 | |",

@@ -1,6 +1,6 @@
 """How well a concept was unlearned: UnlearnCanvas's measures (arXiv 2402.11846) on IconCanvas.
 
-UA is the share of the concept's own prompts in which the judge no longer sees it. IRA and CRA are
+UA is the share of the concept's own prompts in which the judge does not see it. IRA and CRA are
 the shares kept of its own kind and of the other kinds, on prompts that do not name it, relative to
 the unedited model. Style kept is the share of its own prompts whose style is still right, of those
 in which it was right before.

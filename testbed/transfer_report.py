@@ -223,12 +223,13 @@ def introduction(rows: list[dict], found: Found, effort: Effort) -> list[str]:
         "those in which it saw it before, those in which it still does; a frame that was on the "
         "edge and fell to the other side counts here, one that came from there does not.",
         "* **motion kept**: clips, its own and the neighbours', that move as the prompt says "
-        "(testbed/motion_estimate.py), relative to the unedited model, of which "
-        f"{unedited['moved']:.1%} do. **Neighbours' motion**: of their clips alone.",
+        "(testbed/motion_estimate.py), relative to as many of the unedited model's, of which "
+        f"{unedited['moved']:.1%} do; one that begins to makes good one that ceases to. "
+        "**Neighbours' motion**: of their clips alone.",
         "* **seconds**: of erasing, one core an encoder, all cores busy.",
         "",
-        "A picture always has some style, and the judge must name one of seven: for a style the "
-        "residual of a model that knows nothing of it is one in seven, not zero.",
+        "A picture always has some style: where the judge only guessed, among seven and none of "
+        "them, a style's residual would be about one in eight.",
     ]
 
 
@@ -246,7 +247,8 @@ def neutral(rows: list[dict]) -> list[str]:
     return [
         "",
         "The concept's own clips name, for the erased encoder, the neutral word in its place. Of "
-        f"the unedited model's clips that do name it, as many move as told: {', '.join(moved)}.",
+        f"the unedited model's clips that do name it, once, as many move as told: "
+        f"{', '.join(moved)}.",
     ]
 
 

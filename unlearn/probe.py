@@ -200,8 +200,8 @@ class Probe:
 
 
 CANNOT = (
-    "An edit of the text encoder cannot stop that: the image network still holds the concept, and "
-    "the token finds the way to it."
+    "An edit of the text encoder cannot stop that in principle: the image network still holds the "
+    "concept, and a token may find the way to it."
 )
 
 

@@ -189,7 +189,7 @@ def run(given: argparse.Namespace) -> None:
     record = erasure.record
     print(
         f"{given.output}: {', '.join(erasure.concepts)}, {record['steps']} steps, "
-        f"{record['measured']['seconds']:.1f} s, peak memory {memory.peak >> 20} MB, "
+        f"{record['measured']['seconds']:.1f} s, peak memory {memory.peak >> 20} MiB, "
         f"file {given.output.stat().st_size / 1e6:.1f} MB.\n"
         "Suppressed, not removed for good: probe it before you rely on it."
     )
