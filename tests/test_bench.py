@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from testbed import bench, bench_plan, bench_table, workers
+from testbed import bench, bench_plan, bench_table, harden_bench, workers
 
 
 def options(**given) -> argparse.Namespace:
@@ -64,7 +64,7 @@ def test_tables_hold_means_and_middle_peaks() -> None:
     both = next(line for line in text.splitlines() if "| all |" in line)
     cells = [cell.strip() for cell in both.strip("|").split("|")]
     assert cells[3:7] == ["2", "75.0%", "50.0%", "25.0%"]
-    assert cells[-3:] == ["2.0", "1.2 GB", "1.5 MB"]
+    assert cells[-3:] == ["2.0", "1.2 GiB", "1.5 MB"]
     assert "| few_shot | balanced | 1 | 0% | 50% | 100% |" in text
 
 
@@ -89,3 +89,15 @@ def test_a_neighbour_is_another_of_its_kind(concept: str) -> None:
 
     assert neighbour(concept) != concept
     assert kind_of(neighbour(concept)) == kind_of(concept)
+
+
+def test_hardening_is_compared_over_the_same_concepts() -> None:
+    """Means over what happens to be measured would compare concepts and not seconds."""
+    rows = [
+        {"concept": concept, "seconds": seconds}
+        for concept, most in (("fox", 60), ("ink", 30))
+        for seconds in (60, 30, 0)
+        if seconds <= most
+    ]
+    assert {s: len(some) for s, some in harden_bench.by_seconds(rows).items()} == {0: 2, 30: 2}
+    assert harden_bench.by_seconds([]) == {}

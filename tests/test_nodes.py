@@ -165,7 +165,7 @@ def test_summary_says_what_was_done(training: Training) -> None:
     summary = text(training.history, "unlearn")
     assert f"Erased from the text encoder: {CONCEPT} (object)." in summary
     assert re.search(rf"moved by: {CONCEPT} \d+%", summary)
-    assert re.search(r"\d+ steps \(balanced\), [\d.]+ s, peak memory \d+ MB", summary)
+    assert re.search(r"\d+ steps \(balanced\), [\d.]+ s, peak memory \d+ MiB", summary)
     assert re.search(r"File: \S+\.safetensors, [\d.]+ MB", summary)
 
 
