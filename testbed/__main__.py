@@ -5,7 +5,7 @@ and its motion module, which makes clips of its pictures: python -m testbed moti
 What an encoder erased for pictures does to clips: python -m testbed transfer (--help for more)
 
 Each goes on from where an earlier run stopped; `cache/` holds what lies between. Training takes
-about two hours on two cores and minutes on a GPU; only `data` reaches the network (npm).
+about two and a half hours on two cores; only `data` reaches the network (npm).
 """
 
 import argparse
