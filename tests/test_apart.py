@@ -55,3 +55,7 @@ def test_there_neighbours_count_from_the_neutral_word() -> None:
     assert found[0].word == "dog"
     assert 0 < found[0].moved < 1
     assert [one.moved for one in found[1:]] == [0, 0, 0]
+    words = [*WORDS, "picture"]  # the neutral word
+    found = neighbours(Causal().encode, Causal({"picture": 0.1}).encode, words, "object")
+    assert found[0].word == "picture"
+    assert 0 < found[0].moved < 1

@@ -61,7 +61,9 @@ def neighbours(
         was, now = before(prompts), after(prompts)
         # Where the encoder does not pad, an empty prompt has nothing to be compared with.
         origin = empty if is_padded(was, empty) else neutral
-        moved = now.distance(was) / was.distance(origin.repeated(len(some))).clamp(min=1e-12)
+        way = was.distance(origin.repeated(len(some)))
+        way = way.where(way > 0, way.max())  # of the neutral word itself, which has none
+        moved = now.distance(was) / way.clamp(min=1e-12)
         found += [Neighbour(word, m) for word, m in zip(some, moved.sqrt().tolist())]
     return sorted(found, key=lambda neighbour: -neighbour.moved)
 
