@@ -138,6 +138,7 @@ class CompareErasure(io.ComfyNode):
         after = drawn("after", erased_model or model, erased_clip or clip)
         rows = [Row(*row) for row in zip(prompted, before, after)]
         own, others = rows[: len(asked)], rows[len(asked) :]
+        host.prepare_asking()
         with host.training():
             pictures = torch.cat([row.before for row in own] + [row.after for row in own])
             seen = remains(

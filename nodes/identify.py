@@ -85,6 +85,7 @@ class IdentifyConcept(io.ComfyNode):
         words = parse_words(candidates, kind)
         host = ComfyModel(model, clip, vae, tuple(images.shape[1:3]))
         host.check_encoder()
+        host.prepare_asking()
         with host.training():
             ranking = identify(host, images, words, kind, draws, seed, Counting(node_id))
             found = []

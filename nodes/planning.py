@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from math import prod
 
 import comfy.model_management as management
 import torch
 
+from ..unlearn.identify import rows_at_once
 from ..unlearn.model import Part
 from .frozen import blocks, edited, is_quantised
 from .kept import Touched, kept_bytes
@@ -62,6 +64,22 @@ class Planned:
             self.network, "encoder", self._latents(batch), copies=self._cast(), encoding=encoding
         )
         return self._plan(needed, "The attacks need", "use a smaller width and height")
+
+    def prepare_asking(self) -> None:
+        """Have room left beside the models for what the classifier asks at once (identify.py).
+
+        By itself the host fills a card with weights but for about a gigabyte. Where the card has no
+        such room at all, it stays as it is.
+        """
+        if self.device.type == "cpu":
+            return
+        _, channels, *space = self._latents(1)
+        rows = rows_at_once(prod(space))
+        before = self._room
+        self._room = max(before, int(self.network.memory_required([rows, channels, *space])))
+        self._load()
+        if not self._is_loaded():
+            self._room = before
 
     def _plan(self, needed: MemoryNeed, what: str, advice: str) -> MemoryPlan:
         def planned() -> MemoryPlan:

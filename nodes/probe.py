@@ -156,6 +156,7 @@ class ProbeErasure(io.ComfyNode):
         warning = "" if erasure is None else not_its_own(model, clip, erasure, parts)
         chosen = fitting(edited, settings(level, kind, seed=seed, steps=steps, guidance=cfg))
         original.checkpointing = edited.checkpointing
+        original.prepare_asking()
         probes = []
         for one in concepts:
             found = probe(

@@ -200,3 +200,43 @@ def test_room_is_made_beside_a_model_that_does_not_fit(
             assert few_shot.few_shot(host, ["fox"], shots, settings).norm() > 0
         with pytest.raises(MemoryError, match="use smaller or fewer images"):
             host_model(pack, model, clip, vae).prepare("encoder", "all", 0, batch=64, prompts=64)
+
+
+@pytest.mark.slow
+def test_room_is_made_for_what_the_classifier_asks_at_once(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as management
+
+    with elsewhere(monkeypatch) as device, torch.inference_mode():
+        model, clip, vae = testbed.pack.checkpoint()
+        modules = model.model, clip.cond_stage_model
+        whole = sum(weight.nbytes for root in modules for weight in root.parameters())
+        latents = 64, 4, SIDE // 8, SIDE // 8
+        asked = int(model.model.memory_required(latents))
+        card = asked + whole // 2
+
+        def there() -> int:
+            every = (weight for root in modules for weight in root.parameters())
+            return sum(weight.nbytes for weight in every if weight.device == device)
+
+        def free(_=None, torch_free_too: bool = False):
+            left = card - there()
+            return (left, left) if torch_free_too else left
+
+        monkeypatch.setattr(management, "get_free_memory", free)
+        monkeypatch.setattr(management, "minimum_inference_memory", lambda: 2**20)
+        monkeypatch.setattr(management, "extra_reserved_memory", lambda: 0)
+        host = host_model(pack, model, clip, vae)
+        host._load()
+        assert free() < asked
+        host.prepare_asking()
+        assert free() >= asked
+        with host.training():
+            shots = testbed.drawings.of("fox")[:2]
+            found = pack.unlearn.identify.identify(host, shots, ["fox", "cat"], draws=8)
+        assert {word.word for word in found.words} == {"fox", "cat"}
+        card = whole // 2  # too small: the models are loaded as they would be without it
+        small = host_model(pack, model, clip, vae)
+        small.prepare_asking()
+        small.sample(["a photo of a fox"], seed=0, steps=2)

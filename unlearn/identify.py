@@ -232,8 +232,7 @@ class _Draws:
         self.plain = torch.zeros_like(self.x0, dtype=torch.float32)
         """The predictions without a word."""
         self.model = model
-        pixels = x0[0, 0].numel()
-        self.at_once = min(ROWS_AT_ONCE, max(1, AT_ONCE // pixels))
+        self.at_once = rows_at_once(x0[0, 0].numel())
 
     def loss(
         self, at: torch.Tensor, conditioning: Conditioning, without: torch.Tensor, believed: float
@@ -285,6 +284,11 @@ class _Prompts:
         """row: (N,) 0 for no word, else the word's place from 1; picture: (N,)."""
         index = self.context[picture] * self.size + row
         return self.conditioning[index].to(self.device)
+
+
+def rows_at_once(pixels: int) -> int:
+    """How many rows the network works on at once, where a picture's latents have so many pixels."""
+    return min(ROWS_AT_ONCE, max(1, AT_ONCE // pixels))
 
 
 def _batches(rows: list, size: int) -> Iterator[list]:
