@@ -2,7 +2,7 @@
 
     python dev.py bench                     every method and mode
     python dev.py bench --quick             3 objects, 1 style, 1 character, default modes
-    python dev.py bench --full              also a second seed, and the longest on more concepts
+    python dev.py bench --full              also a second seed, and more concepts for each mode
     python dev.py bench --method few_shot --concept fox --json rows.json
 
 Rows that the JSON file already holds are not measured again, so it goes on where it was stopped.
@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("--concept", nargs="+", type=known, help="any concepts of IconCanvas")
     parser.add_argument("--seed", nargs="+", type=int)
     amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--quick", action="store_true", help="a twentieth of the work")
-    amount.add_argument("--full", action="store_true", help="half as much work again")
+    amount.add_argument("--quick", action="store_true", help="a tenth of the work")
+    amount.add_argument("--full", action="store_true", help="three times the work")
     parser.add_argument("--json", type=Path, help="where the rows are kept")
     parser.add_argument(
         "--table",

@@ -69,6 +69,7 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
     mode, _, variant = job["mode"].partition("-")
     science, concept, seed = package.unlearn, [job["concept"]], job["seed"]
     anchor = neighbour(job["concept"]) if variant == "neighbour" else ""
+    hardened = HARDENED if variant.endswith("hardened") else 0
     taken: dict[int, tuple[dict, float]] = {}  # after a step: its deltas, and when
 
     def take(step: int, total: int, loss: float, edit) -> None:
@@ -86,7 +87,8 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
                 start=STARTS.get(variant),
                 anchor=anchor,
                 iterations=0 if variant == "solved" else None,
-                harden=HARDENED if variant == "hardened" else 0,
+                trainable="outside-cross-attention" if variant.startswith("outside") else None,
+                harden=hardened,
             )
             erasure = science.key_step.key_step(host, concept, settings)
         elif job["method"] == "domain_correction":
@@ -114,7 +116,7 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
                 epochs=max(EPOCHS),
                 learning_rate=1e-5 * (CLIP_WIDTH / WIDTH if variant == "scaled" else 1),
                 trainable="all" if variant == "all" else "mlp-final-attn",
-                harden=HARDENED if variant == "hardened" else 0,
+                harden=hardened,
             )
             # The paper's run is the same for every number of epochs, as far as it goes.
             erasure = science.few_shot.few_shot(

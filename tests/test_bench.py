@@ -22,8 +22,9 @@ def row(concept: str, **more) -> dict:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_default_modes_are_measured_on_every_concept_in_full_twice(full: bool) -> None:
-    asked = options(method=["domain_correction"], mode=["balanced"], full=full)
+@pytest.mark.parametrize("method", ["few_shot", "key_step"])
+def test_default_modes_are_measured_on_every_concept_in_full_twice(method: str, full: bool) -> None:
+    asked = options(method=[method], mode=["balanced"], full=full)
     assert {(job["concept"], job["seed"]) for job in bench_plan.jobs_of(asked)} == {
         (concept, seed)
         for concept in bench_plan.CONCEPTS
@@ -31,10 +32,12 @@ def test_default_modes_are_measured_on_every_concept_in_full_twice(full: bool) -
     }
 
 
-@pytest.mark.parametrize(("full", "concepts"), [(False, 1), (True, len(bench_plan.FEW))])
-def test_the_longest_are_measured_on_one_concept_alone_without_full(full, concepts) -> None:
-    asked = options(method=["domain_correction"], mode=["paper"], full=full)
-    assert len(bench_plan.jobs_of(asked)) == concepts
+def test_a_full_run_holds_all_of_a_plain_and_of_a_quick_one() -> None:
+    full = {bench_plan.job_key(job) for job in bench_plan.jobs_of(options(full=True))}
+    for less in ({}, {"quick": True}):
+        jobs = {bench_plan.job_key(job) for job in bench_plan.jobs_of(options(**less))}
+        assert jobs < full
+        assert {method for method, *_ in jobs} >= {"few_shot", "key_step", "domain_correction"}
 
 
 def test_some_are_attacked_once_and_none_in_a_quick_run() -> None:
