@@ -12,6 +12,7 @@ import comfy.utils
 import torch
 
 from ..unlearn.erasure import NETWORK, Erasure, ErasureError, matrix_shape, name_of
+from .connected import check_clip
 from .host import OFTEN_MISSING, fingerprints
 
 # Where other tools put CLIP's text model, and where the host has it.
@@ -33,6 +34,7 @@ def erased_clip(clip, erasure: Erasure, strength: float = 1.0):
     Returns (clip, warning); the warning is empty unless the erasure was trained on other weights.
     Raises ErasureError when it does not fit this encoder.
     """
+    check_clip(clip)
     copy = clip.clone()
     names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
     return copy, _patch(copy.patcher, names, erasure, strength, CLIP)

@@ -17,6 +17,7 @@ from ..unlearn.prompts import split_concepts, templates
 from ..unlearn.remains import Seen, remains
 from ..unlearn.sheet import Row, sheet
 from ..unlearn.words import VOCABULARY
+from .connected import check_vae
 from .host import ComfyModel
 from .identify import Counting
 from .report import tell
@@ -122,6 +123,7 @@ class CompareErasure(io.ComfyNode):
         asked = lines(prompts) or own_prompts(concepts, kind)
         near = lines(neighbours) or near_prompts(concepts, kind)
         host = ComfyModel(model, clip, vae, (height, width))
+        check_vae(vae)
         host.check_encoder()
         node_id = cls.hidden.unique_id
         prompted, seeds = [*asked, *near], range(seed, seed + count)

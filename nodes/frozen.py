@@ -25,10 +25,11 @@ from ..unlearn.model import Edit
 def aliased(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
     """Replace each parameter and buffer by a normal tensor on the same storage.
 
-    An inference tensor cannot be saved for a backward pass. Its alias can, costs no memory, and
-    takes no gradient. What is replaced is put back if anybody else still holds it. It is not held
-    here: where the host moves the model, short of memory, its old place must become free. Quantised
-    tensors are, since the host can do less with those made outside of inference mode.
+    An inference tensor cannot be saved for a backward pass, and neither can one that was made as
+    such and moved since. Its alias can, costs no memory, and takes no gradient. What is replaced is
+    put back if anybody else still holds it. It is not held here: where the host moves the model,
+    short of memory, its old place must become free. Quantised tensors are, since the host can do
+    less with those made outside of inference mode.
     """
     replaced: list[tuple[dict, str, Callable[[], torch.Tensor | None], torch.Tensor]] = []
     aliases: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id: the tensor and its alias
@@ -37,7 +38,7 @@ def aliased(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
             for module in root.modules():
                 for table in (module._parameters, module._buffers):
                     for name, tensor in table.items():
-                        if tensor is None or not tensor.is_inference():
+                        if tensor is None or _can_be_saved(tensor):
                             continue
                         if id(tensor) not in aliases:
                             alias = _alias(tensor)
@@ -58,6 +59,14 @@ def aliased(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
             # its own here: then what it has now is what it counts on.
             if tensor is not None and table[name] is alias and _same_memory(alias, tensor):
                 table[name] = tensor
+
+
+def _can_be_saved(tensor: torch.Tensor) -> bool:
+    """Whether autograd can keep a tensor for a backward pass: it has a version to be checked."""
+    try:
+        return not tensor.is_inference() and tensor._version >= 0
+    except RuntimeError:
+        return False
 
 
 def _alias(tensor: torch.Tensor) -> torch.Tensor:
@@ -104,7 +113,7 @@ def edited(patcher: ModelPatcher, root: torch.nn.Module, edit: Edit, prefix: str
     which the host makes anew, from the patcher's wrappers, whenever it loads the model; other
     modules, such as the norms of T5 and Llama, are given the changed weight while they run.
     """
-    added: list[tuple[torch.nn.Module, str, list, list, Callable]] = []
+    added: list[tuple[torch.nn.Module, str, list, Callable]] = []
     wrappers, before = patcher.weight_wrapper_patches, dict(patcher.weight_wrapper_patches)
     hooks = ExitStack()
     try:
@@ -117,18 +126,19 @@ def edited(patcher: ModelPatcher, root: torch.nn.Module, edit: Edit, prefix: str
                 continue
             theirs, function = getattr(module, slot), partial(edit.changed, key)
             # A list of its own: the host's default is one list for the whole class.
-            ours = [*theirs, function]
-            added.append((module, slot, theirs, ours, function))
-            setattr(module, slot, ours)
+            added.append((module, slot, theirs, function))
+            setattr(module, slot, [*theirs, function])
             wrappers[key] = [*before.get(key, []), function]
         yield
     finally:
         hooks.close()
         wrappers.clear()
         wrappers.update(before)
-        for module, slot, theirs, ours, function in reversed(added):
+        for module, slot, theirs, function in reversed(added):
             now = getattr(module, slot)
-            setattr(module, slot, theirs if now is ours else [f for f in now if f is not function])
+            # The host may have added to it what it does to a weight that it moved to the CPU.
+            left = [f for f in now if f is not function]
+            setattr(module, slot, theirs if left == theirs else left)
 
 
 @contextmanager

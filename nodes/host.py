@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 
@@ -22,6 +23,7 @@ from ..unlearn.gap import Vocabulary, beside, places, shared_words, token_count,
 from ..unlearn.model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from ..unlearn.select import encoder_weights, network_weights
 from .attention import differentiable
+from .connected import autoencoder, check_clip, check_vae
 from .frozen import aliased, checkpointed, edited, is_quantised
 from .planning import Planned
 from .reading import check_read, is_spoilt, spoilt, unread_layers
@@ -46,7 +48,9 @@ class ComfyModel(Planned):
         size: tuple[int, int] = (512, 512),
         checkpointing: bool | None = None,
     ) -> None:
-        self.patcher, self.clip, self.vae = static_model(model), static_clip(clip), vae
+        check_clip(clip)
+        self.patcher, self.clip = static_model(model), static_clip(clip)
+        self.vae = autoencoder(vae)
         self.size, self.checkpointing = size, checkpointing
         self._room = 0  # bytes to be left free beside the models
         self.device = model.load_device
@@ -84,9 +88,12 @@ class ComfyModel(Planned):
         """
         was_training = management.in_training
         with ExitStack() as stack:
+            # The weights that the host brings to the card are of the kind that it leaves them in.
+            with torch.inference_mode():
+                self._load()
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            self._load()
+            stack.enter_context(in_one_stream())
             modules = (self.network.diffusion_model, self.encoder)
             stack.enter_context(aliased((self.network, self.encoder)))
             stack.enter_context(checkpointed(modules, bool(self.checkpointing)))
@@ -114,6 +121,12 @@ class ComfyModel(Planned):
         itself, too.
         """
         if not self._is_loaded():
+            self._load()
+
+    def _make_room(self) -> None:
+        """Again, where it was made and the host has since filled it with weights, as it does
+        whenever it draws."""
+        if self._room:
             self._load()
 
     def _is_loaded(self) -> bool:
@@ -221,7 +234,10 @@ class ComfyModel(Planned):
 
     def _encode(self, tokens: dict) -> dict:
         self._ready()
-        return self.clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
+        # As it is loaded now: the host would load it once more, and room for nothing else with it.
+        clip = copy(self.clip)
+        clip.load_model = lambda tokens=None: clip.patcher
+        return clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
 
     def _stackable(self, tokens: list[dict]) -> bool:
         """Whether prompts can go through the encoder at once: one section each, all of one length,
@@ -263,15 +279,19 @@ class ComfyModel(Planned):
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     def latents(self, images: torch.Tensor) -> torch.Tensor:
+        check_vae(self.vae)
         with torch.no_grad():
             # A video model's VAE would take several for the frames of one video.
             size = 1 if self.network.latent_format.latent_dimensions == 3 else len(images)
             parts = [self.vae.encode(some[..., :3]) for some in images.split(size)]
+            self._make_room()
             return self.network.process_latent_in(torch.cat(parts)).to(self.device)
 
     def images(self, x0: torch.Tensor) -> torch.Tensor:
+        check_vae(self.vae)
         with torch.no_grad():
             pictures = self.vae.decode(self.network.process_latent_out(x0.float()))
+            self._make_room()
             if pictures.ndim == 5:  # a video model: its first frames
                 pictures = pictures[:, 0]
             return pictures.clamp(0, 1).cpu()
@@ -411,6 +431,7 @@ class ComfyModel(Planned):
             disable_pbar=True,
             seed=seed,
         )
+        self._make_room()
         return self.network.process_latent_in(latents).to(self.device)
 
     def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -461,6 +482,20 @@ class ComfyModel(Planned):
         network = [key for key in keys if key.startswith(NETWORK)]
         encoder = [key for key in keys if not key.startswith(NETWORK)]
         return fingerprints(self.patcher, network) | fingerprints(self.clip.patcher, encoder)
+
+
+@contextmanager
+def in_one_stream() -> Iterator[None]:
+    """Have the host fetch weights that lie on the CPU in the stream that computes with them.
+
+    In streams of its own it waits for the forward pass alone before it writes the next weight over
+    the last one's memory; autograd may still read there.
+    """
+    streams, management.NUM_STREAMS = management.NUM_STREAMS, 0
+    try:
+        yield
+    finally:
+        management.NUM_STREAMS = streams
 
 
 def _without_weights(tokenizer, words: str) -> str:

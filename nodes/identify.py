@@ -12,6 +12,7 @@ from ..unlearn.identify import identify, parse_words
 from ..unlearn.identify_sheet import bars, report
 from ..unlearn.model import check_images
 from ..unlearn.neighbours import neighbours, proposal, to_protect
+from .connected import check_vae
 from .host import ComfyModel
 from .report import tell
 from .sockets import kind_input, seed_input
@@ -84,6 +85,7 @@ class IdentifyConcept(io.ComfyNode):
         check_images(images)
         words = parse_words(candidates, kind)
         host = ComfyModel(model, clip, vae, tuple(images.shape[1:3]))
+        check_vae(vae)
         host.check_encoder()
         host.prepare_asking()
         with host.training():

@@ -47,9 +47,7 @@ class Planned:
         copies = self._cast() + sum(w.numel() * used for w in weights.values())
         encoding = self._encoding(weights, prompts) if part == "encoder" and prompts else (0, 0)
         needed = need(self.network, part, self._latents(batch), trained, copies, encoding)
-        return self._plan(
-            needed, "Training needs", "use smaller or fewer images, a rank of 4 to 16"
-        )
+        return self._plan(needed, "Training needs", "use smaller images, a rank of 4 to 16")
 
     def prepare_attack(self, batch: int, prompts: int) -> MemoryPlan:
         """The same for an attack, which trains no weight but seeks words for prompts.
@@ -80,6 +78,7 @@ class Planned:
         self._load()
         if not self._is_loaded():
             self._room = before
+            self._load()
 
     def _plan(self, needed: MemoryNeed, what: str, advice: str) -> MemoryPlan:
         def planned() -> MemoryPlan:
@@ -94,10 +93,15 @@ class Planned:
                 raise
             # Beside as much of the models as leaves room: the rest is fetched when it is used, and
             # let go of only where blocks are recomputed.
-            self._room = needed.least
-            self._load()
-            found = replace(planned(), checkpointing=True)
-            if not self._is_loaded():  # none of one of them would be left
+            before, self._room = self._room, needed.least
+            try:
+                self._load()
+                found = replace(planned(), checkpointing=True)
+                if not self._is_loaded():  # none of one of them would be left
+                    raise
+            except MemoryError:
+                self._room = before
+                self._load()
                 raise
         if self.checkpointing is None:
             self.checkpointing = found.checkpointing
@@ -107,10 +111,14 @@ class Planned:
         return batch, self.network.latent_format.latent_channels, *self._space()
 
     def _cast(self) -> int:
-        """Bytes of the network's weights as they are used, where they are kept in another dtype:
-        copies that live as long as the activations."""
+        """Bytes of the network's weights as they are used, where they are kept in another dtype or
+        on the CPU: copies that live as long as the activations."""
         used = self.network.get_dtype_inference()
-        stored = (w for w in self.layers.parameters() if w.dtype != used or is_quantised(w))
+        stored = (
+            w
+            for w in self.layers.parameters()
+            if w.dtype != used or is_quantised(w) or w.device != self.device
+        )
         return sum(w.numel() for w in stored) * used.itemsize
 
     def _encoding(self, weights: dict[str, torch.Tensor], prompts: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from ..unlearn.probe import Probe, ProbeSettings, probe, settings
 from ..unlearn.probe_sheet import probe_sheet
 from ..unlearn.prompts import split_concepts
 from .apply import erased, has_part, other_base
+from .connected import check_vae
 from .host import ComfyModel
 from .report import tell
 from .sockets import (
@@ -141,6 +142,7 @@ class ProbeErasure(io.ComfyNode):
         parts = frozenset(part for part, connected in changed.items() if connected is not None)
         size = height, width
         original = ComfyModel(model, clip, vae, size)
+        check_vae(vae)
         original.check_encoder()
         edited = ComfyModel(erased_model or model, erased_clip or clip, vae, size)
         given = Given(

@@ -16,6 +16,7 @@ from ..unlearn.erasure import Erasure
 from ..unlearn.model import Diverged, Part
 from ..unlearn.peak_memory import PeakMemory
 from ..unlearn.resume import Resume
+from .connected import check_clip, check_vae
 from .files import erasure_file, trained_before, training_key
 from .host import ComfyModel
 from .report import Progress, loss_curve, tell
@@ -80,7 +81,9 @@ class Training:
         it: the host forgets results. A long run keeps its state beside the file and goes on from
         it. Raises RuntimeError when the loss diverged; what was good by then is kept aside.
         """
-        self._check_connected()
+        check_clip(self.clip)
+        if self.images is not None:
+            check_vae(self.vae, ", or no pictures")
         drawn_at = None if self.images is not None else self.size
         key = training_key(
             self.method,
@@ -105,7 +108,7 @@ class Training:
         with PeakMemory() as memory, host.training():
             started = time.monotonic()
             draw = None
-            if self.vae is not None:
+            if host.vae is not None:
                 draw = lambda: host.preview(f"a photo of a {self.concepts[0]}", self.seed)  # noqa: E731
             progress = Progress(node_id, f"unlearning {', '.join(self.concepts)}", draw)
             try:
@@ -134,23 +137,11 @@ class Training:
             reason = getattr(error, "strerror", None) or error
             raise RuntimeError(
                 f"What was trained cannot be written to {file} ({reason}). Make room "
-                "there and queue it again: a long run goes on from where it last kept its state."
+                "there and queue it again: a run in the image network goes on from where it last "
+                "kept its state."
             ) from error
         resume.close()
         return erasure, file, ""
-
-    def _check_connected(self) -> None:
-        """A loader hands on nothing where its file holds no text encoder or no autoencoder."""
-        if self.clip is None:
-            raise ValueError(
-                "The CLIP that is connected is empty: its checkpoint holds no text encoder. "
-                "Connect the text encoder that this model reads, for example from Load CLIP."
-            )
-        if self.vae is None and self.images is not None:
-            raise ValueError(
-                "The VAE that is connected is empty: its checkpoint holds none. Connect one, for "
-                "example from Load VAE, or no pictures."
-            )
 
 
 def outputs(node_id: str | None, erased, erasure: Erasure, text: str, *more) -> io.NodeOutput:

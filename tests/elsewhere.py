@@ -68,6 +68,9 @@ class Away(torch.Tensor):
     def untyped_storage(self) -> torch.UntypedStorage:
         return self.payload.untyped_storage()
 
+    def set_(self, *source: Any) -> Away:
+        return Away(self.payload.set_(*source))  # a wrapper cannot change its own shape
+
     def tolist(self) -> list:
         return self.payload.tolist()
 
@@ -155,8 +158,6 @@ class Calls(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
             device = kwargs.pop("device")
             return func(*args, **kwargs).to(device)
-        if func is torch.Tensor.set_ and isinstance(args[0], Away):
-            return Away(func(args[0].payload, *args[1:], **kwargs))
         if func is torch.Tensor.__getitem__:
             args = (args[0], as_tensors(args[1]))
         if func is torch.Tensor.__setitem__:

@@ -198,8 +198,11 @@ def test_room_is_made_beside_a_model_that_does_not_fit(
         with host.training():
             settings = few_shot.FewShotSettings(max_steps=1, rank=4, batch=1)
             assert few_shot.few_shot(host, ["fox"], shots, settings).norm() > 0
-        with pytest.raises(MemoryError, match="use smaller or fewer images"):
-            host_model(pack, model, clip, vae).prepare("encoder", "all", 0, batch=64, prompts=64)
+        with pytest.raises(MemoryError, match="use smaller images"):
+            host.prepare("encoder", "all", 0, batch=64, prompts=64)
+        # Then all is as it was, and a smaller run finds its place.
+        assert host._is_loaded()
+        host.prepare("encoder", "mlp-final-attn", 4, batch=1, prompts=2)
 
 
 @pytest.mark.slow
@@ -214,7 +217,7 @@ def test_room_is_made_for_what_the_classifier_asks_at_once(
         whole = sum(weight.nbytes for root in modules for weight in root.parameters())
         latents = 64, 4, SIDE // 8, SIDE // 8
         asked = int(model.model.memory_required(latents))
-        card = asked + whole // 2
+        card = asked + int(0.9 * whole)
 
         def there() -> int:
             every = (weight for root in modules for weight in root.parameters())
@@ -235,6 +238,9 @@ def test_room_is_made_for_what_the_classifier_asks_at_once(
         with host.training():
             shots = testbed.drawings.of("fox")[:2]
             found = pack.unlearn.identify.identify(host, shots, ["fox", "cat"], draws=8)
+            assert free() >= asked  # also after the encoder has been used, and the autoencoder
+            host.sample(["a photo of a fox"], seed=0, steps=2)
+            assert free() >= asked
         assert {word.word for word in found.words} == {"fox", "cat"}
         card = whole // 2  # too small: the models are loaded as they would be without it
         small = host_model(pack, model, clip, vae)

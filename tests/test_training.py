@@ -167,6 +167,47 @@ def test_weights_that_the_host_moved_stay_where_it_put_them(pack: ModuleType) ->
     assert module.bias is stayed
 
 
+def test_weights_moved_before_a_run_can_be_kept_for_its_backward_pass(pack: ModuleType) -> None:
+    """As the host leaves them that moves its inference tensors outside of inference mode."""
+    module = torch.nn.Linear(2, 2).requires_grad_(False)
+    with torch.inference_mode(False):
+        module.to(torch.float64)
+        assert not module.weight.is_inference()
+        x = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
+        with pytest.raises(RuntimeError, match="version"):
+            module(x)
+        with pack.nodes.frozen.aliased([module]):
+            module(x).sum().backward()
+        assert torch.equal(x.grad, module.weight.sum(0, keepdim=True))
+
+
+def test_what_the_host_adds_to_a_trained_weight_meanwhile_stays(
+    pack: ModuleType, checkpoint: Path
+) -> None:
+    """Short of memory, it moves a module to the CPU and has its LoRA put on whenever it is used."""
+    model, clip, _ = testbed.pack.checkpoint(checkpoint)
+    host = pack.nodes.host.ComfyModel(model, clip, None, (64, 64))
+    with host.training():
+        with host.edit("unet", "cross-attention") as edit:
+            key = next(key for key in edit.deltas if key.endswith("attn2.to_q.weight"))
+            module = model.model.get_submodule(key.rpartition(".")[0])
+            module.weight_function.append(abs)
+        assert module.weight_function == [abs]
+        module.weight_function.remove(abs)
+
+
+def test_weights_that_a_run_fetches_come_in_the_stream_that_computes(
+    pack: ModuleType, loaded: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as management
+
+    monkeypatch.setattr(management, "NUM_STREAMS", 2)
+    model, clip, _ = loaded
+    with pack.nodes.host.ComfyModel(model, clip, None, (64, 64)).training():
+        assert management.NUM_STREAMS == 0
+    assert management.NUM_STREAMS == 2
+
+
 @pytest.mark.parametrize(
     ("missing", "sentence"),
     [
@@ -177,8 +218,11 @@ def test_weights_that_the_host_moved_stay_where_it_put_them(pack: ModuleType) ->
 def test_what_a_loader_did_not_find_gets_a_sentence_before_any_work(
     pack: ModuleType, loaded: tuple, missing: str, sentence: str
 ) -> None:
-    """It hands on None for what its file lacks."""
-    parts = dict(zip(("model", "clip", "vae"), loaded)) | {missing: None}
+    """It hands on None in place of a text encoder, and an empty autoencoder."""
+    from comfy.sd import VAE
+
+    empty = {"clip": None, "vae": VAE(sd={})}[missing]
+    parts = dict(zip(("model", "clip", "vae"), loaded)) | {missing: empty}
     training = pack.nodes.training.Training(
         method="few_shot",
         concepts=["cat"],
