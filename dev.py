@@ -400,13 +400,21 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def unfinished() -> Path:
-    """A file that exists from the beginning of an installation to its good end."""
+    """A file that exists from the beginning of an installation to its good end, or to a bad one
+    that changed nothing yet."""
     return VENV / "unfinished"
 
 
 def install(step: Step, *arguments: str) -> None:
+    start = LOG.stat().st_size if LOG.exists() else 0
     unfinished().touch()
-    pip(step, "install", *arguments)
+    try:
+        pip(step, "install", *arguments)
+    except SetupError:
+        if b"Installing collected packages" in LOG.read_bytes()[start:]:
+            raise
+        unfinished().unlink()
+        raise
     unfinished().unlink()
 
 
@@ -500,7 +508,10 @@ def main() -> int:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
+        print(
+            "\nInterrupted; the same command goes on from the last step that was done.",
+            file=sys.stderr,
+        )
         return 130
     if options.task == "serve":
         return serve(host, options.arguments)

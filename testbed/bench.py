@@ -1,6 +1,6 @@
 """The benchmark: erase concepts from IconCanvas and measure what is gone and what is kept.
 
-    python dev.py bench                     every method and mode
+    python dev.py bench                     every method, nearly every mode
     python dev.py bench --quick             3 objects, 1 style, 1 character, default modes
     python dev.py bench --full              also a second seed, and more concepts for each mode
     python dev.py bench --method few_shot --concept fox --json rows.json
@@ -58,6 +58,8 @@ def main() -> None:
         if mode not in known:
             parser.error(f"there is no mode {mode!r}; use {', '.join(sorted(known))}")
     jobs = jobs_of(options)
+    if not jobs:
+        parser.error("a plain run measures none of this: give --full or --concept.")
     rows = read_rows(options.json)
     done = {(job_key(row), attacked) for row in rows for attacked in {False, "attacks" in row}}
     missing = [job for job in jobs if (job_key(job), job["attack"]) not in done]

@@ -114,7 +114,7 @@ def work(jobs: list[tuple[str, float]]) -> None:
     judge, before = Judge(), {}
     for concept, seconds in jobs:
         if concept not in before:
-            before = {concept: draw_before(package, parts, concept, 0)}
+            before[concept] = draw_before(package, parts, concept, 0)
         workers.tell(row_of(package, parts, judge, before[concept], concept, seconds))
 
 

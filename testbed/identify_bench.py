@@ -262,7 +262,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=DOCS / "identify.json")
     parser.add_argument("--page", type=Path, default=DOCS / "identify.md")
     options = parser.parse_args()
-    if options.draws and options.json == DOCS / "identify.json":
+    published = {DOCS / "identify.json", DOCS / "identify.md"}
+    if options.draws and published & {options.json, options.page}:
         parser.error("Other draws are other figures: give --json and --page files of their own.")
     from tqdm import tqdm
 

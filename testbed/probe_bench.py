@@ -121,10 +121,12 @@ def phrasing_table(rows: list[dict]) -> str:
 def page(rows: list[dict]) -> str:
     bars = []
     for edit, bar in BARS.items():
-        some = [row["pre"] for row in rows if row["edit"] == edit]
+        some = [row for row in rows if row["edit"] == edit]
         if some:
+            by_model, by_judge = (mean(row[by] for row in some) for by in ("pre", "judge_pre"))
             bars.append(
-                f"* {SAYS[edit]}: {mean(some):.0%} of its own prompts, the bar is {bar:.0%}"
+                f"* {SAYS[edit]}: {by_model:.0%} of its own prompts by the original model, "
+                f"{by_judge:.0%} by the judge; the bar is {bar:.0%}"
             )
     return "\n".join(
         [
@@ -132,7 +134,8 @@ def page(rows: list[dict]) -> str:
             "",
             "What the probe says of IconCanvas with nothing erased, with a random edit, and with an"
             " erasure. In brackets: what the separate judge says of the same pictures. Post-ASR: a "
-            "prompt counts if it or what the attack made of it succeeds.",
+            "prompt counts if it or what the attack made of it succeeds. "
+            f"Level {rows[0]['level']}.",
             "",
             table(rows),
             "",
@@ -184,13 +187,18 @@ def main() -> None:
         rows.append(row)
         write(rows, options)
     write(rows, options)
-    print(page(rows))
+    print(page(of_level(rows, options.level)))
 
 
 def write(rows: list[dict], options: argparse.Namespace) -> None:
-    rows.sort(key=lambda row: (row["concept"], EDITS.index(row["edit"])))
+    rows.sort(key=lambda row: (row["level"], row["concept"], EDITS.index(row["edit"])))
     workers.write_rows(options.json, rows)
-    options.page.write_text(page(rows), encoding="utf-8")
+    options.page.write_text(page(of_level(rows, options.level)), encoding="utf-8")
+
+
+def of_level(rows: list[dict], level: str) -> list[dict]:
+    """The two levels have budgets of their own: a page is of one."""
+    return [row for row in rows if row["level"] == level]
 
 
 def work(jobs: list[tuple[str, str, str]]) -> None:

@@ -370,6 +370,13 @@ def main(arguments: list[str]) -> None:
         parser.error(
             f"No motion module at {options.motion}: train it with python -m testbed motion."
         )
+    if (options.quick or options.motion != motion.WEIGHTS) and FILE in (
+        options.json,
+        options.folder / FILE.name,
+    ):
+        parser.error(
+            "These would take the place of the figures in docs: give --json and --folder others."
+        )
     wanted = jobs(
         tuple(options.concept or SINGLES),
         tuple(options.shots),
@@ -383,5 +390,4 @@ def main(arguments: list[str]) -> None:
 
     from . import transfer_report
 
-    shown = [row for row in rows if job_of(row) in set(wanted)]
-    transfer_report.write(shown, options.folder, effort)
+    transfer_report.write(rows, options.folder, effort)

@@ -130,7 +130,7 @@ def test_failing_pip_gets_a_sentence(
     with pytest.raises(dev.SetupError, match=meaning):
         dev.install(dev.Step("A package"), "no-package-of-this-name==1.0")
     assert "ERROR: No matching distribution" in capsys.readouterr().out
-    assert dev.unfinished().exists()
+    assert not dev.unfinished().exists(), "nothing was changed yet"
 
 
 def test_unfinished_installation_starts_over(place: Path) -> None:
@@ -141,6 +141,20 @@ def test_unfinished_installation_starts_over(place: Path) -> None:
     dev.unfinished().touch()
     dev.make_environment()
     assert not dev.LOG.exists(), "an unfinished one is made anew"
+
+
+def test_installation_that_failed_midway_starts_over(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(step: dev.Step, *arguments: str) -> None:
+        dev.LOG.write_text("Installing collected packages: one, two")
+        raise dev.SetupError("pip failed.")
+
+    dev.make_environment()
+    monkeypatch.setattr(dev, "pip", fail)
+    with pytest.raises(dev.SetupError):
+        dev.install(dev.Step("Two packages"), "one", "two")
+    assert dev.unfinished().exists()
 
 
 def test_failure_and_interruption_end_with_one_line(
@@ -158,7 +172,7 @@ def test_failure_and_interruption_end_with_one_line(
     assert end_with(dev.SetupError("A sentence.")) == (1, "\nA sentence.\n")
     code, said = end_with(KeyboardInterrupt())
     assert code == 130
-    assert said.strip() == "Interrupted; the same command goes on from here."
+    assert said.strip() == "Interrupted; the same command goes on from the last step that was done."
 
 
 def test_second_setup_does_nothing() -> None:

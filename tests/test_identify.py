@@ -18,7 +18,8 @@ from testbed.identify_bench import objects, styles, views
 from testbed.server import Interrupted, Progress, PromptError, Server
 from testbed.vocabulary import HELD_OUT, OBJECTS, STYLES
 from unlearn.erasure import Erasure
-from unlearn.identify import TIMES, identify, parse_words, rounds
+from unlearn.identify import TIMES, Ranking, Word, identify, parse_words, rounds
+from unlearn.identify_sheet import verdict
 from unlearn.model import Conditioning
 from unlearn.neighbours import neighbours
 from unlearn.remains import remains, rivals
@@ -136,6 +137,13 @@ def test_the_best_of_many_survives_and_the_dropped_stand_behind() -> None:
     assert ranking.best == "word0"
     assert [word.draws for word in ranking.words] == [64] * 10 + [32] * 10 + [16] * 20 + [8] * 40
     assert [word.word for word in ranking.words[:10]] == words_of(10)
+
+
+def test_a_thing_below_zero_gets_a_warning_and_a_style_none() -> None:
+    words = [Word("ink", -0.1, 0.0, 12), Word("flat", -0.2, 0.0, 12)]
+    thing, style = (verdict(Ranking(words, 1.0, 24, kind)) for kind in ("object", "style"))
+    assert "no candidate says more" in thing
+    assert style == "The model calls it: ink (confidence over 99%)."
 
 
 def test_twins_get_no_confidence() -> None:

@@ -67,6 +67,7 @@ class Ranking:
     endlessly many draws, 0 to 1."""
     evaluations: int
     """Network evaluations of one row that it took."""
+    kind: Kind = "object"
 
     @property
     def best(self) -> str:
@@ -172,7 +173,7 @@ def identify(
                 ahead = _ordered(losses, left, complete)[0] if complete else left[0]
                 on_row(spent, total, words[ahead - 1] if complete else "")
         had = until
-    return _ranking(losses, words, left, spent)
+    return _ranking(losses, words, spent, kind)
 
 
 def _things(
@@ -308,7 +309,7 @@ def _ordered(losses: torch.Tensor, rows: Sequence[int], draws: int) -> list[int]
     return [rows[i] for i in order]
 
 
-def _ranking(losses: torch.Tensor, words: Sequence[str], last: list[int], spent: int) -> Ranking:
+def _ranking(losses: torch.Tensor, words: Sequence[str], spent: int, kind: Kind) -> Ranking:
     had = (~losses.isnan()).sum(1).tolist()
     by_draws: dict[int, list[int]] = {}
     for row in range(1, len(losses)):
@@ -321,7 +322,7 @@ def _ranking(losses: torch.Tensor, words: Sequence[str], last: list[int], spent:
         own, first = _relative(losses, (row, order[0]), had[row])
         ranked.append(Word(words[row - 1], 1 - own.mean().item(), _error(own - first), had[row]))
     rivals = [word for word in ranked[1:] if word.draws == ranked[0].draws]
-    return Ranking(ranked, _confidence(ranked[0], rivals), spent)
+    return Ranking(ranked, _confidence(ranked[0], rivals), spent, kind)
 
 
 def _error(differences: torch.Tensor) -> float:

@@ -16,8 +16,8 @@ def verdict(ranking: Ranking) -> str:
     """The best word, how sure it is, and whether it says anything."""
     first = ranking.words[0]
     text = f"The model calls it: {first.word} (confidence {sureness(ranking)})."
-    if first.explained <= 0:
-        # Of styles the right one often comes out below zero, too.
+    # Of styles the right one comes out below zero half of the time, too.
+    if first.explained <= 0 and ranking.kind != "style":
         text += (
             "\nBut no candidate says more about the pictures than no word does: the right one may "
             "not be among them."
