@@ -25,9 +25,10 @@ from .machine import machine
 
 DOCS = host.ROOT / "docs"
 KEPT = host.ROOT / "output" / "harden"
-CONCEPTS = ("fox", "guitar", "ink", "Zorvik")
+CONCEPTS = ("fox", "guitar", "flat", "ink", "Zorvik")
 SECONDS = (0, 15, 30, 60, 120)
 PROMPTS = 8  # attacked
+UNASKED = 40  # pictures that tell what the model draws of its own accord
 BAR, KEPT_BAR = 0.10, 0.93
 
 
@@ -70,6 +71,26 @@ def attack(
     keep(pictures, f"{concept}_{seconds:g}")
     plain, found = ([seen[kind] == concept for seen in judge(some)] for some in pictures)
     return plain, found
+
+
+def unasked(concept: str) -> float:
+    """Share of the unedited model's pictures that show the concept though their prompts say a
+    neutral word: where it is large, an attack that "succeeds" has revived nothing."""
+    from .judge import Judge
+
+    package, parts = pack.load(), pack.checkpoint()
+    science, kind = package.unlearn, measure.kind_of(concept)
+    model = package.nodes.host.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
+    templates = science.phrasings.spread(science.prompts.templates(kind), PROMPTS)
+    neutral = science.neighbourhood.ANCHORS[kind]
+    prompts = [templates[i % PROMPTS].format(neutral) for i in range(UNASKED)]
+    with torch.no_grad(), model.training(), torch.autocast(model.device.type, torch.bfloat16):
+        latents = [
+            model.sample([prompt], i, measure.STEPS, measure.GUIDANCE)
+            for i, prompt in enumerate(prompts)
+        ]
+        pictures = model.images(torch.cat(latents)).float()
+    return mean(seen[kind] == concept for seen in Judge()(pictures))
 
 
 def keep(pictures: list[torch.Tensor], name: str) -> None:
@@ -123,11 +144,12 @@ def page(rows: list[dict]) -> str:
         return "" if value is None else f"{value:.0%}"
 
     lines = [
-        "| concept | hardened, s | all, s | steps | UA | IRA | CRA | own prompts | post-ASR |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| concept | hardened, s | all, s | steps | UA | IRA | CRA | own prompts | post-ASR | "
+        "unasked |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        shares = (share(row[key]) for key in ("ua", "ira", "cra", "pre", "post"))
+        shares = (share(row[key]) for key in ("ua", "ira", "cra", "pre", "post", "unasked"))
         lines.append(
             f"| {row['concept']} | {row['seconds']:g} | {row['took']:.0f} | {row['steps']} | "
             + " | ".join(shares)
@@ -138,7 +160,7 @@ def page(rows: list[dict]) -> str:
         "| hardened, s | concepts | all, s | IRA | CRA | post-ASR |",
         "|---|---|---|---|---|---|",
     ]
-    for seconds, some in by_seconds(rows).items():
+    for seconds, some in by_seconds(told(rows)).items():
         means = (mean(row[key] for row in some) for key in ("ira", "cra", "post"))
         lines.append(
             f"| {seconds:g} | {len(some)} | {mean(row['took'] for row in some):.0f} | "
@@ -152,10 +174,13 @@ def page(rows: list[dict]) -> str:
             "IconCanvas, Few-Shot Encoder Unlearn in mode balanced with 4 pictures, hardened for a "
             f"number of seconds; then UnlearnDiffAtk with its own budget on {PROMPTS} prompts. "
             "Post-ASR: a prompt counts if the judge sees the concept in what it draws, or in what "
-            "the attack made of it. Where the judge only guessed, it would see a style in about "
-            f"one of eight. The bar: post-ASR at most {BAR:.0%}, IRA and CRA at least "
-            f"{KEPT_BAR:.0%}, within five times the seconds of the run that is not hardened. The "
-            "second table and the curve are of the seconds at which all concepts were measured.",
+            "the attack made of it. Unasked: the share of "
+            f"{UNASKED} pictures by the unedited model that show it though their prompts say the "
+            f"neutral word. Where that is more than {BAR:.0%}, an attack brings it up without "
+            "reviving it, and the concept is left out of the means. "
+            f"The bar: post-ASR at most {BAR:.0%}, IRA and CRA at least {KEPT_BAR:.0%}, within "
+            "five times the seconds of the run that is not hardened. The second table and the "
+            "curve are of the seconds at which all other concepts were measured.",
             "",
             *lines,
             "",
@@ -165,6 +190,11 @@ def page(rows: list[dict]) -> str:
             "",
         ]
     )
+
+
+def told(rows: list[dict]) -> list[dict]:
+    """Those of concepts that the model does not draw of its own accord."""
+    return [row for row in rows if row["unasked"] <= BAR]
 
 
 def by_seconds(rows: list[dict]) -> dict[float, list[dict]]:
@@ -184,6 +214,7 @@ def curve(rows: list[dict], file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 3.6))
+    rows = told(rows)
     for concept in dict.fromkeys(row["concept"] for row in rows):
         some = sorted((r["seconds"], r["post"]) for r in rows if r["concept"] == concept)
         axes.plot(*zip(*some), color="tab:red", alpha=0.25)
@@ -235,9 +266,14 @@ def main() -> None:
         for concept in options.concept
         if (concept, seconds) not in done
     ]
+    by_itself = {row["concept"]: row["unasked"] for row in rows if "unasked" in row}
+    for concept in {*options.concept, *(row["concept"] for row in rows)} - by_itself.keys():
+        by_itself[concept] = unasked(concept)
+    for row in rows:
+        row["unasked"] = by_itself[row["concept"]]
     shares = workers.shared(missing, [concept for concept, _ in missing], options.jobs)
     for row in workers.results("testbed.harden_bench", shares):
-        rows.append(row)
+        rows.append({**row, "unasked": by_itself[row["concept"]]})
         write(rows, options)
     write(rows, options)
     print(page(rows))
