@@ -234,9 +234,11 @@ class ComfyModel(Planned):
 
     def _encode(self, tokens: dict) -> dict:
         self._ready()
-        # As it is loaded now: the host would load it once more, and room for nothing else with it.
-        clip = copy(self.clip)
-        clip.load_model = lambda tokens=None: clip.patcher
+        clip = self.clip
+        if self._room:
+            # Loaded once more by itself, it would fill the room that was made beside it.
+            clip, patcher = copy(clip), clip.patcher
+            clip.load_model = lambda tokens=None: patcher
         return clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
 
     def _stackable(self, tokens: list[dict]) -> bool:
