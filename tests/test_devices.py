@@ -163,38 +163,50 @@ def test_model_that_does_not_fit_is_trained_there(
         host.sample(["a photo of a fox"], seed=0, steps=2)
 
 
+class Card:
+    """A card with so many bytes, of which the models' weights take what lies there."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, device: torch.device, *modules: torch.nn.Module
+    ) -> None:
+        import comfy.model_management as management
+
+        self.device = device
+        self.weights = [module.parameters for module in modules]
+        self.size = self.whole = sum(weight.nbytes for some in self.weights for weight in some())
+        monkeypatch.setattr(management, "get_free_memory", self._asked)
+        monkeypatch.setattr(management, "minimum_inference_memory", lambda: 2**20)
+        monkeypatch.setattr(management, "extra_reserved_memory", lambda: 0)
+
+    def there(self) -> int:
+        every = (weight for some in self.weights for weight in some())
+        return sum(weight.nbytes for weight in every if weight.device == self.device)
+
+    def free(self) -> int:
+        return self.size - self.there()
+
+    def _asked(self, device: Any = None, torch_free_too: bool = False) -> Any:
+        return (self.free(), self.free()) if torch_free_too else self.free()
+
+
 @pytest.mark.slow
 def test_room_is_made_beside_a_model_that_does_not_fit(
     pack: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The host fills a card with weights; a run then has more of them fetched when used."""
-    import comfy.model_management as management
-
     few_shot, shots = pack.unlearn.few_shot, testbed.drawings.of("fox")[:2]
     with elsewhere(monkeypatch) as device, torch.inference_mode():
         model, clip, vae = testbed.pack.checkpoint()
-        modules = model.model, clip.cond_stage_model
-        whole = sum(weight.nbytes for root in modules for weight in root.parameters())
-
-        def there() -> int:
-            every = (weight for root in modules for weight in root.parameters())
-            return sum(weight.nbytes for weight in every if weight.device == device)
-
-        def free(_=None, torch_free_too: bool = False):
-            left = int(0.9 * whole) - there()
-            return (left, left) if torch_free_too else left
-
-        monkeypatch.setattr(management, "get_free_memory", free)
-        monkeypatch.setattr(management, "minimum_inference_memory", lambda: 2**20)
-        monkeypatch.setattr(management, "extra_reserved_memory", lambda: 0)
+        card = Card(monkeypatch, device, model.model, clip.cond_stage_model)
+        card.size = int(0.9 * card.whole)
         host = host_model(pack, model, clip, vae)
         host._load()
-        before = there()
+        before = card.there()
         planned = host.prepare("encoder", "mlp-final-attn", 4, batch=1, prompts=2)
         assert planned.checkpointing
         assert host.checkpointing
-        assert there() < before
-        assert free() >= planned.activations + planned.state
+        assert card.there() < before
+        assert card.free() >= planned.activations + planned.state
         with host.training():
             settings = few_shot.FewShotSettings(max_steps=1, rank=4, batch=1)
             assert few_shot.few_shot(host, ["fox"], shots, settings).norm() > 0
@@ -209,40 +221,24 @@ def test_room_is_made_beside_a_model_that_does_not_fit(
 def test_room_is_made_for_what_the_classifier_asks_at_once(
     pack: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import comfy.model_management as management
-
     with elsewhere(monkeypatch) as device, torch.inference_mode():
         model, clip, vae = testbed.pack.checkpoint()
-        modules = model.model, clip.cond_stage_model
-        whole = sum(weight.nbytes for root in modules for weight in root.parameters())
-        latents = 64, 4, SIDE // 8, SIDE // 8
-        asked = int(model.model.memory_required(latents))
-        card = asked + int(0.9 * whole)
-
-        def there() -> int:
-            every = (weight for root in modules for weight in root.parameters())
-            return sum(weight.nbytes for weight in every if weight.device == device)
-
-        def free(_=None, torch_free_too: bool = False):
-            left = card - there()
-            return (left, left) if torch_free_too else left
-
-        monkeypatch.setattr(management, "get_free_memory", free)
-        monkeypatch.setattr(management, "minimum_inference_memory", lambda: 2**20)
-        monkeypatch.setattr(management, "extra_reserved_memory", lambda: 0)
+        asked = int(model.model.memory_required((64, 4, SIDE // 8, SIDE // 8)))
+        card = Card(monkeypatch, device, model.model, clip.cond_stage_model)
+        card.size = asked + int(0.9 * card.whole)
         host = host_model(pack, model, clip, vae)
         host._load()
-        assert free() < asked
+        assert card.free() < asked
         host.prepare_asking()
-        assert free() >= asked
+        assert card.free() >= asked
         with host.training():
             shots = testbed.drawings.of("fox")[:2]
             found = pack.unlearn.identify.identify(host, shots, ["fox", "cat"], draws=8)
-            assert free() >= asked  # also after the encoder has been used, and the autoencoder
+            assert card.free() >= asked  # also after the encoder has been used, and the autoencoder
             host.sample(["a photo of a fox"], seed=0, steps=2)
-            assert free() >= asked
+            assert card.free() >= asked
         assert {word.word for word in found.words} == {"fox", "cat"}
-        card = whole // 2  # too small: the models are loaded as they would be without it
+        card.size = card.whole // 2  # too small: the models are loaded as they would be without it
         small = host_model(pack, model, clip, vae)
         small.prepare_asking()
         small.sample(["a photo of a fox"], seed=0, steps=2)
