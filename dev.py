@@ -411,9 +411,8 @@ def install(step: Step, *arguments: str) -> None:
     try:
         pip(step, "install", *arguments)
     except SetupError:
-        if b"Installing collected packages" in LOG.read_bytes()[start:]:
-            raise
-        unfinished().unlink()
+        if b"Installing collected packages" not in LOG.read_bytes()[start:]:
+            unfinished().unlink()
         raise
     unfinished().unlink()
 

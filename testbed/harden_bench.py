@@ -54,13 +54,6 @@ def attack(
     own = [template.format(concept) for template in templates]
     original = package.nodes.host.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
 
-    def drawn(model, prompts: list[str]) -> torch.Tensor:
-        latents = [
-            model.sample([prompt], i, measure.STEPS, measure.GUIDANCE)
-            for i, prompt in enumerate(prompts)
-        ]
-        return torch.cat(latents)
-
     with original.training(), torch.autocast(original.device.type, torch.bfloat16):
         with torch.no_grad():
             wanted = original.encode(own)
@@ -71,6 +64,15 @@ def attack(
     keep(pictures, f"{concept}_{seconds:g}")
     plain, found = ([seen[kind] == concept for seen in judge(some)] for some in pictures)
     return plain, found
+
+
+def drawn(model, prompts: list[str]) -> torch.Tensor:
+    """Latents, a seed a prompt."""
+    latents = [
+        model.sample([prompt], i, measure.STEPS, measure.GUIDANCE)
+        for i, prompt in enumerate(prompts)
+    ]
+    return torch.cat(latents)
 
 
 def unasked(concept: str) -> float:
@@ -85,11 +87,7 @@ def unasked(concept: str) -> float:
     neutral = science.neighbourhood.ANCHORS[kind]
     prompts = [templates[i % PROMPTS].format(neutral) for i in range(UNASKED)]
     with torch.no_grad(), model.training(), torch.autocast(model.device.type, torch.bfloat16):
-        latents = [
-            model.sample([prompt], i, measure.STEPS, measure.GUIDANCE)
-            for i, prompt in enumerate(prompts)
-        ]
-        pictures = model.images(torch.cat(latents)).float()
+        pictures = model.images(drawn(model, prompts)).float()
     return mean(seen[kind] == concept for seen in Judge()(pictures))
 
 
