@@ -303,11 +303,21 @@ def test_remains_says_which_pictures_show_the_concept() -> None:
 
 @pytest.mark.parametrize(("neon", "shown"), [(2.3, True), (2.05, False)])
 def test_a_style_shows_where_its_name_errs_least(neon: float, shown: bool) -> None:
-    """Also where every style's name errs more than the thing's alone, which is at 2 here."""
+    """Also where every style's name errs more than no word at all."""
     model = Offsets({"ink": 2.1, "neon": neon})
     (one, *_) = remains(model, BLACK, ["ink"], "style", others=["neon"], draws=4)
     assert one.explained < 0
     assert one.shown == shown
+
+
+def test_remains_asks_for_a_style_by_itself_unless_things_are_given() -> None:
+    model = Offsets({"ink": 0.2})
+    remains(model, BLACK[:1], ["ink"], "style", others=["neon"], draws=4)
+    assert [prompts[1] for prompts in model.encoded] == ["a painting in the style of ink"]
+    assert all(400 <= t <= 1000 for t, _ in model.rows)
+    model = Offsets({"ink": 0.2, "dog": 0.1})
+    remains(model, BLACK[:1], ["ink"], "style", others=["neon"], draws=4, things=["dog"])
+    assert model.encoded[-1][1] == "a picture of a dog in the style of ink"
 
 
 def test_rivals_do_not_name_the_concept() -> None:

@@ -27,9 +27,11 @@ SENTENCES = {
     "style": "a painting in the style of {}",
     "character": "a photo of {}",
 }
-# Timesteps that are tried: what a thing is shows in much noise, its style in less. Where there is
-# too much noise for any word to matter, all losses are alike and nothing is lost.
-TIMES = {"object": (400.0, 1000.0), "style": (100.0, 800.0), "character": (400.0, 1000.0)}
+# Timesteps that are tried: what a thing is shows in much noise, and so does a style that is asked
+# for without one; beside a thing it shows in less. Where there is too much noise for any word to
+# matter, all losses are alike and nothing is lost.
+TIMES = {"object": (400.0, 1000.0), "style": (400.0, 1000.0), "character": (400.0, 1000.0)}
+TIMES_BESIDE_A_THING = (100.0, 800.0)
 # How much of what a word changes in the prediction is believed. Of pictures unlike those that it
 # learnt from, a network overstates what a word for the whole picture says.
 BELIEVED = {"object": 0.5, "style": 1.0, "character": 0.5}
@@ -139,22 +141,23 @@ def identify(
 
     images: (N, H, W, 3) in 0..1, all of one thing or in one style. draws: of noise and timestep for
     the words that are left in the end, shared out evenly among the pictures. things: what pictures
-    whose style is asked for may show; it is found first. The same seed gives the same ranking.
+    whose style is asked for may show; it is found first. None: the style is asked for by itself,
+    of pictures that show no thing. The same seed gives the same ranking.
 
     Raises ValueError for bad input, before any work; `on_row` may raise to cancel.
     """
     check_images(images)
     words = check_words(words)
     plan = rounds(len(words), draws)
-    total, spent = _evaluations(plan), 0
-    if kind == "style":
+    total, spent, times = _evaluations(plan), 0, TIMES[kind]
+    if kind == "style" and things:
         before = len(images) * _evaluations(rounds(len(things), THING_DRAWS))
         total += before
         contexts = _things(model, images, things, seed, on_row, total)
-        spent = before
+        spent, times = before, TIMES_BESIDE_A_THING
     else:
         contexts = [Context("", SENTENCES[kind])] * len(images)
-    noised = _Draws(model, model.latents(images), TIMES[kind], draws, seed)
+    noised = _Draws(model, model.latents(images), times, draws, seed)
     prompts = _Prompts(model, contexts, words)
     # Rows: no word, which is never dropped, and the words.
     losses = torch.full((len(words) + 1, draws), torch.nan)
@@ -186,8 +189,8 @@ def _things(
 ) -> list[Context]:
     """What each picture shows, so that its style can be asked for in a whole sentence.
 
-    A style's own sentence names no thing, and the network then errs more about the thing than any
-    style can make good.
+    A style's own sentence names no thing, and of a thing that is there the network then errs more
+    than any style can make good.
     """
     contexts = []
     for i in range(len(images)):

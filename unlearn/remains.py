@@ -19,7 +19,7 @@ from .neighbourhood import ANCHORS, Kind
 from .words import VOCABULARY
 
 OTHERS = 11  # words that a concept is weighed against, beside the neutral one
-THINGS = VOCABULARY["object"][::20]  # what a picture may show whose style is asked for
+THINGS = VOCABULARY["object"][::20]  # what a picture may show beside the things that are given
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,14 @@ def remains(
     """Whether each of the pictures shows one of the concepts.
 
     model: the original one. images: (N, H, W, 3) in 0..1. others: words to weigh the concepts
-    against; None: see `rivals`. things: what the pictures may show, beside THINGS, where the
-    concept is a style. Raises what `identify` raises.
+    against; None: see `rivals`. things: what the pictures may show, where the concept is a style;
+    none: the style is asked for by itself, which suits prompts that name nothing else. Raises what
+    `identify` raises.
     """
     against = rivals(concepts, kind) if others is None else others
     words = list(dict.fromkeys([*concepts, *against]))
-    things = list(dict.fromkeys([*things, *THINGS]))
+    # One drawn from a style's own prompt is often of no thing at all, and a wrong one misleads.
+    things = list(dict.fromkeys([*things, *THINGS])) if things else []
     seen = []
     for i in range(len(images)):
 
