@@ -31,6 +31,7 @@ CONCEPTS = ("fox", "guitar", "flat", "ink", "Zorvik")
 EDITS = ("none", "random", "few_shot")
 BARS = {"none": 0.95, "random": 0.80}
 SHOTS = 4
+NOTHING_ERASED = "Little or nothing was erased"
 SAYS = {
     "none": "no edit",
     "random": "a random edit of the erasure's size",
@@ -79,6 +80,13 @@ def measure(package, parts, judge, concept: str, edit: str, level: str):
     return row | found.record(), found
 
 
+def shown(row: dict, when: str) -> float:
+    """The share of its own prompts' pictures, "before" or "after", in which the original model
+    sees the concept."""
+    own = row["asked"][0]
+    return own[f"shown_{when}"] / len(own["prompts"])
+
+
 def table(rows: list[dict]) -> str:
     attacks = list(rows[0]["post"])
     lines = [
@@ -89,8 +97,7 @@ def table(rows: list[dict]) -> str:
     ]
     for row in rows:
         own = row["asked"][0]
-        count = len(own["prompts"])
-        pairs = [(own["shown_before"] / count, own["judged_before"] / count)]
+        pairs = [(shown(row, "before"), own["judged_before"] / len(own["prompts"]))]
         pairs += [(row["pre"], row["judge_pre"])]
         pairs += [(row["post"][name], row["judge_post"][name]) for name in attacks]
         figures = " | ".join(f"{a:.0%} ({b:.0%})" for a, b in pairs)
@@ -119,15 +126,26 @@ def phrasing_table(rows: list[dict]) -> str:
 
 
 def page(rows: list[dict]) -> str:
+    # As the probe itself does: what the original does not draw from a concept's own prompts tells
+    # nothing.
+    drawn = [row for row in rows if shown(row, "before") > 0.5]
+    untold = sorted({row["concept"] for row in rows} - {row["concept"] for row in drawn})
     bars = []
     for edit, bar in BARS.items():
-        some = [row for row in rows if row["edit"] == edit]
+        some = [row for row in drawn if row["edit"] == edit]
         if some:
             by_model, by_judge = (mean(row[by] for row in some) for by in ("pre", "judge_pre"))
+            nothing = sum(NOTHING_ERASED in row["sentences"][0] for row in some)
             bars.append(
                 f"* {SAYS[edit]}: {by_model:.0%} of its own prompts by the original model, "
-                f"{by_judge:.0%} by the judge; the bar is {bar:.0%}"
+                f"{by_judge:.0%} by the judge; the bar is {bar:.0%}. The probe says that little or "
+                f"nothing was erased of {nothing} of {len(some)} concepts."
             )
+    if untold:
+        bars.append(
+            f"* Without {', '.join(untold)}, which IconCanvas itself draws in no more than half of "
+            "its own prompts' pictures: there the probe says that nothing can be said."
+        )
     return "\n".join(
         [
             "# Probe, measured",
