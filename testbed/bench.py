@@ -85,7 +85,8 @@ def run_parallel(jobs: list[dict], count: int, file: Path | None, before: list[d
 
     rows = before
     # What one concept and seed draws before any edit is drawn once, so they stay in one process.
-    shares = workers.shared(jobs, [(job["concept"], job["seed"]) for job in jobs], count)
+    pairs = [(job["concept"], job["seed"]) for job in jobs]
+    shares = workers.shared(jobs, pairs, count, cost=lambda job: 1 + job["attack"])
     with tqdm(total=len(jobs), desc="bench", disable=not jobs) as progress:
         for new in workers.results("testbed.bench", shares):
             measured = {job_key(row) for row in new}

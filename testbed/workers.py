@@ -7,7 +7,7 @@ import os
 import selectors
 import subprocess
 import sys
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,12 +17,25 @@ MARK = "RESULT "
 Job = TypeVar("Job")
 
 
-def shared(jobs: Sequence[Job], together: Sequence[Hashable], count: int) -> list[list[Job]]:
-    """At most `count` shares of the jobs; those alike in `together` stay in one share."""
-    groups = list(dict.fromkeys(together))
-    shares: list[list[Job]] = [[] for _ in range(count)]
+def shared(
+    jobs: Sequence[Job],
+    together: Sequence[Hashable],
+    count: int,
+    cost: Callable[[Job], float] = lambda job: 1.0,
+) -> list[list[Job]]:
+    """At most `count` shares of the jobs; those alike in `together` stay in one share.
+
+    The dearest group goes first, each to the share that costs least so far.
+    """
+    groups: dict[Hashable, list[Job]] = {}
     for job, group in zip(jobs, together, strict=True):
-        shares[groups.index(group) % count].append(job)
+        groups.setdefault(group, []).append(job)
+    shares: list[list[Job]] = [[] for _ in range(count)]
+    costs = [0.0] * count
+    for group in sorted(groups.values(), key=lambda group: -sum(map(cost, group))):
+        least = costs.index(min(costs))
+        shares[least] += group
+        costs[least] += sum(map(cost, group))
     return [share for share in shares if share]
 
 

@@ -100,7 +100,7 @@ def test_every_word_gets_the_same_noise_and_timesteps() -> None:
     assert len(times) == 4
     assert all(sorted(some) == sorted(times[0]) for some in times)
     assert len(set(times[0])) == 8
-    least, most = TIMES["object"]
+    least, most = TIMES
     assert least <= min(times[0]) < 0.8 * least + 0.2 * most
     assert 0.2 * least + 0.8 * most < max(times[0]) <= most
 

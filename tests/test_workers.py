@@ -15,6 +15,12 @@ def test_what_belongs_together_stays_together() -> None:
     assert shares == [["fox 0", "fox 1", "owl 0"], ["cat 0", "cat 1"]]
 
 
+def test_shares_cost_about_the_same() -> None:
+    costs = {"a": 1, "b": 5, "c": 1, "d": 6, "e": 2}
+    shares = workers.shared(list(costs), list(costs), 2, costs.__getitem__)
+    assert [sum(costs[job] for job in share) for share in shares] == [8, 7]
+
+
 def test_no_share_is_empty() -> None:
     assert workers.shared(["fox"], ["fox"], 3) == [["fox"]]
     assert workers.shared([], [], 3) == []

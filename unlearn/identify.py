@@ -30,7 +30,7 @@ SENTENCES = {
 # Timesteps that are tried: what a thing is shows in much noise, and so does a style that is asked
 # for without one; beside a thing it shows in less. Where there is too much noise for any word to
 # matter, all losses are alike and nothing is lost.
-TIMES = {"object": (400.0, 1000.0), "style": (400.0, 1000.0), "character": (400.0, 1000.0)}
+TIMES = (400.0, 1000.0)
 TIMES_BESIDE_A_THING = (100.0, 800.0)
 # How much of what a word changes in the prediction is believed. Of pictures unlike those that it
 # learnt from, a network overstates what a word for the whole picture says.
@@ -149,7 +149,7 @@ def identify(
     check_images(images)
     words = check_words(words)
     plan = rounds(len(words), draws)
-    total, spent, times = _evaluations(plan), 0, TIMES[kind]
+    total, spent, times = _evaluations(plan), 0, TIMES
     if kind == "style" and things:
         before = len(images) * _evaluations(rounds(len(things), THING_DRAWS))
         total += before

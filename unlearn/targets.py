@@ -5,16 +5,19 @@ from __future__ import annotations
 import torch
 
 from .few_shot import denoising_loss
-from .identify import GOLDEN, TIMES
+from .identify import GOLDEN
 from .model import Conditioning, DiffusionModel
 from .neighbourhood import Kind
+
+# Timesteps that tell most of a concept: what a thing is shows in much noise, how it is drawn in
+# less.
+TIMES = {"object": (400.0, 1000.0), "style": (100.0, 800.0), "character": (400.0, 1000.0)}
 
 
 class Targets:
     """A fixed set of draws of noise and timestep for each picture, so that losses compare.
 
-    x0: (N, ...) clean latents. The timesteps lie evenly where a classifier sees the kind of concept
-    best (identify.TIMES).
+    x0: (N, ...) clean latents. The timesteps lie evenly in TIMES.
     """
 
     def __init__(
