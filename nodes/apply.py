@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import comfy.lora
 import comfy.utils
 import torch
+from torch.utils._pytree import tree_leaves
 
 from ..unlearn.erasure import NETWORK, Erasure, ErasureError, matrix_shape, name_of
 from .connected import check_clip
@@ -54,6 +54,49 @@ def erased(model, clip, erasure: Erasure, strength: float = 1.0):
     if has_part(erasure, "CLIP"):
         clip, _ = erased_clip(clip, erasure, strength)
     return model, clip
+
+
+def alike(one, other) -> bool:
+    """Whether two MODELs change the same weights alike, but for the rounding of a file; None is
+    nothing changed."""
+    if one is None or other is None:
+        return one is other
+    return one.patches.keys() == other.patches.keys() and all(
+        len(patches) == len(other.patches[key])
+        and all(map(_same_patch, patches, other.patches[key]))
+        for key, patches in one.patches.items()
+    )
+
+
+def alike_clips(one, other) -> bool:
+    """`alike` of two CLIPs."""
+    return alike(*(None if clip is None else clip.patcher for clip in (one, other)))
+
+
+ROUNDED = 0.01  # of a change, at the most, in a file of 16 bits
+
+
+def _same_patch(one: tuple, other: tuple) -> bool:
+    """Of the host's patches: (strength, change, strength of the weight, ...)."""
+    ours, theirs = _scaled(one), _scaled(other)
+    return one[2] == other[2] and len(ours) == len(theirs) and all(map(_same_part, ours, theirs))
+
+
+def _scaled(patch: tuple) -> list:
+    """A change's tensors and numbers, the first tensor by its strength: that of half an erasure
+    and of an erasure at half strength are one."""
+    parts = tree_leaves(getattr(patch[1], "weights", patch[1]))
+    first = next((i for i, part in enumerate(parts) if torch.is_tensor(part)), None)
+    return [part * patch[0] if i == first else part for i, part in enumerate(parts)]
+
+
+def _same_part(one, other) -> bool:
+    if not (torch.is_tensor(one) and torch.is_tensor(other)):
+        return type(one) is type(other) and one == other
+    if one.shape != other.shape:
+        return False
+    one, other = one.float().cpu(), other.float().cpu()
+    return bool((one - other).norm() <= ROUNDED * one.norm())
 
 
 @dataclass(frozen=True)
@@ -170,4 +213,5 @@ def foreign_erasure(clip, tensors: Mapping[str, torch.Tensor], name: str) -> Era
         difference = value.float() - base.detach().float().cpu()
         if difference.any():
             deltas[key] = {"diff": difference}
-    return Erasure(deltas, {"method": "foreign", "concepts": [Path(name).stem]})
+    # A file does not say what was erased.
+    return Erasure(deltas, {"method": "foreign", "concepts": []})

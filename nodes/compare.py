@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import comfy.model_management
@@ -149,7 +150,7 @@ class CompareErasure(io.ComfyNode):
                 concepts,
                 kind,
                 on_row=Counting(node_id, "judging"),
-                things=things_in(asked),
+                things=things_in(asked, concepts),
             )
         figures = findings(concepts, seen, own, others)
         text = "\n".join(figures)
@@ -170,10 +171,18 @@ def own_prompts(concepts: list[str], kind: str) -> list[str]:
     return [sentence.format(concept) for concept in concepts for sentence in chosen]
 
 
-def things_in(prompts: list[str]) -> list[str]:
-    """The built-in things that prompts name: what a picture in a style is likely to show."""
-    named = {word.strip(".,;:") for prompt in prompts for word in prompt.lower().split()}
-    return [thing for thing in VOCABULARY["object"] if thing in named]
+def things_in(prompts: list[str], concepts: list[str]) -> list[str]:
+    """The built-in things that prompts name beside the concepts: what a picture in a style is
+    likely to show."""
+
+    def spaced(text: str) -> str:
+        words = re.findall(r"[^\W\d_]+", text.lower())
+        return f" {' '.join(words)} "
+
+    rest = [spaced(prompt) for prompt in prompts]
+    for concept in concepts:
+        rest = [prompt.replace(spaced(concept), " ") for prompt in rest]
+    return [thing for thing in VOCABULARY["object"] if any(f" {thing} " in one for one in rest)]
 
 
 def draw(
@@ -230,5 +239,6 @@ def findings(concepts: list[str], seen: list[Seen], own: list[Row], others: list
 
 
 def changed(rows: list[Row]) -> float:
-    """Mean absolute difference of a value, which lies in 0..1."""
-    return torch.cat([(row.after - row.before).abs().flatten() for row in rows]).mean().item()
+    """Mean absolute difference of a value, which lies in 0..1; what is not finite counts as 0."""
+    pairs = ((row.before.nan_to_num(), row.after.nan_to_num()) for row in rows)
+    return torch.cat([(after - before).abs().flatten() for before, after in pairs]).mean().item()

@@ -80,7 +80,7 @@ class LoadErasedClip(io.ComfyNode):
         file = find_file(erasure_name)
         erasure = read(clip, file)
         result, warning = erased_clip(clip, erasure, strength)
-        return _loaded(cls.hidden.unique_id, result, erasure, strength, warning)
+        return _loaded(cls.hidden.unique_id, result, erasure, erasure_name, strength, warning)
 
     @classmethod
     def fingerprint_inputs(cls, erasure_name, **inputs) -> str:
@@ -127,7 +127,7 @@ class LoadErasedModel(io.ComfyNode):
     def execute(cls, model, erasure_name, strength) -> io.NodeOutput:
         erasure = Erasure.load(find_file(erasure_name))
         result, warning = erased_model(model, erasure, strength)
-        return _loaded(cls.hidden.unique_id, result, erasure, strength, warning)
+        return _loaded(cls.hidden.unique_id, result, erasure, erasure_name, strength, warning)
 
     @classmethod
     def fingerprint_inputs(cls, erasure_name, **inputs) -> str:
@@ -147,10 +147,13 @@ def strength_input(socket: str) -> io.Float.Input:
     )
 
 
-def _loaded(node_id, result, erasure: Erasure, strength: float, warning: str) -> io.NodeOutput:
+def _loaded(
+    node_id, result, erasure: Erasure, name: str, strength: float, warning: str
+) -> io.NodeOutput:
     if warning:
         logging.warning(warning)
-    text = f"{', '.join(erasure.concepts)}, strength {strength:g}. {warning}".strip()
+    what = ", ".join(erasure.concepts) or Path(name).stem
+    text = f"{what}, strength {strength:g}. {warning}".strip()
     tell(node_id, text)
     return io.NodeOutput(result, combine([erasure], [strength]), text, ui=ui.PreviewText(text))
 

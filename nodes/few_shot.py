@@ -5,13 +5,14 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..unlearn.few_shot import FewShotSettings, check_settings, few_shot
+from ..unlearn.harden import SECONDS
 from ..unlearn.prompts import split_concepts
 from .apply import erased_clip
 from .sockets import (
     anchor_input,
     concept_input,
     filename_input,
-    harden_input,
+    harden_inputs,
     kind_input,
     mode_input,
     output_sockets,
@@ -90,7 +91,7 @@ class FewShotEncoderUnlearn(io.ComfyNode):
                     "balanced: what is drawn in its place; another thing of its kind keeps the "
                     "style of a prompt best. Empty: a neutral word by kind."
                 ),
-                harden_input(),
+                *harden_inputs(),
             ],
             outputs=output_sockets(
                 io.Clip.Output(
@@ -121,7 +122,8 @@ class FewShotEncoderUnlearn(io.ComfyNode):
         projection="off",
         filename_prefix="loras/erased",
         anchor="",
-        harden=0.0,
+        harden=False,
+        harden_seconds=SECONDS,
     ) -> io.NodeOutput:
         concepts = split_concepts(concept)
         settings = FewShotSettings(
@@ -136,7 +138,7 @@ class FewShotEncoderUnlearn(io.ComfyNode):
             projection=projection,
             protect=words(protect),
             anchor=anchor.strip(),
-            harden=harden,
+            harden=harden_seconds if harden else 0.0,
         )
         check_settings(concepts, images, settings)
         training = Training(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..unlearn.harden import SECONDS
 from ..unlearn.key_step import TASKS, KeyStepSettings, check_settings, key_step
 from ..unlearn.prompts import split_concepts
 from .apply import erased_model
@@ -11,7 +12,7 @@ from .report import key_steps_plot
 from .sockets import (
     anchor_input,
     closing_inputs,
-    harden_input,
+    harden_inputs,
     iterations_input,
     mode_input,
     network_inputs,
@@ -81,7 +82,7 @@ class KeyStepUNetUnlearn(io.ComfyNode):
                     "cross-attention in mode balanced.",
                 ),
                 *closing_inputs("off"),
-                harden_input(),
+                *harden_inputs(),
             ],
             outputs=[
                 *output_sockets(
@@ -119,7 +120,8 @@ class KeyStepUNetUnlearn(io.ComfyNode):
         protect="",
         filename_prefix="loras/erased",
         projection="off",
-        harden=0.0,
+        harden=False,
+        harden_seconds=SECONDS,
     ) -> io.NodeOutput:
         concepts = split_concepts(concept)
         settings = KeyStepSettings(
@@ -134,7 +136,7 @@ class KeyStepUNetUnlearn(io.ComfyNode):
             anchor=anchor.strip(),
             projection=projection,
             protect=words(protect),
-            harden=harden,
+            harden=harden_seconds if harden else 0.0,
         )
         check_settings(concepts, settings)
         training = Training(

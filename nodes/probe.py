@@ -10,12 +10,11 @@ import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io, ui
 
-from ..unlearn.model import Part
 from ..unlearn.phrasings import NOTHING, Given
 from ..unlearn.probe import Probe, ProbeSettings, probe, settings
 from ..unlearn.probe_sheet import probe_sheet
 from ..unlearn.prompts import split_concepts
-from .apply import erased, has_part, other_base
+from .apply import alike, alike_clips, erased, other_base
 from .connected import check_vae
 from .host import ComfyModel
 from .report import tell
@@ -29,6 +28,11 @@ from .sockets import (
     seed_input,
 )
 from .training import words
+
+NOT_ITS_OWN = (
+    "Warning: what is connected is not all of this erasure at strength 1, or more than it; connect "
+    "the erasure alone to probe it."
+)
 
 
 class ProbeErasure(io.ComfyNode):
@@ -131,12 +135,18 @@ class ProbeErasure(io.ComfyNode):
                 "Nothing erased is connected, so there is nothing to probe: connect an erasure, "
                 "erased_clip, erased_model or several of them."
             )
-        if erased_model is None and erased_clip is None:
-            erased_model, erased_clip = erased(model, clip, erasure)
+        warning = ""
+        if erasure is not None:
             # What the erasure does not change comes back as it was.
-            erased_model = None if erased_model is model else erased_model
-            erased_clip = None if erased_clip is clip else erased_clip
-        concepts = erasure.concepts if erasure is not None and not concept.strip() else None
+            own_model, own_clip = erased(model, clip, erasure)
+            own_model = None if own_model is model else own_model
+            own_clip = None if own_clip is clip else own_clip
+            if erased_model is None and erased_clip is None:
+                erased_model, erased_clip = own_model, own_clip
+            elif not (alike(own_model, erased_model) and alike_clips(own_clip, erased_clip)):
+                warning = NOT_ITS_OWN
+            warning = warning or other_base(model, clip, erasure)
+        concepts = [] if concept.strip() or erasure is None else said_by(erasure, kind)
         concepts = concepts or split_concepts(concept)
         changed = {"unet": erased_model, "encoder": erased_clip}
         parts = frozenset(part for part, connected in changed.items() if connected is not None)
@@ -155,7 +165,6 @@ class ProbeErasure(io.ComfyNode):
                 f"Synonyms, translations and descriptions are of one concept, but {len(concepts)} "
                 "are named; probe them one by one, or leave these empty."
             )
-        warning = "" if erasure is None else not_its_own(model, clip, erasure, parts)
         chosen = fitting(edited, settings(level, kind, seed=seed, steps=steps, guidance=cfg))
         original.checkpointing = edited.checkpointing
         original.prepare_asking()
@@ -175,22 +184,26 @@ class ProbeErasure(io.ComfyNode):
         text, probed = report(probes), erasure
         if erasure is not None:
             text += f"\n{warning} The figures are not put into its record." if warning else ""
-            probed = erasure if warning else erasure.with_measured(probe=records)
+            probed = erasure if warning else erasure.with_probes(records)
         tell(node_id, text)
         picture = probe_sheet(probes)
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(picture, text, probed, json.dumps(records, indent=1), ui=shown)
 
 
-def not_its_own(model, clip, erasure, parts: frozenset[Part]) -> str:
-    """Why what is probed is not this erasure, as a sentence; empty where it is."""
-    changed = {"unet": "MODEL", "encoder": "CLIP"}
-    if parts != {part for part, socket in changed.items() if has_part(erasure, socket)}:
-        return (
-            "Warning: what is connected is not all that the erasure changes, or more; connect the "
-            "erasure alone to probe all of it."
+def said_by(erasure, kind: str) -> list[str]:
+    """The concepts that an erasure names.
+
+    Raises ValueError where they were erased as another kind: they would be asked for in sentences
+    that they were not erased from.
+    """
+    if erasure.concepts and kind not in erasure.kinds:
+        kinds = " and ".join(sorted(erasure.kinds))
+        raise ValueError(
+            f"The erasure is of the kind {kinds}, and kind is {kind}: choose its own, or type the "
+            "concept to ask for it as another kind."
         )
-    return other_base(model, clip, erasure)
+    return erasure.concepts
 
 
 def fitting(edited: ComfyModel, chosen: ProbeSettings) -> ProbeSettings:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..unlearn.harden import SECONDS
+
 ErasureType = io.Custom("ERASURE")
 
 
@@ -114,17 +116,26 @@ def anchor_input(text: str) -> io.String.Input:
     return io.String.Input("anchor", default="", optional=True, tooltip=text)
 
 
-def harden_input() -> io.Float.Input:
-    return io.Float.Input(
-        "harden",
-        default=0.0,
-        min=0.0,
-        max=86400.0,
-        step=1.0,
-        optional=True,
-        tooltip="balanced: seconds in which it goes on to train against words that would bring "
-        "the concept back. 0: none.",
-    )
+def harden_inputs() -> list[io.Input]:
+    return [
+        io.Boolean.Input(
+            "harden",
+            default=False,
+            optional=True,
+            tooltip="balanced: once the concept is gone it goes on to train against words that "
+            "would bring it back.",
+        ),
+        io.Float.Input(
+            "harden_seconds",
+            default=SECONDS,
+            min=1.0,
+            max=86400.0,
+            step=1.0,
+            optional=True,
+            tooltip="How long, where harden is on. On a GPU a second does more than on a CPU, in a "
+            "large model less than in a small one.",
+        ),
+    ]
 
 
 def size_input(text: str) -> io.Int.Input:

@@ -320,6 +320,11 @@ def test_a_folder_with_a_part_missing_gets_a_sentence(
         (["--method", "key_step", "--start", "99"], "The first key step is 99"),
         (["--epochs", "2"], "--epochs is a setting of mode paper"),
         (["--mode", "paper", "--steps", "2"], "--steps is a setting of mode balanced"),
+        (["--mode", "paper", "--harden"], "--harden is a setting of mode balanced"),
+        (
+            ["--method", "key_step", "--mode", "paper", "--protect", "owl"],
+            "--protect is a setting of mode balanced",
+        ),
         (["--trainable", "cross-attention"], "few_shot trains one of mlp-final-attn, mlp"),
     ],
 )

@@ -101,11 +101,14 @@ def test_prompts_where_none_are_given(compare: ModuleType) -> None:
 
 
 def test_things_are_found_in_prompts(compare: ModuleType) -> None:
-    assert compare.things_in(["A cat, flat style", "the house of a Fox."]) == [
+    prompts = ["A (cat:1.2), flat style", "the house of a Fox.", "ice cream in comic book style"]
+    assert set(compare.things_in(prompts, ["flat", "comic book"])) == {
         "cat",
         "house",
         "fox",
-    ]
+        "ice cream",
+    }
+    assert "book" in compare.things_in(prompts, ["flat"])
 
 
 # The node

@@ -65,6 +65,13 @@ def test_the_attack_leaves_no_gradient_in_what_is_trained() -> None:
     assert weight.grad is None
 
 
+@pytest.mark.parametrize("settings", [FewShotSettings, KeyStepSettings])
+def test_the_published_methods_are_not_hardened(settings: type) -> None:
+    science = few_shot if settings is FewShotSettings else key_step
+    with pytest.raises(ValueError, match="Mode paper is the published method and is not hardened"):
+        science(TinyModel(), ["fox"], settings=settings(mode="paper", harden=1.0))
+
+
 def hardening(model: TinyModel, edit, **more) -> Hardening:
     words = Neighbourhood([CONCEPT], "object", random.Random(0))
     values = {"push": 0.0, "rate": 0.02, "seconds": 60.0, "now": clock(0.5), **more}

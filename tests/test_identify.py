@@ -310,6 +310,20 @@ def test_a_style_shows_where_its_name_errs_least(neon: float, shown: bool) -> No
     assert one.shown == shown
 
 
+def test_a_picture_that_is_not_finite_shows_nothing() -> None:
+    """A broken model draws it, and what is said of the others must not be lost."""
+    images = BLACK.clone()
+    images[0] = torch.nan
+    seen = remains(Offsets({"fox": 0.5, "dog": 0.6}), images, ["fox"], others=["dog"], draws=4)
+    assert [one.shown for one in seen] == [False, True]
+
+
+def test_every_picture_has_a_draw() -> None:
+    model = Offsets({"fox": 0.5, "dog": 0.6})
+    ranking = identify(model, BLACK, ["fox", "dog"], draws=1)
+    assert ranking.words[0].draws == len(BLACK)
+
+
 def test_remains_asks_for_a_style_by_itself_unless_things_are_given() -> None:
     model = Offsets({"ink": 0.2})
     remains(model, BLACK[:1], ["ink"], "style", others=["neon"], draws=4)

@@ -438,18 +438,54 @@ def test_other_words_for_several_concepts_are_a_sentence(server: Server) -> None
         server.run(probing(concept="cat, dog", synonyms="kitten", erased_clip=["base", 1]))
 
 
-def test_what_is_not_the_whole_erasure_is_said(pack: ModuleType) -> None:
-    """Figures of a half must not go into the record of the whole."""
-    model, clip, _ = testbed.pack.checkpoint()
+def test_only_the_same_erasure_at_the_same_strength_is_alike(
+    pack: ModuleType, tmp_path: Path
+) -> None:
+    """The figures of another, or of a half, must not go into its record."""
+    _, clip, _ = testbed.pack.checkpoint()
+    science, apply = pack.unlearn.erasure, pack.nodes.apply
     key = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
     shape = clip.cond_stage_model.state_dict()[key].shape
-    half = pack.unlearn.erasure.Erasure({key: {"diff": torch.zeros(shape)}})
-    said = pack.nodes.probe.not_its_own
-    assert said(model, clip, half, frozenset(["encoder"])) == ""
-    for parts in (["unet"], ["unet", "encoder"]):
-        sentence = said(model, clip, half, frozenset(parts))
-        assert "connect the erasure alone" in sentence
-        assert "\n" not in sentence
+    generator = torch.Generator().manual_seed(0)
+    one, other = (
+        science.Erasure({key: {"diff": torch.randn(shape, generator=generator)}}) for _ in range(2)
+    )
+    low = science.Erasure(
+        {key: {"lora_up": torch.ones(shape[0], 1), "lora_down": torch.ones(1, shape[1])}}
+    )
+    one.save(tmp_path / "one.safetensors")  # in 16 bits
+    again = science.Erasure.load(tmp_path / "one.safetensors")
+
+    def on(*erasures, strength: float = 1.0):
+        on_it = clip
+        for erasure in erasures:
+            on_it, _ = apply.erased_clip(on_it, erasure, strength)
+        return on_it
+
+    assert apply.alike_clips(on(one), on(again))
+    assert apply.alike_clips(on(low), on(low))
+    assert apply.alike_clips(None, None)
+    combine = science.combine
+    assert apply.alike_clips(on(combine([one], [0.5])), on(one, strength=0.5))
+    assert apply.alike_clips(on(combine([low], [0.5])), on(low, strength=0.5))
+    for connected in (on(other), on(low), on(one, strength=0.5), on(one, other), clip, None):
+        assert not apply.alike_clips(on(one), connected)
+    assert not apply.alike_clips(None, on(one))
+
+
+def test_probes_of_one_erasure_stand_beside_each_other(pack: ModuleType) -> None:
+    def record(concept: str, level: str, pre: float) -> dict:
+        return {"concept": concept, "settings": {"level": level}, "pre": pre}
+
+    erasure = pack.unlearn.erasure.Erasure({})
+    erasure = erasure.with_probes([record("cat", "quick", 0.5), record("dog", "quick", 0.1)])
+    erasure = erasure.with_probes([record("cat", "full", 0.3), record("cat", "quick", 0.4)])
+    found = erasure.record["measured"]["probe"]
+    assert [(one["concept"], one["settings"]["level"], one["pre"]) for one in found] == [
+        ("cat", "quick", 0.4),
+        ("dog", "quick", 0.1),
+        ("cat", "full", 0.3),
+    ]
 
 
 def test_the_node_can_be_cancelled(server: Server) -> None:

@@ -13,7 +13,7 @@ from commands import sentence
 
 from testbed import diffusers_pipeline
 from unlearn.__main__ import main
-from unlearn.commands.output import record_measured
+from unlearn.commands.output import rewrite
 from unlearn.diffusers_apply import ways
 from unlearn.diffusers_model import DiffusersModel
 from unlearn.erasure import Erasure, combine
@@ -79,7 +79,7 @@ def shaken(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # As an attack by prompts and one by a token leave it.
     own = copy.deepcopy(probed["asked"][0])
     probed["asked"] += [{**own, "name": ATTACKS[0]}, {**own, "name": ATTACKS[2]}]
-    record_measured(file, receipt=found, probe=[probed], seconds=1.5)
+    rewrite(file, lambda e: e.with_measured(receipt=found, probe=[probed], seconds=1.5))
     return file
 
 

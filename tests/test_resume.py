@@ -50,6 +50,18 @@ def test_another_resume_of_the_same_file_reads_the_same(tmp_path: Path) -> None:
     assert state == {**STATE, "edit": {"history": [0.1, 0.2]}}
 
 
+def test_it_knows_whether_anything_is_kept(tmp_path: Path) -> None:
+    resume = Resume(tmp_path / "run", every=0)
+    assert not resume.began()
+    (tmp_path / ".run.1.tmp").write_bytes(b"")  # half written
+    assert not resume.began()
+    resume.once("anchors", lambda: torch.zeros(1))
+    assert resume.began()
+    resume.close()
+    assert not resume.began()
+    assert not Resume().began()
+
+
 def test_without_an_earlier_run_there_is_no_state(tmp_path: Path) -> None:
     assert Resume(tmp_path / "run").load() is None
     (tmp_path / "run").mkdir()

@@ -57,6 +57,8 @@ def cce(
         loss = denoising_loss(model, x_t, t, target, prompts).mean()
         optimiser.zero_grad()
         loss.backward()
+        # In half precision a gradient may overflow, which would spoil the token for good.
+        token.grad.nan_to_num_(0.0, 0.0, 0.0)
         optimiser.step()
         model.forget()
         if on_attack:

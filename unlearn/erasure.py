@@ -42,6 +42,11 @@ class Erasure:
     def concepts(self) -> list[str]:
         return list(self.record.get("concepts", ()))
 
+    @property
+    def kinds(self) -> set[str]:
+        """What its concepts are: object, style or character. Where it does not say, objects."""
+        return _kinds(self.record)
+
     def delta(self, key: str) -> torch.Tensor:
         """The change of one weight as a full tensor, float32."""
         return full(self.deltas[key])
@@ -54,6 +59,13 @@ class Erasure:
         """The same deltas, with figures added to what the record says was measured."""
         merged = {**self.record.get("measured", {}), **measured}
         return replace(self, record={**self.record, "measured": merged})
+
+    def with_probes(self, records: Iterable[Mapping]) -> Erasure:
+        """The same deltas, with what probes found (Probe.record); of each concept and level the
+        latest is kept."""
+        every = [*self.record.get("measured", {}).get("probe", ()), *records]
+        latest = {(one["concept"], one["settings"]["level"]): one for one in every}
+        return self.with_measured(probe=list(latest.values()))
 
     def save(self, file: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the file whole or not at all: a crash leaves the old file or the new one.
@@ -120,6 +132,15 @@ class Erasure:
                 "again."
             ) from None
         return Erasure(parse(tensors), record)
+
+
+def _kinds(record: Mapping) -> set[str]:
+    """Of a record, or of those that it was combined from."""
+    if parts := record.get("parts"):
+        return set().union(*map(_kinds, parts))
+    kind = record.get("kind", "object")
+    kind = "character" if kind == "instance" else kind
+    return {kind if kind in ("style", "character") else "object"}
 
 
 def is_erasure(file: Path) -> bool:
@@ -219,7 +240,7 @@ def combine(erasures: Iterable[Erasure], strengths: Iterable[float] | None = Non
             deltas[key] = {"diff": sum(full(delta).view(shape) * s for delta, s in parts)}
     record = {
         "method": "combined",
-        "concepts": [c for e in erasures for c in e.concepts],
+        "concepts": list(dict.fromkeys(c for e in erasures for c in e.concepts)),
         "base": bases,
         "parts": [dict(e.record) for e in erasures],
         "strengths": strengths,

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from .apart import apart
 from .erasure import Erasure, images_hash
 from .gap import check_takes_vectors
-from .harden import OTHERS, SENTENCES, Hardening
+from .harden import OTHERS, SENTENCES, Hardening, check_hardening
 from .model import Conditioning, DiffusionModel, Edit, OnStep, check_images
 from .neighbourhood import Kind, Neighbourhood, check_anchor
 from .preserve import Projection
@@ -137,6 +137,7 @@ def check_settings(
     """Raises ValueError with one sentence where they cannot be used."""
     check_concepts(concepts, images)
     check_anchor(concepts, settings.anchor)
+    check_hardening(settings.mode, settings.harden)
 
 
 def check_concepts(concepts: Sequence[str], images: torch.Tensor | None) -> None:

@@ -29,6 +29,16 @@ RETENTION = 10.0
 PULL = 3.0  # of attacked prompts, and of plain ones
 WARM_UP = 10  # steps
 LEAST = 0.1  # of the rate, at the end
+SECONDS = 60.0  # where nothing else is asked for: there it begins to pay (docs/harden.md)
+
+
+def check_hardening(mode: str, seconds: float) -> None:
+    """Raises ValueError with one sentence where a run cannot be hardened."""
+    if seconds and mode != "balanced":
+        raise ValueError(
+            f"Mode {mode} is the published method and is not hardened: choose mode balanced, or no "
+            "hardening."
+        )
 
 
 @dataclass

@@ -140,14 +140,15 @@ def identify(
     """Rank words by how well the model predicts the noise in the pictures under each.
 
     images: (N, H, W, 3) in 0..1, all of one thing or in one style. draws: of noise and timestep for
-    the words that are left in the end, shared out evenly among the pictures. things: what pictures
+    the words that are left in the end, shared out evenly among the pictures; at least one for each.
+    things: what pictures
     whose style is asked for may show; it is found first. None: the style is asked for by itself,
     of pictures that show no thing. The same seed gives the same ranking.
 
     Raises ValueError for bad input, before any work; `on_row` may raise to cancel.
     """
     check_images(images)
-    words = check_words(words)
+    words, draws = check_words(words), max(draws, len(images))
     plan = rounds(len(words), draws)
     total, spent, times = _evaluations(plan), 0, TIMES
     if kind == "style" and things:
@@ -228,12 +229,12 @@ class _Draws:
         turns = [torch.randperm(len(x0), generator=generator) for _ in range(-(-count // len(x0)))]
         self.picture = torch.cat(turns)[:count]
         """(draws,) which picture each is of; on the CPU."""
-        self.x0 = x0[self.picture.to(x0.device)]
         # Multiples of the golden ratio: however many are used, they lie evenly.
         share = (0.5 + torch.arange(count) * GOLDEN) % 1
-        self.t = (times[0] + (times[1] - times[0]) * share).to(x0.device)
-        self.noise = torch.randn(self.x0.shape, generator=generator).to(x0)
-        self.plain = torch.zeros_like(self.x0, dtype=torch.float32)
+        self.x0, self.t = x0, times[0] + (times[1] - times[0]) * share
+        # On the CPU, too: of many draws they would fill a card.
+        self.noise = torch.randn((count, *x0.shape[1:]), generator=generator)
+        self.plain = torch.zeros_like(self.noise)
         """The predictions without a word."""
         self.model = model
         self.at_once = rows_at_once(x0[0, 0].numel())
@@ -247,16 +248,16 @@ class _Draws:
         without: (N,) which rows name no word; each draw's is asked for before the others. Of what a
         word changes against it, `believed` is the share that counts.
         """
-        without, there = without.to(self.x0.device), at.to(self.x0.device)
-        x0, noise, t = self.x0[there], self.noise[there], self.t[there]
+        x0 = self.x0[self.picture[at].to(self.x0.device)]
+        noise, t = self.noise[at].to(x0), self.t[at].to(x0.device)
         predicted = self.model.predict(self.model.noised(x0, noise, t), t, conditioning).float()
-        self.plain[there[without]] = predicted[without]
+        self.plain[at[without]] = predicted[without.to(x0.device)].cpu()
         if not predicted.isfinite().all():
             raise ValueError(
                 "What the network predicts is not finite, so it cannot be asked: load it in "
                 "another precision, such as bfloat16 or float32, and look at the LoRAs on it."
             )
-        plain = self.plain[there]
+        plain = self.plain[at].to(predicted)
         error = plain + believed * (predicted - plain) - self.model.target(x0, noise, t).float()
         return error.square().flatten(1).mean(1).cpu()
 

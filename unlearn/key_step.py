@@ -21,7 +21,7 @@ from .erasure import Erasure
 from .few_shot import STOP_WINDOW, check_concepts
 from .find_start import KeySteps, find_key_steps
 from .gap import check_takes_vectors
-from .harden import Hardening
+from .harden import Hardening, check_hardening
 from .held import Encoded, Held, drawn
 from .model import Conditioning, DiffusionModel, Edit, OnStep
 from .neighbourhood import Neighbourhood, check_anchor
@@ -189,6 +189,7 @@ def check_settings(concepts: Sequence[str], settings: KeyStepSettings) -> None:
     """Raises ValueError with one sentence where they cannot be used."""
     check_concepts(concepts, None)
     check_anchor(concepts, settings.anchor)
+    check_hardening(settings.mode, settings.harden)
     if not 0 <= settings.first < settings.steps:
         raise ValueError(
             f"The first key step is {settings.first}, but a trajectory of {settings.steps} steps "

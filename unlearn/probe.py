@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -70,18 +70,20 @@ class ProbeSettings:
 
 
 def settings(level: Level, kind: Kind = "object", **more) -> ProbeSettings:
-    """Quick: made for a minute on a GPU. Full: each attack with its own defaults."""
-    if level == "quick":
-        return ProbeSettings(kind, **more)
-    full = {
-        "prompts": 8,
-        "phrasings": 8,
-        "draws": 24,
-        "ring_a_bell": RingABellSettings(),
-        "unlearn_diff_atk": UnlearnDiffAtkSettings(),
-        "cce": CCESettings(),
+    """Quick: made for a minute on a GPU. Full: each attack with its own defaults. The attacks have
+    the pictures' seed."""
+    attacks = {
+        "ring_a_bell": QUICK_RING_A_BELL,
+        "unlearn_diff_atk": QUICK_UNLEARN_DIFF_ATK,
+        "cce": QUICK_CCE,
     }
-    return ProbeSettings(kind, level, **{**full, **more})
+    chosen: dict = {}
+    if level == "full":
+        chosen = {"prompts": 8, "phrasings": 8, "draws": 24}
+        attacks = {name: type(attack)() for name, attack in attacks.items()}
+    seed = more.get("seed", ProbeSettings.seed)
+    chosen |= {name: replace(attack, seed=seed) for name, attack in attacks.items()}
+    return ProbeSettings(kind, level, **{**chosen, **more})
 
 
 @dataclass

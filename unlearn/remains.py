@@ -63,6 +63,10 @@ def remains(
     things = list(dict.fromkeys([*things, *THINGS])) if things else []
     seen = []
     for i in range(len(images)):
+        # A broken model draws those, too, and they show nothing.
+        if not images[i].isfinite().all():
+            seen.append(Seen(False, 0.0))
+            continue
 
         def on(done: int, total: int, leader: str, i: int = i) -> None:
             on_row(i * total + done, len(images) * total, leader)

@@ -52,14 +52,21 @@ class Resume:
             self._write(file, kept)
         return kept
 
+    def began(self) -> bool:
+        """Whether anything is kept that another run would go on from."""
+        return any(not file.name.startswith(".") for file in self._files())
+
     def close(self) -> None:
         """The run is done: its state is of no use any more."""
-        if self.file and self.file.parent.exists():
-            # The state, what was made once, and what a killed process left half written.
-            names = f"{self.file.name}.", f".{self.file.name}."
-            for file in self.file.parent.iterdir():
-                if f"{file.name}.".startswith(names):
-                    file.unlink(missing_ok=True)
+        for file in self._files():
+            file.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        """The state, what was made once, and what a killed process left half written."""
+        if not self.file or not self.file.parent.exists():
+            return []
+        names = f"{self.file.name}.", f".{self.file.name}."
+        return [f for f in self.file.parent.iterdir() if f"{f.name}.".startswith(names)]
 
     @staticmethod
     def _read(file: Path):

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
+
 from ..erasure import fingerprint
 from . import options
 from .bar import Bar
@@ -72,7 +74,7 @@ def run(given: argparse.Namespace) -> None:
             # Pictures are numbered by their captions' place.
             "captions": digest([[caption.image, caption.prompt] for caption in captions]),
             # As they draw: another model or erasure is another run.
-            "weights": digest({key: fingerprint(w) for key, w in model.weights.items()}),
+            "weights": digest({key: fingerprint(w) for key, w in every_weight(model).items()}),
         }
         check_run(target, run)
         with Bar() as bar:
@@ -92,6 +94,11 @@ def settings(given: argparse.Namespace, model) -> dict:
     """All but the captions and the weights that decides what is drawn."""
     names = ("count", "steps", "guidance", "seed", "clip_skip", "half")
     return {**{name: getattr(given, name) for name in names}, "size": list(model.size)}
+
+
+def every_weight(model) -> dict[str, torch.Tensor]:
+    """By name, the autoencoder's too."""
+    return {**model.weights, **{f"vae.{k}": v for k, v in model.vae.state_dict().items()}}
 
 
 def digest(values: dict | list) -> str:

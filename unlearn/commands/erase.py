@@ -19,6 +19,7 @@ from ..domain_correction import check_settings as check_domain_correction
 from ..erasure import Erasure
 from ..few_shot import FewShotSettings, few_shot
 from ..few_shot import check_settings as check_few_shot
+from ..harden import SECONDS
 from ..key_step import KeyStepSettings, key_step
 from ..key_step import check_settings as check_key_step
 from ..model import Diverged, Edit, Part
@@ -69,9 +70,12 @@ CLASSES = {
     "domain_correction": DomainCorrectionSettings,
 }
 TASKS = {"object": "object", "style": "style", "character": "instance"}
-# Settings of one mode alone: of few_shot; and of every method that has it.
-ONLY_PAPER, ONLY_BALANCED = ("epochs",), ("anchor", "protect", "steps", "harden")
-NEVER_PAPER = ("harden",)
+# Settings that a mode of a method has no use for, and the mode that has.
+UNUSED = {
+    ("few_shot", "balanced"): (("epochs",), "paper"),
+    ("few_shot", "paper"): (("anchor", "protect", "steps", "harden"), "balanced"),
+    ("key_step", "paper"): (("protect", "batch", "harden"), "balanced"),
+}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -134,8 +138,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     method.add_argument(
         "--harden",
         type=options.seconds,
+        nargs="?",
+        const=SECONDS,
         metavar="SECONDS",
-        help="train on for so long against words that would bring it back; default: 0",
+        help="train on for so long against words that would bring it back; without a number: "
+        f"{SECONDS:g}",
     )
     method.add_argument("--projection", choices=get_args(Projection), help="see preserve.py")
     method.add_argument("--batch", type=options.whole(1), metavar="N", help="latents at once")
@@ -177,8 +184,14 @@ def run(given: argparse.Namespace) -> None:
     images = None if pictures is None else batch(pictures, model.size)
     began = time.monotonic()
     resume = Resume() if method.name == "few_shot" else Resume(resume_file(given, method, model))
-    with PeakMemory() as memory:
-        erasure = trained(given, method, model, images, resume)
+    try:
+        with PeakMemory() as memory:
+            erasure = trained(given, method, model, images, resume)
+    except KeyboardInterrupt:
+        if not resume.began():
+            raise
+        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
+        raise SystemExit(130) from None
     erasure = erasure.with_measured(
         seconds=round(time.monotonic() - began, 2),
         peak_mb=memory.peak >> 20,
@@ -206,10 +219,9 @@ def chosen(given: argparse.Namespace) -> Method:
     for name in values:
         if name not in names:
             raise Failure(f"{given.method} has no setting --{name}; leave it out.")
-    unused = ONLY_BALANCED if given.mode == "paper" else ONLY_PAPER
+    unused, other = UNUSED.get((given.method, given.mode or "balanced"), ((), ""))
     for name in unused:
-        if name in values and (given.method == "few_shot" or name in NEVER_PAPER):
-            other = "balanced" if given.mode == "paper" else "paper"
+        if name in values:
             raise Failure(f"--{name} is a setting of mode {other}; leave it or change --mode.")
     known = get_args(Trainable if given.method == "few_shot" else NetworkTrainable)
     if values.get("trainable", known[0]) not in known:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -100,12 +101,14 @@ def run(given: argparse.Namespace) -> None:
     pictures = read_pictures(given.pictures)
     erasure = None if given.erasure is None else encoder_erasure(given.erasure)
 
-    from ..diffusers_apply import check_fit
+    from ..diffusers_apply import base_warning, check_fit
     from .models import given_model
 
     model = given_model(given)
     if erasure is not None:
         check_fit(model, erasure)
+        if warning := base_warning(model, erasure):
+            print(warning, file=sys.stderr)
     images = batch(pictures, model.size)
     began = time.monotonic()
     with Bar() as bar:

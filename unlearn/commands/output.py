@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,12 +55,13 @@ def check_space(path: Path, needed: int) -> None:
         )
 
 
-def record_measured(file: Path, **measured) -> None:
-    """Write figures into an erasure's file, whose weights stay what they are."""
+def rewrite(file: Path, change: Callable[[Erasure], Erasure]) -> None:
+    """Write what is changed of an erasure's record into its file, whose weights stay what they
+    are."""
     erasure = Erasure.load(file)
     precisions = {t.dtype for delta in erasure.deltas.values() for t in delta.values()}
     precise = torch.float32 if torch.float32 in precisions else torch.float16
-    erasure.with_measured(**measured).save(file, precise)
+    change(erasure).save(file, precise)
 
 
 @contextmanager

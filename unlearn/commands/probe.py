@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -17,7 +16,7 @@ from ..probe import ATTACKS, Level, probe, settings
 from ..probe_sheet import probe_sheet
 from . import options
 from .bar import Bar
-from .output import Failure, record_measured
+from .output import Failure, rewrite
 from .pictures import check_png, write_png
 
 HELP = "look for what is left of a concept after an erasure, with and without attacks"
@@ -33,7 +32,6 @@ examples:
 
 The original model judges the pictures. It exits with 0 whatever it finds.
 """
-KINDS = {"instance": "character"}
 ATTACK_NAMES = {name.lower(): name for name in ATTACKS}
 
 
@@ -152,7 +150,7 @@ def run(given: argparse.Namespace) -> None:
     if given.picture is not None:
         write_png(given.picture, probe_sheet(probes))
     if given.record:
-        record_measured(given.erasures[0], probe=records)
+        rewrite(given.erasures[0], lambda erasure: erasure.with_probes(records))
 
 
 def kind_of(erasure: Erasure) -> Kind:
@@ -160,23 +158,14 @@ def kind_of(erasure: Erasure) -> Kind:
 
     Raises Failure where its parts were erased as different kinds.
     """
-    kinds = {KINDS.get(kind, kind) for kind in _kinds(erasure.record)}
-    known = sorted(kind if kind in get_args(Kind) else "object" for kind in kinds)
-    if len(set(known)) > 1:
+    if len(erasure.kinds) > 1:
         raise Failure(
-            f"Its parts were erased as different kinds, {' and '.join(known)}, which are asked for "
-            "in different words; give the erasures one by one, or to probe one --kind for all."
+            f"Its parts were erased as different kinds, {' and '.join(sorted(erasure.kinds))}, "
+            "which are asked for in different words; give the erasures one by one, or to probe one "
+            "--kind for all."
         )
-    return known[0]
-
-
-def _kinds(record: dict) -> Iterator[str]:
-    """Of a record, or of those that it was combined from."""
-    if record.get("parts"):
-        for part in record["parts"]:
-            yield from _kinds(part)
-    else:
-        yield record.get("kind", "object")
+    (kind,) = erasure.kinds
+    return kind
 
 
 def parts_of(erasure: Erasure) -> frozenset[Part]:

@@ -14,7 +14,7 @@ from ..probe import settings
 from ..receipt import FIGURES, Figure, measured_again, probed_again, receipt, recorded
 from . import options
 from .bar import Bar
-from .output import Failure, record_measured
+from .output import Failure, rewrite
 from .probe import kind_of
 
 HELP = "print what an erasure is, how it was made and what was measured; measure it again"
@@ -213,7 +213,7 @@ def write_receipt(given: argparse.Namespace, model, erasure: Erasure) -> None:
         print(json.dumps(written, indent=1, sort_keys=True), flush=True)
     else:
         print("\n".join(["", *_measured({"receipt": found})]), flush=True)
-    record_measured(given.file, receipt=found)
+    rewrite(given.file, lambda erasure: erasure.with_measured(receipt=found))
     if not given.json:
         print(f"Written into {given.file.name}.")
 
