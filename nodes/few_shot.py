@@ -92,6 +92,14 @@ class FewShotEncoderUnlearn(io.ComfyNode):
                     "style of a prompt best. Empty: a neutral word by kind."
                 ),
                 *harden_inputs(),
+                io.Int.Input(
+                    "batch",
+                    default=2,
+                    min=1,
+                    max=64,
+                    optional=True,
+                    tooltip="Pictures a step. 1 takes least memory.",
+                ),
             ],
             outputs=output_sockets(
                 io.Clip.Output(
@@ -124,6 +132,7 @@ class FewShotEncoderUnlearn(io.ComfyNode):
         anchor="",
         harden=False,
         harden_seconds=SECONDS,
+        batch=2,
     ) -> io.NodeOutput:
         concepts = split_concepts(concept)
         settings = FewShotSettings(
@@ -139,6 +148,7 @@ class FewShotEncoderUnlearn(io.ComfyNode):
             protect=words(protect),
             anchor=anchor.strip(),
             harden=harden_seconds if harden else 0.0,
+            batch=batch,
         )
         check_settings(concepts, images, settings)
         training = Training(

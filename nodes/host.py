@@ -26,7 +26,7 @@ from .attention import differentiable
 from .connected import autoencoder, check_clip, check_vae
 from .frozen import aliased, checkpointed, edited, is_quantised
 from .planning import Planned
-from .reading import check_read, is_spoilt, spoilt, unread_layers
+from .reading import check_read, handed_on_besides, is_spoilt, spoilt, unread_layers
 from .static import static_clip, static_model
 
 # Stable Diffusion 1.5's checkpoints lack these: the host leaves them as uninitialised memory.
@@ -223,6 +223,11 @@ class ComfyModel(Planned):
 
     def _one(self, tokens: dict) -> Conditioning:
         output = self._encode(tokens)
+        if beyond := handed_on_besides(output):
+            raise ValueError(
+                f"What a prompt quotes is read by a text encoder of its own ({', '.join(beyond)}), "
+                "and the methods here would lose that: leave the quotation marks out."
+            )
         return self._here(output.pop("cond"), output.pop("pooled_output", None), output)
 
     def _here(self, cross: torch.Tensor, pooled: torch.Tensor | None, extra: dict) -> Conditioning:
@@ -374,6 +379,8 @@ class ComfyModel(Planned):
             "pooled_output": conditioning.pooled,  # some networks look for it, None or not
             "noise": x_t,
             "latent_image": None,
+            # LTX 2 would have sound beside the pictures; this says that there is none.
+            "latent_shapes": [x_t.shape],
             "device": self.device,
             "width": x_t.shape[-1] * 8,
             "height": x_t.shape[-2] * 8,

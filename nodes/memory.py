@@ -44,6 +44,18 @@ class MemoryPlan:
     free: int
     checkpointing: bool
 
+    @property
+    def needed(self) -> int:
+        return self.activations + self.state
+
+    def sentence(self) -> str:
+        """For the user, before the run."""
+        how = ", activations recomputed" if self.checkpointing else ""
+        return (
+            f"about {self.needed / 2**30:.1f} GiB beside the models, as an estimate{how}; "
+            f"{self.free / 2**30:.1f} GiB are free"
+        )
+
 
 def need(
     network: torch.nn.Module,

@@ -62,6 +62,7 @@ ENTRANCES = (
     "cap_embedder.1",  # Lumina 2, Z-Image
     "time_caption_embed.caption_embedder.1",  # OmniGen 2
     "patch_embed.text_proj",  # CogVideoX
+    "t5_yproj",  # Mochi
     "text_embeddings.in_layer",  # Kandinsky 5
 )
 
@@ -75,9 +76,7 @@ def check_read(network: torch.nn.Module, clip) -> None:
             "makes pictures or video."
         )
     output = clip.encode_from_tokens(clip.tokenize(""), return_pooled=True, return_dict=True)
-    known = ("cond", "pooled_output", "attention_mask")
-    more = [name for name, value in output.items() if torch.is_tensor(value) and name not in known]
-    if more:
+    if more := handed_on_besides(output):
         raise ValueError(
             "This text encoder hands on more of a prompt than one vector for each token and one "
             f"for all ({', '.join(more)}), as HiDream's and Anima's do, and the methods here would "
@@ -90,6 +89,13 @@ def check_read(network: torch.nn.Module, clip) -> None:
             f"This text encoder gives {found} numbers a token and the model reads {wanted}: "
             "they do not belong together. Connect the MODEL and the CLIP of one checkpoint."
         )
+
+
+def handed_on_besides(output: dict) -> list[str]:
+    """What else than a vector for each token and one for all a text encoder hands on of a
+    prompt."""
+    known = ("cond", "pooled_output", "attention_mask")
+    return [name for name, value in output.items() if torch.is_tensor(value) and name not in known]
 
 
 def _width(network: torch.nn.Module) -> int | None:

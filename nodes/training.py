@@ -105,6 +105,7 @@ class Training:
         planned = host.prepare(
             trained.part, trained.select, trained.rank, trained.batch, trained.prompts
         )
+        tell(node_id, f"unlearning {', '.join(self.concepts)} takes {planned.sentence()}")
         with PeakMemory() as memory, host.training():
             started = time.monotonic()
             draw = None
@@ -130,6 +131,7 @@ class Training:
             seconds=round(time.monotonic() - started, 2),
             peak_mb=memory.peak >> 20,
             recomputed=planned.checkpointing,
+            estimated_mb=planned.needed >> 20,
         )
         try:
             erasure.save(file)
@@ -161,7 +163,8 @@ def summary(erasure: Erasure, file: Path, where: str, what: str, moved: Mapping[
         f"Erased from {where}: {', '.join(erasure.concepts)} ({record['kind']}).\n"
         f"{what}: {strength}.\n"
         f"{record['steps']} steps ({record['settings']['mode']}), "
-        f"{measured.get('seconds', 0):.1f} s, peak memory {measured.get('peak_mb', 0)} MiB.\n"
+        f"{measured.get('seconds', 0):.1f} s, peak memory {measured.get('peak_mb', 0)} MiB "
+        f"(estimated: {measured.get('estimated_mb', 0)} MiB beside the models).\n"
         f"File: {file.name}, {file.stat().st_size / 1e6:.1f} MB.\n"
         "Suppressed, not removed for good: probe it before you rely on it."
     )

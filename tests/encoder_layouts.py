@@ -352,6 +352,57 @@ def gemma3_lumina() -> dict:
     }
 
 
+def gemma3_ltx2() -> dict:
+    """Gemma 3 with every layer read, and a network of pictures and sound."""
+    import comfy.text_encoders.llama as llama
+    import comfy.text_encoders.lt as lt
+
+    class SmallProjection(lt.LTXAVTEModel):
+        """The host's own is made for 49 layers of 3840 numbers."""
+
+        def __init__(self, device="cpu", dtype=None, model_options={}) -> None:  # noqa: B006
+            torch.nn.Module.__init__(self)
+            self.dtypes, self.compat_mode = {dtype}, False
+            self.text_projection_type = "single_linear"
+            sizes, full = llama.Gemma3_12B_Config, llama.GEMMA3_VISION_CONFIG
+            small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+            sizes.vision_config = {**full, **small, "num_attention_heads": 2}
+            try:
+                self.gemma3_12b = lt.Gemma3_12BModel(
+                    device=device, dtype=dtype, model_options=model_options
+                )
+            finally:
+                sizes.vision_config = full
+            layers = LLAMA["num_hidden_layers"] + 1
+            linear = self.gemma3_12b.operations.Linear
+            self.text_embedding_projection = linear(
+                WIDTH * layers, WIDTH, bias=False, dtype=dtype, device=device
+            )
+
+    config = network(
+        "LTXAV",
+        image_model="ltxav",
+        in_channels=128,
+        cross_attention_dim=WIDTH,
+        audio_cross_attention_dim=WIDTH,
+        attention_head_dim=16,
+        audio_attention_head_dim=16,
+        num_attention_heads=2,
+        audio_num_attention_heads=2,
+        caption_channels=WIDTH,
+        connector_attention_head_dim=16,
+        connector_num_attention_heads=2,
+        num_layers=2,
+    )
+    return {
+        "config": config,
+        "tokenizer": lt.LTXAVGemmaTokenizer,
+        "encoder": SmallProjection,
+        "tokenizer_data": {"spiece_model": sentencepiece_model()},
+        "encoders": {"_model_config": {**LLAMA, "vocab_size": 300}},
+    }
+
+
 def of_layout(name: str) -> Callable[[], dict]:
     return lambda: dict(zip(("config", "tokenizer", "encoder"), LAYOUTS[name]()))
 
@@ -375,6 +426,7 @@ ENCODERS: dict[str, Callable[[], dict]] = {
     "Qwen 3, Flux 2 Klein": qwen3_flux2,
     "Gemma 2, Lumina 2": gemma2_lumina,
     "Gemma 3, Lumina 2": gemma3_lumina,
+    "Gemma 3, LTX-2": gemma3_ltx2,
 }
 
 

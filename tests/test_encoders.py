@@ -59,6 +59,10 @@ UNREAD = {
     "Qwen 3, Flux 2 Klein": {QWEN3: 2},
     "Gemma 2, Lumina 2": {"gemma2_2b.transformer.model.layers": 1},
     "Gemma 3, Lumina 2": {"gemma3_4b.transformer.model.layers": 1},
+    "Gemma 3, LTX-2": {
+        "gemma3_12b.transformer.model.layers": 0,
+        "gemma3_12b.transformer.vision_model.encoder.layers": 2,
+    },
 }
 
 
@@ -220,6 +224,15 @@ def test_recomputed_gradients_are_the_same(
         else:
             apart = (found[key] - gradient).abs().max()
             assert apart <= 1e-3 * gradient.abs().max() + 1e-5 * largest, key
+
+
+def test_what_a_prompt_quotes_is_a_sentence(pack: ModuleType) -> None:
+    loaded = build("Qwen 2.5 VL and ByT5, HunyuanVideo 1.5")
+    with comfy_model(pack, loaded).training() as model:
+        assert len(model.encode(["a sign that says cat", "a dog"])) == 2
+        with pytest.raises(ValueError, match="leave the quotation marks out") as error:
+            model.encode(["a dog", 'a sign that says "cat"'])
+    assert "\n" not in str(error.value)
 
 
 def test_umt5_keeps_no_bias_that_goes_unread(pack: ModuleType) -> None:

@@ -37,8 +37,8 @@ COMMANDS = {
 }
 EPILOG = """
 "python -m unlearn COMMAND --help" explains a command with examples. The exit code is 0 when all
-went well, 1 when something failed, with one sentence on stderr, and 2 for a command line that
-cannot be understood.
+went well, 1 when something failed, with one sentence on stderr, 2 for a command line that cannot be
+understood, and 130 when it was interrupted.
 """
 
 

@@ -70,8 +70,8 @@ class DiffusersModel:
         }
         """Both parts' modules under the host's names."""
         self.weights = _named(self.views["encoder"], "") | _named(self.views["unet"], NETWORK)
-        self._rounded: dict[str, str] = {}
         """The original weights by the host's names."""
+        self._rounded: dict[str, str] = {}
 
     @property
     def device(self) -> torch.device:

@@ -53,6 +53,8 @@ def run(given: argparse.Namespace) -> None:
     from ..diffusers_apply import base_warning, check_fit
     from .models import load_erasures, load_model
 
+    if given.form == "lora" and given.output.suffix != ".safetensors":
+        raise Failure(f"{given.output} must end in .safetensors; name such an --output.")
     check_output(given.output, given.force)
     erasure = load_erasures(given.erasures, given.strength)
     if given.form == "text-encoder":
