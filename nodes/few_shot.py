@@ -33,8 +33,8 @@ class FewShotEncoderUnlearn(io.ComfyNode):
             display_name="Few-Shot Encoder Unlearn",
             category="unlearn",
             description=(
-                "Takes a concept out of a text encoder with a few pictures of it, in seconds. The "
-                "result goes wherever a CLIP goes, also into AnimateDiff and other video nodes."
+                "Takes a concept out of a text encoder with a few pictures of it. The result "
+                "goes wherever a CLIP goes, also into AnimateDiff and other video nodes."
             ),
             inputs=[
                 io.Model.Input(

@@ -42,8 +42,8 @@ class IdentifyConcept(io.ComfyNode):
                     "candidates",
                     default="",
                     multiline=True,
-                    tooltip="The words to choose from, separated by commas or lines. Empty: a few "
-                    "hundred everyday ones.",
+                    tooltip="The words to choose from, separated by commas or lines. Empty: the "
+                    "built-in ones, 254 things, 63 styles or 66 characters, by kind.",
                 ),
                 kind_input(),
                 io.Int.Input(

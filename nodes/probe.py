@@ -99,7 +99,8 @@ class ProbeErasure(io.ComfyNode):
                 ErasureType.Output(
                     "probed",
                     display_name="ERASURE",
-                    tooltip="The erasure with these figures in its record, for Save Erased CLIP; "
+                    tooltip="The erasure with these figures in its record, for Save Erased CLIP or "
+                    "Save Erased Model; "
                     "none where none is connected.",
                 ),
                 io.String.Output("json", display_name="JSON"),

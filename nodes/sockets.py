@@ -60,8 +60,8 @@ def filename_input() -> io.String.Input:
         "filename_prefix",
         default="loras/erased",
         optional=True,
-        tooltip="Where in the output folder the erasure is kept. The stock Load LoRA node finds "
-        "what lies in output/loras.",
+        tooltip="A folder in the output folder, where each run's erasure is kept under its concept "
+        "and a number. The stock Load LoRA node finds what lies in output/loras.",
     )
 
 

@@ -5,7 +5,9 @@
     python dev.py bench --full              also a second seed, and more concepts for each mode
     python dev.py bench --method few_shot --concept fox --json rows.json
 
-Rows that the JSON file already holds are not measured again, so it goes on where it was stopped.
+Rows, table, plot and pictures are written to output/bench, unless you name files. Rows that the
+JSON file already holds are not measured again, so it goes on where it was stopped; delete it to
+measure anew.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ import json
 import os
 from pathlib import Path
 
-from . import workers
-from .bench_pictures import page_of_pictures
+from . import host, workers
+from .bench_pictures import page_of_modes, page_of_pictures
 from .bench_plan import METHODS, job_key, jobs_of
+from .bench_plot import save_plot
 from .bench_table import table, write_table
+
+HERE = host.ROOT / "output" / "bench"
 
 
 def main() -> None:
@@ -44,6 +49,8 @@ def main() -> None:
         help="also write the table as Markdown; in a file with <!-- bench --> marks between them",
     )
     parser.add_argument("--pictures", type=Path, help="also draw before and after, one PNG")
+    parser.add_argument("--modes", type=Path, help="the same of every mode, on a few concepts")
+    parser.add_argument("--plot", type=Path, help="also draw the table, one PNG")
     parser.add_argument(
         "--no-run", action="store_true", help="only write what the JSON file already holds"
     )
@@ -57,6 +64,11 @@ def main() -> None:
     for mode in options.mode or ():
         if mode not in known:
             parser.error(f"there is no mode {mode!r}; use {', '.join(sorted(known))}")
+    if not (options.json or options.table or options.pictures or options.modes or options.plot):
+        HERE.mkdir(parents=True, exist_ok=True)
+        options.json, options.table = HERE / "rows.json", [HERE / "bench.md"]
+        options.plot = HERE / "plot.png"
+        options.pictures, options.modes = HERE / "pictures.png", HERE / "modes.png"
     jobs = jobs_of(options)
     if not jobs:
         parser.error("a plain run measures none of this: give --full or --concept.")
@@ -68,10 +80,14 @@ def main() -> None:
     wanted = {job_key(job) for job in jobs}
     shown = [row for row in rows if job_key(row) in wanted]
     print(table(shown))
-    if options.pictures:
-        page_of_pictures(jobs).save(options.pictures, optimize=True)
     for file in options.table or ():
         write_table(file, shown)
+    if options.plot:
+        save_plot(shown, options.plot)
+    if options.pictures:
+        page_of_pictures(jobs).save(options.pictures, optimize=True)
+    if options.modes:
+        page_of_modes(jobs).save(options.modes, optimize=True)
 
 
 def read_rows(file: Path | None) -> list[dict]:

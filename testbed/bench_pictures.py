@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .bench_plan import FEW
+
 STRIPS = Path(__file__).parent.parent / "output" / "bench"  # pictures of each row
+BESIDE = 170  # pixels beside a strip, for its name
 
 
 def strip_file(job: dict) -> Path:
@@ -29,25 +32,47 @@ def save_strip(file: Path, prompts, before, after) -> None:
 
 def page_of_pictures(jobs: list[dict]):
     """The first seed's strips of the default modes, named, in two columns."""
+    shown = [job for job in jobs if job["mode"] == "balanced" and job["seed"] == jobs[0]["seed"]]
+    alone = len({job["method"] for job in shown}) == 1
+    names = [job["concept"] if alone else f"{job['method']}\n{job['concept']}" for job in shown]
+    half = -(-len(shown) // 2)
+    return _page([list(zip(names, shown))[:half], list(zip(names, shown))[half:]])
+
+
+def page_of_modes(jobs: list[dict]):
+    """The first seed's strips of every mode that was measured, a column for each of FEW."""
+    columns = [
+        [
+            (f"{job['method']}\n{job['mode']}\n{concept}", job)
+            for job in jobs
+            if job["concept"] == concept and job["seed"] == jobs[0]["seed"]
+        ]
+        for concept in FEW
+    ]
+    return _page(columns)
+
+
+def _page(columns: list[list[tuple[str, dict]]]):
+    """(name, job) of each strip that was kept, in columns."""
     from PIL import Image, ImageDraw
 
-    shown = [job for job in jobs if job["mode"] == "balanced" and job["seed"] == jobs[0]["seed"]]
-    files = [(job["concept"], strip_file(job)) for job in shown]
-    pictures = [(name, Image.open(file)) for name, file in files if file.exists()]
-    if not pictures:
+    columns = [
+        [(name, Image.open(strip_file(job))) for name, job in column if strip_file(job).exists()]
+        for column in columns
+    ]
+    every = [picture for column in columns for _, picture in column]
+    if not every:
         raise SystemExit("bench: no pictures were kept for these rows; use another --json file.")
-    width, height = pictures[0][1].size
-    rows = -(-len(pictures) // 2)
-    page = Image.new("RGB", (2 * (width + 90), rows * (height + 8) + 20), "white")
+    width, height = every[0].size
+    rows = max(map(len, columns))
+    page = Image.new("RGB", (len(columns) * (width + BESIDE), rows * (height + 8) + 20), "white")
     pen = ImageDraw.Draw(page)
-    for i, (name, picture) in enumerate(pictures):
-        x, y = (i // rows) * (width + 90), (i % rows) * (height + 8) + 20
-        pen.text((x + 4, y + height // 2 - 6), name, fill="black")
-        page.paste(picture, (x + 80, y))
-    for x in (0, width + 90):
-        pen.text(
-            (x + 80, 4),
-            "the concept (above before, below after), then what must stay",
-            fill="black",
-        )
+    for i, column in enumerate(columns):
+        left = i * (width + BESIDE)
+        says = "the concept (above before, below after), then what must stay"
+        pen.text((left + BESIDE - 10, 4), says, fill="black")
+        for row, (name, picture) in enumerate(column):
+            top = row * (height + 8) + 20
+            pen.text((left + 4, top + 4), name, fill="black")
+            page.paste(picture, (left + BESIDE - 10, top))
     return page

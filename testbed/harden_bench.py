@@ -26,7 +26,7 @@ from .machine import machine
 DOCS = host.ROOT / "docs"
 KEPT = host.ROOT / "output" / "harden"
 CONCEPTS = ("fox", "guitar", "flat", "ink", "Zorvik")
-SECONDS = (0, 15, 30, 60, 120)
+SECONDS = (0, 30, 60, 120)
 PROMPTS = 8  # attacked
 UNASKED = 40  # pictures that tell what the model draws of its own accord
 BAR, KEPT_BAR = 0.10, 0.93
@@ -180,6 +180,8 @@ def page(rows: list[dict]) -> str:
             "five times the seconds of the run that is not hardened. The second table and the "
             "curve are of the seconds at which all other concepts were measured.",
             "",
+            knee(rows),
+            "",
             *lines,
             "",
             "![post-ASR against seconds](harden.png)",
@@ -187,6 +189,24 @@ def page(rows: list[dict]) -> str:
             f"Measured on {machine()}, one thread a run.",
             "",
         ]
+    )
+
+
+def knee(rows: list[dict]) -> str:
+    """From where on hardening is worth its seconds, in a sentence."""
+
+    def met(some: list[dict]) -> bool:
+        kept = min(mean(row[key] for row in some) for key in ("ira", "cra"))
+        return mean(row["post"] for row in some) <= BAR and kept >= KEPT_BAR
+
+    first = next((seconds for seconds, some in by_seconds(told(rows)).items() if met(some)), None)
+    every = ", ".join(
+        f"{mean(row['post'] for row in some):.0%} with {seconds:g} s"
+        for seconds, some in by_seconds(rows).items()
+    )
+    begins = f"The bar is first met at {first:g} s" if first else "The bar is met nowhere"
+    return (
+        f"{begins}; one seed and {PROMPTS} prompts a concept. With the concepts left out: {every}."
     )
 
 

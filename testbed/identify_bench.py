@@ -146,6 +146,19 @@ SETS = {
 }
 
 
+SAYS = {
+    "objects": "*objects*: an object in four styles, mirrored, turned, scaled, moved and tinted "
+    "anew; of 45 of the 64 objects one of the four was kept back from training in any form.",
+    "objects, built-in words": "*objects, built-in words*: the same among the words that Identify "
+    "brings along, most of which IconCanvas was never taught.",
+    "kept-back drawings": "*kept-back drawings*: only the one that was kept back, in four views, so "
+    "one picture rather than four.",
+    "other drawings": "*other drawings*: other icons of the same word, such as a whole cat where "
+    "training had a cat's face.",
+    "styles": "*styles*: four drawings of different things, all kept back.",
+}
+
+
 def measure(package, model, one: Set, draws: int | None = None) -> dict:
     """The row of a set. In bfloat16, which takes a CPU half the time."""
     identify = package.unlearn.identify.identify
@@ -228,14 +241,8 @@ def page(rows: list[dict], totals: dict[str, int], dearer: float) -> str:
             "",
             f"200 words cost {dearer:.2f} times the evaluations that ten cost; the bar is 4.",
             "",
-            "*objects*: an object in four styles, mirrored, turned, scaled, moved and tinted anew; "
-            "of 45 of the 64 objects one of the four was kept back from training in any form. "
-            "*built-in words*: the same among the words that Identify brings along, most of which "
-            "IconCanvas was never taught. *kept-back drawings*: only the one that was kept back, "
-            "in four views, so one picture rather than four. *other drawings*: other icons of the "
-            "same word, such as a whole cat where training had a cat's face. *styles*: four "
-            "drawings of different things, all kept back. Where fewer sets were measured than "
-            "there are, the same command goes on.",
+            " ".join(text for name, text in SAYS.items() if any(r["set"] == name for r in rows)),
+            "Where fewer sets were measured than there are, the same command goes on.",
             "",
             "## Is the confidence worth its name?",
             "",

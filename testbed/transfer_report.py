@@ -252,6 +252,13 @@ def neutral(rows: list[dict]) -> list[str]:
     ]
 
 
+BESIDE = {
+    "By the number of pictures": "Over the concepts that were measured with every number.",
+    "With the motion words protected": "Over all concepts that were measured with 4 pictures, more "
+    "than above.",
+}
+
+
 def tables(found: Found) -> list[str]:
     groups = any(len(job.concepts) > 1 for job in found)
     parts = (
@@ -268,6 +275,10 @@ def tables(found: Found) -> list[str]:
     for first, title, body in parts:
         if body:
             lines += ["", f"## {title}", "", HEAD.format(first), *body, bars()]
+            lines += ["", BESIDE[title]] if title in BESIDE else []
+    if groups:
+        lines += ["", "The bar for several: no more than 3 points less than one for two concepts,"]
+        lines[-1] += " 6 for four."
     return lines
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 import pytest
+from PIL import Image
 
-from testbed import bench, bench_plan, bench_table, harden_bench, workers
+from testbed import bench, bench_plan, bench_plot, bench_table, harden_bench, workers
 
 
 def options(**given) -> argparse.Namespace:
@@ -56,6 +57,7 @@ def test_a_row_measured_again_takes_the_place_of_the_old_one(monkeypatch, tmp_pa
     before = [row("fox", ua=0.0), row("cat")]
     monkeypatch.setattr(workers, "results", lambda module, shares: iter([[row("fox")]]))
     job = {"method": "few_shot", "mode": "balanced", "concept": "fox", "seed": 0}
+    job["attack"] = False
     rows = bench.run_parallel([job], 1, tmp_path / "rows.json", before)
     assert rows == [row("cat"), row("fox")]
     assert bench.read_rows(tmp_path / "rows.json") == rows
@@ -73,6 +75,32 @@ def test_tables_hold_means_and_middle_peaks() -> None:
 
 def test_a_table_without_attacks_has_none() -> None:
     assert "Ring-A-Bell" not in bench_table.table([row("fox")])
+
+
+def test_modes_are_compared_on_the_same_concepts() -> None:
+    few = [row(concept, mode=mode) for mode in ("balanced", "paper") for concept in bench_plan.FEW]
+    others = [row("cat", ua=0.0), row("fox", seed=1, ua=0.0), row("fox", mode="paper-all", ua=0.0)]
+    text = bench_table.of_the_few([*few, *others])
+    lines = [line for line in text.splitlines() if line.startswith("| few_shot")]
+    assert [line.split(" | ")[1:5] for line in lines] == [
+        ["balanced", "all", "3", "100.0%"],
+        ["paper", "all", "3", "100.0%"],
+    ]
+    assert bench_table.of_the_few(others) == ""
+
+
+def test_a_plot_has_a_line_for_each_mode(tmp_path) -> None:
+    attacks = dict.fromkeys(bench_plot.ATTACKS, 0.5)
+    rows = [
+        row("fox", attacks=attacks),
+        *(row("fox", mode="paper", epochs=n) for n in (4, 10)),
+        row("fox", method="key_step"),
+    ]
+    found = bench_plot.groups(rows)
+    assert list(found) == ["few_shot, balanced", "few_shot, paper", "key_step, balanced"]
+    assert [one["epochs"] for one in found["few_shot, paper"]] == [10]
+    bench_plot.save_plot(rows, tmp_path / "plot.png")
+    assert Image.open(tmp_path / "plot.png").width > 500
 
 
 def test_a_marked_file_gets_the_table_between_its_marks(tmp_path) -> None:
