@@ -206,7 +206,8 @@ def knee(rows: list[dict]) -> str:
     )
     begins = f"The bar is first met at {first:g} s" if first else "The bar is met nowhere"
     return (
-        f"{begins}; one seed and {PROMPTS} prompts a concept. With the concepts left out: {every}."
+        f"{begins}, with one seed and {PROMPTS} prompts a concept. With the concepts that are left "
+        f"out of the means, post-ASR is {every}."
     )
 
 

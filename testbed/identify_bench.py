@@ -151,8 +151,8 @@ SAYS = {
     "anew; of 45 of the 64 objects one of the four was kept back from training in any form.",
     "objects, built-in words": "*objects, built-in words*: the same among the words that Identify "
     "brings along, most of which IconCanvas was never taught.",
-    "kept-back drawings": "*kept-back drawings*: only the one that was kept back, in four views, so "
-    "one picture rather than four.",
+    "kept-back drawings": "*kept-back drawings*: only the one that was kept back, in four views, "
+    "so one picture rather than four.",
     "other drawings": "*other drawings*: other icons of the same word, such as a whole cat where "
     "training had a cat's face.",
     "styles": "*styles*: four drawings of different things, all kept back.",
