@@ -102,7 +102,11 @@ class CopyrightMetric(io.ComfyNode):
         for images in (originals, *sides):
             check_images(images)
         check_counts(originals, *sides)
-        network = load_inception(find_file(inception)).to(management.get_torch_device())
+        network = load_inception(find_file(inception))
+        # Twice its weights: it works on a batch of pictures beside them.
+        size = sum(w.numel() * w.element_size() for w in network.parameters())
+        management.free_memory(2 * size, management.get_torch_device())
+        network.to(management.get_torch_device())
         metric = Metric(lambda images: clip_vision.encode_image(images)["image_embeds"], network)
         node_id = cls.hidden.unique_id
         found = [

@@ -248,6 +248,6 @@ def report(probes: list[Probe]) -> str:
     """What was found, of each concept, and how long it took."""
     texts = []
     for found in probes:
-        texts.append("\n".join([*found.sentences(), found.table()]))
+        texts.append("\n".join([*found.sentences(), found.success(), found.table()]))
     seconds = sum(found.seconds for found in probes)
     return "\n\n".join([*texts, f"{probes[0].settings.level} probe, {seconds:.1f} s."])

@@ -202,7 +202,7 @@ def sampling_inputs() -> list[io.Input]:
     return [
         io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of a picture."),
         io.Float.Input(
-            "cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Strength of the guidance."
+            "cfg", default=7.5, min=0.0, max=100.0, step=0.1, tooltip="Strength of the guidance."
         ),
     ]
 

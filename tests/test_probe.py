@@ -240,11 +240,19 @@ def test_the_table_has_a_row_for_each_question() -> None:
     assert len(lines) == 5
 
 
+def test_success_is_said_before_and_after_each_attack() -> None:
+    assert probed(NO, [True, False, False, False], NO, YES).success() == (
+        f"Success: before 100%; pre-attack 0%; post-attack, {RING} 25%; "
+        f"post-attack, {PREFIX} 0%; post-attack, {TOKEN} 100%."
+    )
+
+
 def test_the_full_level_attacks_harder() -> None:
     quick, full = settings("quick", "style", seed=3), settings("full", "style", seed=3)
     assert (quick.kind, quick.seed, full.kind, full.seed) == ("style", 3, "style", 3)
     for name in ("ring_a_bell", "unlearn_diff_atk", "cce"):
         assert getattr(full, name).steps > 2 * getattr(quick, name).steps
+        assert getattr(full, name).seed == getattr(quick, name).seed == 3
     assert (full.prompts, full.draws) > (quick.prompts, quick.draws)
 
 

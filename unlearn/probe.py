@@ -188,6 +188,16 @@ class Probe:
             )
         return found
 
+    def success(self) -> str:
+        """Success rates before the erasure, after it, and after each attack, in a line."""
+        rates = [
+            ("before", self.rate(before=True)),
+            ("pre-attack", self.rate()),
+            *((f"post-attack, {name}", self.rate(name)) for name in ATTACKS),
+        ]
+        told = (f"{name} {rate:.0%}" for name, rate in rates if rate is not None)
+        return f"Success: {'; '.join(told)}."
+
     def table(self) -> str:
         """Counts of pictures that show the concept, as text."""
         judged = any(one.judged_after is not None for one in self.asked)

@@ -141,7 +141,7 @@ def run(given: argparse.Namespace) -> None:
         print(json.dumps(records, indent=1), flush=True)
     else:
         for found in probes:
-            print("\n".join([*found.sentences(), found.table(), ""]))
+            print("\n".join([*found.sentences(), found.success(), found.table(), ""]))
         seconds = sum(found.seconds for found in probes)
         print(f"{given.level} probe, {seconds:.1f} s.", flush=True)
     if warning:
