@@ -41,38 +41,45 @@ def page_of_pictures(jobs: list[dict]):
 
 def page_of_modes(jobs: list[dict]):
     """The first seed's strips of every mode that was measured, a column for each of FEW."""
+    first = {
+        (job["method"], job["mode"], job["concept"]): job
+        for job in jobs
+        if job["concept"] in FEW and job["seed"] == jobs[0]["seed"]
+    }
+    modes = list(dict.fromkeys((method, mode) for method, mode, _ in first))
     columns = [
         [
-            (f"{job['method']}\n{job['mode']}\n{concept}", job)
-            for job in jobs
-            if job["concept"] == concept and job["seed"] == jobs[0]["seed"]
+            (f"{method}\n{mode}\n{concept}", first.get((method, mode, concept)))
+            for method, mode in modes
         ]
         for concept in FEW
     ]
-    return _page(columns)
+    page = _page(columns)
+    # Many strips: to look at side by side, not one by one.
+    return page.resize((page.width * 2 // 3, page.height * 2 // 3)).quantize()
 
 
-def _page(columns: list[list[tuple[str, dict]]]):
-    """(name, job) of each strip that was kept, in columns."""
+def _page(columns: list[list[tuple[str, dict | None]]]):
+    """Columns of (name, job); where no strip was kept of a job it stays empty."""
     from PIL import Image, ImageDraw
 
-    columns = [
-        [(name, Image.open(strip_file(job))) for name, job in column if strip_file(job).exists()]
-        for column in columns
-    ]
-    every = [picture for column in columns for _, picture in column]
-    if not every:
+    strips = {
+        (x, y): (name, Image.open(strip_file(job)))
+        for x, column in enumerate(columns)
+        for y, (name, job) in enumerate(column)
+        if job and strip_file(job).exists()
+    }
+    if not strips:
         raise SystemExit("bench: no pictures were kept for these rows; use another --json file.")
-    width, height = every[0].size
+    width, height = next(iter(strips.values()))[1].size
     rows = max(map(len, columns))
     page = Image.new("RGB", (len(columns) * (width + BESIDE), rows * (height + 8) + 20), "white")
     pen = ImageDraw.Draw(page)
-    for i, column in enumerate(columns):
-        left = i * (width + BESIDE)
+    for x in range(len(columns)):
         says = "the concept (above before, below after), then what must stay"
-        pen.text((left + BESIDE - 10, 4), says, fill="black")
-        for row, (name, picture) in enumerate(column):
-            top = row * (height + 8) + 20
-            pen.text((left + 4, top + 4), name, fill="black")
-            page.paste(picture, (left + BESIDE - 10, top))
+        pen.text((x * (width + BESIDE) + BESIDE - 10, 4), says, fill="black")
+    for (x, y), (name, picture) in strips.items():
+        left, top = x * (width + BESIDE), y * (height + 8) + 20
+        pen.text((left + 4, top + 4), name, fill="black")
+        page.paste(picture, (left + BESIDE - 10, top))
     return page
