@@ -626,7 +626,7 @@ def test_encoder_that_others_erased_loads_as_its_difference(
     read = pack.nodes.erased.read(loaded.clip, file)
     assert set(read.deltas) == set(changes)
     assert all(torch.equal(read.delta(key), change) for key, change in changes.items())
-    assert read.concepts == ["theirs"]
+    assert read.concepts == []  # a file does not say what was erased
 
 
 @pytest.mark.parametrize("prefix", ["", "clip_l.transformer.", "text_encoder."])
