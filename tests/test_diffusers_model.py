@@ -808,7 +808,7 @@ def assert_same_erasure(pair: Pair, ours: Erasure, theirs: Any) -> None:
     assert ours.record["loss"] == pytest.approx(theirs.record["loss"], rel=1e-4)
     keys = [key for key in ours.deltas if not key.endswith("k_proj.bias")]
     one, other = (torch.cat([e.delta(key).flatten() for key in keys]) for e in (ours, theirs))
-    assert relative(one, other) < 2e-3
+    assert relative(one, other) < 1e-3
     original, by_ours, by_theirs = predictions(pair.ours, ours, theirs)
     # Beside the changes of a short training stands the rounding of the predictions themselves.
     least = 1e-6 * original.norm()
