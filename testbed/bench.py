@@ -64,7 +64,8 @@ def main() -> None:
     for mode in options.mode or ():
         if mode not in known:
             parser.error(f"there is no mode {mode!r}; use {', '.join(sorted(known))}")
-    if not (options.json or options.table or options.pictures or options.modes or options.plot):
+    named = options.json or options.table or options.pictures or options.modes or options.plot
+    if not named:
         HERE.mkdir(parents=True, exist_ok=True)
         options.json, options.table = HERE / "rows.json", [HERE / "bench.md"]
         options.plot = HERE / "plot.png"
@@ -84,10 +85,12 @@ def main() -> None:
         write_table(file, shown)
     if options.plot:
         save_plot(shown, options.plot)
-    if options.pictures:
-        page_of_pictures(jobs).save(options.pictures, optimize=True)
-    if options.modes:
-        page_of_modes(jobs).save(options.modes, optimize=True)
+    for draw, file in ((page_of_pictures, options.pictures), (page_of_modes, options.modes)):
+        page = draw(jobs) if file else None
+        if page:
+            page.save(file, optimize=True)
+        elif file and named:
+            raise SystemExit(f"bench: no pictures were kept for {file}; use another --json file.")
 
 
 def read_rows(file: Path | None) -> list[dict]:

@@ -31,7 +31,7 @@ def save_strip(file: Path, prompts, before, after) -> None:
 
 
 def page_of_pictures(jobs: list[dict]):
-    """The first seed's strips of the default modes, named, in two columns."""
+    """The first seed's strips of the default modes, named, in two columns; None without any."""
     shown = [job for job in jobs if job["mode"] == "balanced" and job["seed"] == jobs[0]["seed"]]
     alone = len({job["method"] for job in shown}) == 1
     names = [job["concept"] if alone else f"{job['method']}\n{job['concept']}" for job in shown]
@@ -40,7 +40,8 @@ def page_of_pictures(jobs: list[dict]):
 
 
 def page_of_modes(jobs: list[dict]):
-    """The first seed's strips of every mode that was measured, a column for each of FEW."""
+    """The first seed's strips of every mode that was measured, a column for each of FEW; None
+    without any."""
     first = {
         (job["method"], job["mode"], job["concept"]): job
         for job in jobs
@@ -56,11 +57,11 @@ def page_of_modes(jobs: list[dict]):
     ]
     page = _page(columns)
     # Many strips: to look at side by side, not one by one.
-    return page.resize((page.width * 2 // 3, page.height * 2 // 3)).quantize()
+    return page and page.resize((page.width * 2 // 3, page.height * 2 // 3)).quantize()
 
 
 def _page(columns: list[list[tuple[str, dict | None]]]):
-    """Columns of (name, job); where no strip was kept of a job it stays empty."""
+    """Columns of (name, job); where no strip was kept of a job it stays empty. None without any."""
     from PIL import Image, ImageDraw
 
     strips = {
@@ -70,7 +71,7 @@ def _page(columns: list[list[tuple[str, dict | None]]]):
         if job and strip_file(job).exists()
     }
     if not strips:
-        raise SystemExit("bench: no pictures were kept for these rows; use another --json file.")
+        return None
     width, height = next(iter(strips.values()))[1].size
     rows = max(map(len, columns))
     page = Image.new("RGB", (len(columns) * (width + BESIDE), rows * (height + 8) + 20), "white")

@@ -277,8 +277,10 @@ def tables(found: Found) -> list[str]:
             lines += ["", f"## {title}", "", HEAD.format(first), *body, bars()]
             lines += ["", BESIDE[title]] if title in BESIDE else []
     if groups:
-        lines += ["", "The bar for several: no more than 3 points less than one for two concepts,"]
-        lines[-1] += " 6 for four."
+        bar = (
+            "The bar for several: no more than 3 points less than one for two concepts, 6 for four."
+        )
+        lines += ["", bar]
     return lines
 
 

@@ -7,7 +7,15 @@ import argparse
 import pytest
 from PIL import Image
 
-from testbed import bench, bench_plan, bench_plot, bench_table, harden_bench, workers
+from testbed import (
+    bench,
+    bench_pictures,
+    bench_plan,
+    bench_plot,
+    bench_table,
+    harden_bench,
+    workers,
+)
 
 
 def options(**given) -> argparse.Namespace:
@@ -101,6 +109,17 @@ def test_a_plot_has_a_line_for_each_mode(tmp_path) -> None:
     assert [one["epochs"] for one in found["few_shot, paper"]] == [10]
     bench_plot.save_plot(rows, tmp_path / "plot.png")
     assert Image.open(tmp_path / "plot.png").width > 500
+
+
+def test_strips_that_were_not_kept_leave_a_page_out(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(bench_pictures, "STRIPS", tmp_path)
+    jobs = bench_plan.jobs_of(options())
+    pages = (bench_pictures.page_of_pictures, bench_pictures.page_of_modes)
+    assert [draw(jobs) for draw in pages] == [None, None]
+    fox = next(job for job in jobs if job["concept"] == "fox" and job["mode"] == "balanced")
+    Image.new("RGB", (80, 20)).save(bench_pictures.strip_file(fox))
+    assert all(draw(jobs) is not None for draw in pages)
+    assert bench_pictures.page_of_pictures([job for job in jobs if job["mode"] == "paper"]) is None
 
 
 def test_a_marked_file_gets_the_table_between_its_marks(tmp_path) -> None:

@@ -141,9 +141,8 @@ def identify(
 
     images: (N, H, W, 3) in 0..1, all of one thing or in one style. draws: of noise and timestep for
     the words that are left in the end, shared out evenly among the pictures; at least one for each.
-    things: what pictures
-    whose style is asked for may show; it is found first. None: the style is asked for by itself,
-    of pictures that show no thing. The same seed gives the same ranking.
+    things: what pictures whose style is asked for may show; it is found first. None: the style is
+    asked for by itself, of pictures that show no thing. The same seed gives the same ranking.
 
     Raises ValueError for bad input, before any work; `on_row` may raise to cancel.
     """
