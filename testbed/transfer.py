@@ -35,7 +35,7 @@ from unlearn.erasure import Erasure
 from unlearn.few_shot import FewShotSettings, few_shot
 from unlearn.neighbourhood import ANCHORS
 
-from . import checkpoint, diffusers_pipeline, drawings, motion, motion_estimate
+from . import checkpoint, diffusers_pipeline, drawings, motion, motion_estimate, together
 from .host import ROOT
 from .judge import Judge
 from .measure import GUIDANCE, STEPS, Prompt, kind_of, known, prompts_for
@@ -59,8 +59,8 @@ class Effort:
 
     own: int = 7
     """Clips of each concept's own; for it, of others of its kind, and of other kinds."""
-    near: int = 4
-    far: int = 2
+    near: int = 6
+    far: int = 4
     steps: int = STEPS
     """Of drawing a clip."""
     erasing: int = 120
@@ -84,6 +84,12 @@ class Job:
     shots: int = 0
     source: str = ""
     protected: bool = False
+
+    @property
+    def compared(self) -> bool:
+        """Whether it is one of those that tell what several concepts in one encoder cost."""
+        among = any(set(self.concepts) <= set(group) for group in GROUPS)
+        return among and self.shots == GROUP_SHOTS and not self.protected
 
     @property
     def name(self) -> str:
@@ -245,6 +251,11 @@ def measure(job: Job, modules: Path, effort: Effort = FULL) -> dict:
         row["steps"] = erasure.record["steps"]
         with applied(DiffusersModel(with_tools.video), erasure):
             made = film(with_tools.video, clips, effort.steps)
+        if job.compared:
+            image = with_tools.image
+            row["pictures"] = together.scores(
+                image, job.concepts, applied(image, erasure), with_tools.judge, effort.steps
+            )
     else:
         made = film(with_tools.video, clips, effort.steps)
     if effort == FULL and not neutral:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from testbed import motion, transfer, transfer_report
+from testbed import motion, together, transfer, transfer_report
 from testbed.transfer import Job, clips_for, job_of
 from testbed.vocabulary import FRAMES, MOTIONS
 from unlearn.diffusers_apply import applied
@@ -236,6 +237,35 @@ def test_goes_on_where_it_was_stopped(modules: Path, tmp_path: Path) -> None:
     assert again[:3] == kept
     assert again[3]["clips"] == first[3]["clips"]
     assert "| 1 drawing | 1 |" in (tmp_path / "transfer.md").read_text()
+
+
+def test_pictures_of_a_group_name_none_of_it_but_the_concept() -> None:
+    group = transfer.GROUPS[-1]
+    for concept in group:
+        prompts = together.prompts_without(concept, group, 0)
+        for prompt in prompts:
+            assert (prompt.object == concept) == (prompt.measure == "own")
+            assert prompt.measure == "own" or prompt.object not in group
+        assert {prompt.measure for prompt in prompts} == {"own", "in", "cross"}
+
+
+def test_several_concepts_are_scored_in_pictures(
+    tools: transfer.Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An erasure that changes nothing loses nothing, one that spoils the encoder nearly all."""
+    monkeypatch.setattr(together, "SEEDS", (0,))
+    model = tools.image
+    erasure = transfer.erase(model, Job(("fox",), 1, "real"), transfer.QUICK)
+    spoilt = {
+        key: {"diff": torch.randn(erasure.delta(key).shape, generator=torch.manual_seed(0))}
+        for key in erasure.deltas
+    }
+    (kept,) = together.scores(model, ("fox",), applied(model, erasure, 0.0), tools.judge, 6)
+    erasure = replace(erasure, deltas=spoilt)
+    (lost,) = together.scores(model, ("fox",), applied(model, erasure), tools.judge, 6)
+    assert (kept["concept"], kept["seed"], kept["ira"], kept["cra"]) == ("fox", 0, 1, 1)
+    assert kept["ua"] < 0.5 < lost["ua"]
+    assert lost["ira"] < 0.5
 
 
 def test_sheet_shows_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
