@@ -513,6 +513,21 @@ def test_apply_undone_is_the_original(folder: Path, full: Path, tmp_path: Path) 
     assert torch.allclose(back, original, atol=1e-5)
 
 
+def test_a_checkpoint_file_is_applied_and_exported_as_a_folder_is(
+    folder: Path, model: DiffusersModel, full: Path, tmp_path: Path
+) -> None:
+    checkpoint = ROOT / "testbed" / "weights" / "iconcanvas.safetensors"
+    wanted = erased_conditioning(model, full)
+    for command in ("apply", "export"):
+        target = tmp_path / command
+        arguments = [command, str(checkpoint), str(full), "-o", str(target)]
+        assert main([*arguments, "--config", str(folder)]) == 0
+        own = read(target if command == "apply" else folder)
+        own.text_encoder = CLIPTextModel.from_pretrained(target, subfolder="text_encoder")
+        own.text_encoder.float()
+        assert torch.allclose(conditioning(own), wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_exported_text_encoder_loads_everywhere(
     folder: Path, model: DiffusersModel, full: Path, precision: str, tmp_path: Path
