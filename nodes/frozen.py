@@ -23,7 +23,7 @@ from ..unlearn.model import Edit
 
 @contextmanager
 def aliased(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
-    """Replace each parameter and buffer by a normal tensor on the same storage.
+    """Replace each parameter, buffer and cached tensor by a normal one on the same storage.
 
     An inference tensor cannot be saved for a backward pass, and neither can one that was made as
     such and moved since. Its alias can, costs no memory, and takes no gradient. What is replaced is
@@ -36,9 +36,10 @@ def aliased(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
     try:
         for root in modules:
             for module in root.modules():
-                for table in (module._parameters, module._buffers):
+                # Tensors that are neither are caches: Jina CLIP keeps its rotations.
+                for table in (module._parameters, module._buffers, vars(module)):
                     for name, tensor in table.items():
-                        if tensor is None or _can_be_saved(tensor):
+                        if not isinstance(tensor, torch.Tensor) or _can_be_saved(tensor):
                             continue
                         if id(tensor) not in aliases:
                             alias = _alias(tensor)

@@ -22,10 +22,10 @@ from ..unlearn.first_token import first_token_detached
 from ..unlearn.gap import Vocabulary, beside, places, shared_words, token_count, twice
 from ..unlearn.model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from ..unlearn.select import encoder_weights, network_weights
-from .attention import differentiable
+from .attention import differentiable, differentiable_rotations
 from .connected import autoencoder, check_clip, check_vae
 from .frozen import aliased, checkpointed, edited, is_quantised
-from .planning import Planned
+from .planning import MEASURED, Planned
 from .reading import check_read, handed_on_besides, is_spoilt, spoilt, unread_layers
 from .static import static_clip, static_model
 
@@ -94,6 +94,7 @@ class ComfyModel(Planned):
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(in_one_stream())
+            stack.enter_context(differentiable_rotations())
             modules = (self.network.diffusion_model, self.encoder)
             stack.enter_context(aliased((self.network, self.encoder)))
             stack.enter_context(checkpointed(modules, bool(self.checkpointing)))
@@ -158,6 +159,7 @@ class ComfyModel(Planned):
             return self._here(cross, None, output)
         return Conditioning.joined([self._one(t) for t in tokens])
 
+    @torch.no_grad()
     def vocabulary(self) -> Vocabulary:
         """Whole words with a token in each of the encoders, and its vectors side by side."""
         names = self._names(self.clip.tokenize(""))
@@ -165,9 +167,10 @@ class ComfyModel(Planned):
             {token: i for i, token in self._named(self.clip.tokenizer, name).inv_vocab.items()}
             for name in names
         )
+        # By the layer and not from its weight: Gemma's makes the vectors larger.
         tables = [
-            self._token_table(name)[torch.tensor(some, dtype=torch.long)].float()
-            for name, some in zip(names, numbers)
+            layer(torch.tensor(some, device=layer.weight.device).long(), out_dtype=torch.float32)
+            for layer, some in zip(map(self._embedding, names), numbers)
         ]
         return beside(words, [table.to(self.device) for table in tables])
 
@@ -183,9 +186,10 @@ class ComfyModel(Planned):
         tokens = [self._filled(*pair) for pair in zip(sentences, vectors)]
         try:
             return self._conditioning(tokens)
-        except RuntimeError as error:
-            # The host's code for HunyuanVideo 1 compares the first token with a number.
-            if "Boolean value of Tensor" not in str(error):
+        except (RuntimeError, ValueError) as error:
+            # The host's code for HunyuanVideo 1 compares the first token with a number, that for
+            # Lens makes one of each.
+            if not any(part in str(error) for part in ("Boolean value of", "can be converted to")):
                 raise
             raise ValueError(
                 "ComfyUI takes no vectors at the beginning of a prompt for this text encoder, so "
@@ -196,7 +200,7 @@ class ComfyModel(Planned):
         """Tokens of a sentence with vectors (tokens, width) in its gap."""
         one, other = map(self.clip.tokenize, twice(sentence, len(vectors)))
         names = self._names(one)
-        widths = [self._token_table(name).shape[1] for name in names]
+        widths = [self._embedding(name).weight.shape[1] for name in names]
         for name, part in zip(names, vectors.split(widths, 1)):
             flat = [(s, i) for s, section in enumerate(one[name]) for i in range(len(section))]
             ids = ([tokens[name][s][i][0] for s, i in flat] for tokens in (one, other))
@@ -217,9 +221,9 @@ class ComfyModel(Planned):
         found = getattr(parts, f"clip_{name}", None)
         return getattr(parts, name, None) if found is None else found
 
-    def _token_table(self, name: str) -> torch.Tensor:
-        """(tokens, width)."""
-        return self._named(self.encoder, name).transformer.get_input_embeddings().weight
+    def _embedding(self, name: str) -> torch.nn.Module:
+        """The layer that makes vectors of tokens."""
+        return self._named(self.encoder, name).transformer.get_input_embeddings()
 
     def _one(self, tokens: dict) -> Conditioning:
         output = self._encode(tokens)
@@ -266,7 +270,7 @@ class ComfyModel(Planned):
         where a template's tokens are cut off behind the encoder.
         """
         with torch.no_grad():
-            tokens = self.clip.tokenize("")
+            tokens = self.clip.tokenize(MEASURED)
             prompt = self._one(tokens)
             if len(tokens) > 1 or prompt.cross.shape[1] != len(next(iter(tokens.values()))[0]):
                 return False
@@ -276,7 +280,7 @@ class ComfyModel(Planned):
     def _unread(self) -> dict[str, int]:
         """Of each stack of the encoder's layers, how many at its end the network is given nothing
         of."""
-        return unread_layers(self.encoder, lambda: self._given(self.encode([""])))
+        return unread_layers(self.encoder, lambda: self._given(self.encode([MEASURED])))
 
     def _given(self, prompt: Conditioning) -> list[torch.Tensor]:
         """What the network gets of one prompt."""
@@ -312,7 +316,9 @@ class ComfyModel(Planned):
             low, high = (
                 sampling.timestep(sigma).to(t) for sigma in (sampling.sigma_min, sampling.sigma_max)
             )
-            return sampling.sigma(low + (high - low) * t / 1000)
+            # One by one: Cosmos Predict 2's compares it with a number.
+            times = low + (high - low) * t / 1000
+            return torch.stack([sampling.sigma(time).to(t) for time in times])
         # Of a flow without noise there is no velocity to be told from its two ends.
         sigma = sampling.sigma(t / 1000 * getattr(sampling, "multiplier", 1.0))
         return sigma.clamp(min=float(sampling.sigma_min))

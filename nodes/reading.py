@@ -58,12 +58,21 @@ ENTRANCES = (
     "txt_in.input_embedder",  # HunyuanVideo
     "text_embedding.0",  # Wan
     "context_embedder",  # SD 3
+    "cond_seq_linear",  # AuraFlow
+    "clip_txt_mapper",  # Stable Cascade
     "caption_projection.linear_1",  # LTX
     "cap_embedder.1",  # Lumina 2, Z-Image
     "time_caption_embed.caption_embedder.1",  # OmniGen 2
     "patch_embed.text_proj",  # CogVideoX
     "t5_yproj",  # Mochi
     "text_embeddings.in_layer",  # Kandinsky 5
+    "blocks.block0.blocks.1.block.attn.to_k.0",  # Cosmos
+    "blocks.0.cross_attn.k_proj",  # Cosmos Predict 2
+    "y_embedder.y_proj.fc1",  # PixArt
+    "y_embedder.proj",  # PixelDiT
+    "text_proj",  # Ernie
+    "llm_cond_proj",  # Ideogram 4
+    "condition_embedder.text_embedder.linear_1",  # JoyImage
 )
 
 
@@ -75,7 +84,12 @@ def check_read(network: torch.nn.Module, clip) -> None:
             "This MODEL makes sound: there are no pictures to unlearn with. Connect a MODEL that "
             "makes pictures or video."
         )
-    output = clip.encode_from_tokens(clip.tokenize(""), return_pooled=True, return_dict=True)
+    output = _encoded(clip, "")
+    if output is None or output["cond"].ndim != 3:
+        raise ValueError(
+            "This text encoder makes no conditioning that a MODEL could read: ComfyUI has it write "
+            "text. Connect the CLIP that belongs to the MODEL."
+        )
     if more := handed_on_besides(output):
         raise ValueError(
             "This text encoder hands on more of a prompt than one vector for each token and one "
@@ -91,6 +105,21 @@ def check_read(network: torch.nn.Module, clip) -> None:
         )
 
 
+def _encoded(clip, prompt: str) -> dict | None:
+    """What CLIP Text Encode would hand on; None of an encoder that the host cannot encode with."""
+    try:
+        tokens = clip.tokenize(prompt)
+        return clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
+    except KeyError as error:  # that of Gemma 3 with an eye finds no tokens under its own name
+        if not hasattr(clip.cond_stage_model, str(error.args[0])):
+            raise
+        return None
+    except ValueError as error:  # that of Gemma 4 leaves out some of what encoding asks for
+        if "values to unpack" not in str(error):
+            raise
+        return None
+
+
 def handed_on_besides(output: dict) -> list[str]:
     """What else than a vector for each token and one for all a text encoder hands on of a
     prompt."""
@@ -103,4 +132,7 @@ def _width(network: torch.nn.Module) -> int | None:
     modules = dict(network.diffusion_model.named_modules())
     entrances = (getattr(modules.get(name), "in_features", None) for name in ENTRANCES)
     configured = network.model_config.unet_config.get("context_dim")
+    if fused := modules.get("txtfusion.projector"):
+        # Krea 2 reads several layers' vectors, each through the same weights.
+        return fused.in_features * modules["txtmlp.1"].in_features
     return configured or next((width for width in entrances if width), None)

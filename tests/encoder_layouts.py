@@ -38,8 +38,8 @@ LLAMA = {
 
 
 @cache
-def sentencepiece_model() -> torch.Tensor:
-    """A tokenizer as T5's and Gemma's kind have it: 0 pads, 1 ends, 2 begins."""
+def sentencepiece_model(pads: int = 0, ends: int = 1, begins: int = 2) -> torch.Tensor:
+    """A tokenizer as T5's and Gemma's kind have it."""
     import sentencepiece
 
     words = "a photo picture painting drawing in the style of cat dog fox red ink old new house"
@@ -50,9 +50,9 @@ def sentencepiece_model() -> torch.Tensor:
         vocab_size=200,
         hard_vocab_limit=False,
         model_type="bpe",
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
+        pad_id=pads,
+        eos_id=ends,
+        bos_id=begins,
         unk_id=3,
         minloglevel=2,
     )

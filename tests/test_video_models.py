@@ -38,8 +38,12 @@ ROWS = {
     "Mochi": (("GenmoMochi",), "text_encoders.genmo.mochi_te"),
     "CogVideoX": (("CogVideoX_T2V", "CogVideoX_I2V"), "text_encoders.cogvideo.cogvideo_te"),
     "Cosmos 1, Cosmos Predict 2": (("CosmosT2V", "CosmosT2IPredict2"), "text_encoders.cosmos.te"),
+    "MiniMax H3": (("MiniMaxH3",), "text_encoders.minimax.te"),
     "Stable Video Diffusion": (("SVD_img2vid",), ""),
+    "SeedVR2": (("SeedVR2",), ""),
 }
+# Their latents have room for frames, and they make pictures.
+PICTURES = ("Anima", "HunyuanImage21Refiner", "JoyImage", "Krea2", "QwenImage")
 CLIP_L = "clip_l"
 
 
@@ -85,6 +89,21 @@ def test_host_has_the_model(host: ModuleType, row: str) -> None:
         assert getattr(comfy.supported_models, name) in comfy.supported_models.models
 
 
+def test_page_misses_none_of_the_hosts_video_models(host: ModuleType) -> None:
+    import comfy.supported_models as supported
+
+    known = [getattr(supported, name) for classes, _ in ROWS.values() for name in classes]
+    pictures = [getattr(supported, name) for name in PICTURES]
+    missing = [
+        model.__name__
+        for model in supported.models
+        if model.latent_format().latent_dimensions == 3
+        and model not in pictures
+        and not issubclass(model, tuple(known))
+    ]
+    assert not missing, f"Give {', '.join(missing)} a row in docs/video_models.md, or say it draws."
+
+
 @pytest.mark.parametrize("row", [row for row, (_, built) in ROWS.items() if built])
 def test_encoders_are_those_named(host: ModuleType, row: str) -> None:
     found = encoders(encoder(ROWS[row][1]))
@@ -98,11 +117,13 @@ def test_encoders_are_those_named(host: ModuleType, row: str) -> None:
         assert reached.split()[0] in ("hardly:", "not")
 
 
-def test_stable_video_diffusion_reads_no_text(host: ModuleType) -> None:
+@pytest.mark.parametrize("row", [row for row, (_, built) in ROWS.items() if not built])
+def test_some_read_no_text(host: ModuleType, row: str) -> None:
     import comfy.supported_models
 
-    assert comfy.supported_models.SVD_img2vid({}).clip_target() is None
-    assert rows()["Stable Video Diffusion"][0] == "none"
+    for name in ROWS[row][0]:
+        assert getattr(comfy.supported_models, name)({}).clip_target() is None
+    assert rows()[row][0] == "none"
 
 
 def test_sdxl_reads_another_layer_of_clip_l(host: ModuleType) -> None:

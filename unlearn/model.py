@@ -111,7 +111,9 @@ class Conditioning:
         """(N,) mean squared difference over the tokens that both have, the pooled vector added
         where there is one."""
         apart, share = self._apart(other)
-        value = apart.float().square().mean((1, 2)) / share
+        squares = apart.float().square()
+        # Of an empty prompt Lens's encoder hands on no token at all.
+        value = (squares.mean((1, 2)) if squares.numel() else squares.sum((1, 2))) / share
         if self.pooled is not None and other.pooled is not None:
             value = value + (self.pooled - other.pooled).float().square().mean(1)
         return value
@@ -125,7 +127,7 @@ class Conditioning:
             return apart, 1.0
         both = torch.minimum(self._counts(), other._counts())
         within = torch.arange(tokens, device=apart.device) < both[:, None]
-        return apart * within[..., None], both / tokens
+        return apart * within[..., None], both.clamp(min=1) / tokens
 
     def _counts(self) -> torch.Tensor:
         """(N,) each prompt's own tokens."""
@@ -337,8 +339,10 @@ class Edit:
         self.history: list[float] = []
         """The loss at each step so far."""
         self._good, self._good_at = {}, 0
+        # The biases of several experts (GPT-OSS) are a matrix, of which the host takes no LoRA.
         self.deltas = {
-            key: Delta(weight, rank, generator, device) for key, weight in weights.items()
+            key: Delta(weight, 0 if key.endswith(".bias") else rank, generator, device)
+            for key, weight in weights.items()
         }
         self._overflows = 0
         self._on = True

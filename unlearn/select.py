@@ -76,6 +76,14 @@ def encoder_weights(
                 tensor = getattr(module, kind, None)
                 if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
                     weights[f"{name}.{kind}"] = tensor
+    # ComfyUI reads those of GPT-OSS one expert at a time, and can put no LoRA on them either.
+    if any(
+        tensor.ndim == 3 and hasattr(tensor, "__tensor_flatten__") for tensor in weights.values()
+    ):
+        raise ValueError(
+            "This text encoder keeps all experts of a layer together in few bits, where ComfyUI "
+            "cannot change them; load it in 16 bits."
+        )
     if weights:
         return weights
     if found and not any(read.values()):
