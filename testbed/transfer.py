@@ -59,8 +59,8 @@ class Effort:
 
     own: int = 7
     """Clips of each concept's own; for it, of others of its kind, and of other kinds."""
-    near: int = 6
-    far: int = 4
+    near: int = 4
+    far: int = 2
     steps: int = STEPS
     """Of drawing a clip."""
     erasing: int = 120
