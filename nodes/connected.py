@@ -1,6 +1,9 @@
-"""What is connected may be empty: a checkpoint need hold no text encoder and no autoencoder."""
+"""What is connected may be empty, since a checkpoint need hold no text encoder and no autoencoder,
+or of a kind that cannot be trained through."""
 
 from __future__ import annotations
+
+from .frozen import is_quantised
 
 
 def check_clip(clip) -> None:
@@ -23,4 +26,25 @@ def check_vae(vae, otherwise: str = "") -> None:
         raise ValueError(
             "The VAE that is connected is empty: its checkpoint holds none. Connect one, for "
             f"example from Load VAE{otherwise}."
+        )
+
+
+def check_patcher(patcher, socket: str) -> None:
+    """Raises ValueError where nothing can be trained through a MODEL, or a CLIP's patcher.
+
+    socket: how the node calls it.
+    """
+    if any(
+        not weight.is_floating_point() and not is_quantised(weight)
+        for weight in patcher.model.parameters()
+    ):
+        raise ValueError(
+            f"The weights of this {socket} are packed in a form that another extension reads, as "
+            "from a GGUF file; load it from a safetensors file."
+        )
+    # They stand in for the layers' own forward passes, and say nothing of what they hold.
+    if getattr(patcher, "injections", None):
+        raise ValueError(
+            f"This {socket} carries what another node puts in while it runs, as Load LoRA (Bypass) "
+            "does; load the LoRA with Load LoRA."
         )

@@ -126,8 +126,8 @@ class CopyrightMetric(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, inception, **inputs) -> str:
-        """A file that was written anew is read anew."""
-        path = folder_paths.get_full_path(FOLDER, inception)
+        """A file that was written anew is read anew. None: another node names it."""
+        path = inception and folder_paths.get_full_path(FOLDER, inception)
         return f"{Path(path).stat().st_mtime_ns}" if path else ""
 
 

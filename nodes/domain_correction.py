@@ -9,7 +9,7 @@ from ..unlearn.domain_correction import (
     check_settings,
     domain_correction,
 )
-from ..unlearn.prompts import split_concepts
+from ..unlearn.prompts import split_concepts, split_words
 from .apply import erased_model
 from .sockets import (
     anchor_input,
@@ -21,7 +21,7 @@ from .sockets import (
     output_sockets,
     size_input,
 )
-from .training import Trained, Training, outputs, summary, words
+from .training import Trained, Training, outputs, summary
 
 
 class DomainCorrectionUNetUnlearn(io.ComfyNode):
@@ -91,7 +91,7 @@ class DomainCorrectionUNetUnlearn(io.ComfyNode):
             rank=rank,
             seed=seed,
             projection=projection,
-            protect=words(protect),
+            protect=tuple(split_words(protect)),
         )
         check_settings(concepts, settings)
         training = Training(

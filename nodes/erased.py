@@ -41,6 +41,12 @@ def find_file(name: str) -> Path:
     )
 
 
+def changed_at(name: str | None) -> str:
+    """A file that was written anew is read anew. None: the name comes from another node, which the
+    host compares by itself."""
+    return "" if name is None else f"{find_file(name).stat().st_mtime_ns}"
+
+
 class LoadErasedClip(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -84,9 +90,7 @@ class LoadErasedClip(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, erasure_name, **inputs) -> str:
-        """A file that was written anew is read anew."""
-        path = find_file(erasure_name)
-        return f"{path.stat().st_mtime_ns}"
+        return changed_at(erasure_name)
 
 
 class LoadErasedModel(io.ComfyNode):
@@ -131,7 +135,7 @@ class LoadErasedModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, erasure_name, **inputs) -> str:
-        return f"{find_file(erasure_name).stat().st_mtime_ns}"
+        return changed_at(erasure_name)
 
 
 def strength_input(socket: str) -> io.Float.Input:
@@ -207,6 +211,10 @@ class SaveErasedClip(io.ComfyNode):
 
     @classmethod
     def execute(cls, erasure, filename_prefix, precision) -> io.NodeOutput:
+        if erasure is None:
+            raise ValueError(
+                "The ERASURE that is connected is empty: connect a node that trains or loads one."
+            )
         output_file(filename_prefix)  # raises where it leaves the output folder
         # The host's own folder: it may put today's date into the prefix.
         folder, name, counter, _, _ = folder_paths.get_save_image_path(
@@ -270,9 +278,15 @@ class CombineErasedClip(io.ComfyNode):
         if has_part(together, "CLIP"):
             result, warning = erased_clip(clip, together)
             lines += [warning] if warning else []
-        if has_part(together, "MODEL") and model is not None:
-            drawing, warning = erased_model(model, together)
-            lines += [warning] if warning else []
+        if has_part(together, "MODEL"):
+            if model is None:
+                lines.append(
+                    "Erasures of the image network are among these: connect the original model to "
+                    "model, or MODEL stays empty."
+                )
+            else:
+                drawing, warning = erased_model(model, together)
+                lines += [warning] if warning else []
         for erasure in parts:
             for concept in erasure.concepts if has_part(erasure, "CLIP") else ():
                 alone, _ = erased_clip(clip, erasure)

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..unlearn.few_shot import FewShotSettings, check_settings, few_shot
 from ..unlearn.harden import SECONDS
-from ..unlearn.prompts import split_concepts
+from ..unlearn.prompts import split_concepts, split_words
 from .apply import erased_clip
 from .sockets import (
     anchor_input,
@@ -22,7 +22,7 @@ from .sockets import (
     seed_input,
     size_input,
 )
-from .training import Trained, Training, outputs, summary, words
+from .training import Trained, Training, outputs, summary
 
 
 class FewShotEncoderUnlearn(io.ComfyNode):
@@ -145,7 +145,7 @@ class FewShotEncoderUnlearn(io.ComfyNode):
             epochs=epochs,
             seed=seed,
             projection=projection,
-            protect=words(protect),
+            protect=tuple(split_words(protect)),
             anchor=anchor.strip(),
             harden=harden_seconds if harden else 0.0,
             batch=batch,

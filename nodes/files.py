@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
 import folder_paths
 
-from ..unlearn.erasure import Erasure, ErasureError, images_hash
+from ..unlearn.erasure import VERSION, Erasure, ErasureError, images_hash
 from .host import signature
+
+LONGEST = 120  # bytes of a file's name that the concepts take
 
 
 def training_key(method: str, concepts, settings, images, size, model, clip, vae) -> str:
     """A hash of what decides what training yields: all but functions that other nodes have put into
-    the model's attention, which say nothing of themselves."""
+    the model's attention, which say nothing of themselves. Another version of the pack may yield
+    another."""
     inputs = {
+        "version": VERSION,
         "method": method,
         "concepts": concepts,
         "settings": asdict(settings),
@@ -46,7 +51,23 @@ def output_file(path: str) -> Path:
 def erasure_file(prefix: str, concepts: list[str], key: str) -> Path:
     """Where a trained erasure is kept."""
     words = "-".join("".join(c if c.isalnum() else "_" for c in name) for name in concepts)[:60]
+    # File systems count bytes, of which some letters have four.
+    words = words.encode()[:LONGEST].decode(errors="ignore")
     return output_file(prefix) / f"{words}_{key[:8]}.safetensors"
+
+
+def check_writable(file: Path) -> None:
+    """Raises ValueError where the file's folder cannot be written to: a run would be lost."""
+    trial = file.with_name(f".{file.stem}_unfinished.safetensors.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"What is trained could not be written to {file.parent} ({error.strerror}); choose "
+            "another filename_prefix."
+        ) from error
 
 
 def trained_before(file: Path, key: str) -> Erasure | None:

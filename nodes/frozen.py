@@ -106,6 +106,26 @@ def is_quantised(weight: torch.Tensor) -> bool:
 
 
 @contextmanager
+def unpacked_for_products(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Let layers of rotated four-bit weights multiply by what these stand for: the host's product
+    of the packed ones has no backward pass."""
+    layers = [
+        module
+        for root in modules
+        for module in root.modules()
+        if getattr(module, "quant_format", None) == "convrot_w4a4"
+    ]
+    before = [layer._full_precision_mm for layer in layers]
+    try:
+        for layer in layers:
+            layer._full_precision_mm = True
+        yield
+    finally:
+        for layer, full in zip(layers, before):
+            layer._full_precision_mm = full
+
+
+@contextmanager
 def edited(patcher: ModelPatcher, root: torch.nn.Module, edit: Edit, prefix: str) -> Iterator[None]:
     """Let every use of a weight under `root` that `edit` changes go through `edit.changed`.
 

@@ -23,8 +23,8 @@ from ..unlearn.gap import Vocabulary, beside, places, shared_words, token_count,
 from ..unlearn.model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from ..unlearn.select import encoder_weights, network_weights
 from .attention import differentiable, differentiable_rotations
-from .connected import autoencoder, check_clip, check_vae
-from .frozen import aliased, checkpointed, edited, is_quantised
+from .connected import autoencoder, check_clip, check_patcher, check_vae
+from .frozen import aliased, checkpointed, edited, is_quantised, unpacked_for_products
 from .planning import MEASURED, Planned
 from .reading import check_read, handed_on_besides, is_spoilt, spoilt, unread_layers
 from .static import static_clip, static_model
@@ -49,6 +49,8 @@ class ComfyModel(Planned):
         checkpointing: bool | None = None,
     ) -> None:
         check_clip(clip)
+        check_patcher(model, "MODEL")
+        check_patcher(clip.patcher, "CLIP")
         self.patcher, self.clip = static_model(model), static_clip(clip)
         self.vae = autoencoder(vae)
         self.size, self.checkpointing = size, checkpointing
@@ -63,6 +65,12 @@ class ComfyModel(Planned):
     @property
     def layers(self) -> torch.nn.Module:
         return self.network.diffusion_model
+
+    @property
+    def sampling(self) -> torch.nn.Module:
+        """Noise levels and what the network predicts. By the patcher: the module's own may be
+        another branch's, and is the checkpoint's while the host has the network unloaded."""
+        return self.patcher.get_model_object("model_sampling")
 
     @property
     def encoder(self) -> torch.nn.Module:
@@ -96,6 +104,7 @@ class ComfyModel(Planned):
             stack.enter_context(in_one_stream())
             stack.enter_context(differentiable_rotations())
             modules = (self.network.diffusion_model, self.encoder)
+            stack.enter_context(unpacked_for_products(modules))
             stack.enter_context(aliased((self.network, self.encoder)))
             stack.enter_context(checkpointed(modules, bool(self.checkpointing)))
             self._saved = stack.enter_context(
@@ -296,7 +305,7 @@ class ComfyModel(Planned):
             size = 1 if self.network.latent_format.latent_dimensions == 3 else len(images)
             parts = [self.vae.encode(some[..., :3]) for some in images.split(size)]
             self._make_room()
-            return self.network.process_latent_in(torch.cat(parts)).to(self.device)
+            return self.network.process_latent_in(torch.cat(parts).float()).to(self.device)
 
     def images(self, x0: torch.Tensor) -> torch.Tensor:
         check_vae(self.vae)
@@ -309,7 +318,7 @@ class ComfyModel(Planned):
 
     def _sigma(self, t: torch.Tensor) -> torch.Tensor:
         """Noise level of timesteps in 0..1000."""
-        sampling = self.network.model_sampling
+        sampling = self.sampling
         if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
             return sampling.sigma(t.clamp(max=len(sampling.sigmas) - 1))
         if isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM):
@@ -328,7 +337,7 @@ class ComfyModel(Planned):
         return sigma.to(x).view(-1, *[1] * (x.ndim - 1))
 
     def noised(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return self.network.model_sampling.noise_scaling(self._like(self._sigma(t), x0), noise, x0)
+        return self.sampling.noise_scaling(self._like(self._sigma(t), x0), noise, x0)
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return self._prediction(self.noised(x0, noise, t), t, x0)
@@ -336,7 +345,7 @@ class ComfyModel(Planned):
     def _prediction(self, x_t: torch.Tensor, t: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
         """The network's output that means x0: epsilon (or a flow's velocity), or v."""
         sigma = self._like(self._sigma(t), x_t)
-        sampling = self.network.model_sampling
+        sampling = self.sampling
         if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
             data = sampling.sigma_data
             total = (sigma**2 + data**2).sqrt()
@@ -345,7 +354,7 @@ class ComfyModel(Planned):
 
     def clean(self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
         sigma = self._like(self._sigma(t), x_t)
-        sampling = self.network.model_sampling
+        sampling = self.sampling
         if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
             data = sampling.sigma_data
             total = (sigma**2 + data**2).sqrt()
@@ -447,7 +456,7 @@ class ComfyModel(Planned):
             seed=seed,
         )
         self._make_room()
-        return self.network.process_latent_in(latents).to(self.device)
+        return self.network.process_latent_in(latents.float()).to(self.device)
 
     def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
         return self._noise(count, generator).to(self.device)

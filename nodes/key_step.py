@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..unlearn.harden import SECONDS
 from ..unlearn.key_step import TASKS, KeyStepSettings, check_settings, key_step
-from ..unlearn.prompts import split_concepts
+from ..unlearn.prompts import split_concepts, split_words
 from .apply import erased_model
 from .report import key_steps_plot
 from .sockets import (
@@ -19,7 +19,7 @@ from .sockets import (
     output_sockets,
     size_input,
 )
-from .training import Trained, Training, outputs, summary, words
+from .training import Trained, Training, outputs, summary
 
 WEIGHTS = ["by task", "cross-attention", "cross-attention-kv", "outside-cross-attention"]
 
@@ -135,7 +135,7 @@ class KeyStepUNetUnlearn(io.ComfyNode):
             seed=seed,
             anchor=anchor.strip(),
             projection=projection,
-            protect=words(protect),
+            protect=tuple(split_words(protect)),
             harden=harden_seconds if harden else 0.0,
         )
         check_settings(concepts, settings)

@@ -13,7 +13,7 @@ from comfy_api.latest import io, ui
 from ..unlearn.phrasings import NOTHING, Given
 from ..unlearn.probe import Probe, ProbeSettings, probe, settings
 from ..unlearn.probe_sheet import probe_sheet
-from ..unlearn.prompts import split_concepts
+from ..unlearn.prompts import split_concepts, split_words
 from .apply import alike, alike_clips, erased, other_base
 from .connected import check_vae
 from .host import ComfyModel
@@ -27,7 +27,6 @@ from .sockets import (
     sampling_inputs,
     seed_input,
 )
-from .training import words
 
 NOT_ITS_OWN = (
     "Warning: what is connected is not all of this erasure at strength 1, or more than it; connect "
@@ -157,8 +156,8 @@ class ProbeErasure(io.ComfyNode):
         original.check_encoder()
         edited = ComfyModel(erased_model or model, erased_clip or clip, vae, size)
         given = Given(
-            words(synonyms),
-            words(translations),
+            tuple(split_words(synonyms)),
+            tuple(split_words(translations)),
             tuple(line.strip() for line in descriptions.splitlines() if line.strip()),
         )
         if given != NOTHING and len(concepts) > 1:

@@ -24,8 +24,8 @@ class Progress:
     """on_step of a method: progress bar, status text and a live picture of what the concept is now.
 
     draw() gives one picture (1, H, W, 3), None draws none; it may take a fifth of the time and no
-    more. Every step
-    asks the host whether the user cancelled: its own progress bar does so too rarely.
+    more, and is given up where there is no memory for it. Every step asks the host whether the user
+    cancelled: its own progress bar does so too rarely.
     """
 
     def __init__(self, node_id: str | None, what: str, draw) -> None:
@@ -39,12 +39,22 @@ class Progress:
         preview = None
         now = time.monotonic()
         if self.draw and (step == 1 or now - self.drawn > max(1.0, 5 * self.cost)):
-            picture = Image.fromarray((self.draw()[0].numpy() * 255).round().astype(np.uint8))
-            preview = ("JPEG", picture, 512)
+            preview = self._preview()
             self.drawn = time.monotonic()
             self.cost = self.drawn - now
         self.bar.update_absolute(step, total, preview)
         tell(self.node_id, f"{self.what}\nstep {step} of at most {total}, loss {loss:.4f}")
+
+    def _preview(self) -> tuple[str, Image.Image, int] | None:
+        try:
+            picture = self.draw()[0]
+        except (comfy.model_management.OOM_EXCEPTION, MemoryError):
+            # The run was planned without it, and must not be lost to it.
+            self.draw = None
+            self.what += " (no memory for a live picture)"
+            comfy.model_management.soft_empty_cache()
+            return None
+        return "JPEG", Image.fromarray((picture.numpy() * 255).round().astype(np.uint8)), 512
 
     def preparing(self, what: str, done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -16,8 +16,8 @@ from ..unlearn.erasure import Erasure
 from ..unlearn.model import Diverged, Part
 from ..unlearn.peak_memory import PeakMemory
 from ..unlearn.resume import Resume
-from .connected import check_clip, check_vae
-from .files import erasure_file, trained_before, training_key
+from .connected import check_clip, check_patcher, check_vae
+from .files import check_writable, erasure_file, trained_before, training_key
 from .host import ComfyModel
 from .report import Progress, loss_curve, tell
 
@@ -36,11 +36,6 @@ def save_every() -> float:
         raise ValueError(
             f"The environment variable {SAVE_EVERY} is {asked!r}; set it to a number of seconds."
         ) from None
-
-
-def words(text: str) -> tuple[str, ...]:
-    """What a user typed, separated by commas."""
-    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 @dataclass(frozen=True)
@@ -82,6 +77,8 @@ class Training:
         it. Raises RuntimeError when the loss diverged; what was good by then is kept aside.
         """
         check_clip(self.clip)
+        check_patcher(self.model, "MODEL")
+        check_patcher(self.clip.patcher, "CLIP")
         if self.images is not None:
             check_vae(self.vae, ", or no pictures")
         drawn_at = None if self.images is not None else self.size
@@ -100,13 +97,14 @@ class Training:
         kept = trained_before(file, key)
         if kept is not None:
             return kept, file, "Trained before with these inputs; read from the file.\n"
+        check_writable(file)
         sides = (self.size,) * 2 if self.images is None else tuple(self.images.shape[1:3])
         host = ComfyModel(self.model, self.clip, self.vae, sides)
         planned = host.prepare(
             trained.part, trained.select, trained.rank, trained.batch, trained.prompts
         )
         tell(node_id, f"unlearning {', '.join(self.concepts)} takes {planned.sentence()}")
-        with PeakMemory() as memory, host.training():
+        with PeakMemory(host.device) as memory, host.training():
             started = time.monotonic()
             draw = None
             if host.vae is not None:

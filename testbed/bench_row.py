@@ -77,7 +77,7 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
         if epoch in epochs_of(job["mode"]) and not rest:
             taken[epoch] = edit.tensors(), time.perf_counter() - started
 
-    with package.unlearn.peak_memory.PeakMemory() as memory:
+    with package.unlearn.peak_memory.PeakMemory(host.device) as memory:
         started = time.perf_counter()
         if job["method"] == "key_step":
             settings = science.key_step.KeyStepSettings(

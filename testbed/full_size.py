@@ -60,7 +60,7 @@ def measure_case(case: str, steps: int = 3, batch: int = 1) -> dict:
 
         forward()  # warm
         if case == "drawing":
-            with package.unlearn.peak_memory.PeakMemory() as memory:
+            with package.unlearn.peak_memory.PeakMemory(host.device) as memory:
                 started = time.perf_counter()
                 for _ in range(steps):
                     forward()
@@ -76,7 +76,7 @@ def measure_case(case: str, steps: int = 3, batch: int = 1) -> dict:
                 moved.append(((now - before).norm() / before.norm()).item())
 
             with (
-                package.unlearn.peak_memory.PeakMemory() as memory,
+                package.unlearn.peak_memory.PeakMemory(host.device) as memory,
                 host.edit("encoder", settings.trainable, 0, 0) as edit,
             ):
                 started = time.perf_counter()

@@ -69,7 +69,7 @@ def measure_unet(case: str) -> dict:
         for name, count in (("held", held), ("anchors", 1)):
             resume.once(name, lambda count=count: torch.randn(count, 4, SIDE, SIDE))
         learn = getattr(getattr(science, case.split()[0]), case.split()[0])
-        with package.unlearn.peak_memory.PeakMemory() as memory:
+        with package.unlearn.peak_memory.PeakMemory(host.device) as memory:
             erasure = learn(host, ["fox"], settings, on_step, resume)
         evaluations = dict(calls)
         bare = sum(
@@ -138,7 +138,7 @@ def measure_drawing(rows: int) -> dict:
         t = torch.full((rows,), 500.0, device=host.device)
         condition = host.encode(["a photo of a fox"]).repeated(rows)
         host.predict(x, t, condition)  # warm
-        with package.unlearn.peak_memory.PeakMemory() as memory:
+        with package.unlearn.peak_memory.PeakMemory(host.device) as memory:
             started = time.perf_counter()
             host.predict(x, t, condition)
             seconds = time.perf_counter() - started

@@ -27,7 +27,7 @@ from .measure import kind_of, known
 
 DOCS = host.ROOT / "docs"
 KEPT = host.ROOT / "output" / "probe"
-CONCEPTS = ("fox", "guitar", "flat", "ink", "Zorvik")
+CONCEPTS = ("fox", "guitar", "pizza", "castle", "flat", "ink", "noto", "Zorvik", "Quillon")
 EDITS = ("none", "random", "few_shot")
 BARS = {"none": 0.95, "random": 0.80}
 SHOTS = 4

@@ -171,13 +171,14 @@ def test_the_concept_stands_in_the_anchors_place(mode: str) -> None:
         assert anchor.replace("animal", "cat") == concept
 
 
-def test_the_paper_adds_a_style_behind_the_sentence() -> None:
+def test_the_paper_adds_a_style_to_the_sentence() -> None:
     found = pairs(DomainCorrectionSettings(mode="paper", kind="style"), "Van Gogh")
     assert len({anchor for anchor, _ in found}) > 10
     for anchor, concept in found:
         assert anchor.startswith("a painting of a ")
-        assert concept.startswith(anchor)
-        assert concept.endswith((", in the style of Van Gogh", " by Van Gogh"))
+        behind, before = f"{anchor}, in the style of Van Gogh", f"in Van Gogh's style, {anchor}"
+        assert concept in (behind, before)
+    assert {concept.startswith("in Van") for _, concept in found} == {True, False}
     named = pairs(DomainCorrectionSettings(mode="paper", kind="style", anchor="house"), "Van Gogh")
     assert {anchor for anchor, _ in named} == {"a painting of a house"}
 

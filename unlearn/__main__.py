@@ -20,7 +20,6 @@ import errno
 import sys
 from collections.abc import Sequence
 
-import torch
 from safetensors import SafetensorError
 
 from .commands import apply, cpdm, erase, export, identify, probe, show
@@ -40,6 +39,9 @@ EPILOG = """
 went well, 1 when something failed, with one sentence on stderr, 2 for a command line that cannot be
 understood, and 130 when it was interrupted.
 """
+TOO_LITTLE = (
+    "The device has too little memory; try --half, --save-memory, --rank 8 or a smaller --size."
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,12 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Failure, ValueError, MemoryError) as error:
         print(error, file=sys.stderr)
         return 1
-    except torch.OutOfMemoryError:
-        print(
-            "The device has too little memory; try --half, --save-memory, --rank 8 or a smaller "
-            "--size.",
-            file=sys.stderr,
-        )
+    except RuntimeError as error:
+        # Neither the CPU nor Apple's devices have an error of their own for it.
+        if not any(part in str(error) for part in ("out of memory", "allocate memory")):
+            raise
+        print(TOO_LITTLE, file=sys.stderr)
         return 1
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)

@@ -100,6 +100,7 @@ class DiffusersModel:
             return_tensors="pt",
         ).input_ids.to(self.device)
 
+    @torch.no_grad()
     def vocabulary(self) -> Vocabulary:
         """Whole words with a token in each of the encoders, and its vectors side by side."""
         words, numbers = shared_words(

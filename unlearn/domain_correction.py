@@ -163,12 +163,14 @@ def paired_prompts(
 ) -> tuple[str, str]:
     """(anchor prompt, the same with the concept in it).
 
-    The paper puts the concept in the anchor's place, and adds a style behind the sentence. Balanced
+    The paper puts the concept in the anchor's place, and adds a style to the sentence. Balanced
     also puts a style in the place of a neutral one, so that the rest of the sentence stays.
     """
     if settings.kind == "style" and settings.mode == "paper":
         sentence = f"a painting of a {settings.anchor or rng.choice(words.contexts)}"
-        behind = rng.choice((f"{sentence}, in the style of {concept}", f"{sentence} by {concept}"))
+        behind = rng.choice(
+            (f"{sentence}, in the style of {concept}", f"in {concept}'s style, {sentence}")
+        )
         return sentence, behind
     sentence = rng.choice(words.sentences())
     return sentence.format(words.anchor), sentence.format(concept)
@@ -187,7 +189,8 @@ class Anchors:
         on_step: OnStep | None = None,
     ) -> None:
         rng = random.Random(settings.seed)
-        words = Neighbourhood(concepts, settings.kind, rng, settings.anchor, settings.protect)
+        protect = settings.protect if settings.mode == "balanced" else ()
+        words = Neighbourhood(concepts, settings.kind, rng, settings.anchor, protect)
         self.count = settings.of("pictures", 1000, 32)
         self.pairs: list[list[tuple[str, str]]] = []
         for _ in range(min(settings.prompts, self.count)):

@@ -111,7 +111,9 @@ class Erasure:
         try:
             with safe_open(file, framework="pt") as content:
                 metadata = content.metadata() or {}
-                tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 (no mapping)
+                # Copies: what is read in place keeps the file open, and Windows then lets nobody
+                # replace or delete it.
+                tensors = {key: content.get_tensor(key).clone() for key in content.keys()}  # noqa: SIM118 (no mapping)
         except FileNotFoundError:
             raise ErasureError(f"There is no file {Path(file).name}; choose another.") from None
         except (SafetensorError, OSError) as error:

@@ -32,6 +32,7 @@ from .training import trained
 # A picture has some style whatever the prompt says, so away from one there must be a push.
 PUSH = {"object": 0.0, "style": 0.5, "character": 0.0}
 HELD, NAMED = 6, 2  # prompts of a step: of other things, and with the neutral word in place
+DRAWN_AT_ONCE = 4  # pictures
 STOP_WINDOW = 10  # steps over which the concept's loss is averaged for stopping
 
 
@@ -174,7 +175,11 @@ def concept_latents(
         prompts = [
             rng.choice(templates(settings.kind)).format(concept) for _ in range(settings.shots)
         ]
-        drawn.append(model.sample(prompts, seed=settings.seed))
+        parts = [
+            model.sample(prompts[i : i + DRAWN_AT_ONCE], settings.seed + i)
+            for i in range(0, len(prompts), DRAWN_AT_ONCE)
+        ]
+        drawn.append(torch.cat(parts))
     return drawn
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .model import Conditioning, DiffusionModel
+from .model import Conditioning, DiffusionModel, OnStep, preparing
 from .trajectory import at, ddim_step, guided, timesteps
 
 POINTS = 13  # steps at which a trajectory is continued with the neutral prompt
@@ -58,11 +58,15 @@ def find_key_steps(
     guidance: float = 3.0,
     seed: int = 0,
     count: int = 4,
+    on_step: OnStep | None = None,
 ) -> KeySteps:
     """Measure when a concept is decided.
 
     sentence: with a gap, "a photo of a {}". anchor: a neutral word for the gap. neighbours: other
-    words for it, which the classifier weighs the concept against. count: trajectories.
+    words for it, which the classifier weighs the concept against. count: trajectories. `on_step`
+    hears of each step, and may raise to cancel.
+
+    Raises ValueError where the model's pictures of the concept say nothing of it.
     """
     times = timesteps(steps)
     words = model.encode([sentence.format(word) for word in (concept, anchor, *neighbours)])
@@ -74,6 +78,7 @@ def find_key_steps(
     # Rows: the concept's trajectories, then those continued neutrally since each point passed.
     rows = x[:0]
     for step in range(steps):
+        preparing(on_step, f"measuring when {concept} is decided", step, steps)
         if step in points:
             rows = torch.cat([rows, x])
         together = torch.cat([x, rows])
@@ -97,7 +102,12 @@ def find_key_steps(
     finished = torch.cat([rows, x]).unflatten(0, (len(points), count))
     evidence = torch.stack([_evidence(model, x0, words, generator) for x0 in finished])
     none, whole = evidence[0], evidence[-1]
-    left = ((evidence - none) / (whole - none)).clamp(0, 1) if whole > none else evidence * 0
+    if not whole > none:
+        raise ValueError(
+            f"The model's own pictures of {concept} tell no more of it than neutral ones do, so "
+            "its key steps cannot be measured; let the task decide, or name the first one."
+        )
+    left = ((evidence - none) / (whole - none)).clamp(0, 1)
     return KeySteps(points, left.tolist(), steps)
 
 

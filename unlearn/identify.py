@@ -20,6 +20,7 @@ import torch
 
 from .model import Conditioning, DiffusionModel, check_images
 from .neighbourhood import Kind
+from .prompts import split_words
 from .words import VOCABULARY
 
 SENTENCES = {
@@ -82,10 +83,9 @@ def parse_words(text: str, kind: Kind) -> list[str]:
 
     Raises ValueError when there is nothing to choose from.
     """
-    typed = [word.strip() for word in text.replace("\n", ",").split(",")]
     # CLIP reads no capitals, and two spellings of one word would tie for ever.
     words: dict[str, str] = {}
-    for word in filter(None, typed):
+    for word in split_words(text):
         words.setdefault(word.lower(), word)
     return check_words(list(words.values()) or VOCABULARY[kind])
 

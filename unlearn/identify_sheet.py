@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from .columns import columns
+from .fonts import drawable, font_for
 from .identify import Ranking
 from .sheet import DARK, PALE, as_images
 
@@ -61,7 +62,7 @@ def bars(ranking: Ranking) -> torch.Tensor:
     against the first, which is dark."""
     words = ranking.words[:SHOWN]
     line, left, width, top = 24, 150, 512, 10
-    font = ImageFont.load_default(13)
+    font = font_for([word.word for word in words], 13)
     image = Image.new("RGB", (width, top + line * len(words) + 2 * line), "white")
     pen = ImageDraw.Draw(image)
     errors = [word.error if word.error < 1 else 0.0 for word in words]
@@ -73,7 +74,8 @@ def bars(ranking: Ranking) -> torch.Tensor:
 
     for i, (word, error) in enumerate(zip(words, errors)):
         y = top + i * line
-        pen.text((left - 8, y + 3), shortened(word.word), fill="black", font=font, anchor="ra")
+        name = drawable(shortened(word.word), font)
+        pen.text((left - 8, y + 3), name, fill="black", font=font, anchor="ra")
         ends = sorted((place(0.0), place(word.explained)))
         pen.rectangle([ends[0], y + 2, ends[1], y + line - 6], fill=PALE if i else DARK)
         if error:
@@ -84,8 +86,8 @@ def bars(ranking: Ranking) -> torch.Tensor:
     pen.line([(place(0.0), top - 4), (place(0.0), bottom)], fill="black")
     pen.text(
         (width // 2, bottom + 8),
-        f"share of the loss explained; confidence in {shortened(words[0].word)}: "
-        f"{sureness(ranking)}",
+        f"share of the loss explained; confidence in "
+        f"{drawable(shortened(words[0].word), font)}: {sureness(ranking)}",
         fill="black",
         font=font,
         anchor="ma",

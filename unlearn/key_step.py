@@ -168,7 +168,7 @@ def key_step(
         check_takes_vectors(model)
     run_settings = settings
     if settings.start == "auto":
-        found = found_start(model, concepts, settings, resume)
+        found = found_start(model, concepts, settings, resume, on_step)
         record["key_steps"] = asdict(found)
         run_settings = replace(settings, start=found.start)
     run = paper if settings.mode == "paper" else balanced
@@ -198,7 +198,11 @@ def check_settings(concepts: Sequence[str], settings: KeyStepSettings) -> None:
 
 
 def found_start(
-    model: DiffusionModel, concepts: Sequence[str], settings: KeyStepSettings, resume: Resume
+    model: DiffusionModel,
+    concepts: Sequence[str],
+    settings: KeyStepSettings,
+    resume: Resume,
+    on_step: OnStep | None = None,
 ) -> KeySteps:
     """The key steps measured; of several concepts, those of the one that is decided first."""
     kind = KINDS[settings.task]
@@ -219,6 +223,7 @@ def found_start(
                 settings.steps,
                 settings.guidance,
                 settings.seed,
+                on_step=on_step,
             )
             for concept in concepts
         ]
@@ -274,11 +279,27 @@ def empty_term(
     return erase_term(student, own, empty, beyond)
 
 
-def empty_weights(variant: str, t: float, iteration: int) -> tuple[float, float]:
-    """(l2, l1): the second term's weight, and how far it turns, at a timestep in 0..1000."""
+def empty_weights(variant: str, noise: float, iteration: int) -> tuple[float, float]:
+    """(l2, l1): the second term's weight, and how far it turns.
+
+    noise: how far a latent is on its way to noise, in 0..1: the timestep, or a flow's sigma.
+    """
     if variant == "paper":
-        return 1e-4, 2e-5 * (1000 - t)
+        return 1e-4, 0.02 * (1 - noise)
     return 2e-5, iteration / 10000
+
+
+def noise_share(model: DiffusionModel, t: float) -> float:
+    """How far a latent at a timestep in 0..1000 is on its way to noise, in 0..1.
+
+    Of a flow, which predicts noise less latents, the share that its own shift makes of the
+    timestep; of diffusion the timestep's.
+    """
+    one = torch.ones(1, 1, 1, 1, device=model.device)
+    none, middle = torch.zeros_like(one), at(500.0, one)
+    if abs(model.target(one, none, middle).item() + 1) < 1e-3:
+        return model.noised(none, one, at(t, one)).item()
+    return t / 1000
 
 
 def walk(
@@ -306,11 +327,8 @@ def paper(
     rng = random.Random(settings.seed)
     run = Run(resume, edit, optimiser=optimiser, trajectory=trajectory, rng=rng)
     words = Neighbourhood(concepts, KINDS[settings.task], rng)
-    total, times, encoded = (
-        settings.length(len(concepts)),
-        timesteps(settings.steps),
-        Encoded(model),
-    )
+    total, times = settings.length(len(concepts)), timesteps(settings.steps)
+    shares, encoded = [noise_share(model, t) for t in times], Encoded(model)
 
     def iteration(number: int, which: int, step: int) -> None:
         concept, t = concepts[which], times[step]
@@ -324,7 +342,7 @@ def paper(
         with edit.off():
             own, none, neutral = predictions(model, x, t, prompt, empty, anchor)
         student, student_none = predictions(model, x, t, asked, empty)
-        weight, turn = empty_weights(settings.empty_term, t, number)
+        weight, turn = empty_weights(settings.empty_term, shares[step], number)
         loss = erase_term(student, own, neutral, settings.negative)
         loss = loss + weight * empty_term(student_none, own, none, turn)
         keep = None

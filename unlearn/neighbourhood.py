@@ -54,8 +54,10 @@ class Neighbourhood:
         Ascent alone leaves the concept's prompts anywhere, and the style they name is lost. A
         neutral word in its place says the rest of the sentence and nothing of the concept.
         """
+        # The gap is filled by str.format, which reads a user's braces, too.
+        contexts = [word.replace("{", "{{").replace("}", "}}") for word in self.contexts]
         return [
-            in_context(self.rng, self.kind, "{}", self.rng.choice(self.contexts) if i % 2 else None)
+            in_context(self.rng, self.kind, "{}", self.rng.choice(contexts) if i % 2 else None)
             for i in range(count)
         ]
 
@@ -77,6 +79,9 @@ class Neighbourhood:
         for i in range(1, count):
             word = self.rng.choice(self.protect if self.protect and i % 2 else self.common)
             kind = "style" if word in COMMON_STYLES else "object"
+            if self.kind == "style" and word not in self.common:
+                # A protected word may be another style, or a thing.
+                kind = self.rng.choice(("object", "style"))
             prompts.append(self.rng.choice((word, self.rng.choice(templates(kind)).format(word))))
         return prompts
 

@@ -11,13 +11,14 @@ import torch
 
 
 class PeakMemory:
-    """Peak memory while it is open, in bytes: of the GPU where there is one, else of the process.
-
-    `base` is what was in use when it opened.
+    """Peak memory while it is open, in bytes: of the card where `device` is one, else of the
+    process. `base` is what was in use when it opened.
     """
 
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+
     def __enter__(self) -> PeakMemory:
-        self._cuda = torch.cuda.is_available()
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
             self.base = torch.cuda.memory_allocated()

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .fonts import drawable, font_for
 
 MARGIN, LINE = 10, 20  # pixels
 SMALLEST, LARGEST = 128, 256  # a picture's longer side on the sheet
@@ -43,7 +45,8 @@ def sheet(
     cell = round(width * scale), round(height * scale)
     side = max(count * cell[0], (NARROWEST - 3 * MARGIN) // 2)
     whole = 2 * side + 3 * MARGIN
-    font, bold = ImageFont.load_default(14), ImageFont.load_default(17)
+    font = font_for([*(row.label for row in rows), *figures], 14)
+    bold = font_for(groups, 17)
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     labels = [wrapped(pen, row.label, whole - 2 * MARGIN, font) for row in rows]
     notes = [line for text in figures for line in wrapped(pen, text, whole - 2 * MARGIN, font)]
@@ -60,7 +63,7 @@ def sheet(
     for heading, some in groups.items():
         if some:
             pen.line([(MARGIN, top + 3), (whole - MARGIN, top + 3)], fill="lightgray")
-            pen.text((MARGIN, top + MARGIN - 2), heading, fill="black", font=bold)
+            pen.text((MARGIN, top + MARGIN - 2), drawable(heading, bold), fill="black", font=bold)
             top += LINE + 2 * MARGIN
         for row in some:
             for left, pictures in zip(places, (row.before, row.after)):
@@ -88,7 +91,7 @@ def resized(pictures: torch.Tensor, cell: tuple[int, int]) -> list[Image.Image]:
 def wrapped(pen: ImageDraw.ImageDraw, text: str, width: int, font) -> list[str]:
     """Lines of a text that are no wider than `width` pixels, broken between words."""
     lines = [""]
-    for word in text.split():
+    for word in drawable(text, font).split():
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and pen.textlength(longer, font=font) > width:
             lines.append(word)

@@ -20,7 +20,8 @@ def with_usual_names(folder: Path) -> None:
         with safe_open(file, framework="pt") as content:
             flat = not any(name.startswith(LEVEL) for name in content.keys())  # noqa: SIM118
         if flat:
-            tensors = {LEVEL + name: tensor for name, tensor in load_file(file).items()}
+            # Copies: Windows replaces no file that is read in place.
+            tensors = {LEVEL + name: tensor.clone() for name, tensor in load_file(file).items()}
             temporary = file.with_suffix(".tmp")
             save_file(tensors, temporary, {"format": "pt"})
             temporary.replace(file)

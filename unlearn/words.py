@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from .neighbourhood import Kind
-from .prompts import COMMON_STYLES, COMMON_WORDS
+from .prompts import COMMON_STYLES, COMMON_WORDS, split_words
 
 
 def _listed(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.replace("\n", ",").split(",") if word.strip())
+    return tuple(split_words(text))
 
 
 MORE_OBJECTS = _listed("""

@@ -75,6 +75,7 @@ UNUSED = {
     ("few_shot", "balanced"): (("epochs",), "paper"),
     ("few_shot", "paper"): (("anchor", "protect", "steps", "harden"), "balanced"),
     ("key_step", "paper"): (("protect", "batch", "harden"), "balanced"),
+    ("domain_correction", "paper"): (("protect",), "balanced"),
 }
 
 
@@ -179,13 +180,17 @@ def run(given: argparse.Namespace) -> None:
 
     model = given_model(given)
     weights = model.selected(method.part, method.select)
-    count = sum(weight.numel() for weight in weights.values())
+    rank = method.settings.rank
+    count = sum(
+        rank * (weight.shape[0] + weight[0].numel()) if rank and weight.ndim > 1 else weight.numel()
+        for weight in weights.values()
+    )
     check_space(given.output, 2 * count * getattr(torch, given.precision).itemsize)
     images = None if pictures is None else batch(pictures, model.size)
     began = time.monotonic()
     resume = Resume() if method.name == "few_shot" else Resume(resume_file(given, method, model))
     try:
-        with PeakMemory() as memory:
+        with PeakMemory(model.device) as memory:
             erasure = trained(given, method, model, images, resume)
     except KeyboardInterrupt:
         if not resume.began():
@@ -228,6 +233,8 @@ def chosen(given: argparse.Namespace) -> Method:
         raise Failure(f"{given.method} trains one of {', '.join(known)}; correct --trainable.")
     if given.images and given.method != "few_shot":
         raise Failure(f"{given.method} takes no pictures, it draws its own; leave out --images.")
+    if given.images and "shots" in values:
+        raise Failure("--shots is for pictures that the model draws; leave out it or --images.")
     if given.method == "key_step" and "kind" in values:
         values["kind"] = TASKS[values["kind"]]
     settings = CLASSES[given.method](**{names[name]: value for name, value in values.items()})

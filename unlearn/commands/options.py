@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from ..prompts import split_concepts
+from ..prompts import split_concepts, split_words
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -35,7 +35,7 @@ def concepts(text: str) -> list[str]:
 
 
 def words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+    return tuple(split_words(text))
 
 
 def seconds(text: str) -> float:
