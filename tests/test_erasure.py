@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +67,16 @@ def test_float16_is_the_default_and_rounds_only(erasure: Erasure, tmp_path: Path
     for key, delta in erasure.deltas.items():
         for part, tensor in delta.items():
             assert torch.equal(again.deltas[key][part], tensor.half())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_what_was_read_keeps_no_file_open(tmp_path: Path) -> None:
+    """Windows lets nobody replace or delete one that is."""
+    file = tmp_path / "an_erasure.safetensors"
+    full_erasure().save(file, torch.float32)
+    loaded = Erasure.load(file)
+    assert file.name not in Path("/proc/self/maps").read_text()
+    assert_same(loaded, full_erasure())
 
 
 def test_file_has_the_hosts_names() -> None:

@@ -15,6 +15,7 @@ from unlearn.few_shot import (
     FewShotSettings,
     ascent_loss,
     bounded_loss,
+    concept_latents,
     denoising_loss,
     few_shot,
     reached,
@@ -214,6 +215,40 @@ def test_other_prompts_hold_the_empty_one_and_the_protected_words() -> None:
         assert not any("cat" in prompt.split() for prompt in others)
 
 
+def test_beside_a_style_a_protected_word_is_held_as_a_style_and_as_a_thing() -> None:
+    def said(kind: str) -> list[str]:
+        words = Neighbourhood(["Van Gogh"], kind, random.Random(0), protect=["Claude Monet"])
+        return [p for _ in range(40) for p in words.others() if "Monet" in p]
+
+    styles = [f for f in STYLE_TEMPLATES if "{}" in f]
+    as_styles = {template.format("Claude Monet") for template in styles}
+    assert as_styles & set(said("style"))
+    assert set(said("style")) - as_styles - {"Claude Monet"}
+    assert not as_styles & set(said("object"))
+
+
+def test_a_protected_word_may_hold_braces() -> None:
+    words = Neighbourhood(["cat"], "object", random.Random(0), protect=["a {red|blue} hat"] * 50)
+    said = [sentence.format("cat") for _ in range(20) for sentence in words.sentences()]
+    assert any("a {red|blue} hat" in one for one in said)
+
+
+@pytest.mark.parametrize("shots", [1, 4, 11])
+def test_pictures_are_drawn_a_few_at_a_time_each_with_its_own_seed(
+    shots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = TinyModel(), []
+
+    def sample(prompts: list[str], seed: int) -> torch.Tensor:
+        asked.append(len(prompts))
+        return torch.tensor([[float(seed + i)] for i in range(len(prompts))])
+
+    monkeypatch.setattr(model, "sample", sample)
+    (x0,) = concept_latents(model, ["cat"], None, FewShotSettings(shots=shots, seed=7))
+    assert x0.flatten().tolist() == [7.0 + i for i in range(shots)]
+    assert max(asked) <= 4
+
+
 def test_a_name_of_several_tokens_is_drawn_to_as_many_neutral_words() -> None:
     def neutral(concept: str, kind: str, anchor: str = "") -> str:
         return Neighbourhood([concept], kind, random.Random(0), anchor).neutral(
@@ -374,5 +409,6 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good() -> None
 
 def test_concepts_are_split_at_commas_and_lines() -> None:
     assert split_concepts(" cat, red fox\ncat ,, owl") == ["cat", "red fox", "owl"]
+    assert split_concepts("狐，吉他、猫") == ["狐", "吉他", "猫"]  # noqa: RUF001
     with pytest.raises(ValueError, match="No concept is named"):
         split_concepts(" ,\n")

@@ -11,6 +11,8 @@ import torch
 from tiny import Cancelled, TinyModel, TinyNetworkModel, cancel_at, same
 
 import testbed.pack
+from testbed import diffusers_pipeline
+from unlearn.diffusers_model import DiffusersModel
 from unlearn.few_shot import FewShotSettings, few_shot
 from unlearn.harden import LEAST, WARM_UP, Hardening
 from unlearn.held import Held
@@ -195,6 +197,16 @@ def test_methods_go_on_for_the_seconds_they_are_given(method: str) -> None:
     assert not same(hardened, run(0.0))
     with pytest.raises(Cancelled):
         run(3600.0, cancel_at(5))
+
+
+def test_an_encoder_all_of_whose_weights_are_trained_is_hardened_outside_comfyui() -> None:
+    """Its word vectors are trained, too, and the words to attack with are looked up in them."""
+    model = DiffusersModel(diffusers_pipeline.pipeline())
+    with model.edit("encoder", "all") as edit:
+        assert not model.vocabulary().vectors.requires_grad
+        run = hardening(model, edit, seconds=2.0)
+        run.encoder()
+    assert run.done >= 2
 
 
 def test_concepts_take_turns() -> None:

@@ -23,6 +23,7 @@ from unlearn.key_step import (
     empty_weights,
     erase_term,
     key_step,
+    noise_share,
     noisy,
     predictions,
     schedule,
@@ -84,6 +85,19 @@ def test_the_older_scripts_weights_of_the_second_term() -> None:
     for t in (1.0, 1000.0):
         assert empty_weights("older script", t / 1000, 0) == (2e-5, 0.0)
         assert empty_weights("older script", t / 1000, 500) == pytest.approx((2e-5, 0.05))
+
+
+@pytest.mark.parametrize("parameterisation", ["eps", "v", "flow"])
+def test_noise_is_the_timestep_or_what_a_flow_makes_of_it(parameterisation: str) -> None:
+    class Shifted(TinyNetworkModel):
+        def _mix(self, t):
+            if self.parameterisation != "flow":
+                return super()._mix(t)
+            s = (3 * t / (1000 + 2 * t)).view(-1, 1, 1, 1)
+            return 1 - s, s
+
+    share = noise_share(Shifted(parameterisation), 500.0)
+    assert share == pytest.approx(0.75 if parameterisation == "flow" else 0.5)
 
 
 def test_predictions_of_several_prompts_take_one_pass() -> None:

@@ -93,6 +93,30 @@ def test_what_another_branch_has_loaded_makes_no_other_training(
         assert (signature(model), signature(other)) == before
 
 
+@pytest.mark.parametrize("settings", [("v_prediction", True), ("eps", True), ("lcm", False)])
+def test_the_noise_schedule_stays_while_the_host_has_the_network_unloaded(
+    pack: ModuleType, checkpoint: Path, settings: tuple
+) -> None:
+    """As it unloads it for the autoencoder, between a step's noise and its prediction."""
+    import comfy.model_management as management
+
+    model, clip, _ = testbed.pack.checkpoint(checkpoint)
+    host = pack.nodes.host.ComfyModel(with_schedule(model, *settings), clip, None, (64, 64))
+    generator, t = torch.Generator().manual_seed(0), torch.tensor([100.0, 500.0, 999.0])
+    x0, noise = host.noise(3, generator), host.noise(3, generator)
+
+    def seen() -> list[torch.Tensor]:
+        x_t = host.noised(x0, noise, t)
+        return [x_t, host.target(x0, noise, t), host.clean(x_t, t, noise)]
+
+    with host.training():
+        before = seen()
+        management.unload_all_models()
+        assert all(map(torch.equal, seen(), before))
+        host.predict(before[0], t, host.encode(["a fox"]))
+        assert all(map(torch.equal, seen(), before))
+
+
 def test_model_that_is_unloaded_while_it_trains_keeps_no_lora(
     pack: ModuleType, checkpoint: Path
 ) -> None:
@@ -237,6 +261,67 @@ def test_what_a_loader_did_not_find_gets_a_sentence_before_any_work(
     with pytest.raises(ValueError, match=sentence) as error:
         training.run(None, trained, lambda *_: pytest.fail("it began"))
     assert "\n" not in str(error.value)
+
+
+class Drawn:
+    """A live picture that the host has no memory for, the first time or always."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error, self.calls = error, 0
+
+    def __call__(self) -> torch.Tensor:
+        self.calls += 1
+        raise self.error("no memory")
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, MemoryError])
+def test_a_live_picture_without_memory_is_given_up(pack: ModuleType, error: type) -> None:
+    draw = Drawn(error)
+    progress = pack.nodes.report.Progress(None, "unlearning cat", draw)
+    for step in (1, 2, 3):
+        progress(step, 3, 0.5, None)
+    assert draw.calls == 1
+    assert "no memory for a live picture" in progress.what
+
+
+def test_a_cancel_while_a_live_picture_is_drawn_goes_through(pack: ModuleType) -> None:
+    from comfy.model_management import InterruptProcessingException
+
+    progress = pack.nodes.report.Progress(None, "", Drawn(InterruptProcessingException))
+    with pytest.raises(InterruptProcessingException):
+        progress(1, 3, 0.5, None)
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_any_work(
+    pack: ModuleType, loaded: tuple
+) -> None:
+    import folder_paths
+
+    taken = Path(folder_paths.get_output_directory()) / "taken"
+    taken.parent.mkdir(parents=True, exist_ok=True)
+    taken.write_text("a file")
+    training = pack.nodes.training.Training(
+        method="few_shot",
+        concepts=["cat"],
+        settings=pack.unlearn.few_shot.FewShotSettings(),
+        **dict(zip(("model", "clip", "vae"), loaded)),
+        size=64,
+        images=None,
+        prefix="taken/below",
+        seed=0,
+    )
+    trained = pack.nodes.training.Trained("encoder", "mlp", 0, 1)
+    with pytest.raises(ValueError, match="choose another filename_prefix"):
+        training.run(None, trained, lambda *_: pytest.fail("it began"))
+
+
+@pytest.mark.parametrize("concept", ["狐" * 80, "\N{FOX FACE}" * 60, "fox" * 100])
+def test_long_names_in_any_writing_fit_into_a_files_name(pack: ModuleType, concept: str) -> None:
+    files = pack.nodes.files
+    file = files.erasure_file("loras/erased", [concept], "0123456789abcdef")
+    files.check_writable(file)
+    assert len(file.name.encode()) < 160
+    assert not list(file.parent.glob(".*")), "the trial is taken away"
 
 
 def test_state_is_kept_every_minute_or_as_often_as_asked(
