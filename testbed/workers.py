@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import selectors
+import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,16 +55,23 @@ def results(module: str, shares: Sequence[Sequence]) -> Iterator[Any]:
         )
         for share in shares
     ]
-    with selectors.DefaultSelector() as selector:
-        for worker in workers:
-            selector.register(worker.stdout, selectors.EVENT_READ)
-        while selector.get_map():
-            for key, _ in selector.select():
-                line = key.fileobj.readline()
-                if not line:
-                    selector.unregister(key.fileobj)
-                elif line.startswith(MARK):
-                    yield json.loads(line.removeprefix(MARK))
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read(worker: subprocess.Popen) -> None:
+        for line in worker.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    # A thread each: Windows has no select for pipes.
+    for worker in workers:
+        threading.Thread(target=read, args=(worker,), daemon=True).start()
+    running = len(workers)
+    while running:
+        line = lines.get()
+        if line is None:
+            running -= 1
+        elif line.startswith(MARK):
+            yield json.loads(line.removeprefix(MARK))
     if any(worker.wait() for worker in workers):
         raise SystemExit(f"{module}: a worker failed; what it printed above says why.")
 

@@ -30,5 +30,8 @@ def test_no_letter_is_drawn_as_a_box(text: str) -> None:
 def test_a_machine_without_other_fonts_gets_plain_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fonts, "NAMES", ())
     font = font_for(["Löwe"], 14)
-    assert drawable("Löwe, größer \N{EN DASH} 狐 \N{GREEK SMALL LETTER BETA}", font) == "Lowe, grosser - ? ?"
+    assert (
+        drawable("Löwe, größer \N{EN DASH} 狐 \N{GREEK SMALL LETTER BETA}", font)
+        == "Lowe, grosser - ? ?"
+    )
     assert drawable("a fox", font) == "a fox"

@@ -42,7 +42,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--erasure", type=Path, nargs="+", default=[], metavar="FILE", help="put on the model first"
     )
     options.add_strength(parser)
-    drawing = parser.add_argument_group("the pictures; what is left out is CPDM's, but the sampler")
+    drawing = parser.add_argument_group(
+        "the pictures (defaults: as in the paper, but for the sampler)"
+    )
     drawing.add_argument(
         "--count",
         type=options.whole(1),

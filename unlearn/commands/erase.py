@@ -94,7 +94,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         default="few_shot",
         help="few_shot changes the text encoder, the others the image network (default: few_shot)",
     )
-    parser.add_argument("--kind", choices=get_args(Kind), help="what the concept is")
+    parser.add_argument(
+        "--kind", choices=get_args(Kind), help="what the concept is (default: object)"
+    )
     parser.add_argument(
         "--images",
         type=Path,
@@ -105,27 +107,40 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     options.add_size(parser)
     method = parser.add_argument_group("the method's settings")
-    method.add_argument("--mode", choices=("balanced", "paper"), help="ours, or as published")
+    method.add_argument(
+        "--mode", choices=("balanced", "paper"), help="ours, or as published (default: balanced)"
+    )
     method.add_argument(
         "--shots",
         type=options.whole(1),
         metavar="N",
-        help="few_shot, domain_correction: pictures that the model draws",
+        help="few_shot, domain_correction: pictures that the model draws (default: 4; 32, in mode "
+        "paper 1000)",
     )
     method.add_argument(
         "--steps",
         type=options.whole(1),
         metavar="N",
-        help="it stops here at the latest; few_shot: for each concept",
+        help="it stops here at the latest (default: few_shot 120 for each concept, the others 240; "
+        "in mode paper the papers' own)",
     )
     method.add_argument(
-        "--epochs", type=options.whole(1), metavar="N", help="few_shot, paper: passes"
+        "--epochs",
+        type=options.whole(1),
+        metavar="N",
+        help="few_shot, mode paper: passes over the pictures (default: 4)",
     )
     method.add_argument(
-        "--start", type=options.start, metavar="S", help="key_step: the first step, or auto"
+        "--start",
+        type=options.start,
+        metavar="S",
+        help="key_step: the first step that is trained, or auto (default: by kind)",
     )
     method.add_argument(
-        "--rank", type=options.whole(0), metavar="N", help="0: full changes; 4 to 32: a small file"
+        "--rank",
+        type=options.whole(0),
+        metavar="N",
+        help="4 to 32: a small file (default: 0, full changes)",
     )
     method.add_argument(
         "--trainable",
@@ -145,8 +160,19 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="train on for so long against words that would bring it back; without a number: "
         f"{SECONDS:g}",
     )
-    method.add_argument("--projection", choices=get_args(Projection), help="see preserve.py")
-    method.add_argument("--batch", type=options.whole(1), metavar="N", help="latents at once")
+    method.add_argument(
+        "--projection",
+        choices=get_args(Projection),
+        help="take out of each step what would harm other prompts: orthogonal, or as_released, as "
+        "DoCo's code does it, which takes too much (default: off; domain_correction: orthogonal)",
+    )
+    method.add_argument(
+        "--batch",
+        type=options.whole(1),
+        metavar="N",
+        help="latents at once (default: few_shot and key_step 2, domain_correction 4, in mode "
+        "paper 8)",
+    )
     method.add_argument("--seed", type=options.whole(0), metavar="N", help="default: 0")
     options.add_machine(parser)
     options.add_precision(parser, "float16")
