@@ -39,6 +39,7 @@ EPILOG = """
 went well, 1 when something failed, with one sentence on stderr, 2 for a command line that cannot be
 understood, and 130 when it was interrupted.
 """
+NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")
 TOO_LITTLE = (
     "The device has too little memory; try --half, --save-memory, --rank 8 or a smaller --size."
 )
@@ -76,11 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nInterrupted; nothing was written.", file=sys.stderr)
         return 130
     except (Failure, ValueError, MemoryError) as error:
-        print(error, file=sys.stderr)
+        print(str(error) or TOO_LITTLE, file=sys.stderr)
         return 1
     except RuntimeError as error:
-        # Neither the CPU nor Apple's devices have an error of their own for it.
-        if not any(part in str(error) for part in ("out of memory", "allocate memory")):
+        # Neither the CPU, which has two sentences for it, nor Apple's devices have an error of
+        # their own.
+        if not any(part in str(error) for part in NO_MEMORY):
             raise
         print(TOO_LITTLE, file=sys.stderr)
         return 1

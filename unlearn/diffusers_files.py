@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -66,9 +67,14 @@ def load_pipeline(path: Path, config: Path | None = None, whole: bool = False):
                 "machine and cannot be fetched; name a diffusers folder of such a model with "
                 "--config."
             ) from error
+        why = "it may be incomplete: download or save it again."
+        if config is not None:
+            why = (
+                "name a diffusers folder of the same kind of model with --config, or it is "
+                "incomplete: download or save it again."
+            )
         raise ModelError(
-            f"{path.name} cannot be read as a {known} ({_first_line(error)}); it may be "
-            "incomplete: download or save it again."
+            f"{path.name} cannot be read as a {known} ({_first_line(error)}); {why}"
         ) from error
 
 
@@ -116,8 +122,9 @@ def _tensor_names(file: Path) -> list[str]:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as content:
                 return list(content.keys())
-        # Tensors only: nothing in the file is run.
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        # Tensors only: nothing in the file is run. Before PyTorch 1.6 it was no zip file.
+        zipped = zipfile.is_zipfile(file)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
         content = content.get("state_dict", content) if isinstance(content, dict) else {}
         return [name for name in content if isinstance(name, str)]
     except (SafetensorError, OSError) as error:

@@ -320,6 +320,6 @@ def resume_file(given: argparse.Namespace, method: Method, model) -> Path:
     }
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
     file = given.output.with_name(f"{given.output.stem}_{key}.resume")
-    if file.is_file():
+    if Resume(file).began():
         print(f"Going on with an interrupted run ({file.name}).", file=sys.stderr)
     return file

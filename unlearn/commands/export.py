@@ -22,8 +22,9 @@ examples:
       PeftModel.from_pretrained(pipeline.text_encoder, "adapters/text_encoder")
 
 A LoRA of an erasure that was trained with --rank is exact. Of a full one it keeps as many singular
-values as hold 99.99 % of the squared change, or as many as --rank says. ComfyUI needs no export:
-its Load LoRA node reads the erasure's own file.
+values as hold 99.99 % of the squared change, or as many as --rank says. Where it changes biases, as
+key_step's do, diffusers loads it but cannot fuse it into the weights: apply does that. ComfyUI
+needs no export: its Load LoRA node reads the erasure's own file.
 """
 
 
