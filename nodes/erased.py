@@ -21,13 +21,10 @@ FOLDERS = ("loras", "text_encoders")
 
 
 def erasure_choices(folders: tuple[str, ...] = FOLDERS) -> list[str]:
-    """What the loaders offer: erasures among the LoRAs, and whole encoders of others."""
-    return [
-        name
-        for folder in folders
-        for name in folder_paths.get_filename_list(folder)
-        if name.endswith(".safetensors")
-    ]
+    """What the loaders offer: erasures among the LoRAs, and whole encoders of others. A name that
+    several folders have stands for the first one's file, as in `find_file`."""
+    names = (name for folder in folders for name in folder_paths.get_filename_list(folder))
+    return list(dict.fromkeys(name for name in names if name.endswith(".safetensors")))
 
 
 def find_file(name: str) -> Path:
@@ -67,7 +64,8 @@ class LoadErasedClip(io.ComfyNode):
                 io.Combo.Input(
                     "erasure_name",
                     options=erasure_choices(),
-                    tooltip="A file in models/loras, output/loras or models/text_encoders.",
+                    tooltip="A file in models/loras, output/loras or models/text_encoders; of several "
+                    "of one name the first of these.",
                 ),
                 strength_input("CLIP"),
             ],
@@ -113,7 +111,8 @@ class LoadErasedModel(io.ComfyNode):
                 io.Combo.Input(
                     "erasure_name",
                     options=erasure_choices(("loras",)),
-                    tooltip="A file in models/loras or output/loras.",
+                    tooltip="A file in models/loras or output/loras; of two of one name the first of "
+                    "these.",
                 ),
                 strength_input("MODEL"),
             ],

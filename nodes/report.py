@@ -132,7 +132,8 @@ def key_steps_plot(start: int, steps: int, found: dict | None) -> torch.Tensor:
     chart = Chart(f"trained on steps {start} to {steps - 1}{what}", (0, steps), (0.0, 1.0))
     left, top = chart.place(start, 1.0)
     right, bottom = chart.place(steps, 0.0)
-    chart.pen.rectangle([left, top, right, bottom], fill=(235, 240, 250))
+    # Beside the axis, where it begins at the first step.
+    chart.pen.rectangle([left + 1, top, right, bottom], fill=(235, 240, 250))
     if found:
         chart.line(list(zip(found["points"], found["left"])), DARK, 2)
     return chart.tensor()

@@ -1,0 +1,36 @@
+"""Erasures of one weight, and nodes called as the host calls them, without a queue."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+ENCODER = "clip_l.transformer.text_model.encoder.layers.{}.mlp.fc1.weight"
+NETWORK = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+
+
+def run(node: Any, *args: Any, **inputs: Any) -> tuple:
+    """What a node hands on."""
+    return node.PREPARE_CLASS_CLONE(None).execute(*args, **inputs).result
+
+
+def of_the_encoder(
+    pack: ModuleType, clip: Any, concept: str = "fox", layer: int = 0, **record: Any
+) -> Any:
+    return _erasure(pack, clip.patcher, ENCODER.format(layer), concept, record)
+
+
+def of_the_network(pack: ModuleType, model: Any, concept: str = "fox", **record: Any) -> Any:
+    return _erasure(pack, model, NETWORK, concept, record)
+
+
+def _erasure(pack: ModuleType, patcher: Any, key: str, concept: str, record: dict) -> Any:
+    """A random change, as large as the weight itself."""
+    weight = patcher.model.state_dict()[key].float()
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(concept)))
+    deltas = {key: {"diff": weight.std() * noise}}
+    base = pack.nodes.host.fingerprints(patcher, [key])
+    own = {"concepts": [concept], "kind": "object", "base": base}
+    return pack.unlearn.erasure.Erasure(deltas, {**own, **record})
