@@ -64,8 +64,8 @@ class LoadErasedClip(io.ComfyNode):
                 io.Combo.Input(
                     "erasure_name",
                     options=erasure_choices(),
-                    tooltip="A file in models/loras, output/loras or models/text_encoders; of several "
-                    "of one name the first of these.",
+                    tooltip="A file in models/loras, output/loras or models/text_encoders; of "
+                    "several of one name the first of these.",
                 ),
                 strength_input("CLIP"),
             ],
@@ -111,8 +111,8 @@ class LoadErasedModel(io.ComfyNode):
                 io.Combo.Input(
                     "erasure_name",
                     options=erasure_choices(("loras",)),
-                    tooltip="A file in models/loras or output/loras; of two of one name the first of "
-                    "these.",
+                    tooltip="A file in models/loras or output/loras; of two of one name the "
+                    "first of these.",
                 ),
                 strength_input("MODEL"),
             ],

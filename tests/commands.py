@@ -6,6 +6,9 @@ import pytest
 
 from unlearn.__main__ import main
 
+CPU = ["--device", "cpu"]
+"""For commands that compute: the figures here are the CPU's, and "auto" would take Apple's GPU."""
+
 
 def sentence(arguments: list, capsys: pytest.CaptureFixture[str], code: int = 1) -> str:
     """What a command that fails says; it must be one line on stderr and nothing else."""

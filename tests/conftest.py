@@ -19,12 +19,16 @@ import pytest
 # Before torch is imported: the test model is many times faster on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The tests' figures and tolerances are the CPU's, and they mix its tensors with what the host gives
+# back. Who sets this runs them on a card; testbed.full_size and the benchmark are what measure one.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 import testbed.host  # noqa: E402
+from testbed import samples  # noqa: E402
 from testbed.evolved import missing  # noqa: E402
 from testbed.server import Server  # noqa: E402
 
@@ -66,7 +70,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     folder_paths.set_output_directory(str(folder / "output"))
     folder_paths.set_temp_directory(str(folder / "temp"))
     folder_paths.set_user_directory(str(folder / "user"))
-    folder_paths.set_input_directory(str(_input_folder(folder)))
+    folder_paths.set_input_directory(str(input_folder(folder)))
     # Nodes report to PromptServer.instance. It is not run, so nothing is sent.
     PromptServer(asyncio.new_event_loop())
     _load(nodes, ROOT / "testbed" / "iconcanvas")
@@ -86,7 +90,7 @@ def pack(host: ModuleType) -> ModuleType:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real server with the pack and IconCanvas, its folders temporary."""
     folder = tmp_path_factory.mktemp("server")
-    with Server(folder, input_folder=_input_folder(folder)) as running:
+    with Server(folder, input_folder=input_folder(folder)) as running:
         yield running
 
 
@@ -97,12 +101,14 @@ def _weights(name: str) -> Path:
     return path
 
 
-def _input_folder(parent: Path) -> Path:
-    """A copy of the drawings that dev.py shows in ComfyUI's input folder."""
+def input_folder(parent: Path) -> Path:
+    """The drawings under the names that dev.py gives them in ComfyUI's input folder."""
     folder = parent / "input"
     folder.mkdir()
-    for picture in (testbed.host.path() / "input").glob("iconcanvas_*.png"):
-        shutil.copy(picture, folder)
+    pictures = sorted(samples.FOLDER.glob("*.png"))
+    assert pictures, f"{samples.FOLDER} holds no pictures; they are part of the repository."
+    for picture in pictures:
+        shutil.copy(picture, folder / f"iconcanvas_{picture.name}")
     return folder
 
 

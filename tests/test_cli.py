@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import struct
@@ -14,14 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import sentence
+from commands import CPU, sentence
 from conftest import ROOT
 from diffusers import AutoencoderTiny, DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from testbed import diffusers_pipeline, samples
-from unlearn.__main__ import main
+from unlearn.__main__ import COMMANDS, main, parser
 from unlearn.commands.output import Failure, check_space, new_folder
 from unlearn.diffusers_apply import applied
 from unlearn.diffusers_files import load_pipeline
@@ -29,7 +31,7 @@ from unlearn.diffusers_model import DiffusersModel
 from unlearn.erasure import Erasure
 
 PICTURES = [str(samples.FOLDER / f"mushroom_{i}.png") for i in (1, 2)]
-QUICK = ["--images", *PICTURES, "--steps", "2"]
+QUICK = ["--images", *PICTURES, "--steps", "2", *CPU]
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +115,28 @@ def test_program_ends_with_two_on_bad_usage() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "command", ["identify", "erase", "apply", "export", "show", "probe", "cpdm"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
     said = capsys.readouterr().out
     assert f"python -m unlearn {command} " in said.partition("examples:")[2]
+
+
+def promised() -> list[str]:
+    """Every command line that a help text or the README gives."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    texts = [*(command.EXAMPLES.replace("\\\n", "") for command in COMMANDS.values()), readme]
+    shown = [re.findall(r"(?:^ +|`)python -m unlearn ([^`\n]+)", text, re.M) for text in texts]
+    assert all(shown), "none is without"
+    return [line for lines in shown for line in lines]
+
+
+@pytest.mark.parametrize("line", promised())
+def test_what_is_promised_can_be_understood(line: str) -> None:
+    words = shlex.split(line)
+    assert parser().parse_args(words).command == words[0]
 
 
 # erase
@@ -166,7 +181,7 @@ def test_erase_by_the_networks_methods(
 ) -> None:
     file = tmp_path / "a.safetensors"
     more = ["--method", method, "--kind", "character", "--steps", "2", "--rank", "2"]
-    assert main(["erase", str(folder), "Zorvik", *more, *options, "-o", str(file)]) == 0
+    assert main(["erase", str(folder), "Zorvik", *more, *options, *CPU, "-o", str(file)]) == 0
     erasure = Erasure.load(file)
     assert erasure.record["method"] == method
     assert erasure.record["kind"] == "character"
@@ -178,7 +193,7 @@ def test_erase_lets_the_model_draw_where_there_are_no_pictures(
     folder: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "a.safetensors"
-    options = ["--shots", "1", "--steps", "1", "--size", "64", "-o", str(file)]
+    options = ["--shots", "1", "--steps", "1", "--size", "64", *CPU, "-o", str(file)]
     assert main(["erase", str(folder), "cat", *options]) == 0
     assert Erasure.load(file).record["images"] == {
         "count": 1,
@@ -198,7 +213,7 @@ def test_erase_shows_its_progress_and_interrupted_writes_nothing(
     hearing = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     program = f"import runpy, signal; {hearing}; runpy.run_module('unlearn', run_name='__main__')"
     command = [sys.executable, "-c", program, "erase", str(folder), "mushroom", "--images"]
-    options = [*PICTURES, "--batch", "1", "-o", str(tmp_path / "a.safetensors")]
+    options = [*PICTURES, "--batch", "1", *CPU, "-o", str(tmp_path / "a.safetensors")]
     process = subprocess.Popen(
         [*command, *options], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=slave
     )
@@ -396,9 +411,9 @@ def test_output_that_is_there_stays(
 
 def test_force_replaces_what_an_earlier_run_wrote(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
-    erase = ["erase", str(folder), "mushroom", "--images", *PICTURES, "-o", str(file), "--steps"]
-    assert main([*erase, "1"]) == 0
-    assert main([*erase, "2", "--force"]) == 0
+    erase = ["erase", str(folder), "mushroom", *QUICK, "-o", str(file)]
+    assert main([*erase, "--steps", "1"]) == 0
+    assert main([*erase, "--force"]) == 0
     assert Erasure.load(file).record["steps"] == 2
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import TinyNetworkModel
 
+import testbed.pack
 from unlearn import closed_form
 from unlearn.closed_form import erasing_map, start
 from unlearn.erasure import NETWORK
@@ -66,11 +67,10 @@ def test_retention_decides_between_the_concept_and_others() -> None:
     assert moved_held < moved
 
 
-def test_on_a_trained_model_the_concept_goes_and_its_neighbours_stay(pack, host) -> None:
+def test_on_a_trained_model_the_concept_goes_and_its_neighbours_stay(pack) -> None:
     """What the network reads of a name becomes what it reads of the neutral word."""
     around = words("fox")
-    loaded = host.CheckpointLoaderSimple().load_checkpoint("iconcanvas.safetensors")
-    model = pack.nodes.host.ComfyModel(*loaded, size=(128, 128))
+    model = pack.nodes.host.ComfyModel(*testbed.pack.checkpoint(), size=(128, 128))
     with torch.inference_mode(), model.training():
         check_fox(model, around)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graphs import loader, node
 from PIL import Image, ImageDraw, ImageFont
 
 from testbed.server import Interrupted, Progress, PromptError, Server
@@ -114,10 +115,6 @@ def test_things_are_found_in_prompts(compare: ModuleType) -> None:
 # The node
 
 
-def node(class_type: str, /, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
-
-
 def comparing(**inputs: Any) -> dict[str, Any]:
     values = {
         "model": ["base", 0],
@@ -136,10 +133,7 @@ def comparing(**inputs: Any) -> dict[str, Any]:
         "width": CELL,
         "height": CELL,
     }
-    return {
-        "base": node("CheckpointLoaderSimple", ckpt_name="iconcanvas.safetensors"),
-        "compare": node("CompareErasure", **{**values, **inputs}),
-    }
+    return loader() | {"compare": node("CompareErasure", **{**values, **inputs})}
 
 
 def erasing() -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,9 +15,10 @@ import av
 import numpy as np
 import pytest
 import torch
+from conftest import input_folder
 from test_workflows import assert_fits, executed
 
-from testbed import drawings, evolved, motion, samples, thumbnails, video_thumbnails
+from testbed import drawings, evolved, motion, thumbnails, video_thumbnails
 from testbed.judge import Judge
 from testbed.server import Server, api_prompt
 from testbed.vocabulary import FRAMES
@@ -27,32 +27,17 @@ pytestmark = pytest.mark.skipif(bool(evolved.missing()), reason=f"not run: {evol
 WORKFLOW = video_thumbnails.ANIMATEDIFF
 
 
-@pytest.fixture(scope="module")
-def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained motion module; before there is one, one that has learnt nothing."""
-    if motion.WEIGHTS.is_file():
-        return motion.WEIGHTS
-    torch.manual_seed(0)
-    made = motion.Motion()
-    for parameter in made.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.03)
-    file = tmp_path_factory.mktemp("motion") / "motion.safetensors"
-    motion.save(made, file)
-    return file
-
-
 # In this process
 
 
 @pytest.fixture(scope="module")
-def nodes(host: ModuleType, modules: Path, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+def nodes(host: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The host's nodes with AnimateDiff-Evolved's among them, and IconCanvas's motion module."""
     import folder_paths
 
     evolved.load(host)
     folder = tmp_path_factory.mktemp("models")
-    shutil.copy(modules, folder / evolved.MOTION)
+    shutil.copy(motion.WEIGHTS, folder / evolved.MOTION)
     folder_paths.add_model_folder_path("animatediff_models", str(folder))
     return host
 
@@ -85,7 +70,7 @@ def clip_of(nodes: ModuleType, model: Any, clip: Any, text: str) -> torch.Tensor
 
 
 def test_it_draws_with_the_erased_encoder_what_the_testbed_draws(
-    nodes: ModuleType, pack: ModuleType, modules: Path
+    nodes: ModuleType, pack: ModuleType
 ) -> None:
     """Its clips are those that the motion modules in the host's UNet make, for either encoder."""
     from testbed.pack import checkpoint
@@ -116,7 +101,7 @@ def test_it_draws_with_the_erased_encoder_what_the_testbed_draws(
         )
         drawn = [clip_of(nodes, theirs, encoder, text) for encoder in (clip, erased, clip)]
         still = clip_of(nodes, model, clip, text)
-        with motion.inserted(model.model.diffusion_model, motion.load(modules)):
+        with motion.inserted(model.model.diffusion_model, motion.load()):
             wanted = [clip_of(nodes, model, encoder, text) for encoder in (clip, erased)]
     for found, expected in zip(drawn, wanted):
         assert torch.allclose(found, expected, atol=2e-3)
@@ -129,13 +114,9 @@ def test_it_draws_with_the_erased_encoder_what_the_testbed_draws(
 
 
 @pytest.fixture(scope="module")
-def server(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("evolved")
-    shown = folder / "input"
-    shown.mkdir()
-    for picture in samples.FOLDER.glob("*.png"):
-        shutil.copy(picture, shown / f"iconcanvas_{picture.name}")
-    with evolved.server(folder, modules, shown) as running:
+    with evolved.server(folder, motion.WEIGHTS, input_folder(folder)) as running:
         yield running
 
 
@@ -186,6 +167,5 @@ def test_workflow_runs_and_the_concept_is_gone(server: Server) -> None:
             assert sum(1 for _ in video.decode(stream)) == FRAMES
     assert len(list((server.output / "video").glob("*.mp4"))) == 2
     assert seen["mushroom, slide"][1] <= 0.15, seen
-    if motion.WEIGHTS.is_file():  # else nothing has been learnt of motion, nor of anything moved
-        assert seen["mushroom, slide"][0] >= 0.85, seen
-        assert min(seen["pineapple, grow"]) >= 0.85, seen
+    assert seen["mushroom, slide"][0] >= 0.85, seen
+    assert min(seen["pineapple, grow"]) >= 0.85, seen

@@ -153,5 +153,5 @@ def test_both_backends_have_the_same_words(pack: ModuleType) -> None:
     with host_model(pack) as model:
         ours = model.vocabulary()
     assert ours.words == theirs.words
-    assert {"fox", "fuchs", "owl"} & set(ours.words) >= {"fox", "owl"}
+    assert {"fox", "owl"} <= set(ours.words)
     torch.testing.assert_close(ours.vectors, theirs.vectors, rtol=0, atol=0)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+from graphs import loader, node, text
 from tiny import TinyModel, TinyNetworkModel
 
 from testbed import drawings
@@ -20,6 +22,7 @@ from testbed.vocabulary import HELD_OUT, OBJECTS, STYLES
 from unlearn.erasure import Erasure
 from unlearn.identify import TIMES, Ranking, Word, identify, parse_words, rounds
 from unlearn.identify_sheet import verdict
+from unlearn.languages import ELSEWHERE
 from unlearn.model import Conditioning
 from unlearn.neighbours import neighbours
 from unlearn.remains import remains, rivals
@@ -161,14 +164,13 @@ def test_confidence_grows_with_the_draws() -> None:
 
 
 def test_same_seed_same_ranking() -> None:
-    def ranking(seed: int):
-        return identify(TinyNetworkModel(), torch.rand(1, 4, 4, 3), words_of(30), seed=seed).words
+    images = torch.rand(1, 4, 4, 3)
 
-    torch.manual_seed(0)
+    def ranking(seed: int):
+        return identify(TinyNetworkModel(), images, words_of(30), seed=seed).words
+
     first = ranking(3)
-    torch.manual_seed(0)
     assert first == ranking(3)
-    torch.manual_seed(0)
     assert first != ranking(4)
 
 
@@ -242,6 +244,23 @@ def test_without_candidates_there_are_built_in_ones(kind: str) -> None:
     assert words == list(VOCABULARY[kind])
     assert len(words) == len({word.lower() for word in words}) >= 60
     assert max(map(len, words)) < 40
+
+
+def promised(file: str, sentence: str) -> list[int]:
+    """The numbers that a sentence in a file of the repository gives."""
+    (numbers,) = re.findall(sentence, (ROOT / file).read_text(encoding="utf-8"))
+    return [int(number) for number in ([numbers] if isinstance(numbers, str) else numbers)]
+
+
+def test_there_are_as_many_words_as_is_promised() -> None:
+    counts = [len(VOCABULARY[kind]) for kind in ("object", "style", "character")]
+    page = r"(\d+) things, (\d+) styles and artists or (\d+) well-known characters"
+    assert promised("nodes/web/docs/IdentifyConcept.md", page) == counts
+    tooltip = r"(\d+) things, (\d+) styles or (\d+) characters"
+    assert promised("nodes/identify.py", tooltip) == counts
+    assert promised("unlearn/commands/identify.py", r"among (\d+) everyday words") == counts[:1]
+    page = r"for (\d+) common things the German, French, Spanish and Italian ones"
+    assert promised("nodes/web/docs/ProbeErasure.md", page) == [len(ELSEWHERE)]
 
 
 @pytest.mark.parametrize(
@@ -399,10 +418,6 @@ def test_it_names_the_style_of_things_drawn_in_it(pack: ModuleType, model) -> No
 # The node
 
 
-def node(class_type: str, /, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
-
-
 def asking(**inputs: Any) -> dict[str, Any]:
     """Two mushrooms and the node: ["ask", 0..3] are its outputs."""
     values = {
@@ -415,8 +430,7 @@ def asking(**inputs: Any) -> dict[str, Any]:
         "draws": 12,
         "seed": 0,
     }
-    return {
-        "base": node("CheckpointLoaderSimple", ckpt_name="iconcanvas.safetensors"),
+    return loader() | {
         "one": node("LoadImage", image="iconcanvas_mushroom_1.png"),
         "two": node("LoadImage", image="iconcanvas_mushroom_3.png"),
         "both": node("ImageBatch", image1=["one", 0], image2=["two", 0]),
@@ -425,10 +439,6 @@ def asking(**inputs: Any) -> dict[str, Any]:
         "chart": node("PreviewImage", images=["ask", 2]),
         "protect": node("PreviewAny", source=["ask", 3]),
     }
-
-
-def text(history: dict[str, Any], name: str) -> str:
-    return "".join(history["outputs"][name]["text"])
 
 
 @pytest.fixture(scope="module")

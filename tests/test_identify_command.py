@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import sentence
+from commands import CPU, sentence
 from PIL import Image
 
 from testbed import diffusers_pipeline, samples
@@ -37,7 +37,7 @@ def shaken(tmp_path: Path) -> Path:
 
 
 def asked(folder: Path, *more: str) -> list[str]:
-    return ["identify", str(folder), *PICTURES, "--draws", "12", *more]
+    return ["identify", str(folder), *PICTURES, "--draws", "12", *CPU, *more]
 
 
 def test_it_says_the_word_and_how_sure_it_is(
@@ -65,7 +65,7 @@ def test_all_figures_for_another_program(
     file = tmp_path / "words.txt"
     file.write_text("cat, pizza\nmushroom\n\nhouse\n", encoding="utf-8")
     more = ["--words-file", str(file), "--erasure", str(shaken), "--draws", "12", "--json"]
-    assert main(["identify", str(folder), str(pictures), *more]) == 0
+    assert main(["identify", str(folder), str(pictures), *CPU, *more]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["word"] == "mushroom"
     assert (found["pictures"], found["draws"], found["evaluations"]) == (2, 12, 60)

@@ -4,6 +4,7 @@ training."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -19,10 +20,17 @@ KINDS = ("weight", "bias")
 NAMES = ("car", "fox", "donut", "anchor")
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Each test has the same random numbers, whichever ran before, and leaves others theirs."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 @pytest.fixture
 def lively() -> motion.Motion:
     """A motion module whose every weight does something."""
-    torch.manual_seed(0)
     made = motion.Motion()
     for parameter in made.parameters():
         if parameter.ndim == 2:

@@ -170,8 +170,6 @@ def test_gradient_reaches_every_selected_weight(pack: ModuleType, loaded: Loaded
         assert gradient.isfinite().all(), key
         assert gradient.abs().max() > 0, key
     largest = max(float(gradient.abs().max()) for gradient in kept.values())
-    if len(weights) > 60:  # the same layer many times
-        return
     recomputed = gradients_of(pack, loaded, checkpointing=True)
     for key, gradient in kept.items():
         apart = (recomputed[key] - gradient).abs().max()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import CPU
 from graphs import loader, node, text
 from small_probe import small_probe
 
@@ -180,6 +181,21 @@ def test_post_asr_counts_a_prompt_that_succeeds_with_or_without_the_attack() -> 
     assert found.rate(judged=True) is None
 
 
+def test_the_other_judges_rates_are_counted_from_what_it_said() -> None:
+    found = probed([True, False, False, False], NO, NO, NO)
+    own, ring, prefix, _ = found.asked
+    own.judged_before, own.judged_after = YES, [False, False, False, True]
+    ring.judged_after = [True, True, False, False]
+    prefix.judged_after = [False, False, False, True]
+    assert found.rate(judged=True) == 0.25
+    assert found.rate(before=True, judged=True) == 1.0
+    assert found.rate(RING, judged=True) == 0.75
+    assert found.rate(PREFIX, judged=True) == 0.25
+    assert found.rate(TOKEN, judged=True) is None
+    assert found.worst(judged=True) == 0.75
+    assert found.worst() == 0.25, "what the model itself says is another matter"
+
+
 def test_nothing_erased_is_said() -> None:
     assert probed(YES, YES, YES, YES).sentences() == [
         "fox is not suppressed: its own prompts show it in 4 of 4 pictures (4 before). Little or "
@@ -285,12 +301,26 @@ def test_the_sheet_is_a_picture() -> None:
 # On the real model, in the real host
 
 
+def even(images: torch.Tensor) -> list[bool]:
+    """A judge that says yes to some pictures, to the same ones each time."""
+    return [int(1e4 * image.mean()) % 2 == 0 for image in images]
+
+
+def weights_of(model: Any, clip: Any, vae: Any) -> dict[str, torch.Tensor]:
+    roots = {"network": model.model, "encoder": clip.cond_stage_model}
+    return {
+        f"{name}: {key}": tensor
+        for name, root in roots.items()
+        for key, tensor in root.state_dict().items()
+    }
+
+
 @pytest.fixture(scope="module")
 def unedited(pack: ModuleType) -> tuple[Any, list, dict]:
-    """(probe of a model in which nothing is erased, what it told, the weights before)."""
+    """(probe of a model in which nothing is erased, what it told, which weights are the same)."""
     told: list[tuple[str, int, int]] = []
     parts = testbed.pack.checkpoint()
-    weights = {key: t.clone() for key, t in parts[1].cond_stage_model.state_dict().items()}
+    weights = {key: tensor.clone() for key, tensor in weights_of(*parts).items()}
     with torch.inference_mode():
         model = pack.nodes.host.ComfyModel(*parts, size=(128, 128))
         found = pack.unlearn.probe.probe(
@@ -300,12 +330,12 @@ def unedited(pack: ModuleType) -> tuple[Any, list, dict]:
             frozenset(),
             small_probe(pack),
             pack.unlearn.phrasings.Given(descriptions=("a wooden thing with strings",)),
-            judge=lambda images: [True] * len(images),
+            judge=even,
             on_probe=lambda *event: told.append(event),
         )
     same = {
-        key: torch.equal(value, weights[key]) or bool(weights[key].isnan().any())
-        for key, value in parts[1].cond_stage_model.state_dict().items()
+        key: key in weights and torch.allclose(value, weights[key], 0, 0, equal_nan=True)
+        for key, value in weights_of(*parts).items()
     }
     return found, told, same
 
@@ -328,6 +358,14 @@ def test_everything_is_asked_in_order(unedited: tuple) -> None:
         count = len(one.prompts)
         assert len(one.after) == len(one.shown_after) == len(one.judged_after) == count
         assert len(one.before) == len(one.shown_before) == len(one.judged_before) == count
+
+
+def test_the_other_judge_is_asked_of_each_picture(unedited: tuple) -> None:
+    asked = unedited[0].asked
+    for one in asked:
+        assert one.judged_before == even(one.before), one.name
+        assert one.judged_after == even(one.after), one.name
+    assert {hit for one in asked for hit in one.judged_after} == {True, False}
 
 
 def test_the_original_draws_ring_a_bells_prompts_itself(unedited: tuple) -> None:
@@ -363,7 +401,9 @@ def test_it_says_how_far_it_is(unedited: tuple) -> None:
 
 
 def test_the_weights_stay_what_they_were(unedited: tuple) -> None:
-    assert all(unedited[2].values())
+    same = unedited[2]
+    assert {key.partition(":")[0] for key in same} == {"network", "encoder"}
+    assert all(same.values())
 
 
 def test_it_may_be_cancelled_in_an_attack(pack: ModuleType) -> None:
@@ -585,7 +625,7 @@ def test_the_command_on_diffusers(tmp_path: Path, capsys: pytest.CaptureFixture[
     key = next(key for key in model.weights if key.endswith("layers.0.mlp.fc1.weight"))
     nothing = {key: {"diff": torch.zeros_like(model.weights[key])}}
     Erasure(nothing, {"concepts": ["guitar"], "kind": "object"}).save(file)
-    arguments = ["probe", str(folder), str(file), "--attacks", "none", "--steps", "8"]
+    arguments = ["probe", str(folder), str(file), "--attacks", "none", "--steps", "8", *CPU]
     picture = tmp_path / "probe.png"
     assert main([*arguments, "--guidance", "5", "--record", "--picture", str(picture)]) == 0
     assert capsys.readouterr().out.startswith("guitar is not suppressed")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import sentence
+from commands import CPU, sentence
 
 from testbed import diffusers_pipeline
 from unlearn.__main__ import main
@@ -94,7 +94,7 @@ def test_what_was_measured_comes_out_again(
     folder: Path, shaken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = shaken.read_bytes()
-    assert main(["show", str(shaken), "--base", str(folder), "--measure"]) == 0
+    assert main(["show", str(shaken), "--base", str(folder), *CPU, "--measure"]) == 0
     said = capsys.readouterr().out
     assert "is its base: all 1 recorded weights are the same" in said
     assert re.search(r"recorded +measured +may differ by\n", said)
@@ -114,7 +114,7 @@ def test_what_does_not_come_out_again_ends_with_one(
     told = Erasure.load(shaken).record["measured"]["receipt"]
     better = {**told, "near_changed": told["near_changed"] - 0.011}
     file = with_record(shaken, tmp_path / "better.safetensors", receipt=better)
-    assert main(["show", str(file), "--base", str(folder), "--measure", "--json"]) == 1
+    assert main(["show", str(file), "--base", str(folder), *CPU, "--measure", "--json"]) == 1
     out, err = capsys.readouterr()
     assert err == (
         "1 of 6 figures differ by more than they may: what better.safetensors records is not what "
@@ -132,7 +132,7 @@ def test_measuring_needs_the_base_that_it_was_made_with(
 ) -> None:
     other = tmp_path / "other"
     assert main(["apply", str(folder), str(shaken), "-o", str(other)]) == 0
-    assert main(["show", str(shaken), "--base", str(other), "--measure"]) == 1
+    assert main(["show", str(shaken), "--base", str(other), *CPU, "--measure"]) == 1
     out, err = capsys.readouterr()
     assert "1 of 1 weights differ" in err
     assert "may differ by" not in out
@@ -143,15 +143,15 @@ def test_a_receipt_is_written_once_and_holds(
     folder: Path, shaken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = with_record(shaken, tmp_path / "a.safetensors", seconds=1.5)
-    assert main(["show", str(file), "--base", str(folder), "--record"]) == 0
+    assert main(["show", str(file), "--base", str(folder), *CPU, "--record"]) == 0
     assert "Written into a.safetensors." in capsys.readouterr().out
     written, was = Erasure.load(file), Erasure.load(shaken)
     assert written.record["measured"]["seconds"] == 1.5
     assert written.record["measured"]["receipt"]["shown_before"] == 4
     assert torch.equal(written.delta(FC1), was.delta(FC1))
-    said = sentence(["show", file, "--base", folder, "--record"], capsys)
+    said = sentence(["show", file, "--base", folder, *CPU, "--record"], capsys)
     assert "a.safetensors has a receipt already; check it with --measure" in said
-    assert main(["show", str(file), "--base", str(folder), "--measure"]) == 0
+    assert main(["show", str(file), "--base", str(folder), *CPU, "--measure"]) == 0
 
 
 # In words
@@ -227,4 +227,4 @@ def test_a_receipt_that_cannot_be_read_gets_a_sentence(
 ) -> None:
     told = {**Erasure.load(shaken).record["measured"]["receipt"], **change}
     file = with_record(shaken, tmp_path / "a.safetensors", receipt=told)
-    assert said in sentence(["show", file, "--base", folder, "--measure", "--json"], capsys)
+    assert said in sentence(["show", file, "--base", folder, *CPU, "--measure", "--json"], capsys)

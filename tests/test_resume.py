@@ -105,17 +105,34 @@ def test_a_file_of_noise_counts_as_none(tmp_path: Path) -> None:
         assert Resume(tmp_path / "run").load() is None
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_a_file_with_a_byte_changed_is_read_or_counts_as_none(tmp_path: Path) -> None:
-    file = tmp_path / "run"
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> list:
+    """What is read of a file after a byte of it was changed, for many bytes."""
+    file = tmp_path_factory.mktemp("damaged") / "run"
     Resume(file, every=0).offer(lambda: {"w": torch.ones(8), "more": {"n": 1}})
-    whole = file.read_bytes()
+    whole, found = file.read_bytes(), []
     for seed in range(300):
         rng = random.Random(seed)
         changed = bytearray(whole)
         changed[rng.randrange(len(whole))] = rng.randrange(256)
         file.write_bytes(changed)
-        Resume(file).load()
+        found.append(Resume(file).load())
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_file_with_a_byte_changed_is_read_or_counts_as_none(damaged: list) -> None:
+    assert None in damaged
+    assert any(state is not None for state in damaged), "where the byte is of no account"
+
+
+@pytest.mark.xfail(strict=True, reason="torch.load does not look at the file's checksums")
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_file_with_a_byte_changed_is_never_read_as_another(damaged: list) -> None:
+    for state in damaged:
+        if state is not None:
+            assert torch.equal(state["w"], torch.ones(8))
+            assert state == {"w": state["w"], "more": {"n": 1}}
 
 
 def test_what_is_dear_is_made_once(tmp_path: Path) -> None:

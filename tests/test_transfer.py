@@ -20,11 +20,12 @@ from unlearn.diffusers_model import DiffusersModel
 @pytest.fixture(scope="module")
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A motion module that has learnt nothing and yet moves something."""
-    torch.manual_seed(0)
-    made = motion.Motion()
-    for parameter in made.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.03)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = motion.Motion()
+        for parameter in made.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.03)
     file = tmp_path_factory.mktemp("motion") / "motion.safetensors"
     motion.save(made, file)
     return file

@@ -15,6 +15,7 @@ import torch
 from graphs import cached, distance, drawn, files, latents, loader, node, text
 from safetensors.torch import load_file, save_file
 
+from testbed.checkpoint import WEIGHTS
 from testbed.server import Progress, PromptError, Server
 from unlearn.erasure import Erasure, full, parse
 
@@ -248,7 +249,7 @@ def test_low_rank_erasure_of_linear_and_convolution_weights_round_trips(
     deltas = Erasure.load(file).deltas
     low = {key: delta for key, delta in deltas.items() if "lora_up" in delta}
     assert all(delta["lora_up"].shape[1] == 4 == len(delta["lora_down"]) for delta in low.values())
-    kinds = {tuple(weight.shape[2:]) for weight in checkpoint_weights(server, low).values()}
+    kinds = {tuple(weight.shape[2:]) for weight in checkpoint_weights(low).values()}
     assert kinds == {(), (1, 1), (3, 3)}
     name = f"low_rank/{file.name}"
     graph = loader() | {"ours": load(name), "stock": stock(name)}
@@ -262,9 +263,9 @@ def test_low_rank_erasure_of_linear_and_convolution_weights_round_trips(
     assert distance(by_ours, by_training) < 20 * LAST_OF_FP16 * effect
 
 
-def checkpoint_weights(server: Server, keys: Any) -> dict[str, torch.Tensor]:
+def checkpoint_weights(keys: Any) -> dict[str, torch.Tensor]:
     """Of the test model, by the host's names."""
-    weights = load_file(server.host / "models" / "checkpoints" / "iconcanvas.safetensors")
+    weights = load_file(WEIGHTS)
     return {key: weights["model." + key] for key in keys}
 
 
@@ -341,7 +342,7 @@ def test_encoder_and_network_in_one_file_reach_both(server: Server, training: Tr
 def lora(server: Server) -> str:
     """A LoRA of rank 2 on every cross-attention and on a convolution, as the loaders list it."""
     generator = torch.Generator().manual_seed(0)
-    base = load_file(server.host / "models" / "checkpoints" / "iconcanvas.safetensors")
+    base = load_file(WEIGHTS)
     tensors = {}
     for key, weight in base.items():
         if key.startswith(UNET) and key.endswith((".attn2.to_q.weight", ".9.0.in_layers.2.weight")):
@@ -461,7 +462,7 @@ def test_first_key_step_beyond_the_last_gets_a_sentence(server: Server, start: i
 
 @each_method
 def test_checkpoint_without_a_text_encoder_gets_a_sentence(server: Server, method: str) -> None:
-    base = load_file(server.host / "models" / "checkpoints" / "iconcanvas.safetensors")
+    base = load_file(WEIGHTS)
     file = server.output / "checkpoints" / "network_alone.safetensors"
     file.parent.mkdir(exist_ok=True)
     save_file({key: value for key, value in base.items() if key.startswith(UNET)}, file)
