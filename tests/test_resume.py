@@ -126,7 +126,6 @@ def test_a_file_with_a_byte_changed_is_read_or_counts_as_none(damaged: list) -> 
     assert any(state is not None for state in damaged), "where the byte is of no account"
 
 
-@pytest.mark.xfail(strict=True, reason="torch.load does not look at the file's checksums")
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_file_with_a_byte_changed_is_never_read_as_another(damaged: list) -> None:
     for state in damaged:

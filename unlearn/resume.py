@@ -7,6 +7,7 @@ import math
 import os
 import random
 import time
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -73,6 +74,9 @@ class Resume:
         if not file.is_file():
             return None
         try:
+            with zipfile.ZipFile(file) as parts:
+                if parts.testzip() is not None:  # which torch.load does not look at
+                    return None
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception:  # noqa: BLE001
             # Cut short or of another make, which torch says in a dozen ways: the run begins anew.
