@@ -36,6 +36,7 @@ from unlearn.few_shot import FewShotSettings, few_shot
 from unlearn.neighbourhood import ANCHORS
 
 from . import checkpoint, diffusers_pipeline, drawings, motion, motion_estimate, together
+from .bench_row import neighbour
 from .host import ROOT
 from .judge import Judge
 from .measure import GUIDANCE, STEPS, Prompt, kind_of, known, prompts_for
@@ -77,13 +78,14 @@ class Job:
 
     source: of the pictures; of the unedited encoder NEUTRAL, which asks it for the concept's own
     clips with the neutral word in its place. protected: the erasure was told to keep the motion
-    words.
+    words. anchored: that, and the next thing of the concept's kind was its anchor.
     """
 
     concepts: tuple[str, ...]
     shots: int = 0
     source: str = ""
     protected: bool = False
+    anchored: bool = False
 
     @property
     def compared(self) -> bool:
@@ -93,7 +95,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        told = "protected" if self.protected else ""
+        told = "anchored" if self.anchored else "protected" if self.protected else ""
         return "-".join((*self.concepts, str(self.shots), self.source, told)).strip("-")
 
 
@@ -212,6 +214,7 @@ def erase(model: DiffusersModel, job: Job, effort: Effort = FULL) -> Erasure:
         shots=job.shots,
         max_steps=effort.erasing,
         protect=MOTIONS if job.protected else (),
+        anchor=neighbour(job.concepts[0]) if job.anchored else "",
     )
     return few_shot(model, job.concepts, images, settings)
 
@@ -244,6 +247,7 @@ def measure(job: Job, modules: Path, effort: Effort = FULL) -> dict:
     clips = neutral_clips(*job.concepts, effort) if neutral else clips_for(job.concepts, effort)
     row = {"concepts": job.concepts, "shots": job.shots, "source": job.source}
     row |= {"protected": True} if job.protected else {}
+    row |= {"anchored": True} if job.anchored else {}
     if job.shots:
         started = time.perf_counter()
         erasure = erase(with_tools.image, job, effort)
@@ -294,9 +298,10 @@ def jobs(
     ]
     alone = dict.fromkeys((*members, *((concept,) for concept in singles)))
     wanted += [
-        Job(concepts, GROUP_SHOTS, source, protected=True)
+        Job(concepts, GROUP_SHOTS, source, protected=True, anchored=anchored)
         for concepts in alone
         for source in SOURCES
+        for anchored in (False, True)
         if GROUP_SHOTS in shots
     ]
     wanted = list(dict.fromkeys(wanted))
@@ -306,7 +311,8 @@ def jobs(
 
 
 def job_of(row: dict) -> Job:
-    return Job(tuple(row["concepts"]), row["shots"], row["source"], row.get("protected", False))
+    told = (row.get(name, False) for name in ("protected", "anchored"))
+    return Job(tuple(row["concepts"]), row["shots"], row["source"], *told)
 
 
 def fingerprint(modules: Path, effort: Effort = FULL) -> str:

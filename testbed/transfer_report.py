@@ -112,16 +112,22 @@ def plain(found: Found) -> Found:
 
 
 def by_protection(found: Found) -> list[str]:
-    """With the motion words named in *protect* and without, over the same encoders' concepts."""
+    """Without the motion words in *protect*, with them, and with an anchor as well, over the same
+    encoders' concepts."""
     told = {job: pair for job, pair in found.items() if job.protected}
     lines = []
     for source in dict.fromkeys(job.source for job in told):
-        mine = {job: pair for job, pair in told.items() if job.source == source}
-        same = [replace(job, protected=False) for job in mine]
         kind = "drawings" if source == "real" else "self-drawn"
-        if all(job in found for job in same):
-            lines.append(line(f"{GROUP_SHOTS} {kind}", [found[job] for job in same]))
-        lines.append(line(f"{GROUP_SHOTS} {kind}, motion words protected", list(mine.values())))
+        title = f"{GROUP_SHOTS} {kind}"
+        mine = [job for job in told if job.source == source and not job.anchored]
+        same = [replace(job, protected=False) for job in mine]
+        anchored = [job for job in told if job.source == source and job.anchored]
+        if mine and all(job in found for job in same):
+            lines.append(line(title, [found[job] for job in same]))
+        title += ", motion words protected"
+        for name, some in ((title, mine), (f"{title}, an anchor", anchored)):
+            if some:
+                lines.append(line(name, [found[job] for job in some]))
     return lines
 
 
@@ -291,7 +297,7 @@ def neutral(rows: list[dict]) -> list[str]:
 BESIDE = {
     "By the number of pictures": "Over the concepts that were measured with every number.",
     "With the motion words protected": "Over all concepts that were measured with 4 pictures, more "
-    "than above.",
+    "than above. An anchor: the next thing of the concept's kind, in place of the neutral word.",
 }
 
 
