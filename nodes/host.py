@@ -427,7 +427,13 @@ class ComfyModel(Planned):
         steps: int = 20,
         guidance: float = 7.5,
     ) -> torch.Tensor:
-        """Clean latents of pictures of `size`, one a prompt, by the host's dpmpp_2m sampler."""
+        """Clean latents of pictures of `size`, one a prompt, by the host's dpmpp_2m sampler.
+
+        A network that is told its guidance as a number, as Flux dev and HunyuanVideo 1, draws by
+        that: classifier-free guidance on top of it would burn the pictures.
+        """
+        if getattr(getattr(self.layers, "params", None), "guidance_embed", False):
+            guidance = 1.0
         with torch.no_grad():
             positive = prompts if isinstance(prompts, Conditioning) else self.encode(prompts)
             if len(positive) > 1 and (positive.tokens is not None or positive.extra):

@@ -47,6 +47,15 @@ def batch(model: Any, count: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch
     return model.noised(x0, noise, t), t, model.target(x0, noise, t)
 
 
+def test_a_network_that_is_told_its_guidance_draws_by_that_alone(
+    pack: ModuleType, loaded: Loaded
+) -> None:
+    """Flux dev's pictures burn where classifier-free guidance comes on top."""
+    with comfy_model(pack, loaded).training() as model:
+        weak, strong = (model.sample(["a cat"], 0, steps=2, guidance=g) for g in (2.0, 8.0))
+    assert torch.equal(weak, strong) == loaded.name.startswith("flux")
+
+
 def one_by_one(pack: ModuleType, model: Any, prompts: tuple[str, ...] = PROMPTS) -> Any:
     """Conditioning of prompts, each encoded by itself, as the network's methods have it."""
     parts = [model.encode([prompt]) for prompt in prompts]
