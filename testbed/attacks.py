@@ -8,13 +8,14 @@ import torch
 
 from . import drawings
 from .measure import GUIDANCE, STEPS, kind_of
+from .precision import fast
 
 
 def probed(package, parts, edited, judge, concept: str, level: str, **more):
     """unlearn.probe.Probe of an edit; the judge is asked beside the original model.
 
-    parts: (MODEL, CLIP, VAE), as they are; edited: MODEL and CLIP, changed. Pictures are drawn and
-    judged in bfloat16, which takes a CPU half the time. more: as in unlearn.probe.settings.
+    parts: (MODEL, CLIP, VAE), as they are; edited: MODEL and CLIP, changed. more: as in
+    unlearn.probe.settings.
     """
     kind, probing = kind_of(concept), package.unlearn.probe
     models = [
@@ -24,7 +25,7 @@ def probed(package, parts, edited, judge, concept: str, level: str, **more):
 
     @contextmanager
     def opened(model):
-        with model.training(), torch.autocast(model.device.type, torch.bfloat16):
+        with model.training(), fast(model.device):
             yield model
 
     def sees(images: torch.Tensor) -> list[bool]:

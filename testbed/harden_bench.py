@@ -22,6 +22,7 @@ import torch
 from . import drawings, host, measure, pack, workers
 from .bench_row import SHOTS, draw_before
 from .machine import machine
+from .precision import fast
 
 DOCS = host.ROOT / "docs"
 KEPT = host.ROOT / "output" / "harden"
@@ -48,17 +49,17 @@ def attack(
     package, parts, edited, judge, concept: str, seconds: float
 ) -> tuple[list[bool], list[bool]]:
     """Whether the judge sees the concept: in what its own prompts draw, and in what the attack
-    makes of them. In bfloat16, which takes a CPU half the time."""
+    makes of them."""
     science, kind = package.unlearn, measure.kind_of(concept)
     templates = science.phrasings.spread(science.prompts.templates(kind), PROMPTS)
     own = [template.format(concept) for template in templates]
     original = package.nodes.host.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
 
-    with original.training(), torch.autocast(original.device.type, torch.bfloat16):
+    with original.training(), fast(original.device):
         with torch.no_grad():
             wanted = original.encode(own)
         targets = drawn(original, own)
-    with edited.training(), torch.autocast(edited.device.type, torch.bfloat16):
+    with edited.training(), fast(edited.device):
         attacked = science.unlearn_diff_atk.unlearn_diff_atk(edited, own, wanted, targets, kind)
         pictures = [edited.images(drawn(edited, prompts)).float() for prompts in (own, attacked)]
     keep(pictures, f"{concept}_{seconds:g}")
@@ -86,7 +87,7 @@ def unasked(concept: str) -> float:
     templates = science.phrasings.spread(science.prompts.templates(kind), PROMPTS)
     neutral = science.neighbourhood.ANCHORS[kind]
     prompts = [templates[i % PROMPTS].format(neutral) for i in range(UNASKED)]
-    with torch.no_grad(), model.training(), torch.autocast(model.device.type, torch.bfloat16):
+    with torch.no_grad(), model.training(), fast(model.device):
         pictures = model.images(drawn(model, prompts)).float()
     return mean(seen[kind] == concept for seen in Judge()(pictures))
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from . import drawings, host, pack, workers
 from .machine import machine
+from .precision import fast
 from .vocabulary import DRAWINGS, HELD_OUT, OBJECTS, STYLES
 
 DOCS = host.ROOT / "docs"
@@ -160,10 +161,10 @@ SAYS = {
 
 
 def measure(package, model, one: Set, draws: int | None = None) -> dict:
-    """The row of a set. In bfloat16, which takes a CPU half the time."""
+    """The row of a set."""
     identify = package.unlearn.identify.identify
     started = time.perf_counter()
-    with torch.autocast(model.device.type, torch.bfloat16):
+    with fast(model.device):
         ranking = identify(
             model, one.images, one.words, one.kind, **({"draws": draws} if draws else {})
         )

@@ -1,7 +1,7 @@
 """Trains IconCanvas from its drawings: autoencoder, text encoder, UNet, in that order.
 
 Each stage writes a checkpoint every few minutes and goes on from it when run again. Convolutions
-and matrix products run in bfloat16, weights and optimiser stay in float32.
+and matrix products run in bfloat16 where that is faster, weights and optimiser stay in float32.
 """
 
 import itertools
@@ -21,15 +21,12 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from . import data, models, tokens
+from .precision import fast
 from .vocabulary import HELD_OUT, STYLES, SYNONYMS, caption, other_drawing
 
 SAVE_EVERY = 180.0  # seconds
 WORKERS = 1 if torch.cuda.is_available() else os.cpu_count() or 1
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def autocast() -> torch.autocast:
-    return torch.autocast(DEVICE.type, torch.bfloat16)
 
 
 def _one_core(numbers: Iterator[int]) -> None:
@@ -166,7 +163,7 @@ def train_autoencoder(folder: Path, steps: int = 6000, crop: int = 64, batch: in
             piece = picture[y : y + crop, x : x + crop]
             crops.append(piece[:, ::-1] if rng.random() < 0.5 else piece)
         target = to_tensor(np.stack(crops)).to(DEVICE, memory_format=torch.channels_last)
-        with autocast():
+        with fast(DEVICE):
             z = encoder(target)
             output = decoder(z + 0.05 * torch.randn_like(z)).float()
         z = z.float()
@@ -245,7 +242,7 @@ def encoded(folder: Path, images: np.ndarray) -> torch.Tensor:
     )
     encoder.to(DEVICE, memory_format=torch.channels_last)
     parts = tqdm(np.array_split(images, max(1, len(images) // 32)), desc="latents")
-    with autocast():
+    with fast(DEVICE):
         return torch.cat([encoder(to_tensor(part).to(DEVICE)).float().cpu() for part in parts])
 
 
@@ -386,7 +383,7 @@ def train_text_encoder(folder: Path, steps: int = 600, batch: int = 96) -> None:
     def loss(worker: int) -> torch.Tensor:
         z, captions, own = next(batches[worker])
         matches = matching(captions, own).to(DEVICE)
-        with autocast():
+        with fast(DEVICE):
             vectors = F.normalize(pooled(text, tokens.tokenize(captions).to(DEVICE)), dim=-1)
             scores = vectors @ image(z.to(DEVICE)).T * scale.exp().clamp(max=100)
         hits.append(
@@ -436,8 +433,8 @@ def train_unet(folder: Path, steps: int = 6000, batch: int = 64, further: bool =
         alpha = alphas[t].view(-1, 1, 1, 1)
         z = z.to(DEVICE)
         noise = torch.randn_like(z)
-        with autocast():
-            context = text(tokens.tokenize(captions).to(DEVICE))[0].to(torch.bfloat16)
+        with fast(DEVICE):
+            context = text(tokens.tokenize(captions).to(DEVICE))[0]
             predicted = unet(
                 alpha.sqrt() * z + (1 - alpha).sqrt() * noise,
                 t,

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from . import data
 from .judge import HEADS, WEIGHTS, JudgeNetwork, augmented, labels, to_images
-from .train import DEVICE, WORKERS, Stage, autocast
+from .precision import fast
+from .train import DEVICE, WORKERS, Stage
 from .vocabulary import STYLES, resembles
 
 
@@ -53,7 +54,7 @@ def train_judge(folder: Path, steps: int = 2500, batch: int = 96) -> None:
             [rng.choice(kinds[rng.choice(3, p=(0.55, 0.15, 0.3))]) for _ in range(batch // WORKERS)]
         )
         x = augmented(to_images(images[chosen]), generators[worker]).to(DEVICE)
-        with autocast():
+        with fast(DEVICE):
             logits = network(x.to(memory_format=torch.channels_last))
         return sum(
             F.cross_entropy(

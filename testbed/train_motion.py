@@ -16,7 +16,8 @@ from unlearn.neighbourhood import ANCHORS
 
 from . import checkpoint, models, motion, tokens
 from .clips import training_clips
-from .train import DEVICE, WORKERS, Stage, attention, autocast, noise_schedule
+from .precision import fast
+from .train import DEVICE, WORKERS, Stage, attention, noise_schedule
 from .vocabulary import FRAMES, MOTIONS, caption, moving
 
 # From this time of 1000 on the word, not what shines through the noise, shall tell the motion.
@@ -100,8 +101,8 @@ def clip_loss(
     noise = torch.randn_like(z[::2]).repeat_interleave(2, 0)
     noisy = alpha.sqrt() * shown + (1 - alpha).sqrt() * noise
     wanted = (noisy - alpha.sqrt() * z) / (1 - alpha).sqrt()
-    with autocast():
-        context = text(tokens.tokenize(captions).to(DEVICE))[0].to(torch.bfloat16)
+    with fast(DEVICE):
+        context = text(tokens.tokenize(captions).to(DEVICE))[0]
         predicted = unet(
             noisy.flatten(0, 1),
             t.repeat_interleave(2 * FRAMES),

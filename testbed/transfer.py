@@ -40,6 +40,7 @@ from .bench_row import neighbour
 from .host import ROOT
 from .judge import Judge
 from .measure import GUIDANCE, STEPS, Prompt, kind_of, known, prompts_for
+from .precision import fast
 from .vocabulary import FRAMES, MOTIONS, moving
 
 SHOTS = (1, 2, 4, 8)
@@ -149,7 +150,8 @@ def neutral_clips(concept: str, effort: Effort = FULL) -> list[Clip]:
 def film(video, clips: list[Clip], steps: int = STEPS, batch: int = 4) -> torch.Tensor:
     """The clips (N, FRAMES, 128, 128, 3) in 0..1 that an AnimateDiffPipeline draws.
 
-    In bfloat16, the guidance and the sampler's own arithmetic in float32.
+    Where the network draws in bfloat16, the guidance and the sampler's own arithmetic stay in
+    float32.
     """
 
     def as_float(module, arguments, output):
@@ -160,7 +162,7 @@ def film(video, clips: list[Clip], steps: int = STEPS, batch: int = 4) -> torch.
     made = []
     handle = video.unet.register_forward_hook(as_float)
     try:
-        with torch.inference_mode(), torch.autocast(video.device.type, torch.bfloat16):
+        with torch.inference_mode(), fast(video.device):
             for i in range(0, len(clips), batch):
                 some = clips[i : i + batch]
                 made.append(
