@@ -14,6 +14,7 @@ import comfy.model_sampling
 import comfy.sample
 import comfy.utils
 import torch
+from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from comfy.sd1_clip import escape_important, token_weights, unescape_important
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -28,6 +29,16 @@ from .frozen import aliased, checkpointed, edited, is_quantised, unpacked_for_pr
 from .planning import MEASURED, Planned
 from .reading import check_read, handed_on_besides, is_spoilt, spoilt, unread_layers
 from .static import static_clip, static_model
+
+# How the host comes from a network's output to x0, where that output is epsilon, v or velocity.
+OWN_OUTPUT = tuple(
+    kind.calculate_denoised
+    for kind in (
+        comfy.model_sampling.EPS,
+        comfy.model_sampling.V_PREDICTION,
+        comfy.model_sampling.CONST,
+    )
+)
 
 # Stable Diffusion 1.5's checkpoints lack these: the host leaves them as uninitialised memory.
 OFTEN_MISSING = ("text_projection.weight", "logit_scale")
@@ -301,9 +312,8 @@ class ComfyModel(Planned):
     def latents(self, images: torch.Tensor) -> torch.Tensor:
         check_vae(self.vae)
         with torch.no_grad():
-            # A video model's VAE would take several for the frames of one video.
-            size = 1 if self.network.latent_format.latent_dimensions == 3 else len(images)
-            parts = [self.vae.encode(some[..., :3]) for some in images.split(size)]
+            # One by one: a video model's VAE would take several for the frames of one video.
+            parts = [self.vae.encode(one[..., :3]) for one in images.split(1)]
             self._make_room()
             return self.network.process_latent_in(torch.cat(parts).float()).to(self.device)
 
@@ -340,6 +350,8 @@ class ComfyModel(Planned):
         return self.sampling.noise_scaling(self._like(self._sigma(t), x0), noise, x0)
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if type(self.sampling).calculate_denoised is comfy.model_sampling.EPS.calculate_denoised:
+            return noise
         return self._prediction(self.noised(x0, noise, t), t, x0)
 
     def _prediction(self, x_t: torch.Tensor, t: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
@@ -380,11 +392,12 @@ class ComfyModel(Planned):
         first, others = each[0], each[1:]
         if all(first[k].can_concat(other[k]) for other in others for k in first):
             conds = {k: first[k].concat([other[k] for other in others]) for k in first}
-            x0 = self._denoised(x_t, t, conds)
+            output = self._predicted(x_t, t, conds)
         else:
             conds = [{k: cond.cond for k, cond in one.items()} for one in each]
-            x0 = torch.cat([self._denoised(*one) for one in zip(x_t.split(1), t.split(1), conds)])
-        return scale_gradient(self._prediction(x_t, t, x0), scale)
+            parts = zip(x_t.split(1), t.split(1), conds)
+            output = torch.cat([self._predicted(*part) for part in parts])
+        return scale_gradient(output, scale)
 
     def _conds(self, x_t: torch.Tensor, conditioning: Conditioning) -> dict:
         """What the network is given beside x_t (1, ...) and its noise level, as the host has it."""
@@ -404,7 +417,7 @@ class ComfyModel(Planned):
         conds = self.network.extra_conds(**known)
         return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}
 
-    def _denoised(self, x_t: torch.Tensor, t: torch.Tensor, conds: dict) -> torch.Tensor:
+    def _predicted(self, x_t: torch.Tensor, t: torch.Tensor, conds: dict) -> torch.Tensor:
         sigma = self._sigma(t).to(x_t)
         options = {
             **self.patcher.model_options.get("transformer_options", {}),
@@ -413,7 +426,23 @@ class ComfyModel(Planned):
             "cond_or_uncond": [0],
             "sigmas": sigma,
         }
-        return self.network.apply_model(x_t, sigma, transformer_options=options, **conds).float()
+        outputs = []
+        handle = self.layers.register_forward_hook(lambda *call: outputs.append(call[-1]))
+        try:
+            x0 = self.network.apply_model(x_t, sigma, transformer_options=options, **conds)
+        finally:
+            handle.remove()
+        if self._is_exact and not get_all_wrappers(WrappersMP.APPLY_MODEL, options):
+            # Told back from x0, it would have lost a millionth of itself under little noise.
+            shapes = [getattr(output, "shape", None) for output in outputs]
+            if shapes == [x_t.shape]:
+                return outputs[0].float()
+        return self._prediction(x_t, t, x0.float())
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether what the network gives out is just what `_prediction` tells back from x0."""
+        return type(self.sampling).calculate_denoised in OWN_OUTPUT
 
     @property
     def _gradient_scale(self) -> float:
