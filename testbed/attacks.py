@@ -11,11 +11,11 @@ from .measure import GUIDANCE, STEPS, kind_of
 from .precision import fast
 
 
-def probed(package, parts, edited, judge, concept: str, level: str, **more):
+def probed(package, parts, edited, judge, concept: str, level: str, attack: bool = True, **more):
     """unlearn.probe.Probe of an edit; the judge is asked beside the original model.
 
-    parts: (MODEL, CLIP, VAE), as they are; edited: MODEL and CLIP, changed. more: as in
-    unlearn.probe.settings.
+    parts: (MODEL, CLIP, VAE), as they are; edited: MODEL and CLIP, changed. attack: with all of its
+    attacks, or none. more: as in unlearn.probe.settings.
     """
     kind, probing = kind_of(concept), package.unlearn.probe
     models = [
@@ -40,6 +40,7 @@ def probed(package, parts, edited, judge, concept: str, level: str, **more):
             frozenset(part for part, is_changed in changed.items() if is_changed),
             settings,
             judge=sees,
+            attacks=probing.ATTACKS if attack else (),
         )
 
 

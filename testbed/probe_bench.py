@@ -2,10 +2,12 @@
 
     python -m testbed.probe_bench                           all of it
     python -m testbed.probe_bench --concept fox --edit none random
+    python -m testbed.probe_bench --level plain --edit none random
 
 Each concept is probed on the model as it is, with a random edit as large as the erasure, and after
-the erasure; the judge is asked beside the original model. What the JSON file already holds is not
-measured again, so it goes on where it was stopped. Erasures and pictures are kept in output/probe.
+the erasure; the judge is asked beside the original model. Level "plain" asks all concepts of the
+benchmark for their own prompts alone. What the JSON file already holds is not measured again, so it
+goes on where it was stopped. Erasures and pictures are kept in output/probe.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 
 from . import drawings, host, pack, workers
 from .attacks import posts, probed
+from .bench_plan import CONCEPTS as BENCH_CONCEPTS
 from .machine import machine
 from .measure import kind_of, known
 
@@ -29,6 +32,7 @@ DOCS = host.ROOT / "docs"
 KEPT = host.ROOT / "output" / "probe"
 CONCEPTS = ("fox", "guitar", "pizza", "castle", "flat", "ink", "noto", "Zorvik", "Quillon")
 EDITS = ("none", "random", "few_shot")
+PLAIN = "plain"  # no attacks and no other words
 BARS = {"none": 0.95, "random": 0.80}
 SHOTS = 4
 NOTHING_ERASED = "Little or nothing was erased"
@@ -73,7 +77,8 @@ def measure(package, parts, judge, concept: str, edit: str, level: str):
     if edit == "random":
         erasure = random_like(erasure)
     edited = parts[:2] if edit == "none" else package.nodes.apply.erased(*parts[:2], erasure)
-    found = probed(package, parts, edited, judge, concept, level)
+    how = {"attack": False, "phrasings": 0} if level == PLAIN else {}
+    found = probed(package, parts, edited, judge, concept, "quick" if how else level, **how)
     norm = 0.0 if edit == "none" else round(erasure.norm(), 3)
     row = {"concept": concept, "edit": edit, "level": level, "norm": norm}
     row |= {"judge_pre": found.rate(judged=True), "judge_post": posts(found)}
@@ -125,27 +130,38 @@ def phrasing_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def page(rows: list[dict]) -> str:
+def bars(rows: list[dict]) -> list[str]:
+    """What the probe says where nothing was erased, against its bars."""
     # As the probe itself does: what the original does not draw from a concept's own prompts tells
     # nothing.
     drawn = [row for row in rows if shown(row, "before") > 0.5]
     untold = sorted({row["concept"] for row in rows} - {row["concept"] for row in drawn})
-    bars = []
+    lines = []
     for edit, bar in BARS.items():
         some = [row for row in drawn if row["edit"] == edit]
         if some:
             by_model, by_judge = (mean(row[by] for row in some) for by in ("pre", "judge_pre"))
             nothing = sum(NOTHING_ERASED in row["sentences"][0] for row in some)
-            bars.append(
-                f"* {SAYS[edit]}: {by_model:.0%} of its own prompts by the original model, "
-                f"{by_judge:.0%} by the judge; the bar is {bar:.0%}. The probe says that little or "
+            lines.append(
+                f"* {SAYS[edit]}: {by_model:.1%} of its own prompts by the original model, "
+                f"{by_judge:.1%} by the judge; the bar is {bar:.0%}. The probe says that little or "
                 f"nothing was erased of {nothing} of {len(some)} concepts."
             )
     if untold:
-        bars.append(
+        lines.append(
             f"* Without {', '.join(untold)}, which IconCanvas itself draws in no more than half of "
             "its own prompts' pictures: there the probe says that nothing can be said."
         )
+    return lines
+
+
+def page(rows: list[dict], plain: list[dict]) -> str:
+    """rows: of one level with attacks. plain: of own prompts alone."""
+    wide = []
+    if plain:
+        count = len({row["concept"] for row in plain})
+        wide = [f"Of {count} concepts of the benchmark, their own prompts alone:", "", *bars(plain)]
+        wide += ["", "Of those in the table above:", ""]
     return "\n".join(
         [
             "# Probe, measured",
@@ -159,7 +175,8 @@ def page(rows: list[dict]) -> str:
             "",
             "## Must it be able to say that nothing was erased?",
             "",
-            *bars,
+            *wide,
+            *bars(rows),
             "",
             "## Without an attack",
             "",
@@ -180,9 +197,11 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--concept", nargs="+", type=known, default=list(CONCEPTS))
+    parser.add_argument(
+        "--concept", nargs="+", type=known, help="those of the level, if none is named"
+    )
     parser.add_argument("--edit", nargs="+", choices=EDITS, default=list(EDITS))
-    parser.add_argument("--level", choices=("quick", "full"), default="quick")
+    parser.add_argument("--level", choices=("quick", "full", PLAIN), default="quick")
     parser.add_argument("--json", type=Path, default=DOCS / "probe.json")
     parser.add_argument("--page", type=Path, default=DOCS / "probe.md")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
@@ -191,11 +210,12 @@ def main() -> None:
     if options.worker:
         work(json.loads(options.worker))
         return
+    plain = options.level == PLAIN
     rows = json.loads(options.json.read_text("utf-8")) if options.json.exists() else []
     done = {(row["concept"], row["edit"], row["level"]) for row in rows}
     missing = [
         (concept, edit, options.level)
-        for concept in options.concept
+        for concept in options.concept or (BENCH_CONCEPTS if plain else CONCEPTS)
         for edit in options.edit
         if (concept, edit, options.level) not in done
     ]
@@ -205,18 +225,17 @@ def main() -> None:
         rows.append(row)
         write(rows, options)
     write(rows, options)
-    print(page(of_level(rows, options.level)))
+    print(options.page.read_text("utf-8"))
 
 
 def write(rows: list[dict], options: argparse.Namespace) -> None:
     rows.sort(key=lambda row: (row["level"], row["concept"], EDITS.index(row["edit"])))
     workers.write_rows(options.json, rows)
-    options.page.write_text(page(of_level(rows, options.level)), encoding="utf-8")
-
-
-def of_level(rows: list[dict], level: str) -> list[dict]:
-    """The two levels have budgets of their own: a page is of one."""
-    return [row for row in rows if row["level"] == level]
+    # The levels have budgets of their own: the page's table is of one.
+    level = "quick" if options.level == PLAIN else options.level
+    some, plain = ([row for row in rows if row["level"] == one] for one in (level, PLAIN))
+    if some:
+        options.page.write_text(page(some, plain), encoding="utf-8")
 
 
 def work(jobs: list[tuple[str, str, str]]) -> None:

@@ -149,7 +149,12 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     """Where a model runs and how: see models.given_model."""
     machine = parser.add_argument_group("the machine")
     machine.add_argument("--device", choices=DEVICES, default="auto")
-    machine.add_argument("--half", action="store_true", help="the image network in half precision")
+    machine.add_argument(
+        "--half",
+        action="store_true",
+        help="the image network in half precision, for half its memory. Most desktop processors are "
+        "many times slower in it than without",
+    )
     machine.add_argument(
         "--save-memory", action="store_true", help="compute activations again: less memory, slower"
     )
