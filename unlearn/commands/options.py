@@ -152,8 +152,8 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--half",
         action="store_true",
-        help="the image network in half precision, for half its memory. Most desktop processors are "
-        "many times slower in it than without",
+        help="the image network in half precision, for half its memory; most desktop processors "
+        "are many times slower in it",
     )
     machine.add_argument(
         "--save-memory", action="store_true", help="compute activations again: less memory, slower"
