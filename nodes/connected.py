@@ -42,6 +42,12 @@ def check_patcher(patcher, socket: str) -> None:
             f"The weights of this {socket} are packed in a form that another extension reads, as "
             "from a GGUF file; load it from a safetensors file."
         )
+    # A compiled module holds the layers one level deeper, so their names would be others.
+    if any(hasattr(patch, "_orig_mod") for patch in patcher.object_patches.values()):
+        raise ValueError(
+            f"This {socket} is compiled by another node; connect it as it is before that, and "
+            "compile what comes out here."
+        )
     # They stand in for the layers' own forward passes, and say nothing of what they hold.
     if getattr(patcher, "injections", None):
         raise ValueError(

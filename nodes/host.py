@@ -23,9 +23,10 @@ from ..unlearn.first_token import first_token_detached
 from ..unlearn.gap import Vocabulary, beside, places, shared_words, token_count, twice
 from ..unlearn.model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from ..unlearn.select import encoder_weights, network_weights
-from .attention import differentiable, differentiable_rotations
+from .attention import differentiable
 from .connected import autoencoder, check_clip, check_patcher, check_vae
 from .frozen import aliased, checkpointed, edited, is_quantised, unpacked_for_products
+from .kernels import differentiable_products, differentiable_rotations
 from .planning import MEASURED, Planned
 from .reading import check_read, handed_on_besides, is_spoilt, spoilt, unread_layers
 from .static import static_clip, static_model
@@ -114,6 +115,7 @@ class ComfyModel(Planned):
             stack.enter_context(torch.enable_grad())
             stack.enter_context(in_one_stream())
             stack.enter_context(differentiable_rotations())
+            stack.enter_context(differentiable_products())
             modules = (self.network.diffusion_model, self.encoder)
             stack.enter_context(unpacked_for_products(modules))
             stack.enter_context(aliased((self.network, self.encoder)))
@@ -406,7 +408,8 @@ class ComfyModel(Planned):
             "cross_attn": conditioning.cross,
             "pooled_output": conditioning.pooled,  # some networks look for it, None or not
             "noise": x_t,
-            "latent_image": None,
+            # What an inpainting model is to keep: nothing.
+            "latent_image": torch.zeros_like(x_t),
             # LTX 2 would have sound beside the pictures; this says that there is none.
             "latent_shapes": [x_t.shape],
             "device": self.device,

@@ -15,7 +15,7 @@ from ..unlearn.probe import Probe, ProbeSettings, probe, settings
 from ..unlearn.probe_sheet import probe_sheet
 from ..unlearn.prompts import split_concepts, split_words
 from .apply import alike, alike_clips, erased, other_base
-from .connected import check_vae
+from .connected import check_clip, check_vae
 from .host import ComfyModel
 from .report import tell
 from .sockets import (
@@ -136,6 +136,7 @@ class ProbeErasure(io.ComfyNode):
                 "erased_clip, erased_model or several of them."
             )
         warning = ""
+        check_clip(clip)
         if erasure is not None:
             # What the erasure does not change comes back as it was.
             own_model, own_clip = erased(model, clip, erasure)
@@ -146,8 +147,8 @@ class ProbeErasure(io.ComfyNode):
             elif not (alike(own_model, erased_model) and alike_clips(own_clip, erased_clip)):
                 warning = NOT_ITS_OWN
             warning = warning or other_base(model, clip, erasure)
-        concepts = [] if concept.strip() or erasure is None else said_by(erasure, kind)
-        concepts = concepts or split_concepts(concept)
+        said = [] if concept.strip() or erasure is None else said_by(erasure, kind)
+        concepts = said or split_concepts(concept)
         changed = {"unet": erased_model, "encoder": erased_clip}
         parts = frozenset(part for part, connected in changed.items() if connected is not None)
         size = height, width
@@ -182,6 +183,8 @@ class ProbeErasure(io.ComfyNode):
             probes.append(found)
         records = [found.record() for found in probes]
         text, probed = report(probes), erasure
+        if left := said and [one for one in erasure.concepts if one not in said]:
+            text += f"\nOf another kind, and not asked for: {', '.join(left)}."
         if erasure is not None:
             text += f"\n{warning} The figures are not put into its record." if warning else ""
             probed = erasure if warning else erasure.with_probes(records)
@@ -192,9 +195,9 @@ class ProbeErasure(io.ComfyNode):
 
 
 def said_by(erasure, kind: str) -> list[str]:
-    """The concepts that an erasure names.
+    """The concepts of a kind that an erasure names.
 
-    Raises ValueError where they were erased as another kind: they would be asked for in sentences
+    Raises ValueError where all were erased as another kind: they would be asked for in sentences
     that they were not erased from.
     """
     if erasure.concepts and kind not in erasure.kinds:
@@ -203,7 +206,7 @@ def said_by(erasure, kind: str) -> list[str]:
             f"The erasure is of the kind {kinds}, and kind is {kind}: choose its own, or type the "
             "concept to ask for it as another kind."
         )
-    return erasure.concepts
+    return erasure.concepts_of(kind)
 
 
 def fitting(edited: ComfyModel, chosen: ProbeSettings) -> ProbeSettings:

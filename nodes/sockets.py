@@ -202,7 +202,13 @@ def sampling_inputs() -> list[io.Input]:
     return [
         io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of a picture."),
         io.Float.Input(
-            "cfg", default=7.5, min=0.0, max=100.0, step=0.1, tooltip="Strength of the guidance."
+            "cfg",
+            default=7.5,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            tooltip="Strength of the guidance. 1 for models that are told it as a number, such as "
+            "Flux dev, or were distilled to do without.",
         ),
     ]
 

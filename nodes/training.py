@@ -126,7 +126,7 @@ class Training:
                     f"{aside.name}."
                 ) from error
         erasure = Erasure(erasure.deltas, {**erasure.record, "key": key}).with_measured(
-            seconds=round(time.monotonic() - started, 2),
+            seconds=round(resume.before + time.monotonic() - started, 2),
             peak_mb=memory.peak >> 20,
             recomputed=planned.checkpointing,
             estimated_mb=planned.needed >> 20,

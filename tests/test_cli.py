@@ -409,6 +409,59 @@ def test_output_that_is_there_stays(
     assert (folder / "model_index.json").is_file()
 
 
+def test_an_output_that_cannot_be_written_is_told_before_any_work(
+    full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = full / "a.safetensors"  # of a file, as if it were a folder
+    assert "cannot be written (Not a directory" in sentence(
+        ["erase", "no_model", "cat", "-o", inside], capsys
+    )
+    chart = ["identify", "no_model", *PICTURES, "--chart", full / "a.png"]
+    assert "cannot be written (Not a directory" in sentence(chart, capsys)
+    for form, found in (("peft", full), ("lora", tmp_path)):
+        export = ["export", "no_model", full, "--as", form, "--force", "-o"]
+        target = found if form == "peft" else tmp_path / "a.safetensors"
+        if form == "lora":
+            target.mkdir()
+        assert "is to be written; name another --output." in sentence([*export, target], capsys)
+
+
+def test_a_damaged_picture_gets_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = bytearray(Path(PICTURES[0]).read_bytes())
+    at = whole.index(b"IDAT")
+    whole[at : at + 4] = b"I\0\0T"
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(whole)
+    said = sentence(["identify", "no_model", damaged, "--words", "cat, dog"], capsys)
+    assert "damaged.png is no picture that can be read" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["apply", "m", "a", "-o", "b", "--strength", "nan"], "it must be a number, not 'nan'"),
+        (["probe", "m", "a", "--guidance", "inf"], "it must be a number, not 'inf'"),
+        (["erase", "m", "cat", "-o", "b", "--harden", "inf"], "it must be a number of seconds"),
+        (["erase", "m", "cat", "-o", "b", "--seed", str(2**64)], "it must be at most 9223372036"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert said in capsys.readouterr().err
+
+
+def test_a_clip_skip_beyond_the_layers_gets_a_sentence(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["erase", folder, "mushroom", "--clip-skip", "4", "-o", tmp_path / "a.safetensors"]
+    assert "in a text encoder of 4: clip skip is at most 3 here" in sentence(arguments, capsys)
+
+
 def test_force_replaces_what_an_earlier_run_wrote(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     erase = ["erase", str(folder), "mushroom", *QUICK, "-o", str(file)]

@@ -7,6 +7,7 @@ layouts that it does not have: XL with its two encoders, and AnimateDiff.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNetMotionModel,
 )
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -103,6 +105,19 @@ def random_erasure(model: DiffusersModel, part: str, select: str, rank: int = 0)
             parameter.data.copy_(0.1 * noise * (delta.scale if delta.full is not None else 0.3))
     deltas = {key: delta.tensors() for key, delta in edit.deltas.items()}
     return Erasure(deltas, {"concepts": ["cat"], "base": model.base(deltas)})
+
+
+def of_several_ranks(erasure: Erasure) -> Erasure:
+    """Its changes cut down to ranks 1, 2 and 3, one after the other."""
+    deltas = dict(erasure.deltas)
+    low = [key for key, delta in deltas.items() if "lora_up" in delta]
+    for i, key in enumerate(low):
+        delta, rank = deltas[key], 1 + i % 3
+        deltas[key] = {
+            "lora_up": delta["lora_up"][:, :rank],
+            "lora_down": delta["lora_down"][:rank],
+        }
+    return Erasure(deltas, erasure.record)
 
 
 def conditioning(model: DiffusersModel, prompt: str = "a photo of a cat") -> torch.Tensor:
@@ -462,8 +477,8 @@ def test_lora_loads_through_diffusers_and_is_the_delta(
 def test_lora_of_the_network_loads_through_diffusers(
     pipeline: StableDiffusionPipeline, model: DiffusersModel, select: str, tmp_path: Path
 ) -> None:
-    """Convolutions, too, and layers that have no bias beside ones that do."""
-    found = random_erasure(model, "unet", select, rank=2)
+    """Convolutions, too, layers that have no bias beside ones that do, and of several ranks."""
+    found = of_several_ranks(random_erasure(model, "unet", select, rank=3))
     _, _, t, x = noisy(model, 2)
     prompts = model.encode(PROMPTS[:2])
     with torch.no_grad(), applied(model, found):
@@ -478,6 +493,23 @@ def test_lora_of_the_network_loads_through_diffusers(
     with torch.no_grad():
         got = other.unet(inputs, t.round().long(), prompts.cross).sample
     assert relative(got, wanted) < 1e-5
+
+
+def test_a_lora_says_how_each_of_its_ranks_is_scaled(model: DiffusersModel, tmp_path: Path) -> None:
+    """diffusers before 0.40, which guesses by the first, reads it here, too."""
+    found = of_several_ranks(random_erasure(model, "unet", "cross-attention", rank=3))
+    (lora,) = loras(model, found)
+    save_lora([lora], tmp_path / "a.safetensors", found.record)
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        told = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert {name.partition(".")[0] for name in told} == {"unet"}
+    for name, (down, _, _) in lora.layers.items():
+        rank, alpha = (
+            told[f"unet.{pattern}"].get(name, told[f"unet.{usual}"])
+            for pattern, usual in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
+        )
+        assert rank == alpha == len(down), name
+    assert set(told["unet.target_modules"]) == set(lora.layers)
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")

@@ -207,6 +207,10 @@ def broken_record(file: Path) -> None:
     save_file(full_erasure().state_dict(), file, {"format": FORMAT, "concept_unlearn": "{"})
 
 
+def wrong_record(file: Path) -> None:
+    save_file(full_erasure().state_dict(), file, {"format": FORMAT, "concept_unlearn": "[]"})
+
+
 def missing(file: Path) -> None:
     pass
 
@@ -226,6 +230,7 @@ def missing(file: Path) -> None:
         (half_a_pair, "has only a part of the change of .*fc1.weight"),
         (without_record, "bad.safetensors has no readable record of how it was made"),
         (broken_record, "bad.safetensors has no readable record of how it was made"),
+        (wrong_record, "bad.safetensors has no readable record of how it was made"),
         (missing, "There is no file bad.safetensors; choose another"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -239,6 +244,37 @@ def test_unusable_file_gets_one_sentence(
         Erasure.load(file)
     assert "\n" not in str(error.value)
     assert str(tmp_path) not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"concepts": 5},
+        {"concepts": [5]},
+        {"loss": ["a"]},
+        {"settings": 3},
+        {"measured": [1]},
+        {"base": "x"},
+        {"parts": [{"concepts": {}}]},
+        {"parts": ["fox"]},
+    ],
+)
+def test_a_record_that_nobody_could_read_is_refused(record: dict, tmp_path: Path) -> None:
+    file = tmp_path / "bad.safetensors"
+    metadata = {"format": FORMAT, "concept_unlearn": json.dumps(record)}
+    save_file(full_erasure().state_dict(), file, metadata)
+    with pytest.raises(ErasureError, match="has no readable record of how it was made"):
+        Erasure.load(file)
+
+
+def test_a_combined_erasure_tells_its_concepts_by_kind() -> None:
+    fox, ink = ({"concepts": [c], "kind": k} for c, k in (("fox", "object"), ("ink", "style")))
+    twice = {"concepts": ["fox", "ink"], "parts": [fox, ink]}
+    erasure = Erasure({}, {"concepts": ["fox", "ink", "Zorvik"], "parts": [twice, fox]})
+    assert erasure.concepts_of("object") == ["fox"]
+    assert erasure.concepts_of("style") == ["ink"]
+    assert erasure.concepts_of("character") == []
+    assert Erasure({}, {"concepts": ["a"], "kind": "instance"}).concepts_of("character") == ["a"]
 
 
 def test_foreign_files_are_told_from_erasures(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from unlearn.few_shot import (
     FewShotSettings,
     ascent_loss,
     bounded_loss,
+    check_settings,
     concept_latents,
     denoising_loss,
     few_shot,
@@ -386,6 +387,18 @@ def test_anchor_that_is_the_concept_gets_a_sentence_before_any_work() -> None:
     with pytest.raises(ValueError, match="The anchor 'Cat' is the concept itself"):
         few_shot(model, ["cat"], IMAGES, FewShotSettings(anchor="Cat"))
     assert not model.encoded
+
+
+@pytest.mark.parametrize(
+    ("concept", "kind"), [("Picture", "object"), ("plain", "style"), ("person ", "character")]
+)
+def test_the_neutral_word_itself_needs_another_anchor(concept: str, kind: str) -> None:
+    model = TinyModel()
+    with pytest.raises(ValueError, match="is the word that is drawn in a concept's place, so"):
+        few_shot(model, ["cat", concept], IMAGES, FewShotSettings(kind=kind))
+    assert not model.encoded
+    for settings in (FewShotSettings(kind=kind, anchor="owl"), FewShotSettings("paper", kind)):
+        check_settings(["cat", concept], IMAGES, settings)
 
 
 def test_the_image_at_fault_is_named() -> None:

@@ -38,6 +38,8 @@ def test_only_words_of_all_encoders_are_shared() -> None:
 
 def test_the_gap_is_where_the_tokens_differ() -> None:
     assert twice("a {} b", 2) == ("a cat cat b", "a dog dog b")
+    # Braces that a user typed stand behind the gap.
+    assert twice("{} a photo of x{}y", 1) == ("cat a photo of x{}y", "dog a photo of x{}y")
     assert places([0, 5, 5, 9], [0, 6, 6, 9], 2) == [1, 2]
     with pytest.raises(ValueError, match="use a shorter prompt") as error:
         places([0, 5, 9], [0, 6, 9], 2)

@@ -19,6 +19,7 @@ from unlearn.key_step import (
     KINDS,
     TASKS,
     KeyStepSettings,
+    check_settings,
     empty_term,
     empty_weights,
     erase_term,
@@ -582,6 +583,13 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good(
     assert 0 < kept.record["steps"] == len(error.value.history) < 5
     assert kept.deltas
     assert all(kept.delta(key).isfinite().all() for key in kept.deltas)
+
+
+def test_the_neutral_word_itself_needs_another_anchor() -> None:
+    """The paper's loss goes to the empty prompt, which no word is."""
+    with pytest.raises(ValueError, match="'person' is the word that is drawn in a concept's place"):
+        check_settings(["Person"], KeyStepSettings(task="instance"))
+    check_settings(["Person"], KeyStepSettings(task="instance", mode="paper"))
 
 
 @pytest.mark.parametrize("mode", ["paper", "balanced"])

@@ -56,6 +56,18 @@ def test_a_network_that_is_told_its_guidance_draws_by_that_alone(
     assert torch.equal(weak, strong) == loaded.name.startswith("flux")
 
 
+def test_a_prompt_with_weights_stands_beside_others(pack: ModuleType, loaded: Loaded) -> None:
+    """The host encodes it apart, and tells what networks of this kind may not read."""
+    with comfy_model(pack, loaded).training() as model, torch.no_grad():
+        both = one_by_one(pack, model, ("a (cat:1.2)", "a dog"))
+        x_t, t, _ = batch(model)
+        swapped = pack.unlearn.model.Conditioning.joined([both.single(1), both.single(0)])
+        found = model.predict(x_t, t, both)
+        assert found.isfinite().all()
+        other = model.predict(x_t.flip(0), t.flip(0), swapped).flip(0)
+    torch.testing.assert_close(found, other, rtol=1e-3, atol=1e-4)
+
+
 def one_by_one(pack: ModuleType, model: Any, prompts: tuple[str, ...] = PROMPTS) -> Any:
     """Conditioning of prompts, each encoded by itself, as the network's methods have it."""
     parts = [model.encode([prompt]) for prompt in prompts]

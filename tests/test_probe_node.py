@@ -149,12 +149,22 @@ def test_an_erasure_is_asked_for_as_what_it_was_erased(
     assert "\n" not in str(error.value)
 
 
-def test_of_several_kinds_each_is_asked_for(pack: ModuleType, parts: tuple) -> None:
-    both = of_the_encoder(pack, parts[1], parts=[{"kind": "style"}, {"kind": "object"}])
-    for kind in ("style", "object"):
-        assert pack.nodes.probe.said_by(both, kind) == ["fox"]
+def test_of_several_kinds_each_is_asked_for_as_its_own(
+    pack: ModuleType, parts: tuple, asked: list
+) -> None:
+    named = [{"concepts": ["fox"], "kind": "object"}, {"concepts": ["ink"], "kind": "style"}]
+    both = of_the_encoder(pack, parts[1], concepts=["fox", "ink"], parts=named)
+    found = probing(pack, parts, erasure=both, concept="", kind="style")
+    assert [one.concept for one in asked] == ["ink"]
+    assert "Of another kind, and not asked for: fox." in found.report
     nameless = of_the_encoder(pack, parts[1], concepts=[])
     assert pack.nodes.probe.said_by(nameless, "style") == [], "to be typed, of any kind"
+
+
+def test_an_empty_clip_gets_its_sentence(pack: ModuleType, parts: tuple) -> None:
+    model, _, vae = parts
+    with pytest.raises(ValueError, match="The CLIP that is connected is empty"):
+        probing(pack, (model, None, vae), erasure=of_the_network(pack, model))
 
 
 # What is attacked side by side

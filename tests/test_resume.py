@@ -258,6 +258,18 @@ def test_a_run_that_is_cut_short_goes_on_bit_for_bit(tmp_path: Path, cut: int) -
         assert not torch.equal(ours, theirs), "batch norm's running values are part of the state"
 
 
+def test_seconds_before_it_was_cut_short_count(tmp_path: Path) -> None:
+    Parts(Resume(tmp_path / "run", every=0)).steps(2)
+    state = torch.load(tmp_path / "run", weights_only=True)
+    assert 0 < state["seconds"] < 60
+    torch.save({**state, "seconds": 100.0}, tmp_path / "run")
+    again = Resume(tmp_path / "run", every=0)
+    assert again.before == 0
+    Parts(again).steps(4)
+    assert again.before == 100
+    assert 100 < torch.load(tmp_path / "run", weights_only=True)["seconds"] < 160
+
+
 def test_a_run_without_an_earlier_one_begins_anew(tmp_path: Path) -> None:
     run = Parts(Resume(tmp_path / "run")).run
     assert (run.done, run.more) == (0, {})

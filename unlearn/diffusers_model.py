@@ -37,7 +37,8 @@ class DiffusersModel:
     size: (height, width) of the pictures that it draws; None: the network's own. clip_skip: how
     many of the encoder's last layers are passed over, counted as diffusers counts. checkpointing:
     compute the network's activations again in the backward pass, which halves memory at a third
-    more time. Raises ValueError for a pipeline of another kind.
+    more time. Raises ValueError for a pipeline of another kind, and for a clip_skip that leaves no
+    layer.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class DiffusersModel:
         self.pipeline, self.clip_skip = pipeline, clip_skip
         self.network, self.vae = pipeline.unet, pipeline.vae
         self.encoders = _encoders(pipeline)
+        self._check_clip_skip()
         self.size = size or _own_size(self.network)
         self.is_video = "motion_max_seq_length" in self.network.config
         sigmas = _sigmas(pipeline.scheduler)
@@ -72,6 +74,16 @@ class DiffusersModel:
         self.weights = _named(self.views["encoder"], "") | _named(self.views["unet"], NETWORK)
         """The original weights by the host's names."""
         self._rounded: dict[str, str] = {}
+
+    def _check_clip_skip(self) -> None:
+        for encoder, _ in self.encoders.values():
+            # XL reads its encoders one layer early in any case.
+            most = encoder.config.num_hidden_layers - 1 - self.is_xl
+            if self.clip_skip > most:
+                raise ValueError(
+                    f"{self.clip_skip} layers cannot be passed over in a text encoder of "
+                    f"{encoder.config.num_hidden_layers}: clip skip is at most {most} here."
+                )
 
     @property
     def device(self) -> torch.device:

@@ -34,7 +34,8 @@ class DomainCorrectionSettings:
     mode: Literal["balanced", "paper"] = "balanced"
     kind: Kind = "object"
     anchor: str = ""
-    """What the concept becomes; empty: a neutral word by kind. For a style: what is painted."""
+    """What the concept becomes; empty: a neutral word by kind. For a style in mode "paper": what
+    is painted."""
     pictures: int | None = None
     """How many anchor pictures the model draws. None: the paper's 1000, or 32 in "balanced"."""
     prompts: int = 200
@@ -112,7 +113,7 @@ def domain_correction(
 def check_settings(concepts: Sequence[str], settings: DomainCorrectionSettings) -> None:
     """Raises ValueError with one sentence where they cannot be used."""
     check_concepts(concepts, None)
-    check_anchor(concepts, settings.anchor)
+    check_anchor(concepts, settings.anchor, settings.kind)
     if settings.prompts < 1 or settings.of("pictures", 1000, 32) < 1:
         raise ValueError("It learns from anchor pictures: let the model draw at least one of them.")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -46,6 +46,10 @@ class Erasure:
     def kinds(self) -> set[str]:
         """What its concepts are: object, style or character. Where it does not say, objects."""
         return _kinds(self.record)
+
+    def concepts_of(self, kind: str) -> list[str]:
+        """Its concepts of one kind; a combined erasure may hold several kinds."""
+        return list(dict.fromkeys(_concepts_of(self.record, kind)))
 
     def delta(self, key: str) -> torch.Tensor:
         """The change of one weight as a full tensor, float32."""
@@ -128,12 +132,38 @@ class Erasure:
             )
         try:
             record = json.loads(metadata["concept_unlearn"])
-        except (KeyError, json.JSONDecodeError):
+            _check_record(record)
+        except (KeyError, ValueError):  # of which a JSONDecodeError is one
             raise ErasureError(
                 f"{Path(file).name} has no readable record of how it was made; save or download it "
                 "again."
             ) from None
         return Erasure(parse(tensors), record)
+
+
+RECORD = {
+    "concepts": list,
+    "loss": list,
+    "parts": list,
+    "settings": dict,
+    "measured": dict,
+    "base": dict,
+}
+"""What programs look into in a record, where it has it; the rest is for people."""
+
+
+def _check_record(record) -> None:
+    """Raises ValueError for one of another make: files come from anybody."""
+    if not isinstance(record, dict):
+        raise ValueError
+    if not all(isinstance(record.get(name, kind()), kind) for name, kind in RECORD.items()):
+        raise ValueError
+    if not all(isinstance(concept, str) for concept in record.get("concepts", ())):
+        raise ValueError
+    if not all(isinstance(value, (int, float)) for value in record.get("loss", ())):
+        raise ValueError
+    for part in record.get("parts", ()):
+        _check_record(part)
 
 
 def _kinds(record: Mapping) -> set[str]:
@@ -143,6 +173,14 @@ def _kinds(record: Mapping) -> set[str]:
     kind = record.get("kind", "object")
     kind = "character" if kind == "instance" else kind
     return {kind if kind in ("style", "character") else "object"}
+
+
+def _concepts_of(record: Mapping, kind: str) -> Iterator[str]:
+    if parts := record.get("parts"):
+        for part in parts:
+            yield from _concepts_of(part, kind)
+    elif kind in _kinds(record):
+        yield from record.get("concepts", ())
 
 
 def is_erasure(file: Path) -> bool:

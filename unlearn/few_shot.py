@@ -137,7 +137,7 @@ def check_settings(
 ) -> None:
     """Raises ValueError with one sentence where they cannot be used."""
     check_concepts(concepts, images)
-    check_anchor(concepts, settings.anchor)
+    check_anchor(concepts, settings.anchor, settings.kind if settings.mode == "balanced" else None)
     check_hardening(settings.mode, settings.harden)
 
 
@@ -238,8 +238,10 @@ def paper(
     settings: FewShotSettings,
     on_step: OnStep | None,
 ) -> None:
-    """The paper's loop: every picture once an epoch, in batches, each with a template drawn
-    anew."""
+    """The paper's loop: every picture once an epoch, in batches, each with a template drawn anew.
+
+    Its latents are the mean of what the autoencoder says of it, where the authors draw a sample.
+    """
     rng = random.Random(settings.seed)
     draw = Sampler(model, settings)
     words = Neighbourhood(concepts, settings.kind, random.Random(settings.seed))
@@ -324,6 +326,7 @@ def balanced(
         if all(reached(steps, settings) for steps in recent.values()):
             break
     if settings.harden:
+        optimiser.state.clear()  # it is done, and hardening has its own
         Hardening(
             model,
             edit,

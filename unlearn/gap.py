@@ -75,8 +75,11 @@ def beside(words: list[str], tables: Sequence[torch.Tensor]) -> Vocabulary:
 
 
 def twice(sentence: str, count: int) -> tuple[str, str]:
-    """The sentence with each of two words in its gap, `count` times."""
-    one, other = (sentence.replace("{}", " ".join([filler] * count)) for filler in FILLERS)
+    """The sentence with each of two words in its gap, `count` times.
+
+    The gap is the first: what a user typed may hold braces, too, and stands behind it.
+    """
+    one, other = (sentence.replace("{}", " ".join([filler] * count), 1) for filler in FILLERS)
     return one, other
 
 

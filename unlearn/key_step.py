@@ -188,7 +188,9 @@ def key_step(
 def check_settings(concepts: Sequence[str], settings: KeyStepSettings) -> None:
     """Raises ValueError with one sentence where they cannot be used."""
     check_concepts(concepts, None)
-    check_anchor(concepts, settings.anchor)
+    # The paper's loss has the empty prompt where no anchor is named.
+    balanced = settings.mode == "balanced"
+    check_anchor(concepts, settings.anchor, KINDS[settings.task] if balanced else None)
     check_hardening(settings.mode, settings.harden)
     if not 0 <= settings.first < settings.steps:
         raise ValueError(
@@ -434,6 +436,7 @@ def balanced(
                 "concepts",
                 lambda: drawn(model, prompts, settings.seed, on_step, "drawing the concept"),
             )
+        optimiser.state.clear()  # it is done, and hardening has its own
         Hardening(
             model,
             edit,

@@ -46,14 +46,35 @@ class Lora:
         }
         return replace(self, layers=layers)
 
+    @property
+    def has_biases(self) -> bool:
+        return any(bias is not None for _, _, bias in self.layers.values())
+
+    def settings(self) -> dict:
+        """What peft is to be told of it: each layer with its own rank, at scale 1."""
+        # By the end of their names, which the nested and the flat CLIPTextModel share.
+        ranks = {
+            name.removeprefix("text_model."): len(down)
+            for name, (down, _, _) in self.layers.items()
+        }
+        usual = Counter(ranks.values()).most_common(1)[0][0]
+        unusual = {name: rank for name, rank in ranks.items() if rank != usual}
+        return {
+            "r": usual,
+            "lora_alpha": usual,  # divided by the rank it is the scale
+            "rank_pattern": unusual,
+            "alpha_pattern": unusual,
+            "target_modules": sorted(ranks),
+            "lora_bias": self.has_biases,
+        }
+
     def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
         """In peft's names behind a prefix."""
-        with_biases = any(bias is not None for _, _, bias in self.layers.values())
         tensors = {}
         for name, (down, up, bias) in self.layers.items():
             tensors[f"{prefix}{name}.lora_A.weight"] = down.contiguous()
             tensors[f"{prefix}{name}.lora_B.weight"] = up.contiguous()
-            if with_biases:  # peft has them in every layer or in none
+            if self.has_biases:  # peft has them in every layer or in none
                 tensors[f"{prefix}{name}.lora_B.bias"] = (
                     torch.zeros(len(up), dtype=up.dtype) if bias is None else bias.contiguous()
                 )
@@ -136,7 +157,13 @@ def save_lora(parts: list[Lora], file: Path, record: Mapping) -> None:
             name.startswith("text_model.") for name in lora.layers
         )
         tensors |= lora.tensors(f"{lora.part}." + ("text_model." if flat else ""))
-    metadata = {"format": "pt", "concept_unlearn": json.dumps(record, sort_keys=True)}
+    # Without it diffusers before 0.40 takes the first layer's rank for the scale of all.
+    settings = {f"{lora.part}.{name}": v for lora in parts for name, v in lora.settings().items()}
+    metadata = {
+        "format": "pt",
+        "lora_adapter_metadata": json.dumps(settings, sort_keys=True),
+        "concept_unlearn": json.dumps(record, sort_keys=True),
+    }
     save_file(tensors, file, metadata)
 
 
@@ -147,18 +174,5 @@ def save_peft(parts: list[Lora], folder: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         tensors = lora.tensors("base_model.model.")
         save_file(tensors, target / "adapter_model.safetensors", {"format": "pt"})
-        ranks = {name: len(down) for name, (down, _, _) in lora.layers.items()}
-        usual = Counter(ranks.values()).most_common(1)[0][0]
-        unusual = {name: rank for name, rank in ranks.items() if rank != usual}
-        config = {
-            "peft_type": "LORA",
-            "r": usual,
-            # alpha divided by the rank is the scale; this makes it 1.
-            "lora_alpha": usual,
-            "rank_pattern": unusual,
-            "alpha_pattern": unusual,
-            "target_modules": sorted(ranks),
-            "lora_bias": any(name.endswith("lora_B.bias") for name in tensors),
-            "inference_mode": True,
-        }
+        config = {"peft_type": "LORA", **lora.settings(), "inference_mode": True}
         (target / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -66,7 +66,8 @@ class Conditioning:
     def joined(parts: Sequence[Conditioning]) -> Conditioning:
         """One batch of several; those with fewer tokens are padded with zeros.
 
-        All parts come of one model: what the first has beside its tokens, the others have, too.
+        All parts come of one model: what the first has beside its tokens, the others have, too. But
+        a pooled vector that not all have, the network does not read.
         """
         own = [part.cross.shape[1] for part in parts]
         tokens = max(own)
@@ -79,7 +80,7 @@ class Conditioning:
         padded = len(set(own)) > 1 or any(part.tokens is not None for part in parts)
         return Conditioning(
             torch.cat(cross),
-            None if pooled[0] is None else torch.cat(pooled),
+            None if any(one is None for one in pooled) else torch.cat(pooled),
             extra,
             torch.cat([part._counts() for part in parts]) if padded else None,
         )
@@ -312,10 +313,10 @@ class Diverged(FloatingPointError):
     A method adds `erasure`, so that what was won is not lost.
     """
 
-    def __init__(self, value: float, deltas: dict, history: list[float]) -> None:
+    def __init__(self, value: float, step: int, deltas: dict, history: list[float]) -> None:
         self.deltas, self.history, self.erasure = deltas, history, None
         super().__init__(
-            f"The loss became {value} after step {len(history)}; use fewer steps or a smaller rate."
+            f"The loss became {value} after step {step}; use fewer steps or a smaller rate."
         )
 
 
@@ -412,7 +413,7 @@ class Edit:
         """
         value = loss.item()
         if not math.isfinite(value):
-            raise Diverged(value, self._good, self.history[: self._good_at])
+            raise self._diverged(value)
         if len(self.history) % KEEP_EVERY == 1:
             # In the precision that files have: half the memory.
             self._good, self._good_at = self.tensors(torch.float16), len(self.history)
@@ -426,7 +427,7 @@ class Edit:
         if self._overflowed():
             self._overflows += 1
             if self._overflows == OVERFLOWS:
-                raise Diverged(math.nan, self._good, self.history[: self._good_at])
+                raise self._diverged(math.nan)
             # Not to None, by which `tensors` would take them for weights that are not read.
             optimiser.zero_grad(set_to_none=False)
         else:
@@ -437,6 +438,9 @@ class Edit:
         self.history.append(value)
         self.after_step()
         return value
+
+    def _diverged(self, value: float) -> Diverged:
+        return Diverged(value, len(self.history), self._good, self.history[: self._good_at])
 
     def _overflowed(self) -> bool:
         found = [p.grad for p in self.parameters() if p.grad is not None]

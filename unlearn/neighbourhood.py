@@ -86,10 +86,20 @@ class Neighbourhood:
         return prompts
 
 
-def check_anchor(concepts: Sequence[str], anchor: str) -> None:
-    """Raises ValueError with one sentence when the anchor is one of the concepts."""
-    if anchor.strip() and anchor.strip().lower() in {c.strip().lower() for c in concepts}:
+def check_anchor(concepts: Sequence[str], anchor: str, kind: Kind | None) -> None:
+    """Raises ValueError with one sentence when the anchor is one of the concepts.
+
+    kind: whose neutral word is the anchor where none is named; None where there is then none.
+    """
+    named = {concept.strip().lower() for concept in concepts}
+    if anchor.strip():
+        if anchor.strip().lower() in named:
+            raise ValueError(
+                f"The anchor {anchor!r} is the concept itself, so nothing would change; name what "
+                "should be drawn in its place, or leave it empty."
+            )
+    elif kind and ANCHORS[kind] in named:
         raise ValueError(
-            f"The anchor {anchor!r} is the concept itself, so nothing would change; name what "
-            "should be drawn in its place, or leave it empty."
+            f"{ANCHORS[kind]!r} is the word that is drawn in a concept's place, so nothing would "
+            "change; name another as the anchor."
         )

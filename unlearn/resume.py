@@ -30,7 +30,9 @@ class Resume:
 
     def __init__(self, file: Path | None = None, every: float = 60.0) -> None:
         self.file, self.every = file, every
-        self.saved = time.monotonic()
+        self.began_at = self.saved = time.monotonic()
+        self.before = 0.0
+        """Seconds that a run took before it was cut short, the last time that it kept its state."""
 
     def load(self) -> dict | None:
         """The state of an earlier run; None where there is none or it cannot be read."""
@@ -116,11 +118,11 @@ class Run:
         self.more: dict = {}
         """Plain values to be had again."""
         state = resume.load()
-        known = {"version", "more", *self.parts}
+        known = {"version", "more", "seconds", *self.parts}
         if isinstance(state, dict) and state.keys() == known and state["version"] == VERSION:
             for name, part in self.parts.items():
                 _restore(part, state[name])
-            self.more = state["more"]
+            self.more, resume.before = state["more"], state["seconds"]
 
     @property
     def done(self) -> int:
@@ -133,6 +135,7 @@ class Run:
             lambda: {
                 "version": VERSION,
                 "more": self.more,
+                "seconds": self.resume.before + time.monotonic() - self.resume.began_at,
                 **{name: _state(part) for name, part in self.parts.items()},
             }
         )

@@ -33,7 +33,7 @@ def run(given: argparse.Namespace) -> None:
     from ..text_encoder_files import with_usual_names
     from .models import load_erasures, load_model
 
-    check_output(given.output, given.force)
+    check_output(given.output, given.force, is_folder=True)
     erasure = load_erasures(given.erasures, given.strength)
     model = load_model(given.model, given.config, whole=True)
     check_fit(model, erasure)

@@ -76,17 +76,18 @@ def run(given: argparse.Namespace) -> None:
         found = [list(metric.measure(looked_at(side, bar))) for side in range(len(sides))]
     names = [file.stem for work in works[0] for file in work.generated]
     report = Report(names, *found, width=metric.width, is_fid=inception.is_fid)
+    if given.json:
+        print(json.dumps(report.record(), indent=1), flush=True)
+    else:
+        print("\n".join([report.table(), "", *report.sentences()]), flush=True)
+        if without := sum(not work.generated for work in works[0]):
+            print(
+                f"Of {without} of the {len(works[0])} works nothing was generated; they are left "
+                "out."
+            )
+    # After the figures are told: a disk may be full.
     if given.picture is not None:
         write_png(given.picture, cpdm_sheet(report, *shown))
-    if given.json:
-        print(json.dumps(report.record(), indent=1))
-        return
-    print("\n".join([report.table(), "", *report.sentences()]))
-    without = sum(not work.generated for work in works[0])
-    if without:
-        print(
-            f"Of {without} of the {len(works[0])} works nothing was generated; they are left out."
-        )
 
 
 def pairs(works: Sequence[Work]) -> Iterator[Pair]:

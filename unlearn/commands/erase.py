@@ -224,7 +224,7 @@ def run(given: argparse.Namespace) -> None:
         print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
         raise SystemExit(130) from None
     erasure = erasure.with_measured(
-        seconds=round(time.monotonic() - began, 2),
+        seconds=round(resume.before + time.monotonic() - began, 2),
         peak_mb=memory.peak >> 20,
         recomputed=given.save_memory,
     )

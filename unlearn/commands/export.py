@@ -56,7 +56,7 @@ def run(given: argparse.Namespace) -> None:
 
     if given.form == "lora" and given.output.suffix != ".safetensors":
         raise Failure(f"{given.output} must end in .safetensors; name such an --output.")
-    check_output(given.output, given.force)
+    check_output(given.output, given.force, is_folder=given.form != "lora")
     erasure = load_erasures(given.erasures, given.strength)
     if given.form == "text-encoder":
         _check_encoder_only(erasure)

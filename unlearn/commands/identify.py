@@ -125,15 +125,18 @@ def run(given: argparse.Namespace) -> None:
         )
     found = None if erasure is None else moved_along(model, erasure, words, given.kind, ranking)
     seconds = time.monotonic() - began
+    if given.json:
+        print(
+            json.dumps(figures(given, ranking, found, len(images), seconds), indent=1), flush=True
+        )
+    else:
+        print("\n".join([verdict(ranking), "", table(ranking), ""]))
+        if found is not None:
+            print(proposal(to_protect(found)))
+        print(f"{cost(ranking, len(images))[:-1]}, {seconds:.1f} s.", flush=True)
+    # After the figures are told: a disk may be full.
     if given.chart is not None:
         write_png(given.chart, bars(ranking))
-    if given.json:
-        print(json.dumps(figures(given, ranking, found, len(images), seconds), indent=1))
-        return
-    print("\n".join([verdict(ranking), "", table(ranking), ""]))
-    if found is not None:
-        print(proposal(to_protect(found)))
-    print(f"{cost(ranking, len(images))[:-1]}, {seconds:.1f} s.")
 
 
 def candidates(given: argparse.Namespace) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,16 @@ from ..prompts import split_concepts, split_words
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
+LARGEST = 2**63 - 1  # what a seed can be
+
+
 def whole(smallest: int, step: int = 1) -> Callable[[str], int]:
     """A reader of whole numbers from `smallest` on, in multiples of `step`."""
 
     def read(text: str) -> int:
         number = int(text) if text.lstrip("-").isdigit() else smallest - 1
+        if number > LARGEST:
+            raise argparse.ArgumentTypeError(f"it must be at most {LARGEST}, not {text!r}")
         if number < smallest or number % step:
             steps = f" and a multiple of {step}" if step > 1 else ""
             raise argparse.ArgumentTypeError(
@@ -38,12 +44,23 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(split_words(text))
 
 
-def seconds(text: str) -> float:
+def number(text: str) -> float:
+    """A finite number."""
     try:
         value = float(text)
     except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"it must be a number, not {text!r}")
+    return value
+
+
+def seconds(text: str) -> float:
+    try:
+        value = number(text)
+    except argparse.ArgumentTypeError:
         value = -1.0
-    if not 0 <= value < float("inf"):
+    if value < 0:
         raise argparse.ArgumentTypeError(f"it must be a number of seconds, not {text!r}")
     return value
 
@@ -86,7 +103,7 @@ def add_erasures(parser: argparse.ArgumentParser) -> None:
 def add_strength(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strength",
-        type=float,
+        type=number,
         nargs="+",
         default=[1.0],
         metavar="S",
@@ -115,7 +132,7 @@ def add_drawing(parser: argparse._ActionsContainer, steps: int, guidance: float,
     )
     parser.add_argument(
         "--guidance",
-        type=float,
+        type=number,
         default=guidance,
         metavar="G",
         help=f"scale of classifier-free guidance (default: {guidance:g})",

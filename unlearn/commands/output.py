@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,20 @@ class Failure(Exception):
     """Something that a command cannot do; the message is one sentence for the user."""
 
 
-def check_output(path: Path, force: bool) -> None:
-    """Raises Failure when something is at `path` that must stay: without --force all, with it all
-    that no command of this program wrote."""
+def check_output(path: Path, force: bool, is_folder: bool = False) -> None:
+    """Raises Failure when `path` cannot be written, or something is there that must stay: without
+    --force all, with it all that no command of this program wrote.
+
+    is_folder: what will be written, rather than a file.
+    """
+    check_writable(path)
     if not os.path.lexists(path):
         return
+    if path.is_dir() != is_folder:
+        kinds = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
+        raise Failure(
+            f"{path} is {kinds[0]}, and {kinds[1]} is to be written; name another --output."
+        )
     if not force:
         raise Failure(f"{path} is there already; name another --output, or add --force to replace.")
     if not (path / RECEIPT).is_file() if path.is_dir() else not _is_ours(path):
@@ -42,6 +52,19 @@ def _is_ours(file: Path) -> bool:
             return "concept_unlearn" in (content.metadata() or {})
     except (SafetensorError, OSError):
         return False
+
+
+def check_writable(path: Path) -> None:
+    """Raises Failure where nothing can be written beside `path`: before there is work to lose."""
+    parents = path.absolute().parents
+    folder = next(parent for parent in parents if os.path.lexists(parent))
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise Failure(
+            f"{path} cannot be written ({error.strerror} in {folder}); name another place."
+        ) from None
 
 
 def check_space(path: Path, needed: int) -> None:

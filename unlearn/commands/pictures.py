@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from .output import Failure, new_file
+from .output import Failure, check_writable, new_file
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -38,7 +38,8 @@ def _read(file: Path) -> Image.Image:
     try:
         with Image.open(file) as picture:
             return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
+    # Pillow calls a damaged PNG a SyntaxError.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise Failure(f"{file} is no picture that can be read; remove or replace it.") from None
 
 
@@ -54,9 +55,12 @@ def batch(pictures: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
 
 
 def check_png(file: Path | None, option: str) -> None:
-    """Raises Failure for a picture to write that would be of another kind."""
-    if file is not None and file.suffix.lower() != ".png":
+    """Raises Failure for a picture to write that would be of another kind, or cannot be written."""
+    if file is None:
+        return
+    if file.suffix.lower() != ".png":
         raise Failure(f"{file} must end in .png; name such a {option}.")
+    check_writable(file)
 
 
 def write_png(file: Path, picture: torch.Tensor) -> None:

@@ -97,7 +97,9 @@ def run(given: argparse.Namespace) -> None:
     from .models import given_model, load_erasures
 
     erasure = load_erasures(given.erasures, given.strength)
-    concepts = given.concept or erasure.concepts
+    kind = given.kind or kind_of(erasure)
+    several = len(erasure.kinds) > 1
+    concepts = given.concept or (erasure.concepts_of(kind) if several else erasure.concepts)
     if not concepts:
         raise Failure("The erasure does not say what it is of; name it with --concept.")
     model = given_model(given)
@@ -110,7 +112,7 @@ def run(given: argparse.Namespace) -> None:
         )
     chosen = settings(
         given.level,
-        given.kind or kind_of(erasure),
+        kind,
         steps=given.steps,
         guidance=given.guidance,
         seed=given.seed,
