@@ -13,6 +13,7 @@ from . import drawings, measure, vocabulary
 from .attacks import attacked
 from .bench_pictures import save_strip, strip_file
 from .bench_plan import EPOCHS, epochs_of
+from .machine import machine
 from .precision import fast
 from .vocabulary import CHARACTERS, STYLES
 
@@ -177,6 +178,7 @@ def measure_job(package, parts, judge, before, job: dict) -> list[dict]:
                 "seconds": round(one.seconds, 2),
                 "peak_mb": one.peak_mb,
                 "file_bytes": size,
+                "machine": machine(),
             }
         )
         if job.get("attack"):

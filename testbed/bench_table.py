@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from .bench_plan import EPOCHS, FEW, METHODS, SEEDS
-from .machine import machine
+from .machine import measured_on
 
 
 def write_table(file: Path, rows: list[dict]) -> None:
@@ -92,7 +92,7 @@ def table(rows: list[dict], brief: bool = False, kinds: bool = True) -> str:
             f"{mean(r['file_bytes'] for r in some) / 1e6:.1f} MB |"
         )
     lines += ["", *attack_table([row for row in rows if "attacks" in row])]
-    lines.append(f"Measured on {machine()}.")
+    lines.append(measured_on(rows))
     return "\n".join(lines)
 
 

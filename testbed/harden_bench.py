@@ -21,7 +21,7 @@ import torch
 
 from . import drawings, host, measure, pack, workers
 from .bench_row import SHOTS, draw_before
-from .machine import machine
+from .machine import machine, measured_on
 from .precision import fast
 
 DOCS = host.ROOT / "docs"
@@ -119,6 +119,7 @@ def row_of(package, parts, judge, before: torch.Tensor, concept: str, seconds: f
         **{key: scores[key] for key in ("ua", "ira", "cra", "style_kept")},
         "pre": mean(plain),
         "post": mean(either),
+        "machine": machine(),
     }
 
 
@@ -187,7 +188,7 @@ def page(rows: list[dict]) -> str:
             "",
             "![post-ASR against seconds](harden.png)",
             "",
-            f"Measured on {machine()}, one thread a run.",
+            measured_on(rows, ", one thread a run"),
             "",
         ]
     )

@@ -1,9 +1,11 @@
-"""The machine that figures were measured on, in words."""
+"""The machines that figures were measured on, in words."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -25,3 +27,12 @@ def machine() -> str:
         f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"PyTorch {torch.__version__}"
     )
+
+
+def measured_on(rows: Iterable[dict], how: str = "") -> str:
+    """A page's last line: which machines its rows name, and how many each has measured."""
+    counts = Counter(row["machine"] for row in rows)
+    if len(counts) == 1:
+        return f"Measured on {next(iter(counts))}{how}."
+    told = (f"{name} ({count} of {counts.total()} rows)" for name, count in counts.most_common())
+    return f"Measured on {'; '.join(told)}{how}."

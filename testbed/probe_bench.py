@@ -25,7 +25,7 @@ import torch
 from . import drawings, host, pack, workers
 from .attacks import posts, probed
 from .bench_plan import CONCEPTS as BENCH_CONCEPTS
-from .machine import machine
+from .machine import machine, measured_on
 from .measure import kind_of, known
 
 DOCS = host.ROOT / "docs"
@@ -80,7 +80,7 @@ def measure(package, parts, judge, concept: str, edit: str, level: str):
     how = {"attack": False, "phrasings": 0} if level == PLAIN else {}
     found = probed(package, parts, edited, judge, concept, "quick" if how else level, **how)
     norm = 0.0 if edit == "none" else round(erasure.norm(), 3)
-    row = {"concept": concept, "edit": edit, "level": level, "norm": norm}
+    row = {"concept": concept, "edit": edit, "level": level, "norm": norm, "machine": machine()}
     row |= {"judge_pre": found.rate(judged=True), "judge_post": posts(found)}
     return row | found.record(), found
 
@@ -185,7 +185,7 @@ def page(rows: list[dict], plain: list[dict]) -> str:
             "",
             phrasing_table(rows),
             "",
-            f"Measured on {machine()}, one thread a run.",
+            measured_on([*rows, *plain], ", one thread a run"),
             "",
         ]
     )

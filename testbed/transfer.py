@@ -39,6 +39,7 @@ from . import checkpoint, diffusers_pipeline, drawings, motion, motion_estimate,
 from .bench_row import neighbour
 from .host import ROOT
 from .judge import Judge
+from .machine import machine
 from .measure import GUIDANCE, STEPS, Prompt, kind_of, known, prompts_for
 from .precision import fast
 from .vocabulary import FRAMES, MOTIONS, moving
@@ -350,7 +351,7 @@ def run(
     with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
         waiting = [pool.submit(measure, job, modules, effort) for job in missing]
         for done in tqdm(as_completed(waiting), total=len(waiting), desc="transfer"):
-            rows.append({**done.result(), "weights": weights})
+            rows.append({**done.result(), "weights": weights, "machine": machine()})
             write_rows(file, rows)
 
 

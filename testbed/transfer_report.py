@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from unlearn.neighbourhood import ANCHORS
 
-from .machine import machine
+from .machine import measured_on
 from .measure import GUIDANCE, kind_of
 from .together import MEASURES
 from .transfer import FULL, GROUP_SHOTS, NEUTRAL, SINGLES, STRIPS, Effort, Job, job_of
@@ -337,7 +337,7 @@ def write(rows: list[dict], folder: Path, effort: Effort = FULL) -> None:
         "",
         "![before and after](transfer_sheet.png)",
         "",
-        f"Measured on {machine()}.",
+        measured_on(rows),
     ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "transfer.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
