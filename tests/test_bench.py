@@ -27,6 +27,7 @@ def row(concept: str, **more) -> dict:
     figures = {"ua": 1.0, "ira": 0.5, "cra": 0.25, "style_kept": 0.0, "drift_feature": 0.01}
     cost = {"steps": 10, "start": None, "seconds": 2.0, "peak_mb": 900, "file_bytes": 1_500_000}
     named = {"method": "few_shot", "mode": "balanced", "concept": concept, "seed": 0}
+    named["machine"] = "A, 2 cores"
     return {**named, "kind": "object", **figures, **cost, **more}
 
 
@@ -79,6 +80,14 @@ def test_tables_hold_means_and_middle_peaks() -> None:
     assert cells[3:7] == ["2", "75.0%", "50.0%", "25.0%"]
     assert cells[-3:] == ["2.0", "1.2 GiB", "1.5 MB"]
     assert "| few_shot | balanced | 1 | 0% | 50% | 100% |" in text
+
+
+def test_a_table_says_which_machine_measured_how_many_of_its_rows() -> None:
+    rows = [row("fox"), row("cat")]
+    assert bench_table.table(rows).endswith("\nMeasured on A, 2 cores.")
+    rows.append(row("owl", machine="B, 8 cores"))
+    last = bench_table.table(rows).splitlines()[-1]
+    assert last == "Measured on A, 2 cores (2 of 3 rows); B, 8 cores (1 of 3 rows)."
 
 
 def test_a_table_without_attacks_has_none() -> None:

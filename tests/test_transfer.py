@@ -110,7 +110,8 @@ def clip(concept: str, right: str, shows: str | None, text: str = "a") -> dict:
 
 def row(clips: list[dict], shots: int = 0, **more) -> dict:
     source = "real" if shots else ""
-    return {"concepts": ["fox"], "shots": shots, "source": source, "clips": clips, **more}
+    named = {"concepts": ["fox"], "shots": shots, "source": source, "machine": "A, 2 cores"}
+    return {**named, "clips": clips, **more}
 
 
 BEFORE = row([clip("fox", "11111111", "spin"), clip("fox", "11111110", "spin", "b")])
