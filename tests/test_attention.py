@@ -19,9 +19,12 @@ def kernels(pack: ModuleType) -> ModuleType:
     return kernels
 
 
-def result(pack: ModuleType, function) -> tuple[torch.Tensor, torch.Tensor]:
+def result(
+    pack: ModuleType, function, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(output, gradient of the queries) on fixed random numbers."""
-    q, k, v = torch.randn(3, 1, 600, HEADS * WIDTH, generator=torch.Generator().manual_seed(0))
+    numbers = torch.randn(3, 1, 600, HEADS * WIDTH, generator=torch.Generator().manual_seed(0))
+    q, k, v = numbers.to(dtype)
     q.requires_grad_(True)
     output = pack.nodes.attention.differentiable(function, q, k, v, HEADS)
     output.square().sum().backward()
@@ -45,9 +48,24 @@ def test_where_memory_is_short_there_is_a_gradient_all_the_same(
     q = torch.randn(1, 600, HEADS * WIDTH, requires_grad=True)
     with pytest.raises(RuntimeError, match="automatic differentiation"):
         kernels.attention_sub_quad(q, q, q, HEADS)
-    wanted = result(pack, kernels.attention_basic)
-    for found, one in zip(result(pack, kernels.attention_sub_quad), wanted):
-        torch.testing.assert_close(found, one)
+    for dtype in (torch.float32, torch.float16):
+        wanted = result(pack, kernels.attention_pytorch, dtype)
+        for found, one in zip(result(pack, kernels.attention_sub_quad, dtype), wanted):
+            assert torch.equal(found, one)
+
+
+def test_on_a_cpu_pytorchs_is_taken_where_it_is_as_exact(
+    pack: ModuleType, kernels: ModuleType
+) -> None:
+    """Of two that have a backward pass the faster one."""
+    for dtype, wanted in (
+        (torch.float32, kernels.attention_pytorch),
+        (torch.float16, kernels.attention_sub_quad),
+    ):
+        q, k, v = torch.randn(3, 1, 600, HEADS * WIDTH).to(dtype)
+        own = wanted(q, k, v, HEADS)
+        taken = pack.nodes.attention.differentiable(kernels.attention_sub_quad, q, k, v, HEADS)
+        assert torch.equal(taken, own), dtype
 
 
 def test_other_errors_come_through(pack: ModuleType) -> None:

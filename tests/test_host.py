@@ -205,7 +205,8 @@ def test_patches_that_ask_the_sampler_are_told(pack: ModuleType, loaded: Loaded)
         asked = comfy_model(pack, replace(loaded, model=patched))
         with asked.training() as model, torch.no_grad():
             found.append(model.predict(x_t, t, model.encode(["a cat"])))
-    assert torch.equal(found[1], found[0])  # what it does, it does between two predictions
+    # What it does, it does between two predictions; but it has an attention of its own.
+    assert torch.allclose(found[1], found[0], atol=1e-4)
     assert not torch.allclose(found[2], found[0])
 
 
@@ -224,7 +225,7 @@ def test_latents_are_the_stock_autoencoders(pack: ModuleType, loaded: Loaded) ->
     with comfy_model(pack, loaded).training() as model:
         latents = model.latents(images)
     stock = loaded.model.model.process_latent_in(loaded.vae.encode(images[..., :3]))
-    assert torch.equal(latents, stock)
+    assert torch.allclose(latents, stock, atol=1e-5)  # it encodes both at once
 
 
 def test_encoder_with_a_lora_trains_as_it_is(
