@@ -73,13 +73,13 @@ def random_like(erasure, seed: int = 0):
 
 def measure(package, parts, judge, concept: str, edit: str, level: str):
     """(row, unlearn.probe.Probe)."""
-    erasure = erasure_of(package, parts, concept)
-    if edit == "random":
-        erasure = random_like(erasure)
-    edited = parts[:2] if edit == "none" else package.nodes.apply.erased(*parts[:2], erasure)
+    edited, norm = parts[:2], 0.0
+    if edit != "none":
+        erasure = erasure_of(package, parts, concept)
+        erasure = random_like(erasure) if edit == "random" else erasure
+        edited, norm = package.nodes.apply.erased(*edited, erasure), round(erasure.norm(), 3)
     how = {"attack": False, "phrasings": 0} if level == PLAIN else {}
     found = probed(package, parts, edited, judge, concept, "quick" if how else level, **how)
-    norm = 0.0 if edit == "none" else round(erasure.norm(), 3)
     row = {"concept": concept, "edit": edit, "level": level, "norm": norm, "machine": machine()}
     row |= {"judge_pre": found.rate(judged=True), "judge_post": posts(found)}
     return row | found.record(), found
