@@ -11,8 +11,10 @@ import torch
 
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether convolutions and products in bfloat16 take a device less time than in float32."""
-    # oneDNN, by which PyTorch computes on a CPU, tells for which processors it has such kernels.
-    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device.type != "cpu":
+        return True
+    # oneDNN, by which PyTorch computes on most CPUs, tells for which it has such kernels.
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def fast(device: torch.device) -> torch.autocast:

@@ -225,7 +225,8 @@ def main() -> None:
         rows.append(row)
         write(rows, options)
     write(rows, options)
-    print(options.page.read_text("utf-8"))
+    if options.page.exists():
+        print(options.page.read_text("utf-8"))
 
 
 def write(rows: list[dict], options: argparse.Namespace) -> None:
