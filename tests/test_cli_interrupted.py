@@ -178,7 +178,7 @@ def test_what_was_good_of_a_run_that_diverges_is_kept(
     with at_step(CUT, lambda loss: loss * torch.nan):
         said = sentence(arguments(folder, output, method), capsys)
     assert said == (
-        "The loss became nan after step 1; use fewer steps or a smaller rate. What was reached "
+        "The loss became nan after step 2; use fewer steps or a smaller rate. What was reached "
         f"after step 1 is kept in {kept}.\n"
     )
     assert inside(tmp_path) == [kept.name], "the state for resuming is gone: it leads nowhere"
