@@ -17,6 +17,7 @@ from unlearn.few_shot import FewShotSettings, few_shot
 from unlearn.harden import LEAST, WARM_UP, Hardening
 from unlearn.held import Held
 from unlearn.key_step import KeyStepSettings, key_step
+from unlearn.model import Edit
 from unlearn.neighbourhood import Neighbourhood
 from unlearn.resume import Resume
 from unlearn.soft_prefix import STEP, soft_prefix
@@ -197,6 +198,27 @@ def test_methods_go_on_for_the_seconds_they_are_given(method: str) -> None:
     assert not same(hardened, run(0.0))
     with pytest.raises(Cancelled):
         run(3600.0, cancel_at(5))
+
+
+@pytest.mark.parametrize("method", ["few_shot", "key_step"])
+def test_the_first_optimiser_is_let_go_of(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two moments are as large as the changes themselves, twice over."""
+    made, left = [], []
+    adam, begin = Edit.adam, Hardening.__post_init__
+    monkeypatch.setattr(Edit, "adam", lambda *a, **k: made.append(adam(*a, **k)) or made[-1])
+
+    def hardening(self: Hardening) -> None:
+        left.append([len(optimiser.state) for optimiser in made])
+        begin(self)
+
+    monkeypatch.setattr(Hardening, "__post_init__", hardening)
+    if method == "few_shot":
+        few_shot(TinyModel(), [CONCEPT], IMAGES, FewShotSettings(max_steps=2, harden=0.1))
+    else:
+        settings = KeyStepSettings(steps=4, start=1, iterations=2, harden=0.1)
+        key_step(TinyNetworkModel(), [CONCEPT], settings)
+    assert left == [[0]]
+    assert len(made) == 2
 
 
 def test_an_encoder_all_of_whose_weights_are_trained_is_hardened_outside_comfyui() -> None:
