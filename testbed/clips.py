@@ -74,6 +74,16 @@ def clip(images: torch.Tensor, motion: str) -> torch.Tensor:
     return moved(frames, turn, shift).unflatten(0, (len(images), FRAMES))
 
 
+def distinct(motion: str) -> tuple[np.ndarray, np.ndarray]:
+    """(the numbers of a motion's frames that differ, for every frame which of these it is like).
+
+    What bounces or sways comes by the same places again.
+    """
+    places = np.round(np.stack(courses()[motion], 1), 6)
+    _, first, like = np.unique(places, axis=0, return_index=True, return_inverse=True)
+    return first, like.reshape(-1)
+
+
 def sources() -> data.Drawings:
     """The drawings that move: all pairs trained on, and some drawings of each character."""
     left = dict.fromkeys(CHARACTERS, POSES)
@@ -99,8 +109,10 @@ def training_clips(folder: Path) -> tuple[torch.Tensor, list[tuple]]:
         file = folder / f"latents-{motion}.pt"
         if not file.exists():
             parts = to_tensor(drawings.images).split(32)
-            frames = [_bytes(clip(part, motion).flatten(0, 1)) for part in parts]
-            z = encoded(folder, np.concatenate(frames)).unflatten(0, (-1, FRAMES)).half()
+            first, like = distinct(motion)
+            frames = [_bytes(clip(part, motion)[:, first].flatten(0, 1)) for part in parts]
+            z = encoded(folder, np.concatenate(frames)).unflatten(0, (-1, len(first)))
+            z = z[:, like].half()
             temporary = file.with_suffix(".tmp")
             torch.save(z, temporary)
             temporary.replace(file)

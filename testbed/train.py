@@ -241,9 +241,14 @@ def encoded(folder: Path, images: np.ndarray) -> torch.Tensor:
         {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
     )
     encoder.to(DEVICE, memory_format=torch.channels_last)
-    parts = tqdm(np.array_split(images, max(1, len(images) // 32)), desc="latents")
-    with fast(DEVICE):
-        return torch.cat([encoder(to_tensor(part).to(DEVICE)).float().cpu() for part in parts])
+    parts = np.array_split(images, max(1, len(images) // 32))
+
+    def latents(part: np.ndarray) -> torch.Tensor:
+        with torch.no_grad(), fast(DEVICE):  # each thread has its own of both
+            return encoder(to_tensor(part).to(DEVICE)).float().cpu()
+
+    with ThreadPoolExecutor(WORKERS, initializer=_one_core, initargs=(itertools.count(),)) as pool:
+        return torch.cat(list(tqdm(pool.map(latents, parts), total=len(parts), desc="latents")))
 
 
 class Batches:

@@ -3,6 +3,7 @@ training."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from testbed import clips, drawings, evolved, motion, motion_estimate
+from testbed import clips, data, drawings, evolved, motion, motion_estimate
 from testbed.vocabulary import FRAMES, MOTIONS, STYLES, moving
 
 KINDS = ("weight", "bias")
@@ -235,6 +236,26 @@ def test_under_much_noise_the_word_is_right_not_what_shines_through(networks: tu
     assert loss(seen, 99.0) > 100 * loss(seen, 0.0)
 
 
+def test_a_shaken_encoder_stays_near_the_one_it_copies(networks: tuple) -> None:
+    from testbed import tokens, train_motion
+
+    _, text = networks
+    was = {name: weight.clone() for name, weight in text.state_dict().items()}
+    ids = tokens.tokenize(["a fox, spin"])
+    plain, shaken = text(ids)[0], train_motion.Shaken(text, seed=0)
+    said = [shaken(ids)[0] for _ in range(20)]
+    assert not any(torch.equal(one, other) for one, other in itertools.pairwise([plain, *said]))
+    # However often it is called: noise upon noise would go on and on.
+    away = [
+        ((weight - was[name]).norm() / was[name].norm()).item()
+        for name, weight in shaken.text.state_dict().items()
+        if name.startswith("encoder.") and weight.ndim == 2
+    ]
+    assert min(away) > 0
+    assert max(away) < 1.1 * train_motion.SHAKE
+    assert all(torch.equal(weight, was[name]) for name, weight in text.state_dict().items())
+
+
 @pytest.mark.usefixtures("networks")  # the host, that is
 def test_pairs_differ_in_their_motion_alone() -> None:
     from testbed.train_motion import ClipBatches
@@ -315,6 +336,35 @@ def test_clips_move_as_told(pictures: torch.Tensor) -> None:
     ink = 1 - clips.clip(square, "bounce")[0, :, 0]
     down = (ink * torch.arange(128)[:, None]).sum((1, 2)) / ink.sum((1, 2)) - 63.5
     assert np.allclose(down[[0, 2, 4]], [clips.BOUNCE, -clips.BOUNCE, clips.BOUNCE], atol=0.1)
+
+
+def test_frames_that_come_again_are_told(pictures: torch.Tensor) -> None:
+    for word, count in zip(MOTIONS, (8, 8, 3, 8, 5), strict=True):
+        first, like = clips.distinct(word)
+        whole = clips.clip(pictures[:1], word)
+        assert len(first) == count
+        assert torch.allclose(whole[:, first][:, like], whole, atol=1e-3)
+
+
+@pytest.mark.usefixtures("networks")  # the host, that is
+def test_training_clips_are_the_drawings_moved_and_encoded(
+    pictures: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from testbed import checkpoint
+
+    some = data.Drawings(clips._bytes(pictures[:2]), ["car", "Zorvik"], ["flat", None])
+    monkeypatch.setattr(clips, "sources", lambda: some)
+    checkpoint.unpack(tmp_path)
+    z, pairs = clips.training_clips(tmp_path)
+    assert pairs == [("car", "flat"), ("Zorvik", None)]
+    assert z.shape == (2, len(MOTIONS), FRAMES, 4, 16, 16)
+    for i, word in enumerate(MOTIONS):
+        # Half precision, pixels in 256 steps, and bfloat16 where the processor has it.
+        away = (z[:, i].float() - _latents(clips.clip(pictures[:2], word))).square().mean().sqrt()
+        assert away < 0.02
+    # Once they are there, nothing is moved or encoded again.
+    monkeypatch.setattr(clips, "clip", None)
+    assert torch.equal(clips.training_clips(tmp_path)[0], z)
 
 
 def test_unknown_motion_is_refused(pictures: torch.Tensor) -> None:
