@@ -7,7 +7,6 @@ classifier on these features names the word behind a prompt in nine cases of ten
 
 from __future__ import annotations
 
-import copy
 import random
 from pathlib import Path
 
@@ -28,35 +27,6 @@ APART = 4.0  # by how much more a pair's difference counts there than what it ha
 # A motion belongs to whatever moves. A word learnt only beside the vocabulary's names would do less
 # for a prompt that names none of them.
 NAMELESS = 0.12  # the share of the pairs in whose captions a neutral word takes a name's place
-
-# A motion module is put into models whose text encoder was tuned, or erased, after it was trained.
-# In this encoder, which was taught no motion, the motion words are 6 % of what prompts differ by,
-# and an erasure moves all prompts by as much and more. Going on, it reads them through an encoder
-# whose matrices are shaken anew for every batch: by noise of up to this share of a matrix's size.
-SHAKE = 0.25
-
-
-class Shaken(torch.nn.Module):
-    """A copy of a text encoder whose layers' matrices are others at every call, by up to SHAKE."""
-
-    def __init__(self, text: torch.nn.Module, seed: int) -> None:
-        super().__init__()
-        self.text = copy.deepcopy(text)
-        self.rng = random.Random(seed)
-        self.clean = {
-            name: weight.clone()
-            for name, weight in self.text.encoder.named_parameters()
-            if weight.ndim == 2
-        }
-
-    @torch.no_grad()
-    def forward(self, ids: torch.Tensor) -> tuple:
-        size = SHAKE * self.rng.random()
-        for name, weight in self.text.encoder.named_parameters():
-            if name in self.clean:
-                clean = self.clean[name]
-                weight.copy_(clean + size * clean.square().mean().sqrt() * torch.randn_like(clean))
-        return self.text(ids)
 
 
 def nameless(rng: random.Random, name: str, style: str | None) -> tuple[str, str | None]:
@@ -167,8 +137,7 @@ def train_motion(
     The folder's final states are those of the repository's checkpoint, so what is trained fits it.
 
     further: start from `file` instead of from nothing, at a quarter of the peak rate, more of which
-    would undo what was learnt, with more of the steps under much noise, where the word decides, and
-    through a shaken encoder.
+    would undo what was learnt, and with more of the steps under much noise, where the word decides.
     """
     checkpoint.unpack(folder)
     clips, pairs = training_clips(folder)
@@ -177,15 +146,10 @@ def train_motion(
     modules.normalise("both").to(DEVICE)
     size = max(2, batch // WORKERS // 2 * 2)  # in pairs
     batches = [ClipBatches(clips, pairs, size, seed=worker) for worker in range(WORKERS)]
-    texts = [Shaken(text, worker) if further else text for worker in range(WORKERS)]
     with motion.inserted(unet, modules):
         name, peak, lean = ("motion-further", 2.5e-4, 0.33) if further else ("motion", 1e-3, 0.5)
         parts = torch.nn.ModuleDict({"motion": modules})
         stage = Stage(name, parts, steps, peak, 200, average=0.995)
-
-        def loss(worker: int) -> torch.Tensor:
-            return clip_loss(unet, texts[worker], *next(batches[worker]), lean)
-
-        stage.run(loss, folder)
+        stage.run(lambda worker: clip_loss(unet, text, *next(batches[worker]), lean), folder)
     motion.save(modules.cpu(), file)
     print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")
