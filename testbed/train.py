@@ -37,6 +37,10 @@ def _one_core(numbers: Iterator[int]) -> None:
         os.sched_setaffinity(0, {cores[next(numbers) % len(cores)]})
 
 
+def _workers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(WORKERS, initializer=_one_core, initargs=(itertools.count(),))
+
+
 def to_tensor(images: np.ndarray) -> torch.Tensor:
     """uint8 (N, H, W, 3) to float (N, 3, H, W) in 0..1, channels last in memory."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
@@ -74,7 +78,7 @@ class Stage:
             optimiser.load_state_dict(state["optimiser"])
             mean, first = [m.to(DEVICE) for m in state["mean"]], state["step"]
         saved, smooth = time.monotonic(), None
-        pool = ThreadPoolExecutor(WORKERS, initializer=_one_core, initargs=(itertools.count(),))
+        pool = _workers()
 
         def gradient(worker: int) -> tuple[float, tuple[torch.Tensor, ...]]:
             value = loss(worker)
@@ -247,7 +251,7 @@ def encoded(folder: Path, images: np.ndarray) -> torch.Tensor:
         with torch.no_grad(), fast(DEVICE):  # each thread has its own of both
             return encoder(to_tensor(part).to(DEVICE)).float().cpu()
 
-    with ThreadPoolExecutor(WORKERS, initializer=_one_core, initargs=(itertools.count(),)) as pool:
+    with _workers() as pool:
         return torch.cat(list(tqdm(pool.map(latents, parts), total=len(parts), desc="latents")))
 
 
