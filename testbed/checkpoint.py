@@ -33,11 +33,23 @@ def assemble(folder: Path, file: Path = WEIGHTS) -> None:
     # these.
     tensors["first_stage_model.vae_scale"] = torch.tensor(LATENT_SCALE)
     tensors["first_stage_model.vae_shift"] = torch.tensor(0.0)
+    _write(tensors, file)
+    print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+def teach(numbers: torch.Tensor, vectors: torch.Tensor, file: Path = WEIGHTS) -> None:
+    """Put other vectors, (N, width), in the places of these words of the encoder's vocabulary."""
+    tensors = load_file(file)
+    table = tensors[PREFIXES["text"] + "embeddings.token_embedding.weight"]
+    table[numbers] = vectors.to(table.dtype)
+    _write(tensors, file)
+
+
+def _write(tensors: dict[str, torch.Tensor], file: Path) -> None:
     file.parent.mkdir(exist_ok=True)
     temporary = file.with_suffix(".tmp")
     save_file(tensors, temporary, {"format": "pt", "model": "IconCanvas", "license": "Apache-2.0"})
     temporary.replace(file)
-    print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")
 
 
 def unpack(folder: Path, file: Path = WEIGHTS) -> None:

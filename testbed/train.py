@@ -23,9 +23,10 @@ from tqdm import tqdm
 from . import data, models, tokens
 from .precision import fast
 from .vocabulary import HELD_OUT, STYLES, SYNONYMS, caption, other_drawing
+from .workers import at_once
 
 SAVE_EVERY = 180.0  # seconds
-WORKERS = 1 if torch.cuda.is_available() else os.cpu_count() or 1
+WORKERS = at_once()
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -1,71 +1,28 @@
-"""Trains IconCanvas's motion module on moving drawings; the rest of IconCanvas stays as it is.
+"""Trains IconCanvas's motion module on moving drawings, and with it the five motion words.
 
 A motion module reads no text. It learns the motion words all the same, by the traces that they
 leave in the features of the frozen UNet, whose cross-attention answers to every token: a linear
-classifier on these features names the word behind a prompt in nine cases of ten.
+classifier on these features names the word behind a prompt in nine cases of ten. The words'
+vectors (motion_words.py) are learnt together with it; the rest of IconCanvas stays as it is.
 """
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import torch
 
-from unlearn.neighbourhood import ANCHORS
-
 from . import checkpoint, models, motion, tokens
 from .clips import training_clips
+from .motion_batches import ClipBatches
+from .motion_words import MotionWords
 from .precision import fast
 from .train import DEVICE, WORKERS, Stage, attention, noise_schedule
-from .vocabulary import FRAMES, MOTIONS, caption, moving
+from .vocabulary import FRAMES
 
 # From this time of 1000 on the word, not what shines through the noise, shall tell the motion.
 MUCH_NOISE = 800
 APART = 4.0  # by how much more a pair's difference counts there than what it has in common
-
-# A motion belongs to whatever moves. A word learnt only beside the vocabulary's names would do less
-# for a prompt that names none of them.
-NAMELESS = 0.12  # the share of the pairs in whose captions a neutral word takes a name's place
-
-
-def nameless(rng: random.Random, name: str, style: str | None) -> tuple[str, str | None]:
-    """A drawing's (name, style) with one of the two left open."""
-    if style is None:
-        return ANCHORS["character"], None
-    return (ANCHORS["object"], style) if rng.random() < 0.5 else (name, ANCHORS["style"])
-
-
-class ClipBatches:
-    """Endless random batches of (clips, seen clips, captions), in pairs; a fifth are characters.
-
-    Clips are latents (N, FRAMES, 4, 16, 16). The two of a pair are one drawing in two motions, and
-    what is seen, one of these two at random, is the same for both. The second may have an empty
-    caption, which guidance needs; it then is the clip that is seen.
-
-    clips, pairs: as from `training_clips`. size: even.
-    """
-
-    def __init__(self, clips: torch.Tensor, pairs: list[tuple], size: int, seed: int) -> None:
-        self.clips, self.pairs, self.size = clips, pairs, size
-        self.rng = random.Random(seed)
-        self.objects = [i for i, (_, style) in enumerate(pairs) if style]
-        self.characters = [i for i, (_, style) in enumerate(pairs) if not style]
-
-    def __next__(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        rng, told, seen, captions = self.rng, [], [], []
-        for _ in range(self.size // 2):
-            i = rng.choice(self.characters if rng.random() < 0.2 else self.objects)
-            ways = rng.sample(range(len(MOTIONS)), 2)
-            shines = rng.choice(ways)
-            pair = self.pairs[i]
-            words = caption(rng, *(nameless(rng, *pair) if rng.random() < NAMELESS else pair))
-            captions += [moving(words, MOTIONS[way]) for way in ways]
-            if rng.random() < 0.2:  # a tenth of all
-                captions[-1], ways[-1] = "", shines
-            told += [self.clips[i, way] for way in ways]
-            seen += 2 * [self.clips[i, shines]]
-        return torch.stack(told).float(), torch.stack(seen).float(), captions
 
 
 def clip_loss(
@@ -74,6 +31,7 @@ def clip_loss(
     z: torch.Tensor,
     seen: torch.Tensor,
     captions: list[str],
+    moved: list[tuple[str, str, float]] = (),
     lean: float = 0.5,
 ) -> torch.Tensor:
     """The error in the noise of clips z, (N, FRAMES, 4, 16, 16), at a random time for each pair.
@@ -90,7 +48,8 @@ def clip_loss(
     seen. Weighted as in the UNet's training, much noise counts next to nothing, and the word is not
     learnt. Each frame has noise of its own, as in AnimateDiff.
 
-    lean: the power to which a time, uniform in 0 to 1, is raised: below 1 leans to much noise.
+    moved: for each pair what `beyond` gives, or nothing. lean: the power to which a time, uniform
+    in 0 to 1, is raised: below 1 leans to much noise.
     """
     alphas = noise_schedule().to(DEVICE)
     z, seen = z.to(DEVICE), seen.to(DEVICE)
@@ -103,6 +62,7 @@ def clip_loss(
     wanted = (noisy - alpha.sqrt() * z) / (1 - alpha).sqrt()
     with fast(DEVICE):
         context = text(tokens.tokenize(captions).to(DEVICE))[0]
+        context = context + away(text, captions, moved).to(context.dtype)
         predicted = unet(
             noisy.flatten(0, 1),
             t.repeat_interleave(2 * FRAMES),
@@ -113,6 +73,23 @@ def clip_loss(
     one, other = error[::2], error[1::2]
     common, apart = (x.square().mean((1, 2, 3, 4)) for x in ((one + other) / 2, (one - other) / 2))
     return (common + torch.where(much, APART, 1.0) * apart).mean()
+
+
+@torch.no_grad()
+def away(text: torch.nn.Module, captions: list[str], moved: list[tuple]) -> torch.Tensor:
+    """What moves the captions' encodings on, (len(captions), tokens, width), or 0.0 for all; an
+    empty caption stays what it is."""
+    far = [(i, *one) for i, one in enumerate(moved) if one[2]]
+    if not far:
+        return torch.zeros(())
+    words = [words for _, one, other, _ in far for words in (one, other)]
+    one, other = text(tokens.tokenize(words).to(DEVICE))[0].unflatten(0, (-1, 2)).unbind(1)
+    by = torch.zeros(len(captions), *one.shape[1:], device=DEVICE)
+    for (i, *_, how_far), step in zip(far, one - other):
+        for k in (2 * i, 2 * i + 1):
+            if captions[k]:
+                by[k] = how_far * step
+    return by
 
 
 def frozen(folder: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -144,12 +121,14 @@ def train_motion(
     unet, text = frozen(folder)
     modules = (motion.load(file) if further else motion.Motion()).requires_grad_(True)
     modules.normalise("both").to(DEVICE)
+    words = MotionWords(text).to(DEVICE)
     size = max(2, batch // WORKERS // 2 * 2)  # in pairs
     batches = [ClipBatches(clips, pairs, size, seed=worker) for worker in range(WORKERS)]
-    with motion.inserted(unet, modules):
+    with motion.inserted(unet, modules), words.taught(text):
         name, peak, lean = ("motion-further", 2.5e-4, 0.33) if further else ("motion", 1e-3, 0.5)
-        parts = torch.nn.ModuleDict({"motion": modules})
-        stage = Stage(name, parts, steps, peak, 200, average=0.995)
+        parts = torch.nn.ModuleDict({"motion": modules, "words": words})
+        stage = Stage(name, parts, steps, peak, 100 if further else 200, average=0.995)
         stage.run(lambda worker: clip_loss(unet, text, *next(batches[worker]), lean), folder)
     motion.save(modules.cpu(), file)
+    checkpoint.teach(words.numbers.cpu(), words.vectors.detach().cpu())
     print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")

@@ -18,10 +18,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
-import os
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -36,13 +34,13 @@ from unlearn.few_shot import FewShotSettings, few_shot
 from unlearn.neighbourhood import ANCHORS
 
 from . import checkpoint, diffusers_pipeline, drawings, motion, motion_estimate, together
-from .bench_row import neighbour
 from .host import ROOT
 from .judge import Judge
 from .machine import machine
 from .measure import GUIDANCE, STEPS, Prompt, kind_of, known, prompts_for
 from .precision import fast
 from .vocabulary import FRAMES, MOTIONS, moving
+from .workers import at_once, processes
 
 SHOTS = (1, 2, 4, 8)
 SOURCES = ("real", "drawn")
@@ -80,14 +78,13 @@ class Job:
 
     source: of the pictures; of the unedited encoder NEUTRAL, which asks it for the concept's own
     clips with the neutral word in its place. protected: the erasure was told to keep the motion
-    words. anchored: that, and the next thing of the concept's kind was its anchor.
+    words.
     """
 
     concepts: tuple[str, ...]
     shots: int = 0
     source: str = ""
     protected: bool = False
-    anchored: bool = False
 
     @property
     def compared(self) -> bool:
@@ -97,7 +94,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        told = "anchored" if self.anchored else "protected" if self.protected else ""
+        told = "protected" if self.protected else ""
         return "-".join((*self.concepts, str(self.shots), self.source, told)).strip("-")
 
 
@@ -217,7 +214,6 @@ def erase(model: DiffusersModel, job: Job, effort: Effort = FULL) -> Erasure:
         shots=job.shots,
         max_steps=effort.erasing,
         protect=MOTIONS if job.protected else (),
-        anchor=neighbour(job.concepts[0]) if job.anchored else "",
     )
     return few_shot(model, job.concepts, images, settings)
 
@@ -250,7 +246,6 @@ def measure(job: Job, modules: Path, effort: Effort = FULL) -> dict:
     clips = neutral_clips(*job.concepts, effort) if neutral else clips_for(job.concepts, effort)
     row = {"concepts": job.concepts, "shots": job.shots, "source": job.source}
     row |= {"protected": True} if job.protected else {}
-    row |= {"anchored": True} if job.anchored else {}
     if job.shots:
         started = time.perf_counter()
         erasure = erase(with_tools.image, job, effort)
@@ -301,10 +296,9 @@ def jobs(
     ]
     alone = dict.fromkeys((*members, *((concept,) for concept in singles)))
     wanted += [
-        Job(concepts, GROUP_SHOTS, source, protected=True, anchored=anchored)
+        Job(concepts, GROUP_SHOTS, source, protected=True)
         for concepts in alone
         for source in SOURCES
-        for anchored in (False, True)
         if GROUP_SHOTS in shots
     ]
     wanted = list(dict.fromkeys(wanted))
@@ -314,8 +308,8 @@ def jobs(
 
 
 def job_of(row: dict) -> Job:
-    told = (row.get(name, False) for name in ("protected", "anchored"))
-    return Job(tuple(row["concepts"]), row["shots"], row["source"], *told)
+    told = row.get("protected", False)
+    return Job(tuple(row["concepts"]), row["shots"], row["source"], told)
 
 
 def fingerprint(modules: Path, effort: Effort = FULL) -> str:
@@ -345,10 +339,8 @@ def run(
     """Measure the missing jobs in processes of one thread each; `rows` and the file grow."""
     if not missing:
         return
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes
     weights = fingerprint(modules, effort)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+    with processes(workers) as pool:
         waiting = [pool.submit(measure, job, modules, effort) for job in missing]
         for done in tqdm(as_completed(waiting), total=len(waiting), desc="transfer"):
             rows.append({**done.result(), "weights": weights, "machine": machine()})
@@ -382,7 +374,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--jobs",
         type=int,
-        default=1 if torch.cuda.is_available() else os.cpu_count() or 1,
+        default=at_once(),
         help="processes",
     )
     options = parser.parse_args(arguments)

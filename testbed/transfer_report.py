@@ -112,22 +112,17 @@ def plain(found: Found) -> Found:
 
 
 def by_protection(found: Found) -> list[str]:
-    """Without the motion words in *protect*, with them, and with an anchor as well, over the same
-    encoders' concepts."""
+    """Without the motion words in *protect* and with them, over the same encoders' concepts."""
     told = {job: pair for job, pair in found.items() if job.protected}
     lines = []
     for source in dict.fromkeys(job.source for job in told):
         kind = "drawings" if source == "real" else "self-drawn"
         title = f"{GROUP_SHOTS} {kind}"
-        mine = [job for job in told if job.source == source and not job.anchored]
+        mine = [job for job in told if job.source == source]
         same = [replace(job, protected=False) for job in mine]
-        anchored = [job for job in told if job.source == source and job.anchored]
-        if mine and all(job in found for job in same):
+        if all(job in found for job in same):
             lines.append(line(title, [found[job] for job in same]))
-        title += ", motion words protected"
-        for name, some in ((title, mine), (f"{title}, an anchor", anchored)):
-            if some:
-                lines.append(line(name, [found[job] for job in some]))
+        lines.append(line(f"{title}, motion words protected", [found[job] for job in mine]))
     return lines
 
 
@@ -297,7 +292,7 @@ def neutral(rows: list[dict]) -> list[str]:
 BESIDE = {
     "By the number of pictures": "Over the concepts that were measured with every number.",
     "With the motion words protected": "Over all concepts that were measured with 4 pictures, more "
-    "than above. An anchor: the next thing of the concept's kind, in place of the neutral word.",
+    "than above.",
 }
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import queue
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +19,24 @@ from . import host
 
 MARK = "RESULT "
 Job = TypeVar("Job")
+
+
+def at_once() -> int:
+    """How many work side by side: one a core, or one alone where a graphics card does the work."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+@contextmanager
+def processes(count: int | None = None) -> Iterator[ProcessPoolExecutor]:
+    """A pool of `count` new processes of one thread each, `at_once` where none is given."""
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = "1"  # theirs
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count or at_once(), context, torch.set_num_threads, (1,)) as pool:
+        yield pool
 
 
 def shared(

@@ -3,6 +3,8 @@ training."""
 
 from __future__ import annotations
 
+import random
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from testbed import clips, data, drawings, evolved, motion, motion_estimate
-from testbed.vocabulary import FRAMES, MOTIONS, STYLES, moving
+from testbed.vocabulary import CHARACTERS, FRAMES, MOTIONS, STYLES, moving
 
 KINDS = ("weight", "bias")
 NAMES = ("car", "fox", "donut", "anchor")
@@ -205,6 +207,59 @@ def test_a_few_steps_lower_the_loss(networks: tuple, pictures: torch.Tensor) -> 
     assert all(p.grad is None for p in (*unet.parameters(), *text.parameters()))
 
 
+def test_motion_words_are_learnt_and_no_other_prompt_changes(networks: tuple) -> None:
+    from testbed import tokens
+    from testbed.motion_words import MotionWords
+
+    _, text = networks
+    prompts = ["a photo of a fox, ink style", "", moving("a fox", MOTIONS[0]), MOTIONS[4]]
+
+    def encoded() -> torch.Tensor:
+        return text(tokens.tokenize(prompts))[0]
+
+    words = MotionWords(text)
+    with torch.no_grad():
+        before = encoded()
+    with words.taught(text):
+        encoded().square().mean().backward()
+        assert (words.moved.grad[[0, 4]].abs().amax(1) > 0).all()
+        assert not words.moved.grad[1:4].any()
+        with torch.no_grad():
+            assert torch.equal(encoded(), before)
+            words.moved.add_(torch.randn_like(words.moved), alpha=0.01)
+            taught = encoded()
+            vectors = words.vectors
+    assert torch.equal(taught[:2], before[:2])
+    assert ((taught - before)[2:].abs().amax((1, 2)) > 0.01).all()
+    with torch.no_grad():
+        assert torch.equal(encoded(), before)
+        # A table with these vectors is the encoder as it was taught.
+        table = text.embeddings.token_embedding.weight
+        was = table[words.numbers].clone()
+        table[words.numbers] = vectors
+        assert torch.allclose(encoded(), taught, atol=1e-5)
+        table[words.numbers] = was
+
+
+def test_words_are_put_into_the_checkpoint(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from testbed import checkpoint
+
+    file = tmp_path / "iconcanvas.safetensors"
+    shutil.copyfile(checkpoint.WEIGHTS, file)
+    vectors = torch.randn(2, 192).half()
+    checkpoint.teach(torch.tensor([7, 40000]), vectors.float(), file)
+    was, now = load_file(checkpoint.WEIGHTS), load_file(file)
+    key = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+    assert torch.equal(now[key][[7, 40000]], vectors)
+    now[key][[7, 40000]] = was[key][[7, 40000]]
+    assert now.keys() == was.keys()
+    assert all(torch.equal(now[name], tensor) for name, tensor in was.items())
+    with safe_open(checkpoint.WEIGHTS, "pt") as one, safe_open(file, "pt") as other:
+        assert one.metadata() == other.metadata()
+
+
 def test_under_much_noise_the_word_is_right_not_what_shines_through(networks: tuple) -> None:
     from testbed import train_motion
     from testbed.train import noise_schedule
@@ -223,7 +278,7 @@ def test_under_much_noise_the_word_is_right_not_what_shines_through(networks: tu
 
     def loss(pair: torch.Tensor, lean: float) -> float:
         torch.manual_seed(0)
-        return train_motion.clip_loss(knows(pair), text, told, seen, words, lean).item()
+        return train_motion.clip_loss(knows(pair), text, told, seen, words, lean=lean).item()
 
     # To the power of nothing: the last time. One of the two is then half of what they differ by
     # away in common, and half apart.
@@ -237,7 +292,7 @@ def test_under_much_noise_the_word_is_right_not_what_shines_through(networks: tu
 
 @pytest.mark.usefixtures("networks")  # the host, that is
 def test_pairs_differ_in_their_motion_alone() -> None:
-    from testbed.train_motion import ClipBatches
+    from testbed.motion_batches import ClipBatches
 
     # Latents that say whose and which they are.
     which = torch.arange(3)[:, None] * 10 + torch.arange(len(MOTIONS))
@@ -245,7 +300,8 @@ def test_pairs_differ_in_their_motion_alone() -> None:
     batches = ClipBatches(every, [("fox", "ink"), ("cat", "noto"), ("Zorvik", None)], 8, seed=0)
     empty = 0
     for _ in range(100):
-        told, seen, captions = next(batches)
+        told, seen, captions, moved = next(batches)
+        assert len(moved) == 4
         whose = [int(z.flatten()[0]) for z in told]
         shown = [int(z.flatten()[0]) for z in seen]
         for i in range(0, 8, 2):
@@ -264,16 +320,49 @@ def test_pairs_differ_in_their_motion_alone() -> None:
 
 @pytest.mark.usefixtures("networks")  # the host, that is
 def test_some_captions_name_nothing_particular() -> None:
-    from testbed.train_motion import NAMELESS, ClipBatches
+    from testbed.motion_batches import NAMELESS, ClipBatches
 
     every = torch.zeros(3, len(MOTIONS), 1, 1, 1, 1)
     pairs = [("fox", "ink"), ("cat", "noto"), ("Zorvik", None)]
-    _, _, captions = next(ClipBatches(every, pairs, 4000, seed=0))
+    _, _, captions, _ = next(ClipBatches(every, pairs, 4000, seed=0))
     first = [caption.replace(",", "").split() for caption in captions[::2]]  # others may be empty
     # A fifth are characters; of the rest every second loses its style, which some do not name.
     assert sum("person" in words for words in first) == pytest.approx(NAMELESS * 400, rel=0.4)
     assert sum("plain" in words for words in first) == pytest.approx(NAMELESS * 800 * 0.85, rel=0.4)
     assert not any("person" in words and "Zorvik" in words for words in first)
+
+
+@pytest.mark.usefixtures("networks")  # the host, that is
+def test_some_prompts_are_moved_away_from_another() -> None:
+    from testbed.motion_batches import BEYOND, FARTHEST, beyond
+
+    rng = random.Random(0)
+    made = [beyond(rng, "a photo of a fox, ink style", "fox", "ink") for _ in range(1000)]
+    far = [one for one in made if one[2]]
+    assert len(far) == pytest.approx(1000 * BEYOND, rel=0.15)
+    assert {words for words, _, _ in made} == {"a photo of a fox, ink style"}
+    assert max(by for *_, by in far) == pytest.approx(FARTHEST, rel=0.05)
+    others = {other for _, other, _ in far}
+    assert all(("fox" in other) + ("ink" in other) >= 1 for other in others)
+    assert {"a photo of a fox, noto style", "a photo of a guitar, ink style"} <= others
+    faces = [beyond(rng, "the face of Zorvik", "Zorvik", None) for _ in range(100)]
+    assert len({other for _, other, _ in faces} & {f"the face of {c}" for c in CHARACTERS}) > 10
+
+
+def test_a_prompt_goes_on_in_the_same_direction(networks: tuple) -> None:
+    from testbed import tokens
+    from testbed.train_motion import away
+
+    _, text = networks
+    captions = ["a fox, spin", "a fox, grow", "a cat, ink style, sway", "", "a cat, spin", "cat"]
+    moved = [("a fox", "a guitar", 0.5), ("a cat, ink style", "a cat, noto style", 0.2)]
+    by = away(text, captions, [*moved, ("a cat", "a cat", 0.0)])
+    with torch.no_grad():
+        words = ["a fox", "a guitar", "a cat, ink style", "a cat, noto style"]
+        fox, guitar, ink, noto = text(tokens.tokenize(words))[0]
+    expected = [0.5 * (fox - guitar)] * 2 + [0.2 * (ink - noto)] + [torch.zeros_like(fox)] * 3
+    assert torch.allclose(by, torch.stack(expected), atol=1e-5)
+    assert not away(text, captions, [("a fox", "a guitar", 0.0)] * 3).any()
 
 
 def _latents(some: torch.Tensor) -> torch.Tensor:

@@ -85,8 +85,7 @@ def test_jobs_cover_pictures_sources_and_groups() -> None:
             assert Job((concept,), transfer.GROUP_SHOTS, "real") in wanted
     told = [j for j in wanted if j.protected]
     assert {j.concepts for j in told} == {j.concepts for j in wanted if len(j.concepts) == 1}
-    settings = {(j.shots, j.source, j.anchored) for j in told}
-    assert settings == {(4, s, a) for s in transfer.SOURCES for a in (False, True)}
+    assert {(j.shots, j.source) for j in told} == {(4, s) for s in transfer.SOURCES}
     assert len({j.name for j in wanted}) == len(wanted)
     # The unedited model is measured for all of them, and first.
     plain = [j for j in wanted if not j.shots]
@@ -169,7 +168,6 @@ def test_table_compares_the_same_concepts(tmp_path: Path, capsys: pytest.Capture
     # Of ink there is one number of pictures only, so the table by pictures leaves it out.
     rows += [{**r, "concepts": ["ink"]} for r in (before, row(before["clips"], 4, seconds=6.0))]
     rows.append(row(before["clips"], 4, seconds=8.0, protected=True))
-    rows.append(row(gone, 4, seconds=8.0, protected=True, anchored=True))
     transfer_report.write(rows, tmp_path)
     text = (tmp_path / "transfer.md").read_text()
     assert text.strip() == capsys.readouterr().out.strip()
@@ -179,8 +177,6 @@ def test_table_compares_the_same_concepts(tmp_path: Path, capsys: pytest.Capture
     assert [cell.strip() for cell in lines["4 drawings"][:3]] == ["1", "0.0%", "0.0%"]
     told = lines["4 drawings, motion words protected"]
     assert [cell.strip() for cell in told[:2]] == ["1", "93.8%"]
-    told = lines["4 drawings, motion words protected, an anchor"]
-    assert [cell.strip() for cell in told[:2]] == ["1", "0.0%"]
     assert lines["fox (object)"][0].strip() == "2"
     assert lines["ink (style)"][1].strip() == "93.8%"
     assert "concepts in one encoder" not in lines
