@@ -69,10 +69,10 @@ def take(some: list[Shot], seed: int, file: Path, by: motion.Normalised | None) 
     model, modules = loaded(file)
     with torch.inference_mode(), model.training():
         if by is None:
-            return draw(model, [s.prompt for s in some], seed, STEPS)[:, None]
+            return draw(model, [s.prompt for s in some], seed, STEPS)[:, None].cpu()
         with motion.inserted(model.network.diffusion_model, modules.normalise(by)):
             frames = [s.prompt for s in some for _ in range(FRAMES)]
-            return draw(model, frames, seed, STEPS).unflatten(0, (-1, FRAMES))
+            return draw(model, frames, seed, STEPS).unflatten(0, (-1, FRAMES)).cpu()
 
 
 def film(
