@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from . import host, workers
@@ -54,7 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--no-run", action="store_true", help="only write what the JSON file already holds"
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--jobs", type=int, help="processes; else one a core, or one for a card")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -97,7 +96,9 @@ def read_rows(file: Path | None) -> list[dict]:
     return json.loads(file.read_text("utf-8")) if file and file.exists() else []
 
 
-def run_parallel(jobs: list[dict], count: int, file: Path | None, before: list[dict]) -> list[dict]:
+def run_parallel(
+    jobs: list[dict], count: int | None, file: Path | None, before: list[dict]
+) -> list[dict]:
     """All rows: those before, and the jobs', which take the place of theirs. The jobs are shared
     out to processes, and the rows written as they come."""
     from tqdm import tqdm

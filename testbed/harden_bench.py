@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 from statistics import mean
@@ -272,7 +271,7 @@ def main() -> None:
     parser.add_argument("--seconds", nargs="+", type=float, default=list(SECONDS))
     parser.add_argument("--json", type=Path, default=DOCS / "harden.json")
     parser.add_argument("--page", type=Path, default=DOCS / "harden.md")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--jobs", type=int, help="processes; else one a core, or one for a card")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -204,7 +203,7 @@ def main() -> None:
     parser.add_argument("--level", choices=("quick", "full", PLAIN), default="quick")
     parser.add_argument("--json", type=Path, default=DOCS / "probe.json")
     parser.add_argument("--page", type=Path, default=DOCS / "probe.md")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--jobs", type=int, help="processes; else one a core, or one for a card")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
