@@ -31,7 +31,6 @@ from unlearn.diffusers_apply import applied
 from unlearn.diffusers_model import DiffusersModel
 from unlearn.erasure import Erasure
 from unlearn.few_shot import FewShotSettings, few_shot
-from unlearn.neighbourhood import ANCHORS
 
 from . import checkpoint, diffusers_pipeline, drawings, motion, motion_estimate, together
 from .host import ROOT
@@ -40,15 +39,14 @@ from .machine import machine
 from .measure import GUIDANCE, STEPS, Prompt, kind_of, known, prompts_for
 from .precision import fast
 from .vocabulary import FRAMES, MOTIONS, moving
-from .workers import at_once, processes
+from .workers import processes
 
 SHOTS = (1, 2, 4, 8)
 SOURCES = ("real", "drawn")
-SINGLES = ("fox", "guitar", "ink", "Zorvik")  # with every number of pictures
+SINGLES = ("fox", "ink", "Zorvik")  # with every number of pictures: an object, a style, a character
 # Several concepts in one encoder, with GROUP_SHOTS of each; their members are also erased alone.
 GROUPS = (("fox", "guitar"), ("fox", "guitar", "pizza", "castle"))
 GROUP_SHOTS = 4
-NEUTRAL = "neutral"
 SEED = 0
 FILE = ROOT / "docs" / "transfer.json"
 STRIPS = ROOT / "output" / "transfer"
@@ -74,28 +72,21 @@ QUICK = Effort(own=2, near=1, far=1, steps=2, erasing=2)
 
 @dataclass(frozen=True)
 class Job:
-    """One encoder to erase and measure; without pictures (shots 0) the unedited one.
-
-    source: of the pictures; of the unedited encoder NEUTRAL, which asks it for the concept's own
-    clips with the neutral word in its place. protected: the erasure was told to keep the motion
-    words.
-    """
+    """One encoder to erase and measure; without pictures (shots 0) the unedited one."""
 
     concepts: tuple[str, ...]
     shots: int = 0
     source: str = ""
-    protected: bool = False
 
     @property
     def compared(self) -> bool:
         """Whether it is one of those that tell what several concepts in one encoder cost."""
         among = any(set(self.concepts) <= set(group) for group in GROUPS)
-        return among and self.shots == GROUP_SHOTS and not self.protected
+        return among and self.shots == GROUP_SHOTS
 
     @property
     def name(self) -> str:
-        told = "protected" if self.protected else ""
-        return "-".join((*self.concepts, str(self.shots), self.source, told)).strip("-")
+        return "-".join((*self.concepts, str(self.shots), self.source)).strip("-")
 
 
 @dataclass(frozen=True)
@@ -132,16 +123,6 @@ def clips_for(concepts: tuple[str, ...], effort: Effort = FULL) -> list[Clip]:
             i,
         )
         for i, (prompt, concept) in enumerate(chosen)
-    ]
-
-
-def neutral_clips(concept: str, effort: Effort = FULL) -> list[Clip]:
-    """The concept's own clips with the neutral word in its place."""
-    word = ANCHORS[kind_of(concept)]
-    return [
-        replace(clip, prompt=replace(clip.prompt, text=clip.prompt.text.replace(concept, word)))
-        for clip in clips_for((concept,), effort)
-        if clip.concept
     ]
 
 
@@ -213,7 +194,6 @@ def erase(model: DiffusersModel, job: Job, effort: Effort = FULL) -> Erasure:
         seed=SEED,
         shots=job.shots,
         max_steps=effort.erasing,
-        protect=MOTIONS if job.protected else (),
     )
     return few_shot(model, job.concepts, images, settings)
 
@@ -242,10 +222,8 @@ def tools(modules: Path) -> Tools:
 
 def measure(job: Job, modules: Path, effort: Effort = FULL) -> dict:
     """One row: erase, hand the encoder to the video model, look at its clips."""
-    with_tools, neutral = tools(modules), job.source == NEUTRAL
-    clips = neutral_clips(*job.concepts, effort) if neutral else clips_for(job.concepts, effort)
+    with_tools, clips = tools(modules), clips_for(job.concepts, effort)
     row = {"concepts": job.concepts, "shots": job.shots, "source": job.source}
-    row |= {"protected": True} if job.protected else {}
     if job.shots:
         started = time.perf_counter()
         erasure = erase(with_tools.image, job, effort)
@@ -260,7 +238,7 @@ def measure(job: Job, modules: Path, effort: Effort = FULL) -> dict:
             )
     else:
         made = film(with_tools.video, clips, effort.steps)
-    if effort == FULL and not neutral:
+    if effort == FULL:
         save_strip(job, clips, made)
     row["clips"] = seen(clips, made, kind_of(job.concepts[0]), with_tools.judge)
     return row
@@ -294,22 +272,13 @@ def jobs(
         for count in shots
         for source in SOURCES
     ]
-    alone = dict.fromkeys((*members, *((concept,) for concept in singles)))
-    wanted += [
-        Job(concepts, GROUP_SHOTS, source, protected=True)
-        for concepts in alone
-        for source in SOURCES
-        if GROUP_SHOTS in shots
-    ]
     wanted = list(dict.fromkeys(wanted))
     unedited = list(dict.fromkeys(Job(job.concepts) for job in wanted))
-    neutral = [Job(job.concepts, 0, NEUTRAL) for job in unedited if len(job.concepts) == 1]
-    return [*unedited, *neutral, *wanted]
+    return [*unedited, *wanted]
 
 
 def job_of(row: dict) -> Job:
-    told = row.get("protected", False)
-    return Job(tuple(row["concepts"]), row["shots"], row["source"], told)
+    return Job(tuple(row["concepts"]), row["shots"], row["source"])
 
 
 def fingerprint(modules: Path, effort: Effort = FULL) -> str:
@@ -334,7 +303,12 @@ def write_rows(file: Path, rows: list[dict]) -> None:
 
 
 def run(
-    missing: list[Job], rows: list[dict], file: Path, modules: Path, effort: Effort, workers: int
+    missing: list[Job],
+    rows: list[dict],
+    file: Path,
+    modules: Path,
+    effort: Effort,
+    workers: int | None,
 ) -> None:
     """Measure the missing jobs in processes of one thread each; `rows` and the file grow."""
     if not missing:
@@ -371,12 +345,7 @@ def main(arguments: list[str]) -> None:
         "--folder", type=Path, default=FILE.parent, help="where table and sheet are written"
     )
     parser.add_argument("--no-run", action="store_true", help="only write what the JSON file holds")
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=at_once(),
-        help="processes",
-    )
+    parser.add_argument("--jobs", type=int, help="processes; else one a core, or one for a card")
     options = parser.parse_args(arguments)
     if not options.motion.is_file():
         parser.error(

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
 from PIL import Image, ImageDraw
 
-from unlearn.neighbourhood import ANCHORS
-
 from .machine import measured_on
 from .measure import GUIDANCE, kind_of
 from .together import MEASURES
-from .transfer import FULL, GROUP_SHOTS, NEUTRAL, SINGLES, STRIPS, Effort, Job, job_of
+from .transfer import FULL, GROUP_SHOTS, SINGLES, STRIPS, Effort, Job, job_of
 from .vocabulary import FRAMES
 
 BARS = {"residual": 0.05, "peak": 0.15, "neighbours": 0.95, "motion": 0.95}
@@ -86,10 +83,6 @@ def paired(rows: list[dict]) -> Found:
     }
 
 
-def moving(rows: list[dict]) -> float:
-    return share(clip["shows"] == clip["motion"] for row in rows for clip in row["clips"])
-
-
 def line(title: str, pairs: list[tuple[dict, dict]]) -> str:
     f = figures(pairs)
     seconds = mean(after["seconds"] for _, after in pairs)
@@ -107,28 +100,9 @@ def bars() -> str:
     )
 
 
-def plain(found: Found) -> Found:
-    return {job: pair for job, pair in found.items() if not job.protected}
-
-
-def by_protection(found: Found) -> list[str]:
-    """Without the motion words in *protect* and with them, over the same encoders' concepts."""
-    told = {job: pair for job, pair in found.items() if job.protected}
-    lines = []
-    for source in dict.fromkeys(job.source for job in told):
-        kind = "drawings" if source == "real" else "self-drawn"
-        title = f"{GROUP_SHOTS} {kind}"
-        mine = [job for job in told if job.source == source]
-        same = [replace(job, protected=False) for job in mine]
-        if all(job in found for job in same):
-            lines.append(line(title, [found[job] for job in same]))
-        lines.append(line(f"{title}, motion words protected", [found[job] for job in mine]))
-    return lines
-
-
 def by_pictures(found: Found) -> list[str]:
     """A line for each source and number of pictures, over the concepts measured with all."""
-    alone = {job: pair for job, pair in plain(found).items() if len(job.concepts) == 1}
+    alone = {job: pair for job, pair in found.items() if len(job.concepts) == 1}
     # Over the same concepts in every line.
     settings = sorted({(job.source, job.shots) for job in alone}, reverse=True)
     common = {job.concepts for job in alone} - {
@@ -147,7 +121,7 @@ def by_pictures(found: Found) -> list[str]:
 
 
 def by_concept(found: Found) -> list[str]:
-    lines, found = [], plain(found)
+    lines = []
     for concept in dict.fromkeys(job.concepts for job in found if len(job.concepts) == 1):
         pairs = [pair for job, pair in found.items() if job.concepts == concept]
         lines.append(line(f"{concept[0]} ({kind_of(concept[0])})", pairs))
@@ -161,7 +135,6 @@ def by_number(found: Found) -> list[str]:
 
 def numbers(found: Found) -> list[tuple[str, list[tuple[dict, dict]]]]:
     """By how many concepts an encoder lost: a title, and the encoders' rows (before, after)."""
-    found = plain(found)
     groups = [job.concepts for job in found if len(job.concepts) > 1]
     members = {(concept,) for group in groups for concept in group}
     parts = []
@@ -211,7 +184,7 @@ def sheet(found: Found, target: Path) -> None:
     """Before and after beside each other, for each concept alone: a clip of its own, and one of a
     neighbour's."""
     strips: dict[tuple[str, ...], tuple] = {}
-    for job in plain(found):
+    for job in found:
         if len(job.concepts) == 1 and job.concepts[0] in SINGLES and job.shots == GROUP_SHOTS:
             files = [STRIPS / f"{one.name}.png" for one in (Job(job.concepts), job)]
             if all(file.exists() for file in files):
@@ -249,8 +222,7 @@ def introduction(rows: list[dict], found: Found, effort: Effort) -> list[str]:
         "motion module and seeds are those of the unedited clips. At most "
         f"{effort.erasing} steps of training a concept. "
         f"{clips} clips of {FRAMES} frames, {effort.steps} steps, guidance {GUIDANCE:g}. The "
-        "encoder never saw a clip, and no prompt that it was trained with has the motion's word, "
-        "but where the motion words were named in *protect*.",
+        "encoder never saw a clip, and no prompt that it was trained with has the motion's word.",
         "",
         "* **residual**: frames of the concept's own clips in which the judge still sees it. Of "
         f"the unedited model it sees it in {unedited['was']:.1%}. **Peak frame**: of the eight "
@@ -270,38 +242,12 @@ def introduction(rows: list[dict], found: Found, effort: Effort) -> list[str]:
     ]
 
 
-def neutral(rows: list[dict]) -> list[str]:
-    """How well the unedited model moves what an erased concept becomes."""
-    moved = []
-    for kind, word in ANCHORS.items():
-        some = [
-            row for row in rows if row["source"] == NEUTRAL and kind_of(row["concepts"][0]) == kind
-        ]
-        if some:
-            moved.append(f"*{word}* {moving(some):.0%}")
-    if not moved:
-        return []
-    return [
-        "",
-        "The concept's own clips name, for the erased encoder, the neutral word in its place. Of "
-        f"the unedited model's clips that do name it, once, as many move as told: "
-        f"{', '.join(moved)}.",
-    ]
-
-
-BESIDE = {
-    "By the number of pictures": "Over the concepts that were measured with every number.",
-    "With the motion words protected": "Over all concepts that were measured with 4 pictures, more "
-    "than above.",
-}
-
-
 def tables(found: Found) -> list[str]:
     groups = any(len(job.concepts) > 1 for job in found)
+    pictures = by_pictures(found)
     parts = (
-        ("pictures", "By the number of pictures", by_pictures(found)),
+        ("pictures", "By the number of pictures", pictures),
         ("concept", "By concept, over all of these", by_concept(found)),
-        ("pictures", "With the motion words protected", by_protection(found)),
         (
             "concepts in one encoder",
             f"Several concepts in one encoder, {GROUP_SHOTS} pictures of each",
@@ -312,7 +258,8 @@ def tables(found: Found) -> list[str]:
     for first, title, body in parts:
         if body:
             lines += ["", f"## {title}", "", HEAD.format(first), *body, bars()]
-            lines += ["", BESIDE[title]] if title in BESIDE else []
+            if body is pictures:
+                lines += ["", "Over the concepts that were measured with every number."]
     if groups:
         lines += in_pictures(found)
     return lines
@@ -327,7 +274,6 @@ def write(rows: list[dict], folder: Path, effort: Effort = FULL) -> None:
         "# An erased encoder in video, measured",
         "",
         *introduction(rows, found, effort),
-        *neutral(rows),
         *tables(found),
         "",
         "![before and after](transfer_sheet.png)",
