@@ -124,6 +124,7 @@ def test_figures_by_hand() -> None:
     assert found["same"] == pytest.approx(5 / 8)
     assert found["moved"] == pytest.approx(3 / 4)
     assert found["motion"] == pytest.approx(2 / 3)
+    assert found["same_motion"] == pytest.approx(1 / 3)
     assert found["near_motion"] == 1.0
     same = transfer_report.figures([(before, before)])
     assert same["neighbours"] == same["same"] == same["motion"] == 1.0
