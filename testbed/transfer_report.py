@@ -237,8 +237,8 @@ def introduction(rows: list[dict], found: Found, effort: Effort) -> list[str]:
         "* **motion kept**: clips, its own and the neighbours', that move as the prompt says "
         "(testbed/motion_estimate.py), relative to as many of the unedited model's, of which "
         f"{unedited['moved']:.1%} do; one that begins to makes good one that ceases to. "
-        "**The same clips**: of those that did before, those that still do. **Neighbours' motion**: "
-        "as motion kept, of their clips alone.",
+        "**The same clips**: of those that did before, those that still do. **Neighbours' "
+        "motion**: as motion kept, of their clips alone.",
         "* **seconds**: of erasing, one core an encoder, all cores busy.",
         "",
         "A picture always has some style: where the judge only guessed, among seven and none of "
