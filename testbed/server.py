@@ -37,8 +37,9 @@ from PIL import Image
 
 from dev import child_environment, host_command
 from testbed.host import path
+from testbed.patience import Patience
 
-STARTUP_SECONDS = 300
+POLL_SECONDS = 5
 TETHER = Path(__file__).with_name("tether.py")
 
 # The numbers of ComfyUI's protocol.BinaryEventTypes.
@@ -215,25 +216,21 @@ class Server:
         workflow: dict[str, Any] | None = None,
         *,
         on_progress: Callable[[Progress], None] | None = None,
-        timeout: float = 600,
     ) -> dict[str, Any]:
         """Queue a prompt, follow it to its end and return its entry of the history.
 
         Raises PromptError when it is refused or a node raises, Interrupted when it is cancelled,
-        TimeoutError after timeout seconds (the prompt is then interrupted) and ServerError when
-        the server dies.
+        TimeoutError when the server neither reports nor works any more (see patience.py; the prompt
+        is then interrupted) and ServerError when the server dies.
         """
         client_id = uuid.uuid4().hex
         url = f"ws://{self.address}/ws?clientId={client_id}"
         try:
             with contextlib.closing(
-                websocket.create_connection(url, timeout=timeout, http_no_proxy=["127.0.0.1"])
+                websocket.create_connection(url, timeout=60, http_no_proxy=["127.0.0.1"])
             ) as connection:
                 prompt_id = self.queue(prompt, workflow, client_id=client_id)
-                self._follow(connection, prompt_id, prompt, on_progress, timeout)
-        except websocket.WebSocketTimeoutException as error:
-            self.interrupt()
-            raise TimeoutError(f"The prompt was not done after {timeout:g} s.") from error
+                self._follow(connection, prompt_id, prompt, on_progress)
         except (websocket.WebSocketConnectionClosedException, ConnectionError) as error:
             raise ServerError(f"The server died.\n{self._log_tail()}") from error
         return self._json(f"/history/{prompt_id}")[prompt_id]
@@ -262,9 +259,9 @@ class Server:
         return [self.image(ref) for output in chosen for ref in output.get("images", [])]
 
     def _wait_until_up(self) -> None:
-        deadline = time.monotonic() + STARTUP_SECONDS
-        while time.monotonic() < deadline:
-            assert self._process is not None
+        assert self._process is not None
+        patience = Patience(self._process.pid)
+        while not patience.ran_out():
             if (code := self._process.poll()) is not None:
                 raise ServerError(f"The server ended with code {code}.\n{self._log_tail()}")
             try:
@@ -272,7 +269,7 @@ class Server:
                 return
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.2)
-        raise ServerError(f"The server is not up after {STARTUP_SECONDS} s.\n{self._log_tail()}")
+        raise ServerError(f"The server does not come up.\n{self._log_tail()}")
 
     def _log_tail(self, lines: int = 25) -> str:
         text = self.log.read_text(encoding="utf-8", errors="replace")
@@ -284,13 +281,13 @@ class Server:
         prompt_id: str,
         prompt: dict[str, Any],
         on_progress: Callable[[Progress], None] | None,
-        timeout: float,
     ) -> None:
         """Read events until the host is done with the prompt, which is when its history exists."""
         report = on_progress or (lambda progress: None)
         failure: RuntimeError | None = None
         current = ""
-        for event, data in _events(connection, time.monotonic() + timeout):
+        assert self._process is not None
+        for event, data in self._events(connection, Patience(self._process.pid)):
             if event in (PREVIEW_IMAGE, TEXT):
                 report(_binary_progress(event, data, current, prompt))
             elif data.get("prompt_id") != prompt_id:
@@ -312,6 +309,33 @@ class Server:
                 failure = Interrupted("The prompt was cancelled.")
         if failure is not None:
             raise failure
+
+    def _events(
+        self, connection: websocket.WebSocket, patience: Patience
+    ) -> Iterator[tuple[str | int, Any]]:
+        """(name, data) of each JSON event and (number, bytes) of each binary one, as they arrive.
+
+        Raises TimeoutError when patience runs out; the prompt is then interrupted.
+        """
+        connection.settimeout(POLL_SECONDS)
+        while True:
+            try:
+                message = connection.recv()
+            except websocket.WebSocketTimeoutException:
+                if patience.ran_out():
+                    self.interrupt()
+                    raise TimeoutError(
+                        f"The server has been silent for too long.\n{self._log_tail()}"
+                    ) from None
+                continue
+            patience.heard()
+            if isinstance(message, bytes):
+                yield struct.unpack(">I", message[:4])[0], message[4:]
+            elif message:
+                event = json.loads(message)
+                yield event["type"], event["data"]
+            else:
+                raise websocket.WebSocketConnectionClosedException("closed by the server")
 
     def _json(self, path: str, body: dict[str, Any] | None = None) -> Any:
         with self._open(path, body) as answer:
@@ -343,20 +367,6 @@ def extended(folder: Path, extension: Path, **models: Path) -> tuple[str, ...]:
     own = host_command(path(), 0)
     names = own[own.index(option) + 1 :]
     return "--extra-model-paths-config", str(paths), option, *names, extension.name
-
-
-def _events(connection: websocket.WebSocket, deadline: float) -> Iterator[tuple[str | int, Any]]:
-    """(name, data) of each JSON event and (number, bytes) of each binary one, as they arrive."""
-    while True:
-        connection.settimeout(max(deadline - time.monotonic(), 0.001))
-        message = connection.recv()
-        if isinstance(message, bytes):
-            yield struct.unpack(">I", message[:4])[0], message[4:]
-        elif message:
-            event = json.loads(message)
-            yield event["type"], event["data"]
-        else:
-            raise websocket.WebSocketConnectionClosedException("closed by the server")
 
 
 def _binary_progress(event: int, data: bytes, current: str, prompt: dict[str, Any]) -> Progress:
