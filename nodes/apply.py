@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..unlearn.erasure import NETWORK, Erasure, ErasureError, matrix_shape, name_of
 from .connected import check_clip
-from .host import OFTEN_MISSING, fingerprints
+from .identity import OFTEN_MISSING, fingerprints, own_weight
 
 # Where other tools put CLIP's text model, and where the host has it.
 FOREIGN_PREFIXES = (
@@ -203,14 +203,13 @@ def foreign_erasure(clip, tensors: Mapping[str, torch.Tensor], name: str) -> Era
             f"{name} holds neither an erasure nor a text encoder of this kind; choose another file."
         )
     for key, value in shared.items():
-        backup = clip.patcher.backup.get(key)
-        base = comfy.utils.get_attr(clip.patcher.model, key) if backup is None else backup.weight
+        base = own_weight(clip.patcher, key)
         if base.shape != value.shape:
             raise ErasureError(
                 f"{name} is a text encoder of another size: {key} is {tuple(base.shape)} here and "
                 f"{tuple(value.shape)} in the file."
             )
-        difference = value.float() - base.detach().float().cpu()
+        difference = value.float() - base.float().cpu()
         if difference.any():
             deltas[key] = {"diff": difference}
     # A file does not say what was erased.

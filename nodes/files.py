@@ -11,7 +11,7 @@ from pathlib import Path
 import folder_paths
 
 from ..unlearn.erasure import VERSION, Erasure, ErasureError, images_hash
-from .host import signature
+from .identity import signature
 
 LONGEST = 120  # bytes of a file's name that the concepts take
 

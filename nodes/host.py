@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
@@ -18,14 +17,15 @@ from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from comfy.sd1_clip import escape_important, token_weights, unescape_important
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..unlearn.erasure import NETWORK, fingerprint
+from ..unlearn.erasure import NETWORK
 from ..unlearn.first_token import first_token_detached
 from ..unlearn.gap import Vocabulary, beside, places, shared_words, token_count, twice
 from ..unlearn.model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
 from ..unlearn.select import encoder_weights, network_weights
 from .attention import differentiable
 from .connected import autoencoder, check_clip, check_patcher, check_vae
-from .frozen import aliased, checkpointed, edited, is_quantised, unpacked_for_products
+from .frozen import aliased, checkpointed, edited, unpacked_for_products
+from .identity import fingerprints, without_hooks
 from .kernels import differentiable_products, differentiable_rotations
 from .planning import MEASURED, Planned
 from .reading import check_read, handed_on_besides, is_spoilt, spoilt, unread_layers
@@ -40,9 +40,6 @@ OWN_OUTPUT = tuple(
         comfy.model_sampling.CONST,
     )
 )
-
-# Stable Diffusion 1.5's checkpoints lack these: the host leaves them as uninitialised memory.
-OFTEN_MISSING = ("text_projection.weight", "logit_scale")
 
 
 class ComfyModel(Planned):
@@ -63,7 +60,7 @@ class ComfyModel(Planned):
         check_clip(clip)
         check_patcher(model, "MODEL")
         check_patcher(clip.patcher, "CLIP")
-        self.patcher, self.clip = static_model(model), static_clip(clip)
+        self.patcher, self.clip = static_model(model), static_clip(without_hooks(clip))
         self.vae = autoencoder(vae)
         self.size, self.checkpointing = size, checkpointing
         self._room = 0  # bytes to be left free beside the models
@@ -539,7 +536,7 @@ class ComfyModel(Planned):
             yield edit
 
     def base(self, keys: Iterable[str]) -> dict[str, str]:
-        """Fingerprints of the checkpoint's own values of weights, without any LoRA on top."""
+        """Fingerprints of the model's own values of weights, without any LoRA or hook on top."""
         keys = list(keys)
         network = [key for key in keys if key.startswith(NETWORK)]
         encoder = [key for key in keys if not key.startswith(NETWORK)]
@@ -566,56 +563,3 @@ def _without_weights(tokenizer, words: str) -> str:
         return words
     parts = token_weights(escape_important(words), 1.0)
     return "".join(unescape_important(part) for part, _ in parts)
-
-
-def signature(patcher) -> str:
-    """A quick hash of a patcher's weights and patches: it tells models apart, and LoRAs on them."""
-    digest = hashlib.sha256()
-    tensors = patcher.model.state_dict()
-    # Whole objects that a node has put in place of the model's own, such as its noise schedule. All
-    # branches of a graph share the module: what is in it now may be another branch's.
-    for name in {*patcher.object_patches, *patcher.object_patches_backup}:
-        tensors = {key: t for key, t in tensors.items() if not key.startswith(f"{name}.")}
-        own = patcher.get_model_object(name)
-        if isinstance(own, torch.nn.Module):
-            tensors |= {f"{name}.{key}": t for key, t in own.state_dict().items()}
-    for name, replacement in sorted(patcher.object_patches.items()):
-        kinds = [kind.__qualname__ for kind in type(replacement).__mro__]
-        digest.update(repr((name, kinds, getattr(replacement, "__qualname__", ""))).encode())
-    for name, kept in patcher.backup.items():
-        own = kept.weight.state_dict(name) if is_quantised(kept.weight) else {name: kept.weight}
-        tensors |= own if name in tensors else {}
-    for name, tensor in sorted(tensors.items()):
-        if name.endswith(OFTEN_MISSING):
-            continue
-        values = tensor.flatten()[:64]
-        digest.update(name.encode() + values.to("cpu", torch.float16).numpy().tobytes())
-    for name, patches in sorted(patcher.patches.items()):
-        digest.update(name.encode())
-        for leaf in _leaves(patches):
-            if isinstance(leaf, torch.Tensor):
-                digest.update(leaf.flatten()[:64].to("cpu", torch.float32).numpy().tobytes())
-            elif isinstance(leaf, (int, float, str)):
-                digest.update(repr(leaf).encode())
-    return digest.hexdigest()[:16]
-
-
-def _leaves(value) -> Iterator:
-    """What patches are made of: numbers and tensors, of LoRAs, and of whole models merged in."""
-    if isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _leaves(part)
-    elif not isinstance(value, torch.Tensor) and hasattr(value, "weights"):
-        yield from _leaves(value.weights)
-    else:
-        yield value
-
-
-def fingerprints(patcher, keys: Iterable[str]) -> dict[str, str]:
-    """Hashes of a patcher's unpatched weights: while patched, the host keeps those in `backup`."""
-    values = {}
-    for key in keys:
-        backup = patcher.backup.get(key)
-        weight = comfy.utils.get_attr(patcher.model, key) if backup is None else backup.weight
-        values[key] = fingerprint(weight.dequantize() if is_quantised(weight) else weight)
-    return values

@@ -841,7 +841,7 @@ def test_what_the_checkpoint_lacks_does_not_tell_encoders_apart(
     """The host leaves it as uninitialised memory, another one at each start."""
     _, clip, _ = testbed.pack.checkpoint(checkpoint)
     clip.cond_stage_model.clip_l.transformer.text_projection.weight.fill_(7)
-    signature = pack.nodes.host.signature
+    signature = pack.nodes.identity.signature
     assert signature(clip.patcher) == signature(loaded.clip.patcher)
     clip.cond_stage_model.clip_l.transformer.text_model.final_layer_norm.bias[0] += 1
     assert signature(clip.patcher) != signature(loaded.clip.patcher)
@@ -900,5 +900,5 @@ def test_weights_that_a_model_lacks_are_not_those_of_its_base(pack: ModuleType) 
     other = Erasure({key: {"diff": torch.zeros(2, 2)}}, {"base": {key: "0123"}})
     assert "1 of 1 weights differ" in pack.nodes.apply.other_base(model, clip, other)
     own = next(name for name in clip.cond_stage_model.state_dict() if name.endswith("fc1.weight"))
-    base = pack.nodes.host.fingerprints(clip.patcher, [own])
+    base = pack.nodes.identity.fingerprints(clip.patcher, [own])
     assert not pack.nodes.apply.other_base(model, clip, Erasure({own: {}}, {"base": base}))

@@ -39,7 +39,7 @@ def with_schedule(model: Any, *settings: Any) -> Any:
 
 
 def test_another_noise_schedule_is_another_training(pack: ModuleType, model: Any) -> None:
-    signature = pack.nodes.host.signature
+    signature = pack.nodes.identity.signature
     settings = [("eps", False), ("eps", True), ("v_prediction", False), ("lcm", False)]
     found = [signature(model), *(signature(with_schedule(model, *some)) for some in settings)]
     assert len(set(found)) == len(found)
@@ -50,7 +50,7 @@ def test_another_model_merged_in_is_another_training(pack: ModuleType, model: An
     """By the stock node ModelMergeSimple, with a second model that differs in one weight."""
     from comfy_extras.nodes_model_merging import ModelMergeSimple
 
-    signature = pack.nodes.host.signature
+    signature = pack.nodes.identity.signature
     key = "diffusion_model.out.2.weight"
     seconds = [model.clone(), model.clone(), model.clone()]
     weight = model.model.state_dict()[key]
@@ -85,7 +85,7 @@ def test_what_another_branch_has_loaded_makes_no_other_training(
     """The host's modules are shared: another branch's noise schedule stays in them for a while."""
     import comfy.model_management as management
 
-    signature = pack.nodes.host.signature
+    signature = pack.nodes.identity.signature
     other = with_schedule(model, "v_prediction", True)
     before = signature(model), signature(other)
     for branch in (other, model, other):
