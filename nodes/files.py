@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 import folder_paths
+import torch
 
+from ..unlearn import writing
 from ..unlearn.erasure import VERSION, Erasure, ErasureError, images_hash
 from .identity import signature
 
@@ -58,16 +59,44 @@ def erasure_file(prefix: str, concepts: list[str], key: str) -> Path:
 
 def check_writable(file: Path) -> None:
     """Raises ValueError where the file's folder cannot be written to: a run would be lost."""
-    trial = file.with_name(f".{file.stem}_unfinished.safetensors.{os.getpid()}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        trial.touch()
-        trial.unlink()
+        writing.check_writable(file)
     except OSError as error:
         raise ValueError(
-            f"What is trained could not be written to {file.parent} ({error.strerror}); choose "
-            "another filename_prefix."
+            f"What is trained could not be written to {shown(file.parent)} "
+            f"({writing.reason(error)}); choose another filename_prefix."
         ) from error
+
+
+def check_space(file: Path, needed: int) -> None:
+    """Raises ValueError where the file's disk has fewer than `needed` bytes free."""
+    free = writing.free_bytes(file)
+    if free < needed:
+        raise ValueError(
+            f"The erasure will take {needed / 1e6:.0f} MB in {shown(file.parent)} and "
+            f"{free / 1e6:.0f} MB are free there; make room, or use a rank of 4 to 16."
+        )
+
+
+def save(erasure: Erasure, file: Path) -> str:
+    """Write an erasure; returns "", or why that was not possible.
+
+    It raises nothing: what was trained must not be lost with the file.
+    """
+    try:
+        try:
+            erasure.save(file)
+        except ErasureError:  # float16 cannot hold it
+            erasure.save(file, torch.float32)
+    except (ErasureError, *writing.ERRORS) as error:
+        return f"{file.name} cannot be written to {shown(file.parent)} ({writing.reason(error)})"
+    return ""
+
+
+def shown(folder: Path) -> str:
+    """A folder as a sentence names it: without what lies above ComfyUI's output folder."""
+    output = Path(folder_paths.get_output_directory()).resolve()
+    return f"output/{folder.relative_to(output).as_posix()}".removesuffix("/.")
 
 
 def trained_before(file: Path, key: str) -> Erasure | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -10,15 +11,22 @@ from pathlib import Path
 
 import torch
 from comfy_api.latest import io, ui
-from safetensors import SafetensorError
 
 from ..unlearn.erasure import Erasure
 from ..unlearn.model import Diverged, Part
 from ..unlearn.peak_memory import PeakMemory
 from ..unlearn.resume import Resume
 from .connected import check_clip, check_patcher, check_vae
-from .files import check_writable, erasure_file, trained_before, training_key
+from .files import (
+    check_space,
+    check_writable,
+    erasure_file,
+    save,
+    trained_before,
+    training_key,
+)
 from .host import ComfyModel
+from .memory import TRAINING_STATE, MemoryPlan
 from .report import Progress, loss_curve, tell
 
 SAVE_EVERY = "CONCEPT_UNLEARN_SAVE_EVERY"
@@ -36,6 +44,11 @@ def save_every() -> float:
         raise ValueError(
             f"The environment variable {SAVE_EVERY} is {asked!r}; set it to a number of seconds."
         ) from None
+
+
+def file_bytes(planned: MemoryPlan) -> int:
+    """Of an erasure's file, at most: each trained value takes two bytes, beside the names."""
+    return 2 * planned.state // TRAINING_STATE + 2**20
 
 
 @dataclass(frozen=True)
@@ -69,12 +82,14 @@ class Training:
         node_id: str | None,
         trained: Trained,
         learn: Callable[[ComfyModel, Progress, Resume], Erasure],
-    ) -> tuple[Erasure, Path, str]:
-        """(erasure, file, a line saying so if it was trained before).
+    ) -> tuple[Erasure, Path | None, str]:
+        """(erasure, its file, a line for the user where there is something to say).
 
         What is trained is written to the file at once, and a run with the very same inputs reads
-        it: the host forgets results. A long run keeps its state beside the file and goes on from
-        it. Raises RuntimeError when the loss diverged; what was good by then is kept aside.
+        it: the host forgets results. The file is None where it could not be written; the state of a
+        long run then stays beside it. Raises ValueError, before any work, where the disk has no
+        room for the file, and RuntimeError when the loss diverged; what was good by then is kept
+        aside.
         """
         check_clip(self.clip)
         check_patcher(self.model, "MODEL")
@@ -103,6 +118,8 @@ class Training:
         planned = host.prepare(
             trained.part, trained.select, trained.rank, trained.batch, trained.prompts
         )
+        resume.reserved = file_bytes(planned)
+        check_space(file, resume.reserved)
         tell(node_id, f"unlearning {', '.join(self.concepts)} takes {planned.sentence()}")
         with PeakMemory(host.device) as memory, host.training():
             started = time.monotonic()
@@ -120,10 +137,10 @@ class Training:
                         "try, what the model itself draws is not finite: look at the LoRAs on it."
                     ) from error
                 aside = file.with_name(f"{file.stem}_unfinished.safetensors")
-                error.erasure.save(aside)
+                lost = save(error.erasure, aside)
+                what = f"is lost: {lost}." if lost else f"is kept in {aside.name}."
                 raise RuntimeError(
-                    f"{error} What was reached after step {len(error.history)} is kept in "
-                    f"{aside.name}."
+                    f"{error} What was reached after step {len(error.history)} {what}"
                 ) from error
         erasure = Erasure(erasure.deltas, {**erasure.record, "key": key}).with_measured(
             seconds=round(resume.before + time.monotonic() - started, 2),
@@ -131,15 +148,15 @@ class Training:
             recomputed=planned.checkpointing,
             estimated_mb=planned.needed >> 20,
         )
-        try:
-            erasure.save(file)
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise RuntimeError(
-                f"What was trained cannot be written to {file} ({reason}). Make room "
-                "there and queue it again: a run in the image network goes on from where it last "
-                "kept its state."
-            ) from error
+        if lost := save(erasure, file):
+            text = (
+                f"Not kept: {lost}. The erasure is handed on, but ComfyUI will forget it: make "
+                "room, then write it with a Save node."
+            )
+            if resume.began() and not resume.failed:
+                text += " The state of this run is kept beside it, so that it need not begin anew."
+            logging.warning(text)
+            return erasure, None, f"{text}\n"
         resume.close()
         return erasure, file, ""
 
@@ -153,7 +170,9 @@ def outputs(node_id: str | None, erased, erasure: Erasure, text: str, *more) -> 
     )
 
 
-def summary(erasure: Erasure, file: Path, where: str, what: str, moved: Mapping[str, float]) -> str:
+def summary(
+    erasure: Erasure, file: Path | None, where: str, what: str, moved: Mapping[str, float]
+) -> str:
     """What was erased and how strongly, in words."""
     record, measured = erasure.record, erasure.record.get("measured", {})
     strength = ", ".join(f"{name} {value:.0%}" for name, value in moved.items())
@@ -163,6 +182,12 @@ def summary(erasure: Erasure, file: Path, where: str, what: str, moved: Mapping[
         f"{record['steps']} steps ({record['settings']['mode']}), "
         f"{measured.get('seconds', 0):.1f} s, peak memory {measured.get('peak_mb', 0)} MiB "
         f"(estimated: {measured.get('estimated_mb', 0)} MiB beside the models).\n"
-        f"File: {file.name}, {file.stat().st_size / 1e6:.1f} MB.\n"
+        f"{described(file)}\n"
         "Suppressed, not removed for good: probe it before you rely on it."
     )
+
+
+def described(file: Path | None) -> str:
+    if file is None:
+        return "File: none, see above."
+    return f"File: {file.name}, {file.stat().st_size / 1e6:.1f} MB."

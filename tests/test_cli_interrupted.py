@@ -209,7 +209,9 @@ def test_a_full_disk_loses_no_training(
 
     with monkeypatch.context() as patch:
         patch.setattr("unlearn.erasure.save_file", full)
-        assert sentence(run, capsys) == "The disk is full; free some space, nothing was written.\n"
+        said = sentence(run, capsys)
+    assert "a.safetensors cannot be written (Error while serializing: I/O error: No space" in said
+    assert said.endswith("free some space, and the same command goes on from its last state.\n")
     (state,) = inside(tmp_path)
     assert state.endswith(".resume")
     with at_step(0, stop) as taken:

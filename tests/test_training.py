@@ -300,19 +300,86 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_any_work(
     taken = Path(folder_paths.get_output_directory()) / "taken"
     taken.parent.mkdir(parents=True, exist_ok=True)
     taken.write_text("a file")
-    training = pack.nodes.training.Training(
+    training = a_training(pack, loaded, "taken/below")
+    with pytest.raises(ValueError, match="choose another filename_prefix"):
+        training.run(None, trained_weights(pack), lambda *_: pytest.fail("it began"))
+
+
+def a_training(pack: ModuleType, loaded: tuple, prefix: str) -> Any:
+    return pack.nodes.training.Training(
         method="few_shot",
         concepts=["cat"],
         settings=pack.unlearn.few_shot.FewShotSettings(),
         **dict(zip(("model", "clip", "vae"), loaded)),
         size=64,
         images=None,
-        prefix="taken/below",
+        prefix=prefix,
         seed=0,
     )
-    trained = pack.nodes.training.Trained("encoder", "mlp", 0, 1)
-    with pytest.raises(ValueError, match="choose another filename_prefix"):
-        training.run(None, trained, lambda *_: pytest.fail("it began"))
+
+
+def trained_weights(pack: ModuleType) -> Any:
+    return pack.nodes.training.Trained("encoder", "mlp", 0, 1)
+
+
+def learnt(pack: ModuleType, value: float = 1.0) -> Any:
+    """What a method would hand back."""
+    return pack.unlearn.erasure.Erasure(
+        {"a.weight": {"diff": torch.full((2, 2), value)}}, {"concepts": ["cat"], "loss": [1.0]}
+    )
+
+
+def test_what_cannot_be_written_is_handed_on(pack: ModuleType, loaded: tuple) -> None:
+    training, erasure = a_training(pack, loaded, "no_file"), learnt(pack)
+    _, file, said = training.run(None, trained_weights(pack), lambda *_: erasure)
+    assert file.is_file()
+    assert not said
+    file.unlink()
+    file.mkdir()
+    found, kept, said = training.run(None, trained_weights(pack), lambda *_: erasure)
+    assert torch.equal(found.delta("a.weight"), erasure.delta("a.weight"))
+    assert kept is None
+    assert said.startswith(f"Not kept: {file.name} cannot be written to output/no_file (")
+    assert str(file.parent) not in said
+    assert "The state of this run" not in said  # this method keeps none
+    assert pack.nodes.training.described(kept) == "File: none, see above."
+
+
+def test_a_run_whose_result_the_disk_has_no_room_for_does_not_begin(
+    pack: ModuleType, loaded: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("usage", (), {"free": 1_000_000})
+    monkeypatch.setattr(pack.unlearn.writing.shutil, "disk_usage", lambda _: usage)
+    training = a_training(pack, loaded, "no_room")
+    with pytest.raises(ValueError, match=r"will take . MB in output/no_room and 1 MB are free"):
+        training.run(None, trained_weights(pack), lambda *_: pytest.fail("it began"))
+
+
+def test_changes_too_large_for_half_precision_are_kept_in_full(
+    pack: ModuleType, loaded: tuple
+) -> None:
+    training = a_training(pack, loaded, "large")
+    _, file, said = training.run(None, trained_weights(pack), lambda *_: learnt(pack, 1e6))
+    assert not said
+    assert pack.unlearn.erasure.Erasure.load(file).delta("a.weight")[0, 0].item() == 1e6
+
+
+def test_what_a_diverged_run_reached_is_told_to_be_lost_where_it_is(
+    pack: ModuleType, loaded: tuple
+) -> None:
+    training = a_training(pack, loaded, "diverged")
+    _, file, _ = training.run(None, trained_weights(pack), lambda *_: learnt(pack))
+    file.unlink()
+    aside = file.with_name(f"{file.stem}_unfinished.safetensors")
+    aside.mkdir()
+
+    def diverges(*_: Any) -> None:
+        error = pack.unlearn.model.Diverged(float("nan"), 1, {}, [1.0])
+        error.erasure = learnt(pack)
+        raise error
+
+    with pytest.raises(RuntimeError, match=r"What was reached after step 1 is lost: .* cannot be"):
+        training.run(None, trained_weights(pack), diverges)
 
 
 @pytest.mark.parametrize("concept", ["狐" * 80, "\N{FOX FACE}" * 60, "fox" * 100])

@@ -6,7 +6,6 @@ This server keeps the state of a run after every step, so that little has to be 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from itertools import dropwhile
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import cached, drawn, latents, loader, node
+from graphs import cached, drawn, latents, loader, node, text
 from safetensors.torch import load_file, save_file
 from test_unet_nodes import METHODS, UNET, each_method, quick, stock, unlearn
 
@@ -171,25 +170,26 @@ def test_cancelled_and_failed_runs_change_nothing_and_go_on(
     assert_untouched(fragile, plain)
     assert not list((fragile.output / prefix).glob("*.safetensors"))
 
-    # Where the result is to be written there is now a folder: the last step is done, but in vain.
+    # Where the result is to be written there is now a folder: it is handed on all the same.
     state = fragile.states()["resume"]
     (state.with_suffix(".safetensors") / "something").mkdir(parents=True)
     events.clear()
-    with pytest.raises(PromptError, match="cannot be written to") as error:
-        fragile.run(graph, on_progress=events.append)
-    assert (error.value.node_id, steps(events)[-1]) == ("unlearn", 6)
-    assert steps(events)[0] in (done, done + 1)
-    assert_untouched(fragile, plain)
-
-    shutil.rmtree(state.with_suffix(".safetensors"))
-    events.clear()
+    save = node("SaveErasedModel", erasure=["unlearn", 1], filename_prefix=f"{prefix}/mine")
+    save["inputs"]["precision"] = "float16"
     erased = latents("erased", ("unlearn", 0)) | latents("original")
-    history = fragile.run(graph | erased, on_progress=events.append)
-    assert steps(events) in ([], [6]), "what was learnt is not lost with the file"
-    (file,) = (fragile.output / prefix).iterdir()
+    history = fragile.run(graph | erased | {"save": save}, on_progress=events.append)
+    assert steps(events)[0] in (done, done + 1)
+    assert steps(events)[-1] == 6
+    said = text(history, "unlearn")
+    assert said.startswith("Not kept: ")
+    assert f"cannot be written to output/{prefix}" in said
+    assert "The state of this run is kept" in said
+    assert str(fragile.output) not in said
+    (file,) = (fragile.output / prefix).glob("mine*.safetensors")
     assert same(load_file(file), uninterrupted[method])
     assert torch.equal(drawn(fragile, history, "original"), plain)
     assert not torch.equal(drawn(fragile, history, "erased"), plain)
+    assert_untouched(fragile, plain)
 
 
 @each_method

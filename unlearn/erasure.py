@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -18,6 +17,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from .writing import whole_file
 
 FORMAT = "concept-unlearn/1"
 VERSION = "0.1.0"
@@ -74,20 +75,16 @@ class Erasure:
     def save(self, file: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the file whole or not at all: a crash leaves the old file or the new one.
 
-        Raises ErasureError when a delta is not finite in `dtype`.
+        Raises ErasureError when a delta is not finite in `dtype`, and what writing raises
+        (writing.ERRORS).
         """
         tensors = self.state_dict(dtype)
         for key, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise ErasureError(f"{key} holds values that {dtype} cannot; nothing was written.")
         metadata = {"format": FORMAT, "concept_unlearn": json.dumps(self.record, sort_keys=True)}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        try:
-            save_file(tensors, temporary, metadata)
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(file) as new:
+            save_file(tensors, new, metadata)
 
     def state_dict(self, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
         """The tensors as the file holds them."""

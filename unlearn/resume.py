@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -9,13 +10,14 @@ import random
 import time
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from .erasure import VERSION
 from .model import Edit
+from .writing import free_bytes, reason, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,10 @@ class Resume:
 
     def __init__(self, file: Path | None = None, every: float = 60.0) -> None:
         self.file, self.every = file, every
+        self.reserved = 0
+        """Bytes that a state must leave free on the disk: for the result."""
+        self.failed = ""
+        """Why the state could not be kept, if so."""
         self.began_at = self.saved = time.monotonic()
         self.before = 0.0
         """Seconds that a run took before it was cut short, the last time that it kept its state."""
@@ -85,24 +91,27 @@ class Resume:
             return None
 
     def _write(self, file: Path, state) -> None:
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as out:
+            needed = _bytes(state) + self.reserved
+            if free_bytes(file) < needed:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            with whole_file(file) as new, new.open("wb") as out:
                 torch.save(state, out)
-            temporary.replace(file)
         # Of a full disk torch says RuntimeError: its writer ends a file that is cut short.
         except (OSError, RuntimeError) as error:
             self.every = math.inf  # said once, and not tried at every step
+            self.failed = reason(error)
             log.warning(
                 "The state of this run cannot be kept in %s (%s). The run goes on; if it is cut "
                 "short, it begins anew.",
                 file,
-                getattr(error, "strerror", None) or str(error).splitlines()[0],
+                self.failed,
             )
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+
+
+def _bytes(state) -> int:
+    """Of all tensors in a state."""
+    return sum(leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor))
 
 
 class Run:

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from ..erasure import fingerprint
+from ..writing import whole_file
 from . import options
 from .bar import Bar
 from .cpdm_set import COUNT, Caption, read_captions
-from .output import Failure, new_file
+from .output import Failure
 from .pictures import write_png
 
 HELP = "draw pictures from the prompts of a set; an interrupted run goes on where it was"
@@ -121,7 +122,7 @@ def check_run(target: Path, run: dict) -> None:
     elif target.is_dir() and any(target.iterdir()):
         raise Failure(f"{target} holds what this program did not draw; name another --generated.")
     else:
-        with new_file(file) as temporary:
+        with whole_file(file) as temporary:
             temporary.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
 
 

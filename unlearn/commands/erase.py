@@ -29,7 +29,7 @@ from ..preserve import Projection
 from ..resume import Resume
 from ..select import NetworkTrainable, Trainable
 from . import options
-from .output import Failure, check_output, check_space
+from .output import Failure, check_output, check_space, save
 from .pictures import batch, read_pictures
 
 HELP = "train an erasure of one or several concepts and write it to a file"
@@ -228,7 +228,7 @@ def run(given: argparse.Namespace) -> None:
         peak_mb=memory.peak >> 20,
         recomputed=given.save_memory,
     )
-    erasure.save(given.output, getattr(torch, given.precision))
+    save(erasure, given.output, getattr(torch, given.precision), resume.began())
     resume.close()
     record = erasure.record
     print(
@@ -301,7 +301,7 @@ def trained(given: argparse.Namespace, method: Method, model, images, resume: Re
                     "what the network predicts is not finite: leave out --half."
                 ) from error
             aside = given.output.with_name(f"{given.output.stem}_unfinished.safetensors")
-            error.erasure.save(aside)
+            save(error.erasure, aside, torch.float16)
             raise Failure(
                 f"{error} What was reached after step {len(error.history)} is kept in {aside}."
             ) from error

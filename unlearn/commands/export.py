@@ -8,8 +8,9 @@ import sys
 import torch
 
 from ..erasure import NETWORK, Erasure
+from ..writing import whole_file
 from . import options
-from .output import Failure, check_output, check_space, new_file, new_folder
+from .output import Failure, check_output, check_space, new_folder
 
 HELP = "write erased text encoders, or a LoRA, for diffusers and peft"
 EXAMPLES = """
@@ -103,7 +104,7 @@ def _lora(given: argparse.Namespace, model, erasure: Erasure) -> None:
     parts = [lora.to(precision) for lora in loras(model, erasure, given.rank)]
     check_space(given.output, sum(lora.nbytes for lora in parts))
     if given.form == "lora":
-        with new_file(given.output) as file:
+        with whole_file(given.output) as file:
             save_lora(parts, file, erasure.record)
     else:
         with new_folder(given.output, erasure.record) as folder:

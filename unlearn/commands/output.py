@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..erasure import Erasure
+from .. import writing
+from ..erasure import Erasure, ErasureError
 
 RECEIPT = "concept_unlearn.json"
 """In every folder that is written: what was put on, and where it came from."""
@@ -56,26 +57,43 @@ def _is_ours(file: Path) -> bool:
 
 def check_writable(path: Path) -> None:
     """Raises Failure where nothing can be written beside `path`: before there is work to lose."""
-    parents = path.absolute().parents
-    folder = next(parent for parent in parents if os.path.lexists(parent))
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        writing.check_writable(path)
     except OSError as error:
         raise Failure(
-            f"{path} cannot be written ({error.strerror} in {folder}); name another place."
+            f"{path} cannot be written ({writing.reason(error)}); name another place."
         ) from None
 
 
 def check_space(path: Path, needed: int) -> None:
     """Raises Failure when the disk of `path` has fewer than `needed` bytes free."""
-    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    free = shutil.disk_usage(folder).free
+    free = writing.free_bytes(path)
     if free < needed:
         raise Failure(
             f"{path} will take {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free there; free "
             "some space or name another --output."
         )
+
+
+def save(erasure: Erasure, path: Path, precision: torch.dtype, resumable: bool = False) -> None:
+    """Write an erasure that took long to train: if not there, then somewhere.
+
+    resumable: whether the run's state is kept, so that it need not begin anew. Raises Failure where
+    `path` cannot be written; it says what became of the erasure.
+    """
+    try:
+        erasure.save(path, precision)
+    except (ErasureError, *writing.ERRORS) as error:
+        aside = Path(tempfile.mkdtemp(prefix="concept-unlearn-")) / path.name
+        what = f"{path} cannot be written ({writing.reason(error)})"
+        try:
+            erasure.save(aside, torch.float32 if isinstance(error, ErasureError) else precision)
+        except writing.ERRORS:
+            shutil.rmtree(aside.parent, ignore_errors=True)
+            lost = "free some space, and the same command goes on from its last state."
+            lost = lost if resumable else "what was trained is lost."
+            raise Failure(f"{what}, nor can {aside.parent.parent}: {lost}") from error
+        raise Failure(f"{what}; the erasure is kept in {aside}.") from error
 
 
 def rewrite(file: Path, change: Callable[[Erasure], Erasure]) -> None:
@@ -88,34 +106,9 @@ def rewrite(file: Path, change: Callable[[Erasure], Erasure]) -> None:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block is through."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
 def new_folder(path: Path, receipt: Mapping) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place, with a receipt, when the block is
-    through."""
-    path = path.absolute()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
+    """`writing.whole_folder`, with a receipt in it."""
+    with writing.whole_folder(path) as new:
+        yield new
         text = json.dumps(receipt, indent=1, sort_keys=True)
-        (temporary / RECEIPT).write_text(text + "\n", encoding="utf-8")
-        if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (new / RECEIPT).write_text(text + "\n", encoding="utf-8")

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from .output import Failure, check_writable, new_file
+from ..writing import whole_file
+from .output import Failure, check_writable
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -66,5 +67,5 @@ def check_png(file: Path | None, option: str) -> None:
 def write_png(file: Path, picture: torch.Tensor) -> None:
     """picture: (1, height, width, 3) in 0..1; the file is written whole or not at all."""
     pixels = (picture[0].numpy() * 255).round().astype(np.uint8)
-    with new_file(file) as temporary:
+    with whole_file(file) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
