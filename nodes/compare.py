@@ -14,7 +14,7 @@ from comfy_api.latest import io, ui
 from nodes import EmptyLatentImage, common_ksampler
 
 from ..unlearn.neighbours import near_prompts
-from ..unlearn.prompts import split_concepts, templates
+from ..unlearn.prompts import templates
 from ..unlearn.remains import Seen, remains
 from ..unlearn.sheet import Row, sheet
 from ..unlearn.words import VOCABULARY
@@ -30,6 +30,7 @@ from .sockets import (
     sampling_inputs,
     seed_input,
 )
+from .words import plain, typed_concepts
 
 
 class CompareErasure(io.ComfyNode):
@@ -120,7 +121,7 @@ class CompareErasure(io.ComfyNode):
                 "Nothing erased is connected, so before and after would be the same: connect "
                 "erased_clip, erased_model or both."
             )
-        concepts = split_concepts(concept)
+        concepts = typed_concepts(clip, concept)
         asked = lines(prompts) or own_prompts(concepts, kind)
         near = lines(neighbours) or near_prompts(concepts, kind)
         host = ComfyModel(model, clip, vae, (height, width))
@@ -128,6 +129,8 @@ class CompareErasure(io.ComfyNode):
         host.check_encoder()
         node_id = cls.hidden.unique_id
         prompted, seeds = [*asked, *near], range(seed, seed + count)
+        # What is typed as a prompt may hold weights. A concept's own parentheses are none.
+        given = asked if lines(prompts) else [plain(clip, prompt) for prompt in asked]
 
         def drawn(when: str, *parts) -> list[torch.Tensor]:
             def told(prompt: str) -> None:
@@ -135,7 +138,7 @@ class CompareErasure(io.ComfyNode):
                 tell(node_id, f"drawing {when}\n{prompt}")
 
             sampling, size = (steps, cfg, sampler_name, scheduler), (width, height)
-            return draw(*parts, vae, prompted, seeds, sampling, size, told)
+            return draw(*parts, vae, [*given, *near], seeds, sampling, size, told)
 
         before = drawn("before", model, clip)
         after = drawn("after", erased_model or model, erased_clip or clip)

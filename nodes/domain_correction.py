@@ -9,7 +9,7 @@ from ..unlearn.domain_correction import (
     check_settings,
     domain_correction,
 )
-from ..unlearn.prompts import split_concepts, split_words
+from ..unlearn.typed import one_word, split_words
 from .apply import erased_model
 from .sockets import (
     anchor_input,
@@ -22,6 +22,7 @@ from .sockets import (
     size_input,
 )
 from .training import Trained, Training, outputs, summary
+from .words import reader, typed_concepts
 
 
 class DomainCorrectionUNetUnlearn(io.ComfyNode):
@@ -81,11 +82,11 @@ class DomainCorrectionUNetUnlearn(io.ComfyNode):
         filename_prefix="loras/erased",
         projection="orthogonal",
     ) -> io.NodeOutput:
-        concepts = split_concepts(concept)
+        concepts = typed_concepts(clip, concept)
         settings = DomainCorrectionSettings(
             mode=mode,
             kind=kind,
-            anchor=anchor.strip(),
+            anchor=one_word(anchor),
             pictures=pictures or None,
             iterations=iterations or None,
             rank=rank,
@@ -93,7 +94,7 @@ class DomainCorrectionUNetUnlearn(io.ComfyNode):
             projection=projection,
             protect=tuple(split_words(protect)),
         )
-        check_settings(concepts, settings)
+        check_settings(concepts, settings, reader(clip))
         training = Training(
             "domain_correction",
             concepts,

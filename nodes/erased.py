@@ -16,6 +16,7 @@ from .apply import erased_clip, erased_model, foreign_erasure, has_part
 from .files import output_file
 from .report import tell
 from .sockets import ErasureType
+from .words import tokenized
 
 FOLDERS = ("loras", "text_encoders")
 
@@ -323,7 +324,7 @@ def conflict(clip, alone, together, concept: str) -> tuple[float, float]:
     Returns (ratio of the lengths, cosine of the two movements).
     """
     base, by_one, by_all = (
-        c.encode_from_tokens(c.tokenize(f"a photo of a {concept}")).flatten().float()
+        c.encode_from_tokens(tokenized(c, f"a photo of a {concept}")).flatten().float()
         for c in (clip, alone, together)
     )
     one, both = by_one - base, by_all - base

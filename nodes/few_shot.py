@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..unlearn.few_shot import FewShotSettings, check_settings, few_shot
 from ..unlearn.harden import SECONDS
-from ..unlearn.prompts import split_concepts, split_words
+from ..unlearn.typed import one_word, split_words
 from .apply import erased_clip
 from .sockets import (
     anchor_input,
@@ -23,6 +23,7 @@ from .sockets import (
     size_input,
 )
 from .training import Trained, Training, outputs, summary
+from .words import reader, tokenized, typed_concepts
 
 
 class FewShotEncoderUnlearn(io.ComfyNode):
@@ -134,7 +135,7 @@ class FewShotEncoderUnlearn(io.ComfyNode):
         harden_seconds=SECONDS,
         batch=2,
     ) -> io.NodeOutput:
-        concepts = split_concepts(concept)
+        concepts = typed_concepts(clip, concept)
         settings = FewShotSettings(
             mode=mode,
             kind=kind,
@@ -146,11 +147,11 @@ class FewShotEncoderUnlearn(io.ComfyNode):
             seed=seed,
             projection=projection,
             protect=tuple(split_words(protect)),
-            anchor=anchor.strip(),
+            anchor=one_word(anchor),
             harden=harden_seconds if harden else 0.0,
             batch=batch,
         )
-        check_settings(concepts, images, settings)
+        check_settings(concepts, images, settings, reader(clip))
         training = Training(
             "few_shot", concepts, settings, model, clip, vae, size, images, filename_prefix, seed
         )
@@ -172,7 +173,7 @@ def movement(clip, erased, concepts: list[str]) -> dict[str, float]:
     moved = {}
     for concept in concepts:
         before, after = (
-            c.encode_from_tokens(c.tokenize(f"a photo of a {concept}")) for c in (clip, erased)
+            c.encode_from_tokens(tokenized(c, f"a photo of a {concept}")) for c in (clip, erased)
         )
         moved[concept] = ((after - before).norm() / before.norm()).item()
     return moved

@@ -14,13 +14,13 @@ import comfy.sample
 import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP, get_all_wrappers
-from comfy.sd1_clip import escape_important, token_weights, unescape_important
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..unlearn.erasure import NETWORK
 from ..unlearn.first_token import first_token_detached
-from ..unlearn.gap import Vocabulary, beside, places, shared_words, token_count, twice
+from ..unlearn.gap import Vocabulary, beside, places, shared_words, twice
 from ..unlearn.model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
+from ..unlearn.readings import Reading
 from ..unlearn.select import encoder_weights, network_weights
 from .attention import differentiable
 from .connected import autoencoder, check_clip, check_patcher, check_vae
@@ -30,6 +30,7 @@ from .kernels import differentiable_products, differentiable_rotations
 from .planning import MEASURED, Planned
 from .reading import check_read, handed_on_besides, is_spoilt, spoilt, unread_layers
 from .static import static_clip, static_model
+from .words import encoder_names, part_named, readings, tokenized
 
 # How the host comes from a network's output to x0, where that output is epsilon, v or velocity.
 OWN_OUTPUT = tuple(
@@ -163,8 +164,9 @@ class ComfyModel(Planned):
             self._saved.clear()
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of prompts, as CLIPTextEncode would make it, (N, tokens, width)."""
-        return self._conditioning([self.clip.tokenize(prompt) for prompt in prompts])
+        """Conditioning of prompts in plain words, (N, tokens, width): as CLIPTextEncode would make
+        it, but for weights and the like."""
+        return self._conditioning([tokenized(self.clip, prompt) for prompt in prompts])
 
     def _conditioning(self, tokens: list[dict]) -> Conditioning:
         if self._stackable(tokens):
@@ -181,9 +183,9 @@ class ComfyModel(Planned):
     @torch.no_grad()
     def vocabulary(self) -> Vocabulary:
         """Whole words with a token in each of the encoders, and its vectors side by side."""
-        names = self._names(self.clip.tokenize(""))
+        names = encoder_names(self.clip, self.clip.tokenize(""))
         words, numbers = shared_words(
-            {token: i for i, token in self._named(self.clip.tokenizer, name).inv_vocab.items()}
+            {token: i for i, token in part_named(self.clip.tokenizer, name).inv_vocab.items()}
             for name in names
         )
         # By the layer and not from its weight: Gemma's makes the vectors larger.
@@ -193,10 +195,11 @@ class ComfyModel(Planned):
         ]
         return beside(words, [table.to(self.device) for table in tables])
 
+    def readings(self, words: str) -> list[Reading]:
+        return readings(self.clip, words)
+
     def token_count(self, words: str) -> int:
-        names = self._names(self.clip.tokenize(""))
-        parts = [self._named(self.clip.tokenizer, name) for name in names]
-        return max(token_count([part.tokenizer], _without_weights(part, words)) for part in parts)
+        return max(len(one.tokens) for one in self.readings(words))
 
     def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
         """The host takes a token's vector where its number would stand, as it does for textual
@@ -217,8 +220,8 @@ class ComfyModel(Planned):
 
     def _filled(self, sentence: str, vectors: torch.Tensor) -> dict:
         """Tokens of a sentence with vectors (tokens, width) in its gap."""
-        one, other = map(self.clip.tokenize, twice(sentence, len(vectors)))
-        names = self._names(one)
+        one, other = (tokenized(self.clip, text) for text in twice(sentence, len(vectors)))
+        names = encoder_names(self.clip, one)
         widths = [self._embedding(name).weight.shape[1] for name in names]
         for name, part in zip(names, vectors.split(widths, 1)):
             flat = [(s, i) for s, section in enumerate(one[name]) for i in range(len(section))]
@@ -228,21 +231,9 @@ class ComfyModel(Planned):
                 one[name][s][i] = (vector, *one[name][s][i][1:])
         return one
 
-    def _names(self, tokens: dict) -> list[str]:
-        """Under which tokens go whose encoder is there: of Stable Diffusion 3's three the host
-        makes tokens for all, loaded or not."""
-        return [name for name in tokens if self._named(self.encoder, name) is not None]
-
-    @staticmethod
-    def _named(parts, name: str):
-        """A tokenizer or an encoder by the name under which its tokens go: the host calls CLIP-L's
-        tokens l and its parts clip_l. None where it is not there."""
-        found = getattr(parts, f"clip_{name}", None)
-        return getattr(parts, name, None) if found is None else found
-
     def _embedding(self, name: str) -> torch.nn.Module:
         """The layer that makes vectors of tokens."""
-        return self._named(self.encoder, name).transformer.get_input_embeddings()
+        return part_named(self.encoder, name).transformer.get_input_embeddings()
 
     def _one(self, tokens: dict) -> Conditioning:
         output = self._encode(tokens)
@@ -555,11 +546,3 @@ def in_one_stream() -> Iterator[None]:
         yield
     finally:
         management.NUM_STREAMS = streams
-
-
-def _without_weights(tokenizer, words: str) -> str:
-    """As the host reads words: with parentheses for weights, where the tokenizer takes them."""
-    if getattr(tokenizer, "disable_weights", False):
-        return words
-    parts = token_weights(escape_important(words), 1.0)
-    return "".join(unescape_important(part) for part, _ in parts)

@@ -8,14 +8,15 @@ import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io, ui
 
-from ..unlearn.identify import identify, parse_words
+from ..unlearn.identify import check_candidates, identify, parse_words
 from ..unlearn.identify_sheet import bars, report
 from ..unlearn.model import check_images
 from ..unlearn.neighbours import neighbours, proposal, to_protect
-from .connected import check_vae
+from .connected import check_clip, check_vae
 from .host import ComfyModel
 from .report import tell
 from .sockets import kind_input, seed_input
+from .words import usable
 
 
 class IdentifyConcept(io.ComfyNode):
@@ -84,6 +85,8 @@ class IdentifyConcept(io.ComfyNode):
         node_id = cls.hidden.unique_id
         check_images(images)
         words = parse_words(candidates, kind)
+        check_clip(clip)
+        words = check_candidates(usable(clip, words, "candidate") if candidates.strip() else words)
         host = ComfyModel(model, clip, vae, tuple(images.shape[1:3]))
         check_vae(vae)
         host.check_encoder()

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..unlearn.harden import SECONDS
 from ..unlearn.key_step import TASKS, KeyStepSettings, check_settings, key_step
-from ..unlearn.prompts import split_concepts, split_words
+from ..unlearn.typed import one_word, split_words
 from .apply import erased_model
 from .report import key_steps_plot
 from .sockets import (
@@ -20,6 +20,7 @@ from .sockets import (
     size_input,
 )
 from .training import Trained, Training, outputs, summary
+from .words import reader, typed_concepts
 
 WEIGHTS = ["by task", "cross-attention", "cross-attention-kv", "outside-cross-attention"]
 
@@ -123,7 +124,7 @@ class KeyStepUNetUnlearn(io.ComfyNode):
         harden=False,
         harden_seconds=SECONDS,
     ) -> io.NodeOutput:
-        concepts = split_concepts(concept)
+        concepts = typed_concepts(clip, concept)
         settings = KeyStepSettings(
             mode=mode,
             task=task,
@@ -133,12 +134,12 @@ class KeyStepUNetUnlearn(io.ComfyNode):
             trainable=None if trainable == "by task" else trainable,
             rank=rank,
             seed=seed,
-            anchor=anchor.strip(),
+            anchor=one_word(anchor),
             projection=projection,
             protect=tuple(split_words(protect)),
             harden=harden_seconds if harden else 0.0,
         )
-        check_settings(concepts, settings)
+        check_settings(concepts, settings, reader(clip))
         training = Training(
             "key_step", concepts, settings, model, clip, vae, size, None, filename_prefix, seed
         )

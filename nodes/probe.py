@@ -11,9 +11,9 @@ import comfy.utils
 from comfy_api.latest import io, ui
 
 from ..unlearn.phrasings import NOTHING, Given
-from ..unlearn.probe import Probe, ProbeSettings, probe, settings
+from ..unlearn.probe import Probe, ProbeSettings, check_asked, probe, settings
 from ..unlearn.probe_sheet import probe_sheet
-from ..unlearn.prompts import split_concepts, split_words
+from ..unlearn.typed import split_words
 from .apply import alike, alike_clips, erased, other_base
 from .connected import check_clip, check_vae
 from .host import ComfyModel
@@ -27,6 +27,7 @@ from .sockets import (
     sampling_inputs,
     seed_input,
 )
+from .words import reader, typed_concepts, usable
 
 NOT_ITS_OWN = (
     "Warning: what is connected is not all of this erasure at strength 1, or more than it; connect "
@@ -148,7 +149,7 @@ class ProbeErasure(io.ComfyNode):
                 warning = NOT_ITS_OWN
             warning = warning or other_base(model, clip, erasure)
         said = [] if concept.strip() or erasure is None else said_by(erasure, kind)
-        concepts = said or split_concepts(concept)
+        concepts = usable(clip, said) if said else typed_concepts(clip, concept)
         changed = {"unet": erased_model, "encoder": erased_clip}
         parts = frozenset(part for part, connected in changed.items() if connected is not None)
         size = height, width
@@ -157,10 +158,11 @@ class ProbeErasure(io.ComfyNode):
         original.check_encoder()
         edited = ComfyModel(erased_model or model, erased_clip or clip, vae, size)
         given = Given(
-            tuple(split_words(synonyms)),
-            tuple(split_words(translations)),
+            tuple(split_words(synonyms, "synonym")),
+            tuple(split_words(translations, "translation")),
             tuple(line.strip() for line in descriptions.splitlines() if line.strip()),
         )
+        check_asked(concepts, given, reader(clip))
         if given != NOTHING and len(concepts) > 1:
             raise ValueError(
                 f"Synonyms, translations and descriptions are of one concept, but {len(concepts)} "

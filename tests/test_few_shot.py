@@ -23,7 +23,7 @@ from unlearn.few_shot import (
 )
 from unlearn.model import Conditioning, Diverged
 from unlearn.neighbourhood import Neighbourhood
-from unlearn.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES, split_concepts
+from unlearn.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES
 
 PAPER = FewShotSettings(mode="paper")
 IMAGES = torch.linspace(0, 1, 4).view(4, 1, 1, 1).expand(4, 2, 2, 3).contiguous()
@@ -418,10 +418,3 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good() -> None
     assert kept.concepts == ["cat"]
     assert kept.record["steps"] == len(error.value.history) <= len(heard)
     assert all(kept.delta(key).isfinite().all() for key in kept.deltas)
-
-
-def test_concepts_are_split_at_commas_and_lines() -> None:
-    assert split_concepts(" cat, red fox\ncat ,, owl") == ["cat", "red fox", "owl"]
-    assert split_concepts("狐，吉他、猫") == ["狐", "吉他", "猫"]  # noqa: RUF001
-    with pytest.raises(ValueError, match="No concept is named"):
-        split_concepts(" ,\n")

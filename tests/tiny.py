@@ -23,6 +23,7 @@ from unlearn.erasure import NETWORK, Erasure, fingerprint
 from unlearn.gap import Vocabulary
 from unlearn.model import Conditioning, Edit
 from unlearn.prompts import COMMON_WORDS
+from unlearn.readings import Reading
 from unlearn.select import encoder_weights, network_weights
 from unlearn.trajectory import ddim_step, guided, timesteps
 
@@ -109,6 +110,11 @@ class TinyModel:
     def vocabulary(self) -> Vocabulary:
         words = sorted({word for word in COMMON_WORDS if " " not in word})
         return Vocabulary(words, torch.stack([word_vector(word, self.width) for word in words]))
+
+    def readings(self, words: str) -> list[Reading]:
+        """A token for each word, read without capitals; of it those are known that are in ASCII."""
+        tokens = tuple(zlib.crc32(word.encode()) for word in words.lower().split())
+        return [Reading(tokens, any(word.isascii() for word in words.split()), room=75)]
 
     def token_count(self, words: str) -> int:
         return len(words.split())

@@ -17,9 +17,10 @@ from torch.nn.utils import parametrize
 from .dpm_solver import draw, noise_levels
 from .erasure import NETWORK, fingerprint
 from .first_token import first_token_detached
-from .gap import Vocabulary, beside, places, shared_words, token_count, twice
+from .gap import Vocabulary, beside, places, shared_words, twice
 from .host_names import encoder_modules, network_modules, view
 from .model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale_gradient
+from .readings import Reading, reading
 from .select import encoder_weights, network_weights
 
 SIDE = 8  # pixels a side that one place of the latents stands for
@@ -103,14 +104,19 @@ class DiffusersModel:
 
     def _tokens(self, name: str, prompts: Sequence[str]) -> torch.Tensor:
         """(N, tokens) numbers for an encoder, on its device."""
-        encoder, tokenizer = self.encoders[name]
+        _, tokenizer = self.encoders[name]
         return tokenizer(
             list(prompts),
             padding="max_length",
-            max_length=min(tokenizer.model_max_length, encoder.config.max_position_embeddings),
+            max_length=self._window(name),
             truncation=True,
             return_tensors="pt",
         ).input_ids.to(self.device)
+
+    def _window(self, name: str) -> int:
+        """How many tokens an encoder takes at most, its own start and end with them."""
+        encoder, tokenizer = self.encoders[name]
+        return min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
 
     @torch.no_grad()
     def vocabulary(self) -> Vocabulary:
@@ -124,8 +130,19 @@ class DiffusersModel:
         ]
         return beside(words, tables)
 
+    def readings(self, words: str) -> list[Reading]:
+        return [
+            reading(
+                words,
+                lambda text, own=tokenizer: own(text, verbose=False).input_ids,
+                tokenizer.convert_ids_to_tokens,
+                self._window(name),
+            )
+            for name, (_, tokenizer) in self.encoders.items()
+        ]
+
     def token_count(self, words: str) -> int:
-        return token_count((tokenizer for _, tokenizer in self.encoders.values()), words)
+        return max(len(one.tokens) for one in self.readings(words))
 
     def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
         count = vectors.shape[1]

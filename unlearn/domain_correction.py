@@ -22,8 +22,9 @@ from .erasure import Erasure
 from .few_shot import STOP_WINDOW, check_concepts
 from .held import Encoded, Held
 from .model import Conditioning, DiffusionModel, Edit, OnStep, preparing
-from .neighbourhood import Kind, Neighbourhood, check_anchor
+from .neighbourhood import Kind, Neighbourhood
 from .preserve import Projection
+from .readings import Read, as_read, check_typed
 from .resume import Resume, Run
 from .select import NetworkTrainable
 from .training import trained
@@ -96,7 +97,8 @@ def domain_correction(
     before any work, and model.Diverged, which carries the last good erasure; `on_step` may raise to
     cancel. The model is afterwards what it was.
     """
-    check_settings(concepts, settings)
+    check_settings(concepts, settings, model.readings)
+    concepts, settings = as_read(concepts, settings, model.readings)
     resume = resume or Resume()
     return trained(
         model,
@@ -110,10 +112,12 @@ def domain_correction(
     )
 
 
-def check_settings(concepts: Sequence[str], settings: DomainCorrectionSettings) -> None:
-    """Raises ValueError with one sentence where they cannot be used."""
+def check_settings(
+    concepts: Sequence[str], settings: DomainCorrectionSettings, read: Read | None = None
+) -> None:
+    """Raises ValueError with one sentence where they cannot be used. read: see `check_typed`."""
     check_concepts(concepts, None)
-    check_anchor(concepts, settings.anchor, settings.kind)
+    check_typed(concepts, settings.anchor, settings.protect, settings.kind, read)
     if settings.prompts < 1 or settings.of("pictures", 1000, 32) < 1:
         raise ValueError("It learns from anchor pictures: let the model draw at least one of them.")
 

@@ -23,9 +23,10 @@ from .erasure import Erasure, images_hash
 from .gap import check_takes_vectors
 from .harden import OTHERS, SENTENCES, Hardening, check_hardening
 from .model import Conditioning, DiffusionModel, Edit, OnStep, check_images
-from .neighbourhood import Kind, Neighbourhood, check_anchor
+from .neighbourhood import Kind, Neighbourhood
 from .preserve import Projection
 from .prompts import templates
+from .readings import Read, as_read, check_typed
 from .select import Trainable
 from .training import trained
 
@@ -110,7 +111,8 @@ def few_shot(
     good erasure, when the loss stops being finite; `on_step` may raise to cancel. The model is
     afterwards what it was.
     """
-    check_settings(concepts, images, settings)
+    check_settings(concepts, images, settings, model.readings)
+    concepts, settings = as_read(concepts, settings, model.readings)
     if settings.harden:
         check_takes_vectors(model)
     pictures = concept_latents(model, concepts, images, settings)
@@ -133,11 +135,15 @@ def few_shot(
 
 
 def check_settings(
-    concepts: Sequence[str], images: torch.Tensor | None, settings: FewShotSettings
+    concepts: Sequence[str],
+    images: torch.Tensor | None,
+    settings: FewShotSettings,
+    read: Read | None = None,
 ) -> None:
-    """Raises ValueError with one sentence where they cannot be used."""
+    """Raises ValueError with one sentence where they cannot be used. read: see `check_typed`."""
     check_concepts(concepts, images)
-    check_anchor(concepts, settings.anchor, settings.kind if settings.mode == "balanced" else None)
+    kind = settings.kind if settings.mode == "balanced" else None
+    check_typed(concepts, settings.anchor, settings.protect, kind, read)
     check_hardening(settings.mode, settings.harden)
 
 

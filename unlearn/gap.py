@@ -6,7 +6,7 @@ each, and what differs is the gap: with any tokenizer, however it pads and whate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,15 +95,6 @@ def places(one: Sequence, other: Sequence, count: int) -> list[int]:
             "prompt; use a shorter prompt."
         )
     return found
-
-
-def token_count(tokenizers: Iterable[Callable[[str], Mapping]], words: str) -> int:
-    """The most tokens that the words are, behind another word, to one of the tokenizers."""
-    return max(
-        len(tokenizer(f"{FILLERS[0]} {words}")["input_ids"])
-        - len(tokenizer(FILLERS[0])["input_ids"])
-        for tokenizer in tokenizers
-    )
 
 
 def whole_words(vocabulary: Mapping[str, int]) -> dict[str, int]:

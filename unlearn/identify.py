@@ -20,7 +20,7 @@ import torch
 
 from .model import Conditioning, DiffusionModel, check_images
 from .neighbourhood import Kind
-from .prompts import split_words
+from .typed import split_words
 from .words import VOCABULARY
 
 SENTENCES = {
@@ -85,12 +85,12 @@ def parse_words(text: str, kind: Kind) -> list[str]:
     """
     # CLIP reads no capitals, and two spellings of one word would tie for ever.
     words: dict[str, str] = {}
-    for word in split_words(text):
+    for word in split_words(text, "candidate"):
         words.setdefault(word.lower(), word)
-    return check_words(list(words.values()) or VOCABULARY[kind])
+    return check_candidates(list(words.values()) or VOCABULARY[kind])
 
 
-def check_words(words: Sequence[str]) -> list[str]:
+def check_candidates(words: Sequence[str]) -> list[str]:
     """Raises ValueError with one sentence when there is nothing to choose from."""
     if len(words) < 2:
         raise ValueError(
@@ -147,7 +147,7 @@ def identify(
     Raises ValueError for bad input, before any work; `on_row` may raise to cancel.
     """
     check_images(images)
-    words, draws = check_words(words), max(draws, len(images))
+    words, draws = check_candidates(words), max(draws, len(images))
     plan = rounds(len(words), draws)
     total, spent, times = _evaluations(plan), 0, TIMES
     if kind == "style" and things:

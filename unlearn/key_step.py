@@ -24,9 +24,10 @@ from .gap import check_takes_vectors
 from .harden import Hardening, check_hardening
 from .held import Encoded, Held, drawn
 from .model import Conditioning, DiffusionModel, Edit, OnStep
-from .neighbourhood import Neighbourhood, check_anchor
+from .neighbourhood import Neighbourhood
 from .preserve import Projection
 from .prompts import COMMON_STYLES, COMMON_WORDS, augmented
+from .readings import Read, as_read, check_typed
 from .resume import Resume, Run
 from .select import NetworkTrainable
 from .training import trained
@@ -161,7 +162,8 @@ def key_step(
     carries the last good erasure; `on_step` may raise to cancel. The model is afterwards what it
     was.
     """
-    check_settings(concepts, settings)
+    check_settings(concepts, settings, model.readings)
+    concepts, settings = as_read(concepts, settings, model.readings)
     resume = resume or Resume()
     record = {"kind": KINDS[settings.task]}
     if settings.harden:
@@ -185,12 +187,14 @@ def key_step(
     )
 
 
-def check_settings(concepts: Sequence[str], settings: KeyStepSettings) -> None:
-    """Raises ValueError with one sentence where they cannot be used."""
+def check_settings(
+    concepts: Sequence[str], settings: KeyStepSettings, read: Read | None = None
+) -> None:
+    """Raises ValueError with one sentence where they cannot be used. read: see `check_typed`."""
     check_concepts(concepts, None)
     # The paper's loss has the empty prompt where no anchor is named.
-    balanced = settings.mode == "balanced"
-    check_anchor(concepts, settings.anchor, KINDS[settings.task] if balanced else None)
+    kind = KINDS[settings.task] if settings.mode == "balanced" else None
+    check_typed(concepts, settings.anchor, settings.protect, kind, read)
     check_hardening(settings.mode, settings.harden)
     if not 0 <= settings.first < settings.steps:
         raise ValueError(

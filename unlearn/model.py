@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from .gap import Vocabulary
 from .preserve import Projection, preserved
+from .readings import Reading
 
 Part = Literal["encoder", "unet"]
 
@@ -159,6 +160,9 @@ class DiffusionModel(Protocol):
 
     def vocabulary(self) -> Vocabulary:
         """The whole words that the text encoder has a token for, and these tokens' vectors."""
+
+    def readings(self, words: str) -> list[Reading]:
+        """What each of the text encoders reads of the words within a prompt."""
 
     def token_count(self, words: str) -> int:
         """How many tokens the words are within a prompt; of several text encoders, the most."""

@@ -84,22 +84,3 @@ class Neighbourhood:
                 kind = self.rng.choice(("object", "style"))
             prompts.append(self.rng.choice((word, self.rng.choice(templates(kind)).format(word))))
         return prompts
-
-
-def check_anchor(concepts: Sequence[str], anchor: str, kind: Kind | None) -> None:
-    """Raises ValueError with one sentence when the anchor is one of the concepts.
-
-    kind: whose neutral word is the anchor where none is named; None where there is then none.
-    """
-    named = {concept.strip().lower() for concept in concepts}
-    if anchor.strip():
-        if anchor.strip().lower() in named:
-            raise ValueError(
-                f"The anchor {anchor!r} is the concept itself, so nothing would change; name what "
-                "should be drawn in its place, or leave it empty."
-            )
-    elif kind and ANCHORS[kind] in named:
-        raise ValueError(
-            f"{ANCHORS[kind]!r} is the word that is drawn in a concept's place, so nothing would "
-            "change; name another as the anchor."
-        )

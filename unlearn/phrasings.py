@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from .gap import Vocabulary
 from .identify import SENTENCES
 from .languages import translations
 from .neighbourhood import Kind
 from .prompts import TASK_TEMPLATES, templates
+from .typed import cleaned
 
 OWN = "own prompts"
 TASKS = {"object": "object", "style": "style", "character": "instance"}
@@ -29,7 +30,13 @@ class Given:
     synonyms: tuple[str, ...] = ()
     translations: tuple[str, ...] = ()
     descriptions: tuple[str, ...] = ()
-    """Whole prompts that do not name it."""
+    """Whole prompts, in plain words, that do not name it."""
+
+    def cleaned(self) -> Given:
+        """As it is read: see typed.py."""
+        return Given(
+            *(tuple(filter(None, map(cleaned, getattr(self, f.name)))) for f in fields(self))
+        )
 
 
 NOTHING = Given()

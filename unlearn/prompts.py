@@ -1,7 +1,6 @@
 """Prompt templates: the sentences in which a concept is named to a model."""
 
 import random
-import re
 
 # The templates of Textual Inversion (Gal et al., arXiv 2208.01618), which few-shot unlearning uses.
 OBJECT_TEMPLATES: tuple[str, ...] = (
@@ -262,18 +261,3 @@ def in_context(rng: random.Random, kind: str, concept: str, word: str | None = N
     thing, style = (word, concept) if kind == "style" else (concept, word)
     ending = rng.choice((", {} style", " in {} style", " in the style of {}"))
     return rng.choice(OBJECT_TEMPLATES).format(thing) + ending.format(style)
-
-
-def split_words(text: str) -> list[str]:
-    """Words that a user typed: separated by commas, of Chinese and Japanese too, or lines."""
-    return [word.strip() for word in re.split(r"[,\n，、]", text) if word.strip()]  # noqa: RUF001
-
-
-def split_concepts(text: str) -> list[str]:
-    """The same without doubles. Raises ValueError when nothing is left."""
-    found = list(dict.fromkeys(split_words(text)))
-    if not found:
-        raise ValueError(
-            "No concept is named: type the word or name to unlearn, for example: Zorvik"
-        )
-    return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .neighbourhood import Kind
-from .prompts import COMMON_STYLES, COMMON_WORDS, split_words
+from .prompts import COMMON_STYLES, COMMON_WORDS
+from .typed import split_words
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from ..model import Diverged, Edit, Part
 from ..neighbourhood import Kind
 from ..peak_memory import PeakMemory
 from ..preserve import Projection
+from ..readings import Read, words_read
 from ..resume import Resume
 from ..select import NetworkTrainable, Trainable
 from . import options
@@ -147,9 +148,17 @@ def add(parser: argparse.ArgumentParser) -> None:
         choices=(*get_args(Trainable), *get_args(NetworkTrainable)),
         help="which weights; the first four are an encoder's, the others the network's",
     )
-    method.add_argument("--anchor", metavar="WORD", help="what the concept is drawn towards")
     method.add_argument(
-        "--protect", type=options.words, metavar="WORDS", help="words that must stay what they are"
+        "--anchor",
+        type=options.anchor,
+        metavar="WORD",
+        help="what the concept is drawn towards",
+    )
+    method.add_argument(
+        "--protect",
+        type=options.words("protected word"),
+        metavar="WORDS",
+        help="words that must stay what they are",
     )
     method.add_argument(
         "--harden",
@@ -200,11 +209,14 @@ def run(given: argparse.Namespace) -> None:
         raise Failure(f"{given.output} must end in .safetensors; name such an --output.")
     check_output(given.output, given.force)
     pictures = read_pictures(given.images) if given.images else None
-    check(method, given.concepts, None if pictures is None else len(pictures))
+    shown = None if pictures is None else len(pictures)
+    check(method, given.concepts, shown)
 
     from .models import given_model
 
     model = given_model(given)
+    check(method, given.concepts, shown, model.readings)
+    given.concepts = words_read(given.concepts, model.readings)
     weights = model.selected(method.part, method.select)
     rank = method.settings.rank
     count = sum(
@@ -267,15 +279,17 @@ def chosen(given: argparse.Namespace) -> Method:
     return Method(given.method, settings)
 
 
-def check(method: Method, concepts: list[str], pictures: int | None) -> None:
-    """Raises ValueError with one sentence for what the method cannot work on."""
+def check(
+    method: Method, concepts: list[str], pictures: int | None, read: Read | None = None
+) -> None:
+    """Raises ValueError with one sentence for what the method cannot work on. read: the model's."""
     if method.name == "key_step":
-        check_key_step(concepts, method.settings)
+        check_key_step(concepts, method.settings, read)
     elif method.name == "domain_correction":
-        check_domain_correction(concepts, method.settings)
+        check_domain_correction(concepts, method.settings, read)
     else:
         images = None if pictures is None else torch.zeros(pictures, 1, 1, 3)
-        check_few_shot(concepts, images, method.settings)
+        check_few_shot(concepts, images, method.settings, read)
 
 
 def trained(given: argparse.Namespace, method: Method, model, images, resume: Resume) -> Erasure:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import get_args
 
 from ..erasure import NETWORK, Erasure
-from ..identify import Ranking, identify, parse_words
+from ..identify import Ranking, check_candidates, identify, parse_words
 from ..identify_sheet import bars, cost, table, verdict
 from ..neighbourhood import Kind
 from ..neighbours import Neighbour, neighbours, proposal, to_protect
+from ..readings import check_words, words_read
 from . import options
 from .bar import Bar
 from .output import Failure
@@ -109,6 +110,9 @@ def run(given: argparse.Namespace) -> None:
         check_fit(model, erasure)
         if warning := base_warning(model, erasure):
             print(warning, file=sys.stderr)
+    if (given.words, given.words_file) != (None, None):
+        check_words(words, "candidate", model.readings)
+        words = check_candidates(words_read(words, model.readings))
     images = batch(pictures, model.size)
     began = time.monotonic()
     with Bar() as bar:

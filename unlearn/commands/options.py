@@ -6,9 +6,11 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from ..prompts import split_concepts, split_words
+from ..typed import one_word, plain_prompts, split_concepts, split_words
 
+T = TypeVar("T")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -32,16 +34,28 @@ def whole(smallest: int, step: int = 1) -> Callable[[str], int]:
     return read
 
 
-def concepts(text: str) -> list[str]:
-    """Concepts, separated by commas."""
-    try:
-        return split_concepts(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def typed(read: Callable[[str], T]) -> Callable[[str], T]:
+    """A reader whose sentences argparse tells."""
+
+    def told(text: str) -> T:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return told
 
 
-def words(text: str) -> tuple[str, ...]:
-    return tuple(split_words(text))
+concepts = typed(split_concepts)
+anchor = typed(one_word)
+
+
+def words(what: str) -> Callable[[str], tuple[str, ...]]:
+    """A reader of words, separated by commas. what: how one of them is called."""
+    return typed(lambda text: tuple(split_words(text, what)))
+
+
+prompt = typed(lambda text: "".join(plain_prompts([text], "description")))
 
 
 def number(text: str) -> float:

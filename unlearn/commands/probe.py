@@ -12,8 +12,9 @@ from ..erasure import NETWORK, Erasure
 from ..model import Part
 from ..neighbourhood import Kind
 from ..phrasings import Given
-from ..probe import ATTACKS, Level, probe, settings
+from ..probe import ATTACKS, Level, check_asked, probe, settings
 from ..probe_sheet import probe_sheet
+from ..readings import words_read
 from . import options
 from .bar import Bar
 from .output import Failure, rewrite
@@ -62,17 +63,22 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     words = parser.add_argument_group("what you know of it")
     words.add_argument(
-        "--synonyms", type=options.words, default=(), metavar="WORDS", help="other words for it"
+        "--synonyms",
+        type=options.words("synonym"),
+        default=(),
+        metavar="WORDS",
+        help="other words for it",
     )
     words.add_argument(
         "--translations",
-        type=options.words,
+        type=options.words("translation"),
         default=(),
         metavar="WORDS",
         help="its names in other languages (default: built-in ones of common things)",
     )
     words.add_argument(
         "--description",
+        type=options.prompt,
         nargs="+",
         default=[],
         metavar="PROMPT",
@@ -123,6 +129,8 @@ def run(given: argparse.Namespace) -> None:
             f"{len(concepts)}; name one with --concept, or leave these out."
         )
     known = Given(given.synonyms, given.translations, tuple(given.description))
+    check_asked(concepts, known, model.readings)
+    concepts = words_read(concepts, model.readings)
     attacks = [name for key, name in ATTACK_NAMES.items() if key in given.attacks]
     probes = []
     for concept in concepts:
