@@ -118,11 +118,8 @@ def test_tokens_are_counted_within_a_prompt(model: Any) -> None:
     assert counts == {"fox": 1, "Zorvik": 2, "a brown animal": 3}
 
 
-def test_the_hosts_parentheses_are_weights_and_no_tokens(pack: ModuleType) -> None:
-    with host_model(pack) as model:
-        counts = [model.token_count(w) for w in ("fox cat", "fox (cat)", "((fox:1.2) cat)")]
-        assert counts == [2, 2, 2]
-        assert model.token_count(r"fox \(cat\)") == 4
+def test_parentheses_are_tokens_as_all_else(model: Any) -> None:
+    assert [model.token_count(words) for words in ("fox cat", "fox (cat)")] == [2, 4]
 
 
 def test_words_behind_a_name_and_behind_its_neutral_words_have_the_same_places(model: Any) -> None:

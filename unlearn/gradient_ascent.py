@@ -25,7 +25,7 @@ from .few_shot import (
 from .held import Encoded
 from .model import DiffusionModel, Edit, OnStep
 from .neighbourhood import Kind
-from .readings import check_typed, words_read
+from .readings import check_words, words_read
 from .select import Baseline, NetworkTrainable
 from .training import trained
 
@@ -69,7 +69,7 @@ def gradient_ascent(
     The model is afterwards what it was.
     """
     check_concepts(concepts, images)
-    check_typed(concepts, read=model.readings)
+    check_words(concepts, read=model.readings)
     concepts = words_read(concepts, model.readings)
     pictures = concept_latents(model, concepts, images, settings.pictures)
     return trained(

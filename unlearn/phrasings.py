@@ -34,9 +34,8 @@ class Given:
 
     def cleaned(self) -> Given:
         """As it is read: see typed.py."""
-        return Given(
-            *(tuple(filter(None, map(cleaned, getattr(self, f.name)))) for f in fields(self))
-        )
+        given = (getattr(self, field.name) for field in fields(self))
+        return Given(*(tuple(filter(None, map(cleaned, texts))) for texts in given))
 
 
 NOTHING = Given()

@@ -25,7 +25,7 @@ from .model import Conditioning, DiffusionModel, Part
 from .neighbourhood import Kind
 from .phrasings import NOTHING, OWN, Given, phrasings, spread
 from .prompts import templates
-from .readings import Read, check_typed
+from .readings import Read, check_words
 from .remains import OTHERS, remains, rivals
 from .ring_a_bell import RingABellSettings, ring_a_bell
 from .typed import check_no_syntax, cleaned
@@ -226,10 +226,10 @@ def _shown(one: Asked, before: bool, judged: bool = False) -> list[bool] | None:
 
 
 def check_asked(concepts: Sequence[str], given: Given = NOTHING, read: Read | None = None) -> None:
-    """Raises ValueError with one sentence for what cannot be asked for. read: see `check_typed`."""
-    check_typed(concepts, read=read)
-    check_typed(given.synonyms, read=read, what="synonym")
-    check_typed(given.translations, read=read, what="translation")
+    """Raises ValueError with one sentence for what cannot be asked for. read: see `check_words`."""
+    check_words(concepts, "concept", read)
+    check_words(given.synonyms, "synonym", read)
+    check_words(given.translations, "translation", read)
     for prompt in given.descriptions:
         check_no_syntax(prompt, "description")
 
@@ -248,12 +248,11 @@ def probe(
     """Ask the edited model for a concept in every way, and the original what it sees.
 
     parts: what was edited, for the sentence about CCE. attacks: those of ATTACKS to run. The models
-    stay what they are. Raises ValueError where a word cannot be asked for, or the text encoder cannot
-    be attacked; `on_probe` may raise to cancel.
+    stay what they are. Raises ValueError where a word cannot be asked for, or the text encoder
+    cannot be attacked; `on_probe` may raise to cancel.
     """
     if not concept.strip():
         raise ValueError("No concept is named: type the word or name to probe, for example: Zorvik")
-    check_asked([concept], given)
     concept, given = cleaned(concept), given.cleaned()
     began = time.monotonic()
     s, attack = settings, _attack_progress(on_probe)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
 
 from .whole_prompt import check_no_prompt
 
@@ -109,18 +108,6 @@ def one_word(text: str, what: str = "anchor") -> str:
             "type one, in quotation marks if it holds a comma."
         )
     return "".join(words)
-
-
-def split_prompts(text: str, what: str) -> list[str]:
-    """Prompts in plain words, one a line, cleaned. Raises ValueError."""
-    return plain_prompts(text.splitlines(), what)
-
-
-def plain_prompts(prompts: Sequence[str], what: str) -> list[str]:
-    """The same of a list."""
-    for prompt in prompts:
-        check_no_syntax(prompt, what)
-    return list(filter(None, map(cleaned, prompts)))
 
 
 def _items(text: str, what: str) -> list[tuple[str, bool]]:

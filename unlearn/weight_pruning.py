@@ -21,7 +21,7 @@ from .few_shot import FewShotSettings, Sampler, check_concepts, concept_latents,
 from .held import Encoded
 from .model import DiffusionModel, Edit, OnStep
 from .neighbourhood import Kind
-from .readings import check_typed, words_read
+from .readings import check_words, words_read
 from .training import trained
 
 
@@ -63,7 +63,7 @@ def weight_pruning(
     work; `on_step` may raise to cancel. The model is afterwards what it was.
     """
     check_concepts(concepts, images)
-    check_typed(concepts, read=model.readings)
+    check_words(concepts, read=model.readings)
     concepts = words_read(concepts, model.readings)
     check_settings(settings)
     pictures = concept_latents(model, concepts, images, settings.pictures)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from ..typed import one_word, plain_prompts, split_concepts, split_words
+from ..typed import one_word, split_concepts, split_words
 
 T = TypeVar("T")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -53,9 +53,6 @@ anchor = typed(one_word)
 def words(what: str) -> Callable[[str], tuple[str, ...]]:
     """A reader of words, separated by commas. what: how one of them is called."""
     return typed(lambda text: tuple(split_words(text, what)))
-
-
-prompt = typed(lambda text: "".join(plain_prompts([text], "description")))
 
 
 def number(text: str) -> float:

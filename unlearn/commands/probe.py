@@ -78,7 +78,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     words.add_argument(
         "--description",
-        type=options.prompt,
         nargs="+",
         default=[],
         metavar="PROMPT",
@@ -108,6 +107,8 @@ def run(given: argparse.Namespace) -> None:
     concepts = given.concept or (erasure.concepts_of(kind) if several else erasure.concepts)
     if not concepts:
         raise Failure("The erasure does not say what it is of; name it with --concept.")
+    known = Given(given.synonyms, given.translations, tuple(given.description))
+    check_asked(concepts, known)
     model = given_model(given)
     check_fit(model, erasure)
     warning = base_warning(model, erasure)
@@ -128,7 +129,6 @@ def run(given: argparse.Namespace) -> None:
             f"Synonyms, translations and descriptions are of one concept, but there are "
             f"{len(concepts)}; name one with --concept, or leave these out."
         )
-    known = Given(given.synonyms, given.translations, tuple(given.description))
     check_asked(concepts, known, model.readings)
     concepts = words_read(concepts, model.readings)
     attacks = [name for key, name in ATTACK_NAMES.items() if key in given.attacks]
