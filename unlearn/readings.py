@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from .gap import FILLERS
 from .neighbourhood import ANCHORS, Kind
-from .typed import check_word, cleaned
+from .typed import check_word, cleaned, short
 
 BEFORE = FILLERS[0]  # that typed ones stand behind, as they do in a sentence
 AROUND = 16  # tokens of the longest sentence that a method puts a word into
@@ -120,8 +120,8 @@ def check_typed(
     for word in protect:
         if is_concept(word):
             raise ValueError(
-                f"{word!r} is to be unlearnt and named in protect, too, so one would work against "
-                "the other; leave it out of one of them."
+                f"{short(word)} is to be unlearnt and named in protect, too, so one would work "
+                "against the other; leave it out of one of them."
             )
 
 
@@ -137,13 +137,13 @@ def check_reading(word: str, read: Read, what: str = "concept") -> None:
     readings = read(cleaned(word))
     if not any(one.known for one in readings):
         raise ValueError(
-            f"The text encoder reads nothing of the {what} {word!r}: it has no token for any part "
-            "of it. Type a word that your prompts can name it with."
+            f"The text encoder reads nothing of the {what} {short(word)}, for it has no token for "
+            "any part of it: type another word for it, for example in English."
         )
     for one in readings:
         if len(one.tokens) + AROUND > one.room:
             raise ValueError(
-                f"The {what} {word!r} is {len(one.tokens)} tokens long, but a prompt of this text "
-                f"encoder has {one.room}, and {AROUND} of them are for the sentence around it: "
-                "type a shorter name."
+                f"The {what} {short(word)} is {len(one.tokens)} tokens long, but a prompt of this "
+                f"text encoder has {one.room}, and {AROUND} of them are for the sentence around "
+                "it: type a shorter name."
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from .whole_prompt import check_no_prompt
+from .whole_prompt import is_prompt
 
 # Commas, of Chinese, Japanese and Arabic too.
 COMMAS = ",\uff0c\u3001\uff64\u060c"
@@ -19,17 +19,20 @@ ITEM = re.compile(
     rf'[ \t]*(?:"([^"]*)"|[\u201c\u201e]([^\u201c\u201d]*)[\u201c\u201d])[ \t]*(?=[{COMMAS}]|$)'
     rf"|([^{COMMAS}]+)"
 )
-NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+|nan|inf(?:inity)?)"
+NUMBER = r"[-+]?(?:\d+(?:\.\d*)?(?:e[-+]?\d+)?|\.\d+|nan|inf(?:inity)?)"
 SYNTAX = {
     "a textual inversion": r"(?<![^\s(\[{])embedding\s*:\s*[^\s,()]*",
-    "a weight": rf"(?<![^\s(\[{{{COMMAS}])\(+[^()]*:\s*{NUMBER}\s*\)+",
+    "a weight": rf"(?<![^\s(\[{{{COMMAS}])\([^()]*:\s*{NUMBER}\s*\)",
     "a LoRA or the like": r"<\w+:[^<>]*>",
-    "a choice": r"\{[^{}]*\|[^{}]*\}|\[[^\[\]]*\|[^\[\]]*\]",
+    "a choice": r"\{[^{}|]*\|[^{}]*\}|\[[^\[\]|]*\|[^\[\]]*\]",
     "a change of words": rf"\[[^\[\]]*:\s*{NUMBER}\s*\]",
 }
 BLANKS = "\u115f\u1160\u2800\u3164\uffa0"  # letters by name that look like a space
 # Joiners, and signs that choose the look of the one before: scripts and emoji need them.
 JOINING = re.compile("[\u200c\u200d\ufe00-\ufe0f\U000e0020-\U000e007f\U000e0100-\U000e01ef]")
+SHOWN = 4  # items in a sentence...
+LONG = 60  # ... and letters of one
+LONGEST = 500  # letters of a word that an encoder without end could read
 JOINED = 0x590  # the first letter of the scripts that have them
 
 
@@ -50,7 +53,13 @@ def cleaned(text: str) -> str:
         seen += sign if is_seen else ""
     text = re.sub(r"\w+", lambda word: unicodedata.normalize("NFKC", word[0]), seen)
     text = unicodedata.normalize("NFC", text).rstrip("\u200c\u200d")
-    return " ".join(re.sub(r"\\+([()])", r"\1", text).split())
+    return " ".join(re.sub(r"(?<!\\)\\+([()])", r"\1", text).split())
+
+
+def short(text: str) -> str:
+    """A text as a sentence shows it, in quotation marks."""
+    text = text.strip()
+    return repr(text if len(text) <= LONG else text[:LONG] + "...")
 
 
 def check_word(text: str, what: str = "concept") -> None:
@@ -62,8 +71,13 @@ def check_word(text: str, what: str = "concept") -> None:
     word = cleaned(text)
     if not any(_is_read(sign) for sign in word):
         raise ValueError(
-            f"The {what} {text.strip()!r} holds no letter or number, so there is nothing to read: "
+            f"The {what} {short(text)} holds no letter or number, so there is nothing to read: "
             "type a word or name, for example: Zorvik"
+        )
+    if len(word) > LONGEST:
+        raise ValueError(
+            f"The {what} {short(text)} is {len(word)} letters long, which is no word or name; type "
+            f"one of at most {LONGEST}."
         )
 
 
@@ -72,12 +86,12 @@ def check_no_syntax(text: str, what: str) -> None:
     for name, pattern in SYNTAX.items():
         if found := re.search(pattern, text, re.IGNORECASE):
             raise ValueError(
-                f"The {what} holds {name}, {found[0].strip()!r}, but it is read as plain words and "
+                f"The {what} holds {name}, {short(found[0])}, but it is read as plain words and "
                 "not as prompt syntax: type the words alone."
             )
     if _in_parentheses(cleaned(text)):
         raise ValueError(
-            f"The {what} {text.strip()!r} stands in parentheses, which is a weight in a prompt, "
+            f"The {what} {short(text)} stands in parentheses, which is a weight in a prompt, "
             "but it is read as plain words: leave the parentheses out."
         )
 
@@ -95,7 +109,14 @@ def split_concepts(text: str, what: str = "concept") -> list[str]:
         raise ValueError(
             "No concept is named: type the word or name to unlearn, for example: Zorvik"
         )
-    check_no_prompt([word for word, quoted in items if not quoted], len(items))
+    if is_prompt([word for word, quoted in items if not quoted], len(items)):
+        parts = ", ".join(short(word) for word, _ in items[:SHOWN])
+        raise ValueError(
+            f"The concept looks like a whole prompt, and it would be read as {len(items)} "
+            f"concept{'s' * (len(items) > 1)}, {parts}{', ...' * (len(items) > SHOWN)}: type only "
+            "the word or name to unlearn, for example: fox (a name that is so long goes into "
+            "quotation marks)."
+        )
     return list(dict.fromkeys(word for word, _ in items))
 
 
@@ -133,6 +154,8 @@ def _is_read(sign: str) -> bool:
 def _in_parentheses(text: str) -> bool:
     """Whether one pair of them holds all of it, and something."""
     depth = 0
+    if not text.startswith("("):
+        return False
     for i, sign in enumerate(text):
         depth += {"(": 1, ")": -1}.get(sign, 0)
         if depth == 0:

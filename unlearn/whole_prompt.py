@@ -35,26 +35,13 @@ LOOK = re.compile(
 SENTENCE = 4  # behind an "a"...
 LONG = 6  # ... or in any item, where there are others beside it
 LONGEST = 10  # of one by itself
-SHOWN = 4  # items in the sentence
-
-
-def check_no_prompt(items: Sequence[str], count: int) -> None:
-    """Raises ValueError with one sentence where items typed as concepts are a prompt's parts.
-
-    items: those that did not stand in quotation marks. count: all of them. Lists of names pass,
-    long ones too.
-    """
-    if not is_prompt(items, count):
-        return
-    parts = ", ".join(map(repr, items[:SHOWN])) + (", ..." if len(items) > SHOWN else "")
-    raise ValueError(
-        f"The concept looks like a whole prompt, and it would be read as {count} "
-        f"concept{'s' * (count > 1)}, {parts}: type only the word or name to unlearn, for example: "
-        "fox (a name that is so long goes into quotation marks)."
-    )
 
 
 def is_prompt(items: Sequence[str], count: int) -> bool:
+    """Whether items typed as concepts are a prompt's parts. Lists of names are not, long ones too.
+
+    items: those that did not stand in quotation marks. count: all of them.
+    """
     if any(OPENING.match(item) or _small(item) > LONGEST for item in items):
         return True
     if count < 2:
