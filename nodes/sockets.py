@@ -97,8 +97,8 @@ def concept_input() -> io.String.Input:
     return io.String.Input(
         "concept",
         default="",
-        tooltip="The word or name to unlearn. Several are separated by commas and go into one "
-        "erasure.",
+        tooltip="The word or name to unlearn, in plain words: no weights, no embeddings, no whole "
+        "prompt. Several are separated by commas and go into one erasure.",
     )
 
 
