@@ -86,8 +86,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "concepts",
         type=options.concepts,
         metavar="CONCEPT",
-        help="the word or name to unlearn, in plain words; several, separated by commas, go into one "
-        "erasure; one with a comma in it stands in quotation marks",
+        help="the word or name to unlearn, in plain words; several, separated by commas, go into "
+        "one erasure; one with a comma in it stands in quotation marks",
     )
     options.add_output(parser, "the erasure's file, ending in .safetensors")
     parser.add_argument(
