@@ -12,6 +12,7 @@ from ..unlearn.identify import check_candidates, identify, parse_words
 from ..unlearn.identify_sheet import bars, report
 from ..unlearn.model import check_images
 from ..unlearn.neighbours import neighbours, proposal, to_protect
+from ..unlearn.typed import joined
 from .connected import check_clip, check_vae
 from .host import ComfyModel
 from .report import tell
@@ -103,10 +104,10 @@ class IdentifyConcept(io.ComfyNode):
             text += "\n" + proposal(protect)
         tell(node_id, text)
         return io.NodeOutput(
-            ranking.best,
+            joined([ranking.best]),
             text,
             bars(ranking),
-            ", ".join(one.word for one in protect),
+            joined([one.word for one in protect]),
             ui=ui.PreviewText(text),
         )
 

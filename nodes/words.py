@@ -31,7 +31,9 @@ def reader(clip) -> Read:
 def readings(clip, words: str) -> list[Reading]:
     """What each of a CLIP's text encoders reads of words within a prompt."""
     names = encoder_names(clip, clip.tokenize(""))
-    tokenizers = [part_named(clip.tokenizer, name) for name in names]
+    parts = (part_named(clip.tokenizer, name) for name in names)
+    # Other extensions' may be of another kind.
+    tokenizers = [one for one in parts if hasattr(one, "inv_vocab") and hasattr(one, "tokenizer")]
     return [
         reading(
             words,

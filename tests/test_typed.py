@@ -16,8 +16,9 @@ from unlearn.key_step import KeyStepSettings, key_step
 from unlearn.phrasings import Given
 from unlearn.probe import probe
 from unlearn.readings import Reading, check_typed, reading, words_read
-from unlearn.typed import cleaned, one_word, split_concepts, split_words
+from unlearn.typed import cleaned, joined, one_word, split_concepts, split_words
 from unlearn.weight_pruning import weight_pruning
+from unlearn.words import VOCABULARY
 
 FOX = "\U0001f98a"
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
@@ -151,6 +152,14 @@ def test_a_list_of_names_is_one(typed: str) -> None:
     assert split_concepts(typed) == typed.split(", ")
 
 
+def test_words_are_handed_on_as_they_are_typed() -> None:
+    words = ["fox", "Lock, Stock", 'an "owl"', "\u72d0\u3001\u732b"]
+    assert split_words(joined(words)) == words
+    for kind, built_in in VOCABULARY.items():
+        assert split_concepts(joined(built_in)) == list(built_in), kind
+        assert [word for one in built_in for word in split_concepts(one)] == list(built_in)
+
+
 def test_an_anchor_is_one_word() -> None:
     assert one_word(" \u200b") == ""
     with pytest.raises(ValueError, match=r"but 2 are typed \(dog, owl\)"):
@@ -202,6 +211,11 @@ def test_a_word_is_known_to_one_of_several_encoders() -> None:
         check_typed(["fox"], "owl", ["wolf"], read=read)
     with pytest.raises(ValueError, match="is 4 tokens long, but a prompt of this text encoder has"):
         check_typed(["fox fox fox fox"], read=read)
+
+
+def test_an_unknown_tokenizer_forbids_nothing() -> None:
+    assert words_read(["fox", "Fox", "fox"], lambda word: []) == ["fox", "Fox"]
+    check_typed(["\u72d0"], "owl", ["fox"], read=lambda word: [])
 
 
 def test_of_words_that_are_read_alike_the_first_stays() -> None:

@@ -29,7 +29,7 @@ class Reading:
 
 
 Read = Callable[[str], Sequence[Reading]]
-"""A reading of each of a model's text encoders."""
+"""A reading of each of a model's text encoders; none where their tokenizers are unknown."""
 
 
 def reading(
@@ -72,7 +72,8 @@ def as_read(concepts: Sequence[str], settings, read: Read) -> tuple[list[str], o
 
 
 def _tokens(word: str, read: Read) -> tuple:
-    return tuple(one.tokens for one in read(word))
+    """What tells words apart: their letters, where no tokenizer can be asked."""
+    return tuple(one.tokens for one in read(word)) or (word,)
 
 
 def check_words(words: Sequence[str], what: str = "concept", read: Read | None = None) -> None:
@@ -135,7 +136,7 @@ def _alike(word: str, other: str, read: Read | None) -> bool:
 def check_reading(word: str, read: Read, what: str = "concept") -> None:
     """Raises ValueError with one sentence where no text encoder knows a word, or it is too long."""
     readings = read(cleaned(word))
-    if not any(one.known for one in readings):
+    if readings and not any(one.known for one in readings):
         raise ValueError(
             f"The text encoder reads nothing of the {what} {short(word)}, for it has no token for "
             "any part of it: type another word for it, for example in English."

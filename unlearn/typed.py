@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from .whole_prompt import is_prompt
 
@@ -118,6 +119,11 @@ def split_concepts(text: str, what: str = "concept") -> list[str]:
             "quotation marks)."
         )
     return list(dict.fromkeys(word for word, _ in items))
+
+
+def joined(words: Sequence[str]) -> str:
+    """Words as a user would type them."""
+    return ", ".join(f'"{word}"' if re.search(f"[{COMMAS}]", word) else word for word in words)
 
 
 def one_word(text: str, what: str = "anchor") -> str:
