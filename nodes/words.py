@@ -20,7 +20,8 @@ def part_named(parts, name: str):
 def encoder_names(clip, tokens: dict) -> list[str]:
     """Under which tokens go whose encoder is there: of Stable Diffusion 3's three the host makes
     tokens for all, loaded or not."""
-    return [name for name in tokens if part_named(clip.cond_stage_model, name) is not None]
+    named = tokens if isinstance(tokens, dict) else ()  # an encoder without a name has a list
+    return [name for name in named if part_named(clip.cond_stage_model, name) is not None]
 
 
 def reader(clip) -> Read:
@@ -56,7 +57,8 @@ def plain(clip, prompt: str) -> str:
 
 
 def _reads_weights(clip) -> bool:
-    sections = (section for found in clip.tokenize("(cat)").values() for section in found)
+    tokens = clip.tokenize("(cat)")
+    sections = sum(tokens.values(), []) if isinstance(tokens, dict) else tokens
     return any(token[1] != 1.0 for section in sections for token in section)
 
 
