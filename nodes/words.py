@@ -58,8 +58,8 @@ def plain(clip, prompt: str) -> str:
 
 def _reads_weights(clip) -> bool:
     tokens = clip.tokenize("(cat)")
-    sections = sum(tokens.values(), []) if isinstance(tokens, dict) else tokens
-    return any(token[1] != 1.0 for section in sections for token in section)
+    encoders = tokens.values() if isinstance(tokens, dict) else [tokens]
+    return any(token[1] != 1.0 for sections in encoders for part in sections for token in part)
 
 
 def tokenized(clip, prompt: str) -> dict:
