@@ -260,6 +260,17 @@ def test_tokens_of_a_name_are_counted(pack: ModuleType, loaded: Loaded) -> None:
         assert [model.token_count(words) for words in ("cat", "cat dog")] == [1, 2]
 
 
+def test_parentheses_are_read_as_themselves(pack: ModuleType, loaded: Loaded) -> None:
+    """And not as weights, nor with the backslashes that escape them for the host."""
+    words, clip = pack.nodes.words, loaded.clip
+    tokens = words.tokenized(clip, "a photo of a cat (dog)")
+    for name in words.encoder_names(clip, tokens):
+        pieces = words.part_named(clip.tokenizer, name).inv_vocab
+        for token, weight, *_ in (token for section in tokens[name] for token in section):
+            assert weight == 1.0
+            assert "\\" not in pieces.get(int(token), "")
+
+
 def test_words_are_sought_for_prompts_of_any_length(pack: ModuleType, loaded: Loaded) -> None:
     """By both attacks that write prompts; encoders that do not pad make unlike conditionings."""
     science, own = pack.unlearn, [PROMPTS[2], PROMPTS[0]]
