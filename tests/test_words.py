@@ -140,7 +140,7 @@ def test_compare_draws_the_concept_by_its_letters_and_prompts_as_they_are_typed(
             run(
                 compare.CompareErasure,
                 *(loaded.model, loaded.clip, VAE),
-                concept=r"guitar_\(music\)",
+                concept=NAME,
                 prompts=typed,
                 neighbours="a (cat:1.1)",
                 erased_clip=loaded.clip,
