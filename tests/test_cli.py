@@ -23,12 +23,13 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from testbed import diffusers_pipeline, samples
-from unlearn.__main__ import COMMANDS, main, parser
+from unlearn.__main__ import main
 from unlearn.commands.output import Failure, check_space, new_folder
 from unlearn.diffusers_apply import applied
 from unlearn.diffusers_files import load_pipeline
 from unlearn.diffusers_model import DiffusersModel
 from unlearn.erasure import Erasure
+from unlearn.program import COMMANDS, parser
 
 PICTURES = [str(samples.FOLDER / f"mushroom_{i}.png") for i in (1, 2)]
 QUICK = ["--images", *PICTURES, "--steps", "2", *CPU]
@@ -316,7 +317,7 @@ def test_a_folder_with_a_part_missing_gets_a_sentence(
     shutil.copytree(folder, broken)
     (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     said = sentence(["erase", broken, "cat", "-o", tmp_path / "a.safetensors"], capsys)
-    assert "broken cannot be read as a StableDiffusionPipeline" in said
+    assert "unet holds no weights (.safetensors or .bin): it is incomplete" in said
 
 
 # Bad input and bad usage

@@ -1,98 +1,105 @@
-"""Take concepts out of a text-to-image model without ComfyUI.
-
-    python -m unlearn identify MODEL PICTURE...       what the model calls the thing in pictures
-    python -m unlearn erase MODEL CONCEPT -o FILE     train an erasure
-    python -m unlearn show FILE                       what is in it
-    python -m unlearn probe MODEL FILE                what is left of the concept
-    python -m unlearn cpdm build|measure ...          how near to originals a model draws
-    python -m unlearn apply MODEL FILE -o FOLDER      a model with the erasure in its weights
-    python -m unlearn export MODEL FILE -o PATH       a text encoder or a LoRA for other programs
-
-An erasure is a small file of weight changes. It works here and in ComfyUI alike, and the model it
-was made with is never changed. MODEL is a diffusers folder or a checkpoint file of Stable Diffusion
-1.x, 2.x or XL, or AnimateDiff on one of these.
-"""
+"""`python -m unlearn`: runs a command (see program.py) and says in one sentence what went wrong."""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import errno
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from safetensors import SafetensorError
-
-from .commands import apply, cpdm, erase, export, identify, probe, show
-from .commands.output import Failure
-
-COMMANDS = {
-    "identify": identify,
-    "erase": erase,
-    "show": show,
-    "probe": probe,
-    "cpdm": cpdm,
-    "apply": apply,
-    "export": export,
-}
-EPILOG = """
-"python -m unlearn COMMAND --help" explains a command with examples. The exit code is 0 when all
-went well, 1 when something failed, with one sentence on stderr, 2 for a command line that cannot be
-understood, and 130 when it was interrupted.
-"""
-NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")
-TOO_LITTLE = (
-    "The device has too little memory; try --half, --save-memory, --rank 8 or a smaller --size."
-)
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, and where the help is."""
-
-    def error(self, message: str) -> None:
-        self.exit(2, f"{message}. See {self.prog} --help\n")
-
-
-def parser() -> argparse.ArgumentParser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    top = Parser("python -m unlearn", description=__doc__, epilog=EPILOG, formatter_class=formatter)
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        added = commands.add_parser(
-            name,
-            help=command.HELP,
-            description=command.__doc__,
-            epilog=command.EXAMPLES,
-            formatter_class=formatter,
-        )
-        command.add(added)
-    return top
+INTERRUPTED = "\nInterrupted; nothing was written."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code; argparse itself ends the program on --help and bad usage."""
-    given = parser().parse_args(arguments)
     try:
-        COMMANDS[given.command].run(given)
+        with _at_once():
+            # It imports PyTorch, which takes seconds.
+            from .program import COMMANDS, parser
+        given = parser().parse_args(arguments)
+        try:
+            COMMANDS[given.command].run(given)
+            sys.stdout.flush()
+        except Exception as error:  # noqa: BLE001 (the last resort)
+            if given.traceback:
+                traceback.print_exc()
+            print(_sentence(error, given.command), file=sys.stderr)
+            return 1
     except KeyboardInterrupt:
-        print("\nInterrupted; nothing was written.", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
-    except (Failure, ValueError, MemoryError) as error:
-        print(str(error) or TOO_LITTLE, file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        # Neither the CPU, which has two sentences for it, nor Apple's devices have an error of
-        # their own.
-        if not any(part in str(error) for part in NO_MEMORY):
-            raise
-        print(TOO_LITTLE, file=sys.stderr)
-        return 1
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        text = "The disk is full; free some space, nothing was written" if full else str(error)
-        print(f"{text}.", file=sys.stderr)
-        return 1
     return 0
 
 
+def _sentence(error: Exception, command: str) -> str:
+    from safetensors import SafetensorError
+
+    from .commands.output import Failure
+    from .model_folder import first_line
+    from .peak_memory import is_too_little
+
+    if is_too_little(error):
+        return (
+            "The device has too little memory; try --half, --save-memory, --rank 8 or a smaller "
+            "--size."
+        )
+    if isinstance(error, Failure) or (isinstance(error, ValueError) and _is_ours(error)):
+        return str(error)
+    if isinstance(error, BrokenPipeError):
+        # Nobody reads what is printed; what Python has yet to print goes nowhere, too.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return "Nobody reads the output any more, so nothing more was done."
+    if isinstance(error, (OSError, SafetensorError)):
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            return "The disk is full; free some space, nothing was written."
+        return f"{first_line(error)}."
+    return (
+        f"{command} failed in a way that was not foreseen ({type(error).__name__}: "
+        f'{first_line(error)}); "python -m unlearn --traceback {command} ..." shows where.'
+    )
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether it was raised in this package, which says what is wrong in a sentence; a library's
+    is for programmers."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return Path(frames[-1].f_code.co_filename).is_relative_to(Path(__file__).parent)
+
+
+@contextlib.contextmanager
+def _at_once() -> Iterator[None]:
+    """Ctrl-C ends the program at once in the block: in the midst of imports an exception would come
+    out as another."""
+
+    def end(number: int, frame: object) -> None:
+        os.write(2, f"{INTERRUPTED}\n".encode())
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if "unlearn.program" in sys.modules or before is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _hear() -> None:
+    """Being told to end is like Ctrl-C: what is half written is taken away."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # Who started the program may have made it deaf to one, as nohup does.
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
 if __name__ == "__main__":
+    _hear()
     sys.exit(main())

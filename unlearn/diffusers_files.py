@@ -5,22 +5,25 @@ diffusers is imported here and only when a model is read: inside ComfyUI nobody 
 
 from __future__ import annotations
 
-import json
+import importlib.util
+import logging
 import warnings
-import zipfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-INSTALL = 'install what is missing with: pip install "diffusers>=0.35" transformers accelerate peft'
-NETWORK_KEY = "model.diffusion_model."
-# Only models of these kinds have them; the first is there in all.
-XL_KEY, REFINER_KEY = "conditioner.embedders.1.", "conditioner.embedders.0.model."
+from .checkpoint_file import CheckpointFile
+from .model_folder import (
+    ModelError,
+    check_folder,
+    first_line,
+    load_folder,
+    pipeline_class,
+    read_index,
+)
+from .peak_memory import is_too_little
 
-
-class ModelError(ValueError):
-    """A model that cannot be read; the message says why and what to do."""
+PACKAGES = ("diffusers", "transformers", "accelerate", "peft")
 
 
 def load_pipeline(path: Path, config: Path | None = None, whole: bool = False):
@@ -31,117 +34,115 @@ def load_pipeline(path: Path, config: Path | None = None, whole: bool = False):
     whose configuration and tokenizer are used; else diffusers takes these small files from the
     Hugging Face Hub or its cache. whole: also what only watches over pictures (the safety checker).
 
-    Raises ModelError, one sentence, for anything that is no such model.
+    Nothing that a folder or file brings along is run. Raises ModelError, one sentence, for anything
+    that is no such model.
     """
     if not path.exists():
         raise ModelError(
             f"There is no file or folder {path}; name a diffusers folder or a checkpoint file "
             "(models are not downloaded)."
         )
+    if not path.is_dir() and not path.is_file():
+        raise ModelError(f"{path} is neither a file nor a folder; name a model that is one.")
     if config is not None and not (config / "model_index.json").is_file():
         raise ModelError(f"{config} is no diffusers folder: it has no model_index.json.")
-    known = _folder_class(path) if path.is_dir() else _file_class(path)
+    # Before anything is imported.
+    for folder in (path, config):
+        if folder is not None and folder.is_dir():
+            check_folder(folder)
+    content = None if path.is_dir() else CheckpointFile(path)
     try:
-        import diffusers
-    except ImportError as error:
-        raise ModelError(f"{error}; {INSTALL}") from None
-    kind = getattr(diffusers, known, None)
-    if kind is None:
-        raise ModelError(f"{path.name} is a {known}, which this version of diffusers lacks.")
-    less = {} if whole or "safety" not in _index(path) else {"safety_checker": None}
-    # diffusers from 0.42 on calls this dtype, and says so; those before know this name alone.
-    less["torch_dtype"] = torch.float32
-    try:
+        hush()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            if path.is_dir():
-                return kind.from_pretrained(path, local_files_only=True, **less)
-            layout = {} if config is None else {"config": str(config), "local_files_only": True}
-            return kind.from_single_file(str(path), **layout, **less)
+            return load_folder(path, whole) if content is None else _load_file(content, config)
+    except ModelError:
+        raise
     except ImportError as error:
-        raise ModelError(f"{_first_line(error)}; {INSTALL}") from None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        if path.is_file() and config is None and _is_offline(error):
-            raise ModelError(
-                f"The configuration and tokenizer of {path.name}'s kind of model are not on this "
-                "machine and cannot be fetched; name a diffusers folder of such a model with "
-                "--config."
-            ) from error
-        why = "it may be incomplete: download or save it again."
-        if config is not None:
-            why = (
-                "name a diffusers folder of the same kind of model with --config, or it is "
-                "incomplete: download or save it again."
-            )
-        raise ModelError(
-            f"{path.name} cannot be read as a {known} ({_first_line(error)}); {why}"
-        ) from error
+        raise ModelError(f"{first_line(error)}; {_install()}") from None
+    except Exception as error:
+        # Here the libraries read what a stranger wrote, and raise what they like.
+        if is_too_little(error):
+            raise
+        raise ModelError(_why(error, path, config)) from error
 
 
-def _index(folder: Path) -> str:
-    file = folder / "model_index.json"
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
+def hush() -> None:
+    """No progress bars and no advice from diffusers and transformers: errors are told here."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
-def _folder_class(folder: Path) -> str:
-    """The name of the pipeline class that a folder's index gives."""
-    try:
-        index = json.loads(_index(folder) or "{}")
-    except json.JSONDecodeError:
-        index = {}
-    if not isinstance(index.get("_class_name"), str):
-        raise ModelError(
-            f"{folder} is no diffusers model: it has no readable model_index.json; name the folder "
-            "that has one, or a checkpoint file."
+def _install() -> str:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if not missing:
+        return "install what it names, or name a model that does without"
+    return f"install what is missing with: pip install {' '.join(missing)}"
+
+
+def _load_file(content: CheckpointFile, config: Path | None):
+    kind = pipeline_class(content.file, content.pipeline)
+    # diffusers from 0.42 on calls this dtype, and says so; those before know this name alone.
+    given = {"torch_dtype": torch.float32}
+    if config is not None:
+        given |= {"config": str(config), "local_files_only": True}
+    if weights := content.encoder_without_level():
+        given["text_encoder"] = _clip(weights, config)
+    pipeline = kind.from_single_file(str(content.file), **given)
+    for name, part in pipeline.components.items():
+        for key, weight in part.named_parameters() if hasattr(part, "named_parameters") else ():
+            if weight.is_meta:
+                raise ModelError(
+                    f"{content.file.name} lacks {key} of its {name}: it is incomplete, so download "
+                    "or save it again."
+                )
+    content.set_prediction(pipeline)
+    return pipeline
+
+
+def _clip(weights: dict[str, torch.Tensor], config: Path | None):
+    """Stable Diffusion 1's text encoder."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    if config is None:
+        width = {"hidden_size": 768, "projection_dim": 768, "intermediate_size": 3072}
+        settings = CLIPTextConfig(**width, num_hidden_layers=12, num_attention_heads=12)
+    else:
+        settings = CLIPTextConfig.from_pretrained(
+            str(config), subfolder="text_encoder", local_files_only=True
         )
-    if "unet" not in index or "text_encoder" not in index:
+    encoder = CLIPTextModel(settings)
+    level = "text_model." if hasattr(encoder, "text_model") else ""
+    named = {level + name.removeprefix("text_model."): one for name, one in weights.items()}
+    missing = encoder.load_state_dict(named, strict=False).missing_keys
+    missing = [name for name in missing if not name.endswith("position_ids")]
+    if missing:
         raise ModelError(
-            f"{folder} is a {index['_class_name']}; what can be unlearned here are Stable "
-            "Diffusion 1.x, 2.x and XL, and AnimateDiff on one of these."
+            f"The file lacks {missing[0]} of its text encoder: it is incomplete, so download or "
+            "save it again."
         )
-    return index["_class_name"]
+    return encoder.float()
 
 
-def _file_class(file: Path) -> str:
-    """The name of the pipeline class for a checkpoint, by what its weights are called."""
-    names = _tensor_names(file)
-    if not any(name.startswith(NETWORK_KEY) for name in names):
-        raise ModelError(
-            f"{file.name} is no checkpoint of a whole model: it has no weights of an image "
-            "network; name the checkpoint that it belongs to."
+def _why(error: Exception, path: Path, config: Path | None) -> str:
+    if path.is_file() and config is None and _is_offline(error):
+        return (
+            f"The configuration and tokenizer of {path.name}'s kind of model are not on this "
+            "machine and cannot be fetched; name a diffusers folder of such a model with --config."
         )
-    if any(name.startswith(XL_KEY) for name in names):
-        return "StableDiffusionXLPipeline"
-    if any(name.startswith(REFINER_KEY) for name in names):
-        raise ModelError(f"{file.name} is XL's refiner, which has no words of its own to unlearn.")
-    return "StableDiffusionPipeline"
-
-
-def _tensor_names(file: Path) -> list[str]:
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as content:
-                return list(content.keys())
-        # Tensors only: nothing in the file is run. Before PyTorch 1.6 it was no zip file.
-        zipped = zipfile.is_zipfile(file)
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-        content = content.get("state_dict", content) if isinstance(content, dict) else {}
-        return [name for name in content if isinstance(name, str)]
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{file.name} is cut short or not a safetensors file ({_first_line(error)}); download "
-            "or save it again."
-        ) from None
-    except Exception:  # noqa: BLE001
-        # Of another make or damaged, which torch says in a dozen ways.
-        raise ModelError(
-            f"{file.name} is no checkpoint that can be read safely; name a .safetensors file."
-        ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".;: ") if lines else type(error).__name__
+    why = "it may be incomplete: download or save it again."
+    if config is not None:
+        why = (
+            "name a diffusers folder of the same kind of model with --config, or it is "
+            "incomplete: download or save it again."
+        )
+    kind = read_index(path)["_class_name"] if path.is_dir() else CheckpointFile(path).pipeline
+    return f"{path.name} cannot be read as a {kind} ({first_line(error)}); {why}"
 
 
 def _is_offline(error: BaseException | None) -> bool:

@@ -1,4 +1,4 @@
-"""The peak memory of a run, measured."""
+"""The peak memory of a run, measured, and errors that say that there was too little."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ from pathlib import Path
 
 import psutil
 import torch
+
+TOO_LITTLE = ("out of memory", "allocate memory", "not enough memory")
+
+
+def is_too_little(error: BaseException) -> bool:
+    """Whether an error says that the memory was not enough. Neither the CPU, which has two
+    sentences for it, nor Apple's devices have an error of their own."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(part in str(error) for part in TOO_LITTLE)
+    )
 
 
 class PeakMemory:

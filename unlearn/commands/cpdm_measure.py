@@ -13,6 +13,7 @@ import torch
 from ..cpdm import Embed, Metric, Pair
 from ..cpdm_report import Report
 from ..cpdm_sheet import SHOWN, cpdm_sheet
+from ..peak_memory import is_too_little
 from . import options
 from .bar import Bar
 from .cpdm_set import Work, check_same, read_works
@@ -123,21 +124,26 @@ def networks(given: argparse.Namespace) -> tuple[Embed, Inception]:
 
 def load_clip(folder: Path, device: torch.device) -> Embed:
     """CLIP's image encoder of a folder. Raises Failure where there is none."""
-    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
-
-    from .models import hush
+    from ..diffusers_files import hush
+    from ..model_folder import ModelError, check_part, load_part
 
     if not (folder / "config.json").is_file():
         raise Failure(
             f"{folder} holds no config.json; name a folder of CLIP's image encoder as transformers "
             "has it, such as openai/clip-vit-large-patch14."
         )
+    check_part(folder)
     hush()
+    from transformers import CLIPImageProcessor
+
     try:
-        model = CLIPVisionModelWithProjection.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        )
-    except (OSError, ValueError, RuntimeError):
+        model = load_part(folder, "transformers", "CLIPVisionModelWithProjection")
+    except ModelError:
+        raise
+    except Exception as error:
+        # The library reads what a stranger wrote, and raises what it likes.
+        if is_too_little(error):
+            raise
         raise Failure(
             f"{folder} is not CLIP's image encoder; name a folder such as "
             "openai/clip-vit-large-patch14."

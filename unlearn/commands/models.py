@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from ..diffusers_files import load_pipeline
 from ..diffusers_model import DiffusersModel
 from ..erasure import Erasure, combine
+from ..model_folder import first_line
 from .output import Failure
 
 
@@ -25,9 +25,16 @@ def device_of(name: str) -> torch.device:
 
 
 def load_model(path: Path, config: Path | None = None, whole: bool = False, **options):
-    """A DiffusersModel of a file or folder, without the chatter of the libraries."""
-    hush()
-    return DiffusersModel(load_pipeline(path, config, whole), **options)
+    """A DiffusersModel of a file or folder. Raises ValueError where it cannot be worked on."""
+    pipeline = load_pipeline(path, config, whole)
+    try:
+        return DiffusersModel(pipeline, **options)
+    except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
+        # Its parts can be read, but they are not what their names say.
+        raise Failure(
+            f"{path} cannot be worked on ({first_line(error)}); name a model whose parts are those "
+            "of Stable Diffusion."
+        ) from error
 
 
 def given_model(given: argparse.Namespace) -> DiffusersModel:
@@ -49,19 +56,6 @@ def place(model: DiffusersModel, device: torch.device, half: bool) -> None:
     model.pipeline.to(device)
     if half:
         model.halve(torch.bfloat16 if device.type == "cpu" else torch.float16)
-
-
-def hush() -> None:
-    """No progress bars and no advice from diffusers and transformers: errors are told here."""
-    try:
-        import diffusers
-        import transformers
-    except ImportError:
-        return  # load_pipeline says what to install
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def load_erasures(files: list[Path], strengths: list[float]) -> Erasure:
