@@ -16,8 +16,9 @@ from .model_folder import ModelError, pickled, tensor_names
 NETWORK = "model.diffusion_model."
 FIRST = f"{NETWORK}input_blocks.0.0.weight"
 AUTOENCODER = "first_stage_model."
-# Only models of these kinds have them; the first is there in all.
-XL_KEY, REFINER_KEY = "conditioner.embedders.1.", "conditioner.embedders.0.model."
+# Only models of these kinds have them.
+XL_KEYS = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.")
+REFINER_KEY = "conditioner.embedders.0.model."
 ENCODERS = {
     "StableDiffusionPipeline": [("cond_stage_model.transformer.", "cond_stage_model.model.")],
     "StableDiffusionXLPipeline": [
@@ -43,7 +44,7 @@ class CheckpointFile:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.names = frozenset(tensor_names(file))
-        self.is_xl = any(name.startswith(XL_KEY) for name in self.names)
+        self.is_xl = self._has(XL_KEYS)
         self.pipeline = "StableDiffusionXLPipeline" if self.is_xl else "StableDiffusionPipeline"
         self._check_kind()
         self._check_parts()
@@ -79,14 +80,14 @@ class CheckpointFile:
         if edm:
             raise ModelError(
                 f"{name} was trained with EDM's noise levels ({edm[0]}), which cannot be worked on "
-                "here."
+                "here; name another model."
             )
 
     def _check_parts(self) -> None:
         missing = [] if self._has(AUTOENCODER) else ["autoencoder (VAE)"]
         wanted = ENCODERS[self.pipeline]
         for number, beginnings in enumerate(wanted, 1):
-            if not any(self._has(beginning) for beginning in beginnings):
+            if not self._has(beginnings):
                 missing.append(f"text encoder {number}" if len(wanted) > 1 else "text encoder")
         if missing:
             raise ModelError(
@@ -94,7 +95,8 @@ class CheckpointFile:
                 "parts in it, or a diffusers folder."
             )
 
-    def _has(self, beginning: str) -> bool:
+    def _has(self, beginning: str | tuple[str, ...]) -> bool:
+        """Whether the name of a tensor begins so, or in one of these ways."""
         return any(name.startswith(beginning) for name in self.names)
 
     def tensors(self, names: Iterable[str]) -> dict[str, torch.Tensor]:

@@ -73,7 +73,7 @@ def hush() -> None:
     import transformers
 
     for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
+        library.utils.logging.set_verbosity(logging.CRITICAL)
         library.utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
@@ -142,7 +142,9 @@ def _why(error: Exception, path: Path, config: Path | None) -> str:
             "incomplete: download or save it again."
         )
     kind = read_index(path)["_class_name"] if path.is_dir() else CheckpointFile(path).pipeline
-    return f"{path.name} cannot be read as a {kind} ({first_line(error)}); {why}"
+    # What is not filled by the file has no data, which torch says when it is moved.
+    what = "some weights are missing" if "meta tensor" in str(error) else first_line(error)
+    return f"{path.name} cannot be read as a {kind} ({what}); {why}"
 
 
 def _is_offline(error: BaseException | None) -> bool:

@@ -375,8 +375,27 @@ def check_pipeline(pipeline) -> None:
         raise ValueError(f"This pipeline's UNet reads more than text; {known}")
     if pipeline.unet.config.addition_embed_type and not getattr(pipeline, "text_encoder_2", None):
         raise ValueError(f"This pipeline lacks the second text encoder of an XL model; {known}")
+    wide = pipeline.unet.config.cross_attention_dim
+    widths = [encoder.config.hidden_size for encoder, _ in _encoders(pipeline).values()]
+    if isinstance(wide, int) and wide != sum(widths):
+        raise ValueError(
+            f"This pipeline's UNet reads text of width {wide}, and its text encoder gives "
+            f"{' and '.join(map(str, widths))}; name a model whose parts belong together."
+        )
+    latent = pipeline.vae.config.get("latent_channels", channels[0])
+    if latent != channels[0]:
+        raise ValueError(
+            f"This pipeline's UNet takes {channels[0]} channels, and its VAE gives {latent}; name "
+            "a model whose parts belong together."
+        )
+    if not isinstance(getattr(pipeline.scheduler, "betas", None), torch.Tensor):
+        raise ValueError(
+            f"This pipeline's {type(pipeline.scheduler).__name__} has noise levels of another kind "
+            "than Stable Diffusion's, as flow and EDM models have; name a model with one such as "
+            "DDIMScheduler."
+        )
     prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction") or not hasattr(pipeline.scheduler, "betas"):
+    if prediction not in ("epsilon", "v_prediction"):
         raise ValueError(
             f"This pipeline's {type(pipeline.scheduler).__name__} says that the network predicts "
             f"{prediction!r}; only epsilon and v_prediction are known here."

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,6 +40,9 @@ BOUNDS = (("layers", 200), ("timesteps", 100_000), ("", 10**8))
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+))?(?:-\d+-of-\d+)?\.(safetensors|bin)"
 )
+
+FLOATS = ("F", "BF")
+"""How safetensors' names of such numbers begin."""
 
 
 class ModelError(ValueError):
@@ -116,11 +120,10 @@ def check_part(folder: Path, root: Path | None = None) -> None:
             f"{folder} is an adapter of another model; fuse it into that and save it whole."
         )
     ending, variant = weights_of(folder)
-    if ending == "bin":
-        for file in files:
-            found = WEIGHTS.fullmatch(file.name)
-            if found and found[2] == ending and found[1] == variant:
-                tensor_names(file)
+    for file in files:
+        found = WEIGHTS.fullmatch(file.name)
+        if found and (found[2], found[1]) == (ending, variant):
+            tensor_names(file, f"{folder.name}/{file.name}")
 
 
 def check_link(root: Path, path: Path) -> None:
@@ -185,7 +188,8 @@ def weights_of(folder: Path) -> tuple[str, str | None]:
 
     In full precision if they are there, and rather as safetensors.
     """
-    found = [match for file in folder.iterdir() if (match := WEIGHTS.fullmatch(file.name))]
+    names = [file.name for file in folder.iterdir() if file.is_file()]
+    found = [match for name in names if (match := WEIGHTS.fullmatch(name))]
     # False comes before True; "ema" or "fp16" before "non_ema".
     found.sort(key=lambda match: (match[1] is not None, match[2] == "bin", match[1]))
     return (found[0][2], found[0][1]) if found else ("", None)
@@ -204,7 +208,9 @@ def load_folder(folder: Path, whole: bool = False):
         value = index.get(name)
         if name == "self" or (name not in index and parameter.default is not parameter.empty):
             continue
-        if name not in index and name not in kind._optional_components:
+        is_option = parameter.default is not parameter.empty
+        optional = name not in index and name in kind._optional_components
+        if not isinstance(value, list) and not is_option and not optional:
             raise ModelError(
                 f"{folder} has no {name}, which a {kind.__name__} needs: it is incomplete, so "
                 "download or save it again."
@@ -253,13 +259,26 @@ def load_part(folder: Path, library: str, name: str):
             f"{folder} holds no weights (.safetensors or .bin): it is incomplete, so download or "
             "save it again."
         )
-    part, found = kind.from_pretrained(
-        str(folder),
-        local_files_only=True,
-        use_safetensors=ending == "safetensors",
-        variant=variant,
-        output_loading_info=True,
-    )
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} has no config.json: it is incomplete, so download or save it again."
+        )
+    try:
+        part, found = kind.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            use_safetensors=ending == "safetensors",
+            variant=variant,
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError) as error:
+        # How the two libraries say it.
+        if "expected shape" in str(error) or "ignore_mismatched_sizes" in str(error):
+            raise ModelError(
+                f"{folder} has weights of other sizes than its config.json says; download or save "
+                "both again."
+            ) from error
+        raise
     missing = sorted(found["missing_keys"])
     if missing:
         raise ModelError(
@@ -269,39 +288,56 @@ def load_part(folder: Path, library: str, name: str):
     return part.float()
 
 
-def tensor_names(file: Path) -> list[str]:
+def tensor_names(file: Path, name: str = "") -> list[str]:
     """The names of the tensors in a file of weights, nothing of which is run.
 
-    Raises ModelError for a file that cannot be read in this way.
+    name: what an error calls the file. Raises ModelError for one that cannot be read in this way.
     """
+    name = name or file.name
     try:
         if file.stat().st_size == 0:
-            raise ModelError(f"{file.name} is empty; download or save it again.")
+            raise ModelError(f"{name} is empty; download or save it again.")
         with file.open("rb") as opened:
-            if opened.read(4) == b"GGUF":
-                raise ModelError(f"{file.name} is a GGUF file; name a .safetensors file.")
+            start = opened.read(7)
+        if start.startswith(b"GGUF"):
+            raise ModelError(f"{name} is a GGUF file; name a .safetensors file.")
+        if start == b"version":
+            raise ModelError(
+                f"{name} only says where the weights are (Git LFS); fetch them with: git lfs pull"
+            )
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as content:
+                _check_numbers(content, name)
                 return list(content.keys())
-        return [name for name in pickled(file) if isinstance(name, str)]
+        return [one for one in pickled(file, name) if isinstance(one, str)]
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"{file.name} is cut short or not a safetensors file ({first_line(error)}); download "
-            "or save it again."
+            f"{name} is cut short or not a safetensors file ({first_line(error)}); download or "
+            "save it again."
         ) from None
 
 
-def pickled(file: Path) -> dict:
+def _check_numbers(content, name: str) -> None:
+    """Raises ModelError where weights are whole numbers: those of a network are not, unless it is
+    quantised."""
+    for key in content.keys():  # noqa: SIM118 (no mapping)
+        if key.endswith(".weight") and not content.get_slice(key).get_dtype().startswith(FLOATS):
+            raise ModelError(
+                f"{name} is stored in few bits ({content.get_slice(key).get_dtype()}), which can "
+                "neither be trained nor changed exactly; name the model as it was before that."
+            )
+
+
+def pickled(file: Path, name: str = "") -> dict:
     """The tensors of a file of PyTorch's own kind, on the disk as far as can be.
 
     Raises ModelError where it holds more than tensors, and for a damaged one.
     """
-    import zipfile
-
+    name = name or file.name
     # Before 2.6 a file could run code all the same (CVE-2025-32434).
     if torch.torch_version.TorchVersion(torch.__version__) < (2, 6):
         raise ModelError(
-            f"{file.name} can be read safely only by PyTorch 2.6 or newer, and this is "
+            f"{name} can be read safely only by PyTorch 2.6 or newer, and this is "
             f"{torch.__version__}; name a .safetensors file."
         )
     try:
@@ -311,7 +347,7 @@ def pickled(file: Path) -> dict:
     except Exception:  # noqa: BLE001
         # Of another make or damaged, which torch says in a dozen ways.
         raise ModelError(
-            f"{file.name} is no checkpoint that can be read safely; name a .safetensors file."
+            f"{name} is no checkpoint that can be read safely; name a .safetensors file."
         ) from None
     while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
