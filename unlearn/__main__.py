@@ -57,7 +57,9 @@ def _sentence(error: Exception, command: str) -> str:
     if isinstance(error, (OSError, SafetensorError)):
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             return "The disk is full; free some space, nothing was written."
-        return f"{first_line(error)}."
+        name = getattr(error, "filename", None)
+        text = f"{error.strerror}: {name}" if name else first_line(error)
+        return f"{text}."
     return (
         f"{command} failed in a way that was not foreseen ({type(error).__name__}: "
         f'{first_line(error)}); "python -m unlearn --traceback {command} ..." shows where.'

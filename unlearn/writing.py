@@ -109,7 +109,9 @@ def free_bytes(path: Path) -> int:
 
 def _nearest(path: Path) -> Path:
     """The innermost folder around `path` that there is; a file in its way counts as one."""
-    return next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    whole = path.absolute()
+    # The root of a disk has no parent.
+    return next((parent for parent in whole.parents if os.path.lexists(parent)), whole)
 
 
 def reason(error: Exception) -> str:

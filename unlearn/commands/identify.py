@@ -153,7 +153,9 @@ def candidates(given: argparse.Namespace) -> list[str]:
         named = given.words_file
         try:
             text = named.read_text("utf-8-sig")
-        except (OSError, UnicodeDecodeError):
+            if "\0" in text:
+                raise ValueError("a file of numbers may look like text")
+        except (OSError, ValueError):
             raise Failure(
                 f"{named} cannot be read as text in UTF-8; name such a --words-file."
             ) from None

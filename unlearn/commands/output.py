@@ -19,6 +19,8 @@ from ..erasure import Erasure, ErasureError
 RECEIPT = "concept_unlearn.json"
 """In every folder that is written: what was put on, and where it came from."""
 
+LONGEST = 200  # bytes of a name: what is written has a longer one at first
+
 
 class Failure(Exception):
     """Something that a command cannot do; the message is one sentence for the user."""
@@ -57,6 +59,10 @@ def _is_ours(file: Path) -> bool:
 
 def check_writable(path: Path) -> None:
     """Raises Failure where nothing can be written beside `path`: before there is work to lose."""
+    if len(os.fsencode(path.name)) > LONGEST:
+        raise Failure(
+            f"{path.name[:20]}... is too long a name; use one of at most {LONGEST} bytes."
+        )
     try:
         writing.check_writable(path)
     except OSError as error:
