@@ -11,6 +11,9 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+INTERRUPT = signal.default_int_handler
+# Ctrl-C, being told to end, and the end of the terminal, which Windows does not tell.
+SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 INTERRUPTED = "\nInterrupted; nothing was written."
 
 
@@ -82,24 +85,23 @@ def _at_once() -> Iterator[None]:
         os.write(2, f"{INTERRUPTED}\n".encode())
         os._exit(130)
 
-    before = signal.getsignal(signal.SIGINT)
-    if "unlearn.program" in sys.modules or before is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, end)
+    imported = "unlearn.program" in sys.modules
+    heard = [] if imported else [n for n in SIGNALS if signal.getsignal(n) is INTERRUPT]
+    for number in heard:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in heard:
+            signal.signal(number, INTERRUPT)
 
 
 def _hear() -> None:
     """Being told to end is like Ctrl-C: what is half written is taken away."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
+    for number in SIGNALS:
         # Who started the program may have made it deaf to one, as nohup does.
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, INTERRUPT)
 
 
 if __name__ == "__main__":
