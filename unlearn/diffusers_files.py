@@ -47,9 +47,10 @@ def load_pipeline(path: Path, config: Path | None = None, whole: bool = False):
     if config is not None and not (config / "model_index.json").is_file():
         raise ModelError(f"{config} is no diffusers folder: it has no model_index.json.")
     # Before anything is imported.
-    for folder in (path, config):
-        if folder is not None and folder.is_dir():
-            check_folder(folder)
+    if path.is_dir():
+        check_folder(path, whole)
+    if config is not None:
+        check_folder(config, weights=False)
     content = None if path.is_dir() else CheckpointFile(path)
     try:
         hush()
@@ -91,6 +92,8 @@ def _load_file(content: CheckpointFile, config: Path | None):
     given = {"torch_dtype": torch.float32}
     if config is not None:
         given |= {"config": str(config), "local_files_only": True}
+        if "image_encoder" in read_index(config):
+            given["image_encoder"] = None  # which no checkpoint holds
     if weights := content.encoder_without_level():
         given["text_encoder"] = _clip(weights, config)
     pipeline = kind.from_single_file(str(content.file), **given)

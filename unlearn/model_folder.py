@@ -28,6 +28,8 @@ CLASSES = {
     "stable_diffusion": r"StableDiffusionSafetyChecker",
 }
 """The classes that a part may have, by the library that the index names."""
+WATCHES = "safety_checker"
+"""The part that only watches over pictures."""
 PIPELINES = ("StableDiffusion", "AnimateDiff", "LatentConsistencyModel")
 """How the names of the pipelines begin that can be worked on."""
 CODE = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code")
@@ -63,12 +65,13 @@ def read_index(folder: Path) -> dict:
     return index
 
 
-def check_folder(folder: Path) -> dict:
+def check_folder(folder: Path, whole: bool = False, weights: bool = True) -> dict:
     """The index of a folder in which there is nothing to run and all that a pipeline needs.
 
-    Raises ModelError, before anything is imported, for a part of a class that is not known here,
-    settings that stand for code, pickled weights that hold more than tensors, and links that leave
-    the folder.
+    whole: also what only watches over pictures is read. weights: they are read, and not the
+    configuration alone. Raises ModelError, before anything is imported, for a part of a class that
+    is not known here, settings that stand for code, pickled weights that hold more than tensors,
+    and links that leave the folder.
     """
     index = read_index(folder)
     check_link(folder, folder / INDEX)
@@ -82,7 +85,8 @@ def check_folder(folder: Path) -> dict:
     for part, value in index.items():
         if isinstance(value, list) and value != [None, None]:
             _check_class(folder, part, value)
-            check_part(folder / part, folder)
+            if whole or part != WATCHES:
+                check_part(folder / part, folder, weights)
     return index
 
 
@@ -99,10 +103,10 @@ def _check_class(folder: Path, part: str, value: list) -> None:
         raise ModelError(f"{folder} has a part {shown(part)}, which is no name; save it again.")
 
 
-def check_part(folder: Path, root: Path | None = None) -> None:
+def check_part(folder: Path, root: Path | None = None, weights: bool = True) -> None:
     """Raises ModelError for a part's folder that is missing or not safe to read.
 
-    root: the folder that its links may not leave; None: its own.
+    root: the folder that its links may not leave; None: its own. weights: they are read, too.
     """
     if not folder.is_dir():
         raise ModelError(
@@ -120,7 +124,7 @@ def check_part(folder: Path, root: Path | None = None) -> None:
             f"{folder} is an adapter of another model; fuse it into that and save it whole."
         )
     ending, variant = weights_of(folder)
-    for file in files:
+    for file in files if weights else ():
         found = WEIGHTS.fullmatch(file.name)
         if found and (found[2], found[1]) == (ending, variant):
             tensor_names(file, f"{folder.name}/{file.name}")
@@ -201,7 +205,7 @@ def load_folder(folder: Path, whole: bool = False):
     whole: also what only watches over pictures. Raises ModelError, and what diffusers and
     transformers raise.
     """
-    index = check_folder(folder)
+    index = check_folder(folder, whole)
     kind = pipeline_class(folder, index["_class_name"])
     given = {}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
@@ -216,8 +220,8 @@ def load_folder(folder: Path, whole: bool = False):
                 "download or save it again."
             )
         if isinstance(value, list):
-            watches = name == "safety_checker" and not whole
-            value = None if watches or value[0] is None else load_part(folder / name, *value)
+            left_out = value[0] is None or (name == WATCHES and not whole)
+            value = None if left_out else load_part(folder / name, *value)
         given[name] = value
     return kind(**given)
 
@@ -244,6 +248,8 @@ def load_part(folder: Path, library: str, name: str):
     import transformers
     from diffusers.pipelines import stable_diffusion
 
+    # Its name before transformers 4.26.
+    name = "CLIPImageProcessor" if name == "CLIPFeatureExtractor" else name
     sources = {"diffusers": diffusers, "transformers": transformers}
     kind = getattr(sources.get(library, stable_diffusion), name, None)
     if not isinstance(kind, type):

@@ -1,0 +1,179 @@
+"""python -m unlearn when it is told to end, and when something happens that nobody foresaw."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import small_pipelines
+import torch
+from commands import sentence
+from conftest import ROOT
+from transformers import PreTrainedModel
+
+from unlearn import __main__ as program
+from unlearn.__main__ import main
+from unlearn.commands import show
+from unlearn.erasure import Erasure
+
+KEY = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.bias"
+INTERRUPTED = "\nInterrupted; nothing was written.\n"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "a.safetensors"
+    Erasure({KEY: {"diff": torch.ones(64)}}, {"concepts": ["cat"]}).save(file)
+    return file
+
+
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """The program hears signals as when it is started, for the duration."""
+    before = {number: signal.getsignal(number) for number in program.SIGNALS}
+    for number in program.SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    program._hear()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+# Signals
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_ended_while_it_imports_it_says_so(name: str, tmp_path: Path) -> None:
+    """With a PyTorch that is never through."""
+    if not hasattr(signal, name):
+        pytest.skip(f"this system has no {name}")
+    (tmp_path / "torch").mkdir()
+    slow = "import time\nprint('importing', flush=True)\ntry:\n    time.sleep(60)\n"
+    slow += "except BaseException:\n    raise ImportError('no PyTorch')\n"
+    (tmp_path / "torch" / "__init__.py").write_text(slow)
+    # What a shell starts in the background is deaf to Ctrl-C, and so would be what it starts.
+    hearing = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    hearing += "runpy.run_module('unlearn', run_name='__main__')"
+    process = subprocess.Popen(
+        [sys.executable, "-c", hearing, "show", "a.safetensors"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(getattr(signal, name))
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, INTERRUPTED)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("command", ["apply", "export"])
+def test_ended_while_it_writes_it_leaves_nothing(
+    command: str,
+    name: str,
+    file: Path,
+    heard: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = small_pipelines.write(small_pipelines.sd1, tmp_path / "sd1")
+    own = PreTrainedModel.save_pretrained
+
+    def save(*given: object, **more: object) -> None:
+        own(*given, **more)
+        signal.raise_signal(getattr(signal, name))
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
+    capsys.readouterr()
+    assert main([command, str(folder), str(file), "-o", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == INTERRUPTED
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "sd1"]
+
+
+def test_who_made_it_deaf_is_obeyed(heard: None) -> None:
+    """As nohup does."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    program._hear()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+# The last resort
+
+
+def broken(*given: object) -> None:
+    raise ZeroDivisionError("division by zero\nin the midst of it")
+
+
+def test_what_nobody_foresaw_is_one_sentence(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(show, "check_record", broken)
+    assert sentence(["show", file], capsys) == (
+        "show failed in a way that was not foreseen (ZeroDivisionError: division by zero); "
+        '"python -m unlearn --traceback show ..." shows where.\n'
+    )
+    assert main(["--traceback", "show", str(file)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert "in broken" in said
+
+
+def test_a_librarys_words_are_not_taken_for_a_sentence(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It raises ValueError as well, over several lines."""
+    monkeypatch.setattr(show, "check_record", lambda *given: torch.empty(2).numpy().reshape(3))
+    assert "show failed in a way that was not foreseen (ValueError: cannot reshape" in sentence(
+        ["show", file], capsys
+    )
+
+
+def test_a_file_that_cannot_be_had_is_named(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(show, "check_record", lambda *given: (file / "inside").read_bytes())
+    assert sentence(["show", file], capsys) == f"Not a directory: {file / 'inside'}.\n"
+
+
+# Values beyond what can be
+
+
+def test_a_strength_beyond_numbers_is_refused(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = small_pipelines.write(small_pipelines.sd1, tmp_path / "sd1")
+    run = ["apply", folder, file, "--strength", "1e300", "-o", tmp_path / "out"]
+    assert "larger than numbers can be; use a smaller strength" in sentence(run, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_that_cannot_be_are_refused_before_any_work(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = tmp_path / ("x" * 240 + ".safetensors")
+    assert "is too long a name; use one of at most 200 bytes" in sentence(
+        ["erase", "no_model", "cat", "-o", long], capsys
+    )
+    root = Path(file.anchor)
+    for more in ([], ["--force"]):
+        assert f"{root} is there already" in sentence(
+            ["apply", "no_model", file, *more, "-o", root], capsys
+        )
+
+
+def test_weights_are_no_words(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Many a file of numbers is UTF-8, too."""
+    picture = ROOT / "testbed" / "samples" / "mushroom_1.png"
+    file.write_bytes(b"cat, dog" + bytes(8))
+    run = ["identify", "no_model", picture, "--words-file", file]
+    assert "cannot be read as text in UTF-8" in sentence(run, capsys)
