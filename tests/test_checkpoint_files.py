@@ -3,6 +3,7 @@ sentence for what is missing or of another kind."""
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,3 +212,22 @@ def test_a_file_that_is_no_checkpoint_gets_a_sentence(
     file.write_bytes(content)
     with pytest.raises(ModelError, match=said):
         load_pipeline(file)
+
+
+def test_what_is_no_tensor_in_a_ckpt_file_does_not_count(
+    models: dict[str, Model], tmp_path: Path
+) -> None:
+    file = tmp_path / "model.ckpt"
+    torch.save({"state_dict": {**models["sd1"].tensors, FIRST: 3}, "epoch": 1}, file)
+    with pytest.raises(ModelError, match="is a checkpoint of another kind of model"):
+        load_pipeline(file, models["sd1"].folder)
+
+
+def test_a_ckpt_file_that_would_grow_is_refused(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "plain.ckpt", tmp_path / "packed.ckpt"
+    torch.save({"state_dict": {FIRST: torch.zeros(1000, 1000)}}, plain)
+    with zipfile.ZipFile(plain) as one, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as two:
+        for name in one.namelist():
+            two.writestr(name, one.read(name))
+    with pytest.raises(ModelError, match="no checkpoint that can be read safely"):
+        load_pipeline(packed)

@@ -146,15 +146,6 @@ def test_a_file_that_cannot_be_had_is_named(
 # Values beyond what can be
 
 
-def test_a_strength_beyond_numbers_is_refused(
-    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = small_pipelines.write(small_pipelines.sd1, tmp_path / "sd1")
-    run = ["apply", folder, file, "--strength", "1e300", "-o", tmp_path / "out"]
-    assert "larger than numbers can be; use a smaller strength" in sentence(run, capsys)
-    assert not (tmp_path / "out").exists()
-
-
 def test_outputs_that_cannot_be_are_refused_before_any_work(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,13 +158,3 @@ def test_outputs_that_cannot_be_are_refused_before_any_work(
         assert f"{root} is there already" in sentence(
             ["apply", "no_model", file, *more, "-o", root], capsys
         )
-
-
-def test_weights_are_no_words(
-    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Many a file of numbers is UTF-8, too."""
-    picture = ROOT / "testbed" / "samples" / "mushroom_1.png"
-    file.write_bytes(b"cat, dog" + bytes(8))
-    run = ["identify", "no_model", picture, "--words-file", file]
-    assert "cannot be read as text in UTF-8" in sentence(run, capsys)

@@ -17,6 +17,7 @@ from commands import sentence
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from unlearn.commands.cpdm_measure import load_clip
 from unlearn.diffusers_files import ModelError, load_pipeline
 from unlearn.diffusers_model import DiffusersModel
 from unlearn.erasure import Erasure
@@ -149,6 +150,13 @@ def test_the_command_says_it_in_one_sentence(
     said = sentence(["apply", folder, file, "-o", tmp_path / "out"], capsys)
     assert "wants its vae read by ['evil', 'Thing'], which may be code of its own" in said
     assert not mark.exists()
+
+
+def test_the_image_encoder_of_a_measurement_is_checked_as_well(tmp_path: Path) -> None:
+    settings_of_clip = {"model_type": "clip", "auto_map": {"AutoModel": "evil.Thing"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings_of_clip))
+    with pytest.raises(ModelError, match=r"asks for code of its own \(auto_map\)"):
+        load_clip(tmp_path, torch.device("cpu"))
 
 
 class Harmful:

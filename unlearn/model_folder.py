@@ -349,6 +349,8 @@ def pickled(file: Path, name: str = "") -> dict:
     try:
         # Tensors only: nothing in the file is run. Before PyTorch 1.6 it was no zip file.
         zipped = zipfile.is_zipfile(file)
+        if zipped:
+            _check_packing(file)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception:  # noqa: BLE001
         # Of another make or damaged, which torch says in a dozen ways.
@@ -357,7 +359,15 @@ def pickled(file: Path, name: str = "") -> dict:
         ) from None
     while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    return dict(content) if isinstance(content, Mapping) else {}
+    pairs = content.items() if isinstance(content, Mapping) else ()
+    return {key: value for key, value in pairs if isinstance(value, torch.Tensor)}
+
+
+def _check_packing(file: Path) -> None:
+    """Raises ValueError where a file would unpack to more than it has, as torch.save's never do."""
+    with zipfile.ZipFile(file) as parts:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+            raise ValueError("packed")
 
 
 def first_line(error: BaseException) -> str:

@@ -13,7 +13,6 @@ import torch
 from ..cpdm import Embed, Metric, Pair
 from ..cpdm_report import Report
 from ..cpdm_sheet import SHOWN, cpdm_sheet
-from ..peak_memory import is_too_little
 from . import options
 from .bar import Bar
 from .cpdm_set import Work, check_same, read_works
@@ -124,8 +123,10 @@ def networks(given: argparse.Namespace) -> tuple[Embed, Inception]:
 
 def load_clip(folder: Path, device: torch.device) -> Embed:
     """CLIP's image encoder of a folder. Raises Failure where there is none."""
+    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
     from ..diffusers_files import hush
-    from ..model_folder import ModelError, check_part, load_part
+    from ..model_folder import check_part
 
     if not (folder / "config.json").is_file():
         raise Failure(
@@ -134,16 +135,11 @@ def load_clip(folder: Path, device: torch.device) -> Embed:
         )
     check_part(folder)
     hush()
-    from transformers import CLIPImageProcessor
-
     try:
-        model = load_part(folder, "transformers", "CLIPVisionModelWithProjection")
-    except ModelError:
-        raise
-    except Exception as error:
-        # The library reads what a stranger wrote, and raises what it likes.
-        if is_too_little(error):
-            raise
+        model = CLIPVisionModelWithProjection.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError):
         raise Failure(
             f"{folder} is not CLIP's image encoder; name a folder such as "
             "openai/clip-vit-large-patch14."
