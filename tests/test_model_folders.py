@@ -17,6 +17,7 @@ from commands import sentence
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from unlearn import diffusers_files
 from unlearn.commands.cpdm_measure import load_clip
 from unlearn.diffusers_files import ModelError, load_pipeline
 from unlearn.diffusers_model import DiffusersModel
@@ -324,3 +325,28 @@ def test_full_precision_goes_before_a_variant(folder: Path) -> None:
     halves = {name: torch.zeros_like(one) for name, one in load_file(weights).items()}
     save_file(halves, weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
     assert load_pipeline(folder).unet.conv_in.weight.any()
+
+
+def test_libraries_that_do_not_go_together_are_not_the_models_fault(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: object) -> None:
+        raise RuntimeError(
+            "Failed to import diffusers.pipelines.x because of the following error (look up to see "
+            "its traceback):\ncannot import name 'X' from 'transformers'"
+        )
+
+    monkeypatch.setattr(diffusers_files, "load_folder", broken)
+    with pytest.raises(ModelError, match=r"do not go together \(cannot import name 'X' from"):
+        load_pipeline(folder)
+
+
+def test_a_package_that_is_missing_is_named_and_no_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*given: object) -> None:
+        raise ImportError("This scheduler requires the torchsde library")
+
+    monkeypatch.setattr(diffusers_files, "load_folder", missing)
+    with pytest.raises(ModelError, match="the torchsde library; install what it names, or name"):
+        load_pipeline(folder)

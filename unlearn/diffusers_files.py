@@ -133,6 +133,15 @@ def _clip(weights: dict[str, torch.Tensor], config: Path | None):
 
 
 def _why(error: Exception, path: Path, config: Path | None) -> str:
+    if str(error).startswith("Failed to import"):
+        import diffusers
+        import transformers
+
+        return (
+            f"diffusers {diffusers.__version__} and transformers {transformers.__version__} do not "
+            f"go together ({str(error).strip().splitlines()[-1]}); bring both up to date with: "
+            "pip install -U diffusers transformers"
+        )
     if path.is_file() and config is None and _is_offline(error):
         return (
             f"The configuration and tokenizer of {path.name}'s kind of model are not on this "
