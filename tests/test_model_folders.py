@@ -6,6 +6,7 @@ Every folder here would write a file if any of its code were run.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -228,6 +229,14 @@ DAMAGED = {
     "another's class": (index(unet=["diffusers", "DDIMScheduler"]), "cannot be read as a Stable"),
     "large": (part("unet/config.json", layers_per_block=10**7), "which no such model has"),
     "endless": (part("vae/config.json", layers_per_block=float("inf")), "which no such model has"),
+    "a ring of links": (
+        instead("vae/config.json", lambda file: file.symlink_to(file)),
+        "vae/config.json is no readable file of settings",
+    ),
+    "a dictionary without end": (
+        lambda folder: os.truncate(folder / "tokenizer" / "tokenizer.json", 2**27),
+        "is larger than any tokenizer's",
+    ),
     "few bits": (
         part("text_encoder/config.json", quantization_config={"quant_method": "bitsandbytes"}),
         r"text_encoder is stored in few bits \(bitsandbytes\), which can neither be trained",

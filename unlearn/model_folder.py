@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -36,9 +37,9 @@ CODE = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code")
 """Settings that stand for code to be run."""
 VOCABULARIES = ("vocab.json", "tokenizer.json")
 """Files whose names are words and not settings."""
-LARGEST = 2**22  # bytes of a file of settings
+LARGEST, MOST_WORDS = 2**22, 2**26  # bytes of a file of settings, and of one of words
 # (a part of a setting's name, the largest number that a real model can have there)
-BOUNDS = (("layers", 200), ("timesteps", 100_000), ("", 10**8))
+BOUNDS = (("layers", 200), ("timesteps", 100_000), ("position", 100_000), ("", 10**8))
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+))?(?:-\d+-of-\d+)?\.(safetensors|bin)"
 )
@@ -119,6 +120,10 @@ def check_part(folder: Path, root: Path | None = None, weights: bool = True) -> 
     for file in files:
         if file.suffix == ".json" and file.name not in VOCABULARIES:
             check_settings(file, read_settings(file))
+        elif (
+            file.suffix in (".json", ".txt") and file.exists() and file.stat().st_size > MOST_WORDS
+        ):
+            raise ModelError(f"{file} is larger than any tokenizer's; download or save it again.")
     if (folder / "adapter_config.json").exists():
         raise ModelError(
             f"{folder} is an adapter of another model; fuse it into that and save it whole."
@@ -133,9 +138,9 @@ def check_part(folder: Path, root: Path | None = None, weights: bool = True) -> 
 def check_link(root: Path, path: Path) -> None:
     """Raises ModelError for a link out of the root, but into the cache of the Hugging Face Hub,
     whose folders are made of such links."""
-    target = path.resolve()
+    target = Path(os.path.realpath(path))  # Path.resolve raises where links go round in a ring
     cached = target.parent.name == "blobs" and target.parents[1].name.startswith("models--")
-    if not target.is_relative_to(root.resolve()) and not cached:
+    if not target.is_relative_to(os.path.realpath(root)) and not cached:
         raise ModelError(
             f"{path} is a link that leaves the model's folder; put a copy of what is meant there."
         )
