@@ -376,7 +376,7 @@ def test_schedule_that_ends_in_pure_noise_stays_finite(pipeline: StableDiffusion
     ("change", "sentence"),
     [
         ({"text_encoder": None}, "has no text_encoder; it must be Stable Diffusion"),
-        ({"scheduler": FlowMatchEulerDiscreteScheduler()}, "only epsilon and v_prediction"),
+        ({"scheduler": FlowMatchEulerDiscreteScheduler()}, "noise levels of another kind"),
     ],
     ids=["no encoder", "flow"],
 )
