@@ -18,6 +18,7 @@ from ..unlearn.prompts import templates
 from ..unlearn.remains import Seen, remains
 from ..unlearn.sheet import Row, sheet
 from ..unlearn.words import VOCABULARY
+from .base import UnlearnNode
 from .connected import check_vae
 from .host import ComfyModel
 from .identify import Counting
@@ -33,7 +34,7 @@ from .sockets import (
 from .words import plain, typed_concepts
 
 
-class CompareErasure(io.ComfyNode):
+class CompareErasure(UnlearnNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -96,7 +97,7 @@ class CompareErasure(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def work(
         cls,
         model,
         clip,
