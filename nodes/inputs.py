@@ -114,11 +114,15 @@ def picture_set(name: str, values: list) -> list[torch.Tensor]:
             raise ValueError(
                 f"{name} is {shown(value)}, no picture: connect the output of a Load Image node."
             )
+        if value.numel() == 0 or value.is_complex():
+            raise ValueError(
+                f"{name} holds no picture, but numbers of shape {tuple(value.shape)}: connect the "
+                "output of a Load Image node."
+            )
         grey = value.ndim == 4 and value.shape[-1] == 1
         found.append(value.expand(-1, -1, -1, 3) if grey else value)
-        if found[-1].ndim != 4 or found[-1].shape[-1] not in (3, 4) or 0 in value.shape:
-            check_images(found[-1])
-            raise ValueError(f"{name} holds no picture: connect the output of a Load Image node.")
+        if value.ndim != 4 or found[-1].shape[-1] not in (3, 4):
+            check_images(found[-1])  # which says so
     if not found:
         raise ValueError(f"{name} is an empty list: the node that fills it found no picture.")
     return found

@@ -79,16 +79,14 @@ class Door:
         sockets = {"MODEL": model, "CLIP": clip, "VAE": vae, "IMAGE": pictures}
         sockets["ERASURE"] = of_the_encoder(pack, clip)
         sockets["CLIP_VISION"] = type("Vision", (), {"encode_image": None})()
-        widgets = {
-            "COMBO": lambda one: [*one.options, "fox"][0],
-            "STRING": lambda one: one.default or "fox",
-        }
-        self.right = {
-            one.id: sockets[one.get_io_type()]
-            if one.get_io_type() in sockets
-            else widgets.get(one.get_io_type(), lambda one: one.default)(one)
-            for one in self.schema.inputs
-        }
+        self.right = {}
+        for one in self.schema.inputs:
+            if one.get_io_type() == "COMBO":
+                self.right[one.id] = [*one.options, "no file"][0]
+            elif one.get_io_type() in sockets:
+                self.right[one.id] = sockets[one.get_io_type()]
+            else:
+                self.right[one.id] = "fox" if one.id == "concept" else one.default
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
         """What the node would work on, called as the host calls it."""
@@ -134,7 +132,6 @@ def test_every_input_wrong_in_turn_gets_one_sentence(door: Door) -> None:
                 continue
             with pytest.raises(ValueError, match=one.id + "|" + one.get_io_type()) as error:
                 door(**{one.id: value})
-                pytest.fail(f"{one.id} took {value!r:.60}")
             assert type(error.value) is ValueError
             assert "\n" not in str(error.value)
             assert len(str(error.value)) < 300, str(error.value)[:400]
@@ -348,19 +345,15 @@ def test_a_cancelled_node_says_so_and_the_host_knows(pack: ModuleType, parts: tu
 def test_a_vae_of_another_kind_of_latents_is_refused_by_every_node(
     pack: ModuleType, parts: tuple, output: Path
 ) -> None:
-    model, clip, vae = parts
-    video = copy(vae)
+    video = copy(parts[2])
     video.latent_dim, video.latent_channels = 3, 16
     sentence = "makes latents of video with 16 channels, and the MODEL draws in latents of pictures"
     for name in NODES:
         door = Door(pack, parts, name)
         if "vae" not in door.right:
             continue
-        given = {**door.right, "vae": video, "concept": "fox"}
-        given = {key: value for key, value in given.items() if key in door.right}
-        node_class = door.node.__mro__[1]
         with pytest.raises(ValueError, match=sentence):
-            run(node_class, **given)
+            run(door.node.__mro__[1], **{**door.right, "vae": video})
 
 
 # Saving
@@ -390,7 +383,7 @@ def test_what_cannot_be_written_gets_a_sentence(
     (output / "file").touch()
     with pytest.raises(RuntimeError, match=r"cannot be written to file/x in ComfyUI's output"):
         run(save, erasure, "file/x", "float16")
-    with small_files(), pytest.raises(RuntimeError, match="cannot be written to x in .*File too"):
+    with small_files(), pytest.raises(RuntimeError, match=r"cannot be written to x in .*File too"):
         run(save, erasure, "x", "float16")
     assert [one.name for one in output.iterdir()] == ["file"]
 
@@ -409,8 +402,7 @@ def small_files() -> Iterator[None]:
 
 def test_a_date_in_the_prefix_is_todays_for_every_node(pack: ModuleType, output: Path) -> None:
     file = pack.nodes.files.erasure_file("a/%year%-%month%/b%day%", ["fox"], "0123456789")
-    assert re.fullmatch(
-        r"a/\d{4}-\d\d/b\d\d/fox_01234567.safetensors", str(file.relative_to(output))
-    )
+    name = str(file.relative_to(output))
+    assert re.fullmatch(r"a/\d{4}-\d\d/b\d\d/fox_01234567.safetensors", name)
     assert not list(output.iterdir()), "asking makes no folder"
     assert pack.nodes.files.dated("../%x%/100%") == "../%x%/100%"
