@@ -11,6 +11,7 @@ import torch
 from comfy_api.latest import io, ui
 from safetensors import SafetensorError
 
+from ..unlearn import writing
 from ..unlearn.erasure import NETWORK, Erasure, ErasureError, combine, is_erasure
 from .apply import erased_clip, erased_model, foreign_erasure, has_part
 from .base import UnlearnNode
@@ -251,11 +252,10 @@ class SaveErasedClip(UnlearnNode):
             )
             file = Path(folder).resolve() / f"{name}_{counter:05}_.safetensors"
             erasure.save(file, getattr(torch, precision))
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
+        except writing.ERRORS as error:
             raise RuntimeError(
-                f"The erasure cannot be written to {filename_prefix} in ComfyUI's output folder "
-                f"({reason}): make room there, or choose another filename_prefix."
+                f"The erasure cannot be written to output/{filename_prefix} "
+                f"({writing.reason(error)}): make room there, or choose another filename_prefix."
             ) from error
         text = f"{file.name}, {file.stat().st_size / 1e6:.1f} MB: {', '.join(erasure.concepts)}"
         tell(cls.hidden.unique_id, text)
