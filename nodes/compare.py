@@ -163,6 +163,12 @@ class CompareErasure(UnlearnNode):
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(picture, text, ui=shown)
 
+    @classmethod
+    def validate_inputs(cls, concept=None) -> bool:
+        for typed in cls.typed(concept=concept).values():
+            split_concepts(typed)
+        return True
+
 
 def lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -34,7 +34,7 @@ def inception_choices() -> list[str]:
 def find_file(name: str) -> Path:
     """Raises ValueError when no models folder has it."""
     path = folder_paths.get_full_path(FOLDER, name)
-    if path is None:
+    if path is None or not name.endswith(ENDINGS):
         raise ValueError(
             f"There is no such file in ComfyUI's models/{FOLDER}: get {FILES}, put it there and "
             "press R."

@@ -22,6 +22,7 @@ from .sockets import ErasureType
 from .words import tokenized
 
 FOLDERS = ("loras", "text_encoders")
+ENDING = ".safetensors"
 NOT_CONNECTED = object()  # unlike None, which Probe Erasure hands on where it has no erasure
 
 
@@ -29,13 +30,14 @@ def erasure_choices(folders: tuple[str, ...] = FOLDERS) -> list[str]:
     """What the loaders offer: erasures among the LoRAs, and whole encoders of others. A name that
     several folders have stands for the first one's file, as in `find_file`."""
     names = (name for folder in folders for name in folder_paths.get_filename_list(folder))
-    return list(dict.fromkeys(name for name in names if name.endswith(".safetensors")))
+    return list(dict.fromkeys(name for name in names if name.endswith(ENDING)))
 
 
 def find_file(name: str) -> Path:
     """Raises ErasureError when no models folder has it."""
     for folder in FOLDERS:
-        path = folder_paths.get_full_path(folder, name)
+        # Of what is not offered nothing is opened: other endings may hold code.
+        path = name.endswith(ENDING) and folder_paths.get_full_path(folder, name)
         if path:
             return Path(path)
     raise ErasureError(

@@ -46,8 +46,8 @@ def output_file(path: str) -> Path:
     longest = max((len(part.encode()) for part in Path(path).parts), default=0)
     if longest > LONGEST_PART or len(path.encode()) > LONGEST_PATH:
         raise ValueError(
-            f"filename_prefix is {len(path.encode()):,} bytes long, the longest of its names "
-            f"{longest:,}: a file system takes about {LONGEST_PATH} and {LONGEST_PART}."
+            f"filename_prefix has {len(path.encode()):,} bytes and the longest name in it "
+            f"{longest:,}: use at most {LONGEST_PATH} and {LONGEST_PART}."
         )
     if any(letter < " " for letter in path):
         raise ValueError(

@@ -113,6 +113,13 @@ class IdentifyConcept(UnlearnNode):
             ui=ui.PreviewText(text),
         )
 
+    @classmethod
+    def validate_inputs(cls, candidates=None, kind=None) -> bool:
+        typed = cls.typed(candidates=candidates, kind=kind)
+        if len(typed) == 2:
+            parse_words(typed["candidates"], typed["kind"])
+        return True
+
 
 class Counting:
     """on_row of the classifier: progress bar and status text; asks the host whether to stop."""

@@ -155,6 +155,7 @@ def test_what_the_schema_allows_comes_through_as_it_is(door: Door) -> None:
 # Lists of pictures, from the host's own nodes
 
 
+NO_CONCEPT = "No concept is named: type the word or name to unlearn, for example: Zorvik"
 PICTURES = {"a": (64, 64, "RGB"), "b": (64, 64, "L"), "c": (64, 64, "RGBA")}
 SHOWS = {"show": node("PreviewAny", source=["unlearn", 4])}
 
@@ -269,8 +270,11 @@ def test_what_is_typed_wrongly_is_said_before_the_prompt_is_queued(
         ({"anchor": "Fox"}, "The anchor 'Fox' is the concept itself"),
         ({"filename_prefix": "../x"}, "leaves ComfyUI's output folder"),
         ({"filename_prefix": "a\0b"}, "filename_prefix holds a null character"),
-        ({"filename_prefix": "x" * 250}, "filename_prefix is 250 bytes long"),
-        ({"filename_prefix": "a/" * 2000}, "filename_prefix is 4,000 bytes long"),
+        ({"filename_prefix": "x" * 250}, "filename_prefix has 250 bytes"),
+        (
+            {"filename_prefix": "a/" * 2000},
+            "has 4,000 bytes and the longest name in it 1:",
+        ),
     ]
     for inputs, sentence in cases:
         (error,) = refused(base | training(**inputs) | SHOWS)["unlearn"]
@@ -295,6 +299,9 @@ def test_other_nodes_say_it_before_the_prompt_is_queued(base: dict[str, Any], ou
     shows = {"show": node("PreviewAny", source=["unlearn", 2])}
     (error,) = refused(base | absent | shows)["unlearn"]
     assert "There is no gone in models/loras" in error
+    parts = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2]}
+    (error,) = refused(base | {"look": node("CompareErasure", **parts, concept=",")})["look"][-1:]
+    assert error == "Exception when validating node: " + NO_CONCEPT
     for prefix in ("", ".", "..", "x/.hidden", " "):
         (error,) = refused({"save": node("SaveErasedCLIP", filename_prefix=prefix)})["save"]
         assert error.startswith("Exception when validating node: filename_prefix ")
@@ -409,3 +416,23 @@ def test_a_date_in_the_prefix_is_todays_for_every_node(pack: ModuleType, output:
     assert re.fullmatch(r"a/\d{4}-\d\d/b\d\d/fox_01234567.safetensors", name)
     assert not list(output.iterdir()), "asking makes no folder"
     assert pack.nodes.files.dated("../%x%/100%") == "../%x%/100%"
+
+
+@pytest.mark.parametrize("name", ["x.ckpt", "x.pt", "x.bin"])
+def test_a_file_that_is_not_offered_is_not_opened(
+    pack: ModuleType, output: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A name typed into a prompt of the API, or handed on by a node."""
+    import folder_paths
+
+    (output / name).touch()
+    for kind in ("loras", "text_encoders", "inception"):
+        known = ([str(output)], {Path(name).suffix})
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, known)
+    assert folder_paths.get_full_path("loras", name)
+    for node_class, inputs in (
+        (pack.nodes.erased.LoadErasedClip, {"erasure_name": name}),
+        (pack.nodes.cpdm.CopyrightMetric, {"inception": [name]}),
+    ):
+        with pytest.raises(ValueError, match="There is no "):
+            node_class.validate_inputs(**inputs)
