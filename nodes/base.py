@@ -30,8 +30,8 @@ from .report import tell
 class UnlearnNode(io.ComfyNode):
     """A node that does its work in `work`, on inputs that fit its own schema.
 
-    Where the schema says is_input_list, `work` still gets single values: of an IMAGE a list is one
-    set of pictures, of everything else there may be one.
+    Where the schema says is_input_list, `work` still gets single values: a list of IMAGEs is one
+    set of pictures, and of everything else a list may hold one value.
     """
 
     FILES: ClassVar[tuple[str, ...]] = ()
@@ -84,9 +84,9 @@ class UnlearnNode(io.ComfyNode):
     def typed(cls, **inputs: Any) -> dict[str, Any]:
         """Of what `validate_inputs` is given, what is typed into the node, checked.
 
-        What another node hands on is None there. Raises ValueError: an answer in words the host
-        would repeat for every input that `validate_inputs` names, and the browser would not show
-        it; an error's sentence it shows.
+        What another node hands on is None there, and left out. Raises ValueError with one sentence.
+        It is raised and not returned: the host repeats what is returned for every input that
+        `validate_inputs` names, and the browser's message then lacks the sentence.
         """
         each = {k: v[0] if isinstance(v, (list, tuple)) else v for k, v in inputs.items()}
         return cls.checked(**{name: value for name, value in each.items() if value is not None})

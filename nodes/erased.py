@@ -240,12 +240,16 @@ class SaveErasedClip(UnlearnNode):
         )
 
     @classmethod
-    def work(cls, erasure=NOT_CONNECTED, filename_prefix="", precision="float16") -> io.NodeOutput:
+    def work(
+        cls, erasure=NOT_CONNECTED, filename_prefix=None, precision="float16"
+    ) -> io.NodeOutput:
         if erasure is NOT_CONNECTED:
             text = "Nothing is saved: no ERASURE is connected, or its node is bypassed or muted."
             tell(cls.hidden.unique_id, text)
             return io.NodeOutput("", ui=ui.PreviewText(text))
         check_socket("erasure", "ERASURE", erasure)
+        if filename_prefix is None:
+            filename_prefix = cls.PREFIX
         check_name(filename_prefix)
         try:
             # The host's own folder: it may put today's date into the prefix.

@@ -398,6 +398,12 @@ def test_what_cannot_be_written_gets_a_sentence(
     assert [one.name for one in output.iterdir()] == ["file"]
 
 
+def test_a_save_node_has_a_name_of_its_own(pack: ModuleType, parts: tuple, output: Path) -> None:
+    for name, file in (("SaveErasedClip", "erased_clip"), ("SaveErasedModel", "erased_model")):
+        run(getattr(pack.nodes.erased, name), of_the_encoder(pack, parts[1]))
+        assert (output / "loras" / f"{file}_00001_.safetensors").is_file()
+
+
 @contextmanager
 def small_files() -> Iterator[None]:
     """No file takes more than 10 kB, as on a disk that is nearly full."""
