@@ -116,7 +116,8 @@ def picture_set(name: str, values: list) -> list[torch.Tensor]:
             )
         if value.numel() == 0 or value.is_complex():
             raise ValueError(
-                f"{name} holds no picture, but numbers of shape {tuple(value.shape)}: connect the "
+                "Images must be a batch of shape (N, height, width, 3) and of real numbers, but "
+                f"{name} has shape {tuple(value.shape)} and the type {value.dtype}; connect the "
                 "output of a Load Image node."
             )
         grey = value.ndim == 4 and value.shape[-1] == 1

@@ -243,6 +243,9 @@ def test_pictures_of_all_channels_become_one_batch(
         door(images=[])
     with pytest.raises(ValueError, match=r"this one has shape \(1, 32, 32, 2\)"):
         door(images=[colour, colour[..., :2]])
+    for numbers in (torch.zeros(1, 0, 64, 3), torch.zeros(0, 64, 64, 3), colour + 0j):
+        with pytest.raises(ValueError, match="Images must be a batch of shape"):
+            door(images=[numbers])
     with pytest.raises(ValueError, match="model is a list of 2"):
         door(model=[parts[0], parts[0]])
 
