@@ -12,8 +12,8 @@ import comfy.model_management as management
 from comfy_api.latest import io
 
 from ..unlearn.erasure import ErasureError
-from ..unlearn.neighbourhood import check_anchor
-from ..unlearn.prompts import split_concepts
+from ..unlearn.readings import check_typed
+from ..unlearn.typed import one_word, split_concepts, split_words
 from .files import output_file
 from .inputs import (
     WIDGETS,
@@ -96,12 +96,14 @@ class TrainingNode(UnlearnNode):
     """A node that trains: what can be known of its inputs before anything is queued."""
 
     @classmethod
-    def validate_inputs(cls, concept=None, anchor=None, filename_prefix=None) -> bool:
-        typed = cls.typed(concept=concept, anchor=anchor, filename_prefix=filename_prefix)
-        if "concept" in typed:
-            check_anchor(split_concepts(typed["concept"]), typed.get("anchor", ""), None)
-        if "filename_prefix" in typed:
-            output_file(typed["filename_prefix"])
+    def validate_inputs(cls, concept=None, anchor=None, protect=None, filename_prefix=None) -> bool:
+        typed = cls.typed(
+            concept=concept, anchor=anchor, protect=protect, filename_prefix=filename_prefix
+        )
+        anchor, protected = one_word(typed.get("anchor", "")), split_words(typed.get("protect", ""))
+        concepts = split_concepts(typed["concept"]) if "concept" in typed else []
+        check_typed(concepts, anchor, protected)
+        output_file(typed.get("filename_prefix", ""))
         return True
 
 

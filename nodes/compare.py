@@ -17,6 +17,7 @@ from ..unlearn.neighbours import near_prompts
 from ..unlearn.prompts import templates
 from ..unlearn.remains import Seen, remains
 from ..unlearn.sheet import Row, sheet
+from ..unlearn.typed import split_concepts
 from ..unlearn.words import VOCABULARY
 from .base import UnlearnNode
 from .connected import check_vae

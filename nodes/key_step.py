@@ -162,6 +162,7 @@ class KeyStepUNetUnlearn(TrainingNode):
         cls,
         concept=None,
         anchor=None,
+        protect=None,
         filename_prefix=None,
         key_steps=None,
         start=None,
@@ -170,4 +171,4 @@ class KeyStepUNetUnlearn(TrainingNode):
         typed = cls.typed(key_steps=key_steps, start=start, steps=steps)
         if len(typed) == 3 and typed["key_steps"] == "from start":
             check_start(typed["start"], typed["steps"])
-        return super().validate_inputs(concept, anchor, filename_prefix)
+        return super().validate_inputs(concept, anchor, protect, filename_prefix)
