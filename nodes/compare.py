@@ -17,7 +17,9 @@ from ..unlearn.neighbours import near_prompts
 from ..unlearn.prompts import templates
 from ..unlearn.remains import Seen, remains
 from ..unlearn.sheet import Row, sheet
+from ..unlearn.typed import split_concepts
 from ..unlearn.words import VOCABULARY
+from .base import UnlearnNode
 from .connected import check_vae
 from .host import ComfyModel
 from .identify import Counting
@@ -33,7 +35,7 @@ from .sockets import (
 from .words import plain, typed_concepts
 
 
-class CompareErasure(io.ComfyNode):
+class CompareErasure(UnlearnNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -96,7 +98,7 @@ class CompareErasure(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def work(
         cls,
         model,
         clip,
@@ -161,6 +163,12 @@ class CompareErasure(io.ComfyNode):
         picture = sheet({", ".join(concepts): own, "neighbours": others}, figures)
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(picture, text, ui=shown)
+
+    @classmethod
+    def validate_inputs(cls, concept=None) -> bool:
+        for typed in cls.typed(concept=concept).values():
+            split_concepts(typed)
+        return True
 
 
 def lines(text: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import comfy.model_management as management
@@ -16,7 +16,7 @@ from ..unlearn.cpdm import Distance, Metric, Pair
 from ..unlearn.cpdm_report import Report
 from ..unlearn.cpdm_sheet import SHOWN, cpdm_sheet
 from ..unlearn.inception import FILES, load_inception
-from ..unlearn.model import check_images
+from .base import UnlearnNode
 from .report import tell
 
 FOLDER = "inception"
@@ -34,7 +34,7 @@ def inception_choices() -> list[str]:
 def find_file(name: str) -> Path:
     """Raises ValueError when no models folder has it."""
     path = folder_paths.get_full_path(FOLDER, name)
-    if path is None:
+    if path is None or not name.endswith(ENDINGS):
         raise ValueError(
             f"There is no such file in ComfyUI's models/{FOLDER}: get {FILES}, put it there and "
             "press R."
@@ -42,7 +42,10 @@ def find_file(name: str) -> Path:
     return Path(path)
 
 
-class CopyrightMetric(io.ComfyNode):
+class CopyrightMetric(UnlearnNode):
+    FILES = ("inception",)
+    ANY_SIZE = True
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -92,15 +95,14 @@ class CopyrightMetric(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
+            is_input_list=True,  # a list of pictures is one set
         )
 
     @classmethod
-    def execute(
+    def work(
         cls, originals, generated, clip_vision, inception, generated_after=None
     ) -> io.NodeOutput:
         sides = [generated] if generated_after is None else [generated, generated_after]
-        for images in (originals, *sides):
-            check_images(images)
         check_counts(originals, *sides)
         network = load_inception(find_file(inception))
         # Twice its weights: it works on a batch of pictures beside them.
@@ -127,12 +129,21 @@ class CopyrightMetric(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, inception, **inputs) -> str:
         """A file that was written anew is read anew. None: another node names it."""
-        path = inception and folder_paths.get_full_path(FOLDER, inception)
+        name = inception[0] if inception else None
+        path = name and folder_paths.get_full_path(FOLDER, name)
         return f"{Path(path).stat().st_mtime_ns}" if path else ""
+
+    @classmethod
+    def validate_inputs(cls, inception=None) -> bool:
+        for name in cls.typed(inception=inception).values():
+            find_file(name)
+        return True
 
 
 def check_counts(
-    originals: torch.Tensor, generated: torch.Tensor, after: torch.Tensor | None = None
+    originals: Sequence[torch.Tensor],
+    generated: Sequence[torch.Tensor],
+    after: Sequence[torch.Tensor] | None = None,
 ) -> None:
     """Raises ValueError with one sentence where it cannot be told what belongs together."""
     if len(generated) % len(originals):
@@ -147,7 +158,7 @@ def check_counts(
         )
 
 
-def pairs(originals: torch.Tensor, generated: torch.Tensor) -> Iterator[Pair]:
+def pairs(originals: Sequence[torch.Tensor], generated: Sequence[torch.Tensor]) -> Iterator[Pair]:
     """The first of the generated are the first original's, and so on."""
     each = len(generated) // len(originals)
     for i, picture in enumerate(generated):
@@ -159,8 +170,8 @@ def pairs(originals: torch.Tensor, generated: torch.Tensor) -> Iterator[Pair]:
 def measured(
     node_id: str | None,
     metric: Metric,
-    originals: torch.Tensor,
-    generated: torch.Tensor,
+    originals: Sequence[torch.Tensor],
+    generated: Sequence[torch.Tensor],
     what: str,
 ) -> list[Distance]:
     """Progress bar and status text; asks the host whether to stop."""

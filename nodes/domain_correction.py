@@ -11,6 +11,7 @@ from ..unlearn.domain_correction import (
 )
 from ..unlearn.typed import one_word, split_words
 from .apply import erased_model
+from .base import TrainingNode
 from .sockets import (
     anchor_input,
     closing_inputs,
@@ -25,7 +26,7 @@ from .training import Trained, Training, outputs, summary
 from .words import reader, typed_concepts
 
 
-class DomainCorrectionUNetUnlearn(io.ComfyNode):
+class DomainCorrectionUNetUnlearn(TrainingNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -64,7 +65,7 @@ class DomainCorrectionUNetUnlearn(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def work(
         cls,
         model,
         clip,

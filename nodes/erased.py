@@ -11,27 +11,33 @@ import torch
 from comfy_api.latest import io, ui
 from safetensors import SafetensorError
 
+from ..unlearn import writing
 from ..unlearn.erasure import NETWORK, Erasure, ErasureError, combine, is_erasure
 from .apply import erased_clip, erased_model, foreign_erasure, has_part
-from .files import output_file
+from .base import UnlearnNode
+from .connected import check_socket
+from .files import check_name
 from .report import tell
 from .sockets import ErasureType
 from .words import tokenized
 
 FOLDERS = ("loras", "text_encoders")
+ENDING = ".safetensors"
+NOT_CONNECTED = object()  # unlike None, which Probe Erasure hands on where it has no erasure
 
 
 def erasure_choices(folders: tuple[str, ...] = FOLDERS) -> list[str]:
     """What the loaders offer: erasures among the LoRAs, and whole encoders of others. A name that
     several folders have stands for the first one's file, as in `find_file`."""
     names = (name for folder in folders for name in folder_paths.get_filename_list(folder))
-    return list(dict.fromkeys(name for name in names if name.endswith(".safetensors")))
+    return list(dict.fromkeys(name for name in names if name.endswith(ENDING)))
 
 
 def find_file(name: str) -> Path:
     """Raises ErasureError when no models folder has it."""
     for folder in FOLDERS:
-        path = folder_paths.get_full_path(folder, name)
+        # Of what is not offered nothing is opened: other endings may hold code.
+        path = name.endswith(ENDING) and folder_paths.get_full_path(folder, name)
         if path:
             return Path(path)
     raise ErasureError(
@@ -45,7 +51,9 @@ def changed_at(name: str | None) -> str:
     return "" if name is None else f"{find_file(name).stat().st_mtime_ns}"
 
 
-class LoadErasedClip(io.ComfyNode):
+class LoadErasedClip(UnlearnNode):
+    FILES = ("erasure_name",)
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -81,18 +89,26 @@ class LoadErasedClip(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, erasure_name, strength) -> io.NodeOutput:
+    def work(cls, clip, erasure_name, strength) -> io.NodeOutput:
         file = find_file(erasure_name)
         erasure = read(clip, file)
         result, warning = erased_clip(clip, erasure, strength)
         return _loaded(cls.hidden.unique_id, result, erasure, erasure_name, strength, warning)
 
     @classmethod
+    def validate_inputs(cls, erasure_name=None) -> bool:
+        for name in cls.typed(erasure_name=erasure_name).values():
+            find_file(name)
+        return True
+
+    @classmethod
     def fingerprint_inputs(cls, erasure_name, **inputs) -> str:
         return changed_at(erasure_name)
 
 
-class LoadErasedModel(io.ComfyNode):
+class LoadErasedModel(UnlearnNode):
+    FILES = ("erasure_name",)
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -128,10 +144,16 @@ class LoadErasedModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, erasure_name, strength) -> io.NodeOutput:
+    def work(cls, model, erasure_name, strength) -> io.NodeOutput:
         erasure = Erasure.load(find_file(erasure_name))
         result, warning = erased_model(model, erasure, strength)
         return _loaded(cls.hidden.unique_id, result, erasure, erasure_name, strength, warning)
+
+    @classmethod
+    def validate_inputs(cls, erasure_name=None) -> bool:
+        for name in cls.typed(erasure_name=erasure_name).values():
+            find_file(name)
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, erasure_name, **inputs) -> str:
@@ -176,7 +198,7 @@ def read(clip, file: Path) -> Erasure:
     return foreign_erasure(clip, tensors, file.name)
 
 
-class SaveErasedClip(io.ComfyNode):
+class SaveErasedClip(UnlearnNode):
     NODE_ID, NAME, PREFIX = "SaveErasedCLIP", "Save Erased CLIP", "loras/erased_clip"
     READERS = "Load Erased CLIP and the stock Load LoRA node read"
 
@@ -190,16 +212,24 @@ class SaveErasedClip(io.ComfyNode):
                 f"Writes an erasure under a name of your own, as one small file that {cls.READERS}."
             ),
             inputs=[
-                ErasureType.Input("erasure", tooltip="From a training, loading or combining node."),
+                # Optional, all three, so that they keep their order. The browser takes the link
+                # away where the node before is bypassed or muted.
+                ErasureType.Input(
+                    "erasure",
+                    optional=True,
+                    tooltip="From a training, loading or combining node.",
+                ),
                 io.String.Input(
                     "filename_prefix",
                     default=cls.PREFIX,
+                    optional=True,
                     tooltip="In the output folder; the stock nodes find what lies in output/loras.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=["float16", "float32"],
                     default="float16",
+                    optional=True,
                     tooltip="float16 is half the size; its rounding is far below what a "
                     "picture shows.",
                 ),
@@ -210,22 +240,39 @@ class SaveErasedClip(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, erasure, filename_prefix, precision) -> io.NodeOutput:
-        if erasure is None:
-            raise ValueError(
-                "The ERASURE that is connected is empty: connect a node that trains or loads one."
+    def work(
+        cls, erasure=NOT_CONNECTED, filename_prefix=None, precision="float16"
+    ) -> io.NodeOutput:
+        if erasure is NOT_CONNECTED:
+            text = "Nothing is saved: no ERASURE is connected, or its node is bypassed or muted."
+            tell(cls.hidden.unique_id, text)
+            return io.NodeOutput("", ui=ui.PreviewText(text))
+        check_socket("erasure", "ERASURE", erasure)
+        if filename_prefix is None:
+            filename_prefix = cls.PREFIX
+        check_name(filename_prefix)
+        try:
+            # The host's own folder: it may put today's date into the prefix.
+            folder, name, counter, _, _ = folder_paths.get_save_image_path(
+                filename_prefix, folder_paths.get_output_directory()
             )
-        output_file(filename_prefix)  # raises where it leaves the output folder
-        # The host's own folder: it may put today's date into the prefix.
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
-        )
-        file = Path(folder).resolve() / f"{name}_{counter:05}_.safetensors"
-        erasure.save(file, getattr(torch, precision))
+            file = Path(folder).resolve() / f"{name}_{counter:05}_.safetensors"
+            erasure.save(file, getattr(torch, precision))
+        except writing.ERRORS as error:
+            raise RuntimeError(
+                f"The erasure cannot be written to output/{filename_prefix} "
+                f"({writing.reason(error)}): make room there, or choose another filename_prefix."
+            ) from error
         text = f"{file.name}, {file.stat().st_size / 1e6:.1f} MB: {', '.join(erasure.concepts)}"
         tell(cls.hidden.unique_id, text)
         relative = file.relative_to(Path(folder_paths.get_output_directory()).resolve())
         return io.NodeOutput(str(relative), ui=ui.PreviewText(text))
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix=None) -> bool:
+        for prefix in cls.typed(filename_prefix=filename_prefix).values():
+            check_name(prefix)
+        return True
 
 
 class SaveErasedModel(SaveErasedClip):
@@ -235,7 +282,10 @@ class SaveErasedModel(SaveErasedClip):
     READERS = "Load Erased Model and the stock Load LoRA nodes read"
 
 
-class CombineErasedClip(io.ComfyNode):
+class CombineErasedClip(UnlearnNode):
+    # An erasure of a model needs no text encoder, and any place may be left out.
+    MAY_BE_EMPTY = ("clip", "erasure_1", "erasure_2")
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -270,7 +320,7 @@ class CombineErasedClip(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, model=None, **erasures) -> io.NodeOutput:
+    def work(cls, clip, model=None, **erasures) -> io.NodeOutput:
         parts = [erasure for _, erasure in sorted(erasures.items()) if erasure is not None]
         together = combine(parts)
         lines = []

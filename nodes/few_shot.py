@@ -8,6 +8,7 @@ from ..unlearn.few_shot import FewShotSettings, check_settings, few_shot
 from ..unlearn.harden import SECONDS
 from ..unlearn.typed import one_word, split_words
 from .apply import erased_clip
+from .base import TrainingNode
 from .sockets import (
     anchor_input,
     concept_input,
@@ -26,7 +27,9 @@ from .training import Trained, Training, outputs, summary
 from .words import reader, tokenized, typed_concepts
 
 
-class FewShotEncoderUnlearn(io.ComfyNode):
+class FewShotEncoderUnlearn(TrainingNode):
+    MAY_BE_EMPTY = ("vae",)  # which pictures need, and nothing else
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -108,10 +111,11 @@ class FewShotEncoderUnlearn(io.ComfyNode):
                 )
             ),
             hidden=[io.Hidden.unique_id],
+            is_input_list=True,  # a list of pictures is one set
         )
 
     @classmethod
-    def execute(
+    def work(
         cls,
         model,
         clip,

@@ -15,6 +15,9 @@ from ..unlearn.erasure import VERSION, Erasure, ErasureError, images_hash
 from .identity import signature
 
 LONGEST = 120  # bytes of a file's name that the concepts take
+# Bytes of a filename_prefix and of each name in it: file systems take 255 of a name, and a number,
+# an ending and a file's name while it is written come to them.
+LONGEST_PATH, LONGEST_PART = 500, 200
 
 
 def training_key(method: str, concepts, settings, images, size, model, clip, vae) -> str:
@@ -38,7 +41,19 @@ def training_key(method: str, concepts, settings, images, size, model, clip, vae
 
 
 def output_file(path: str) -> Path:
-    """A path in the output folder. Raises ValueError when it leaves it."""
+    """A path in the output folder. Raises ValueError where it leaves it, or where a file system
+    would not take it."""
+    longest = max((len(part.encode()) for part in Path(path).parts), default=0)
+    if longest > LONGEST_PART or len(path.encode()) > LONGEST_PATH:
+        raise ValueError(
+            f"filename_prefix has {len(path.encode()):,} bytes and the longest name in it "
+            f"{longest:,}: use at most {LONGEST_PATH} and {LONGEST_PART}."
+        )
+    if any(letter < " " for letter in path):
+        raise ValueError(
+            f"filename_prefix {path!r} holds a line break or another control character: type it "
+            "anew."
+        )
     output = Path(folder_paths.get_output_directory()).resolve()
     file = (output / path).resolve()
     if not file.is_relative_to(output):
@@ -49,12 +64,34 @@ def output_file(path: str) -> Path:
     return file
 
 
+def check_name(prefix: str) -> None:
+    """Raises ValueError unless a prefix ends in the name of a file in the output folder."""
+    file = output_file(prefix)
+    hidden = file.name.startswith(".") or not file.name.strip()
+    if hidden or file == Path(folder_paths.get_output_directory()).resolve():
+        raise ValueError(
+            f"filename_prefix {prefix!r} names no file, or a hidden one: end it in a name, for "
+            "example: loras/erased"
+        )
+
+
+def dated(path: str) -> str:
+    """With today's date for %year% and the like, as the host's own Save nodes put it in."""
+
+    def part(name: str) -> str:
+        # Of the folder nothing is asked but that it is there.
+        *_, replaced = folder_paths.get_save_image_path(name, str(Path(__file__).parent))
+        return replaced
+
+    return "/".join(part(name) if "%" in name else name for name in path.split("/"))
+
+
 def erasure_file(prefix: str, concepts: list[str], key: str) -> Path:
     """Where a trained erasure is kept."""
     words = "-".join("".join(c if c.isalnum() else "_" for c in name) for name in concepts)[:60]
     # File systems count bytes, of which some letters have four.
     words = words.encode()[:LONGEST].decode(errors="ignore")
-    return output_file(prefix) / f"{words}_{key[:8]}.safetensors"
+    return output_file(dated(prefix)) / f"{words}_{key[:8]}.safetensors"
 
 
 def check_writable(file: Path) -> None:

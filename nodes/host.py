@@ -23,7 +23,7 @@ from ..unlearn.model import HALF_GRADIENT_SCALE, Conditioning, Edit, Part, scale
 from ..unlearn.readings import Reading
 from ..unlearn.select import encoder_weights, network_weights
 from .attention import differentiable
-from .connected import autoencoder, check_clip, check_patcher, check_vae
+from .connected import autoencoder, check_clip, check_patcher, check_vae, check_vae_fits
 from .frozen import aliased, checkpointed, edited, unpacked_for_products
 from .identity import fingerprints, without_hooks
 from .kernels import differentiable_products, differentiable_rotations
@@ -63,6 +63,8 @@ class ComfyModel(Planned):
         check_patcher(clip.patcher, "CLIP")
         self.patcher, self.clip = static_model(model), static_clip(without_hooks(clip))
         self.vae = autoencoder(vae)
+        if self.vae is not None:
+            check_vae_fits(self.vae, model.model)
         self.size, self.checkpointing = size, checkpointing
         self._room = 0  # bytes to be left free beside the models
         self.device = model.load_device

@@ -13,6 +13,7 @@ from ..unlearn.identify_sheet import bars, report
 from ..unlearn.model import check_images
 from ..unlearn.neighbours import neighbours, proposal, to_protect
 from ..unlearn.typed import joined
+from .base import UnlearnNode
 from .connected import check_clip, check_vae
 from .host import ComfyModel
 from .report import tell
@@ -20,7 +21,7 @@ from .sockets import kind_input, seed_input
 from .words import usable
 
 
-class IdentifyConcept(io.ComfyNode):
+class IdentifyConcept(UnlearnNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -77,10 +78,11 @@ class IdentifyConcept(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            is_input_list=True,  # a list of pictures is one set
         )
 
     @classmethod
-    def execute(
+    def work(
         cls, model, clip, vae, images, candidates, kind, draws, seed, erased_clip=None
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
@@ -110,6 +112,13 @@ class IdentifyConcept(io.ComfyNode):
             joined([one.word for one in protect]),
             ui=ui.PreviewText(text),
         )
+
+    @classmethod
+    def validate_inputs(cls, candidates=None, kind=None) -> bool:
+        typed = cls.typed(candidates=candidates, kind=kind)
+        if len(typed) == 2:
+            parse_words(typed["candidates"], typed["kind"])
+        return True
 
 
 class Counting:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..unlearn.harden import SECONDS
-from ..unlearn.key_step import TASKS, KeyStepSettings, check_settings, key_step
+from ..unlearn.key_step import TASKS, KeyStepSettings, check_settings, check_start, key_step
 from ..unlearn.typed import one_word, split_words
 from .apply import erased_model
+from .base import TrainingNode
 from .report import key_steps_plot
 from .sockets import (
     anchor_input,
@@ -25,7 +26,7 @@ from .words import reader, typed_concepts
 WEIGHTS = ["by task", "cross-attention", "cross-attention-kv", "outside-cross-attention"]
 
 
-class KeyStepUNetUnlearn(io.ComfyNode):
+class KeyStepUNetUnlearn(TrainingNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -101,7 +102,7 @@ class KeyStepUNetUnlearn(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def work(
         cls,
         model,
         clip,
@@ -155,3 +156,19 @@ class KeyStepUNetUnlearn(io.ComfyNode):
         )
         plot = key_steps_plot(erasure.record["start"], steps, erasure.record.get("key_steps"))
         return outputs(cls.hidden.unique_id, result, erasure, text, plot)
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        concept=None,
+        anchor=None,
+        protect=None,
+        filename_prefix=None,
+        key_steps=None,
+        start=None,
+        steps=None,
+    ) -> bool:
+        typed = cls.typed(key_steps=key_steps, start=start, steps=steps)
+        if len(typed) == 3 and typed["key_steps"] == "from start":
+            check_start(typed["start"], typed["steps"])
+        return super().validate_inputs(concept, anchor, protect, filename_prefix)

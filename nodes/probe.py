@@ -15,6 +15,7 @@ from ..unlearn.probe import Probe, ProbeSettings, check_asked, probe, settings
 from ..unlearn.probe_sheet import probe_sheet
 from ..unlearn.typed import split_words
 from .apply import alike, alike_clips, erased, other_base
+from .base import UnlearnNode
 from .connected import check_clip, check_vae
 from .host import ComfyModel
 from .report import tell
@@ -35,7 +36,7 @@ NOT_ITS_OWN = (
 )
 
 
-class ProbeErasure(io.ComfyNode):
+class ProbeErasure(UnlearnNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -110,7 +111,7 @@ class ProbeErasure(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def work(
         cls,
         model,
         clip,

@@ -865,7 +865,7 @@ def test_damaged_file_is_trained_anew_and_replaced(
             "3 images cannot be shared .* 2 concepts",
         ),
         ({"images": torch.full((1, 128, 128, 3), torch.nan)}, "Image 1 holds NaN or infinite"),
-        ({"images": torch.zeros(1, 128, 128, 1)}, "Images must be a batch of shape"),
+        ({"images": torch.zeros(1, 128, 128, 2)}, "Images must be a batch of shape"),
         ({"images": torch.zeros(0, 128, 128, 3)}, "Images must be a batch of shape"),
         ({"filename_prefix": "../outside"}, "leaves ComfyUI's output folder"),
         ({"filename_prefix": "/tmp/outside"}, "leaves ComfyUI's output folder"),

@@ -196,10 +196,15 @@ def check_settings(
     kind = KINDS[settings.task] if settings.mode == "balanced" else None
     check_typed(concepts, settings.anchor, settings.protect, kind, read)
     check_hardening(settings.mode, settings.harden)
-    if not 0 <= settings.first < settings.steps:
+    check_start(settings.first, settings.steps)
+
+
+def check_start(first: int, steps: int) -> None:
+    """Raises ValueError with one sentence unless a trajectory of so many steps has this one."""
+    if not 0 <= first < steps:
         raise ValueError(
-            f"The first key step is {settings.first}, but a trajectory of {settings.steps} steps "
-            f"has steps 0 to {settings.steps - 1}; choose one of these or the task's own."
+            f"The first key step is {first}, but a trajectory of {steps} steps "
+            f"has steps 0 to {steps - 1}; choose one of these or the task's own."
         )
 
 
