@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class Touched:
@@ -37,19 +38,23 @@ def kept_bytes(
 ) -> int:
     """Bytes that autograd keeps of a forward pass, without the weights and their changed copies.
 
-    forward: makes what is differentiated; its graph is held until it has been counted.
+    forward: makes what is differentiated. There is no backward pass through it, since nothing is
+    kept for one.
     """
     own = {_place(weight) for weight in weights}
-    kept: dict[int, int] = {}
+    kept: dict[StorageWeakRef, int] = {}
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+    def note(tensor: torch.Tensor) -> None:
+        """Autograd would keep what this returns. An operation that saves its own output would then
+        keep the tensor and the tensor the operation, for good: Python's collector sees no such
+        cycle."""
         if _place(tensor) not in own and not touched.is_copy(tensor):
-            kept[_place(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
+            # Not by its place, where another may lie once this one is gone.
+            storage = tensor.untyped_storage()
+            kept[StorageWeakRef(storage)] = storage.nbytes()
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        made = forward()
-    del made
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing):
+        forward()
     return sum(kept.values())
 
 
