@@ -4,6 +4,7 @@
     python dev.py test     run the tests; what follows goes to pytest: test -k few_shot
     python dev.py serve    start ComfyUI with the pack, for a browser: serve --port 8188
     python dev.py bench    run the benchmark: bench --quick
+    python dev.py soak     erase 150 times in one ComfyUI: does memory stay? soak --runs 10
     python dev.py setup    only get ready
 
 Each first sets up what is missing: a virtual environment in .venv, ComfyUI in .host (or your own,
@@ -498,7 +499,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=("setup", "demo", "test", "serve", "bench"))
+    parser.add_argument("task", choices=("setup", "demo", "test", "serve", "bench", "soak"))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for what the task starts")
     options = parser.parse_args()
     try:
@@ -516,7 +517,8 @@ def main() -> int:
         return serve(host, options.arguments)
     if options.task == "setup":
         return 0
-    module = {"demo": "testbed.demo", "test": "pytest", "bench": "testbed.bench"}[options.task]
+    tasks = {"demo": "testbed.demo", "bench": "testbed.bench", "soak": "testbed.soak"}
+    module = {**tasks, "test": "pytest"}[options.task]
     arguments = options.arguments
     if options.task == "test" and not arguments:
         # Two at a time, each whole files: what the tests of a file share is made once.

@@ -126,6 +126,11 @@ class ComfyModel(Planned):
             management.in_training = True
             try:
                 yield self
+            except BaseException:
+                # What is left of a backward pass that failed, its whole graph, PyTorch holds until
+                # the next one in this thread.
+                torch.zeros((), requires_grad=True).backward()
+                raise
             finally:
                 management.in_training = was_training
                 self._saved = None

@@ -235,6 +235,10 @@ class Server:
             raise ServerError(f"The server died.\n{self._log_tail()}") from error
         return self._json(f"/history/{prompt_id}")[prompt_id]
 
+    def ask(self, path: str) -> Any:
+        """What the server answers to a path that gives JSON, as that of an extension."""
+        return self._json(path)
+
     def interrupt(self) -> None:
         """Cancel the prompt that is running, if any."""
         self._post("/interrupt", {})

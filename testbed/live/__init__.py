@@ -1,0 +1,78 @@
+"""What is alive in this process's memory. Also a host extension, which tells it at GET /live.
+
+Leaks here need not be Python's: autograd's graphs are C++, and a cycle through one is invisible to
+Python's collector. `tensors` finds those with a Python object, reachable or not, since the
+collector lists all objects that it tracks. `allocated` asks the allocator itself, and so counts
+what C++ alone holds, too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from typing import ClassVar
+
+import psutil
+import torch
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_: ClassVar = [
+        ("arena", ctypes.c_size_t),
+        ("ordblks", ctypes.c_size_t),
+        ("smblks", ctypes.c_size_t),
+        ("hblks", ctypes.c_size_t),
+        ("hblkhd", ctypes.c_size_t),
+        ("usmblks", ctypes.c_size_t),
+        ("fsmblks", ctypes.c_size_t),
+        ("uordblks", ctypes.c_size_t),
+        ("fordblks", ctypes.c_size_t),
+        ("keepcost", ctypes.c_size_t),
+    ]
+
+
+def tensors() -> tuple[int, int]:
+    """(how many, bytes of their storages, each counted once); what Python can collect is not."""
+    gc.collect()
+    found = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in found}
+    return len(found), sum(storages.values())
+
+
+def allocated() -> int | None:
+    """Bytes that were asked of the allocator and not given back: of the card where there is one,
+    else of glibc, whose free memory is not among them; None where neither can tell."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated()
+    ask = getattr(ctypes.CDLL(None), "mallinfo2", None) if sys.platform == "linux" else None
+    if ask is None:
+        return None
+    ask.restype = _MallInfo
+    info = ask()
+    return info.uordblks + info.hblkhd
+
+
+def told() -> dict[str, int | None]:
+    count, size = tensors()
+    return {
+        "resident": psutil.Process().memory_info().rss,
+        "allocated": allocated(),
+        "tensors": count,
+        "tensor_bytes": size,
+    }
+
+
+NODE_CLASS_MAPPINGS = {}
+
+if "server" in sys.modules:  # the host's, whose extension this then is
+    from aiohttp import web
+    from server import PromptServer
+
+    if getattr(PromptServer, "instance", None) is not None:
+
+        @PromptServer.instance.routes.get("/live")
+        async def live(request: web.Request) -> web.Response:
+            return web.json_response(told())

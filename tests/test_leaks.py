@@ -1,0 +1,246 @@
+"""Nothing of a run stays in memory, however the run ends, but what it hands on.
+
+By the science itself where it can be, on pictures of 32 pixels, so that a run takes a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from small_erasures import of_the_encoder, run
+from small_probe import small_probe
+
+import testbed.pack
+from testbed.live import allocated, tensors
+
+PICTURES = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+SETTINGS = {
+    "few_shot": {"max_steps": 2, "batch": 1},
+    "key_step": {"mode": "paper", "task": "style", "steps": 2, "start": 1, "iterations": 2},
+    "domain_correction": {"mode": "paper", "pictures": 1, "batch": 1, "iterations": 2},
+}
+SLACK = 2**18  # bytes of Python's own
+
+each_method = pytest.mark.parametrize("method", SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def parts(pack: ModuleType) -> tuple:
+    """(MODEL, CLIP, VAE)"""
+    return testbed.pack.checkpoint()
+
+
+@pytest.fixture(autouse=True)
+def node_body() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def erase(pack: ModuleType, parts: tuple) -> Callable[..., Any]:
+    """erase(method, on_step): the erasure, planned and trained as by its node."""
+
+    def erased(method: str, on_step: Any = None, parts: tuple = parts, **how: Any) -> Any:
+        science = getattr(pack.unlearn, method)
+        name = "".join(word.title() for word in method.split("_")) + "Settings"
+        settings = getattr(science, name)(**SETTINGS[method])
+        model = pack.nodes.host.ComfyModel(*parts, size=(32, 32), **how)
+        if method == "few_shot":
+            given, planned = (PICTURES, settings), ("encoder", settings.trainable, 0, 1, 9)
+        else:
+            select = getattr(settings, "weights", None) or settings.trainable
+            given, planned = (settings,), ("unet", select, 0, settings.rows)
+        model.prepare(*planned)
+        with model.training():
+            return getattr(science, method)(model, ["fox"], *given, on_step)
+
+    return erased
+
+
+def assert_nothing_stays(work: Callable[[], object], times: int = 2) -> None:
+    """The first time fills what is filled once: the host's caches and those of torch's kernels."""
+    work()
+    before, bytes_before = tensors(), allocated()
+    for _ in range(times):
+        work()
+    assert tensors() == before
+    if bytes_before is not None:
+        assert allocated() - bytes_before < SLACK
+
+
+def test_the_measure_sees_a_cycle_through_autograd() -> None:
+    """What was the fault: no collector sees such a cycle, and both of our measures must."""
+
+    def leak() -> None:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
+        ):
+            torch.zeros(2**18, requires_grad=True).exp()
+
+    (count, size), whole = tensors(), allocated()
+    leak()
+    assert tensors() == (count + 2, size + 2**21), "what went in, and what came out"
+    assert whole is None or allocated() - whole == pytest.approx(2**21, abs=SLACK)
+
+
+# Planning
+
+
+def test_planning_keeps_nothing(pack: ModuleType, parts: tuple) -> None:
+    def prepare() -> None:
+        pack.nodes.host.ComfyModel(*parts, size=(32, 32)).prepare("encoder", "all", 0, 2, 10)
+
+    def prepare_attack() -> None:
+        pack.nodes.host.ComfyModel(*parts, size=(32, 32)).prepare_attack(2, 2)
+
+    assert_nothing_stays(prepare, 3)
+    assert_nothing_stays(prepare_attack, 3)
+
+
+@each_method
+def test_a_refused_run_keeps_nothing(
+    erase: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    import comfy.model_management as management
+
+    def refused() -> None:
+        with pytest.raises(MemoryError, match="are free"):
+            erase(method)
+
+    monkeypatch.setattr(management, "get_free_memory", lambda *_, **__: 1)
+    assert_nothing_stays(refused)
+
+
+# Training
+
+
+@each_method
+def test_a_run_keeps_nothing(erase: Callable[..., Any], method: str) -> None:
+    assert_nothing_stays(lambda: erase(method))
+
+
+@each_method
+def test_a_cancelled_run_keeps_nothing(
+    pack: ModuleType, erase: Callable[..., Any], method: str
+) -> None:
+    import comfy.model_management as management
+
+    progress = pack.nodes.report.Progress(None, "unlearning", None)
+
+    def cancel(step: int, *more: Any) -> None:
+        management.interrupt_current_processing()
+        progress(step, *more)
+
+    def cancelled() -> None:
+        with pytest.raises(management.InterruptProcessingException):
+            erase(method, cancel)
+
+    assert_nothing_stays(cancelled, 1)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_run_whose_backward_pass_fails_keeps_nothing(
+    pack: ModuleType,
+    erase: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    checkpointing: bool,
+) -> None:
+    """As where memory runs out in it. PyTorch would hold its graph until the next one."""
+
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            raise MemoryError
+
+    changed = pack.unlearn.model.Edit.changed
+
+    def failing(*given: Any) -> torch.Tensor:
+        return Fails.apply(changed(*given))
+
+    erase("few_shot", checkpointing=checkpointing)
+    before = tensors()
+    monkeypatch.setattr(pack.unlearn.model.Edit, "changed", failing)
+    with pytest.raises(MemoryError):
+        erase("few_shot", checkpointing=checkpointing)
+    assert tensors() == before
+
+
+def test_a_run_that_diverges_keeps_nothing_but_what_was_good(
+    pack: ModuleType, erase: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    science = pack.unlearn.few_shot
+    monkeypatch.setattr(science, "bounded_loss", lambda d, *_: d.mean() * torch.nan)
+
+    def diverging() -> None:
+        with pytest.raises(pack.unlearn.model.Diverged):
+            erase("few_shot")
+
+    assert_nothing_stays(diverging, 1)
+
+
+def test_the_whole_node_keeps_only_what_it_hands_on(
+    pack: ModuleType, parts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    seeds = iter(range(9))
+
+    def unlearned() -> None:
+        run(
+            pack.nodes.few_shot.FewShotEncoderUnlearn,
+            *parts,
+            concept="fox",
+            kind="object",
+            images=PICTURES.repeat(1, 2, 2, 1),
+            shots=1,
+            size=64,
+            mode="paper",
+            trainable="mlp-final-attn",
+            rank=0,
+            max_steps=1,
+            epochs=1,
+            seed=next(seeds),
+        )
+
+    assert_nothing_stays(unlearned, 1)
+
+
+# The other nodes
+
+
+def test_a_probe_keeps_nothing(pack: ModuleType, parts: tuple) -> None:
+    """Planned as the node does it, with an attack of each kind; whole and cancelled."""
+    original, clip, vae = parts
+    edited, _ = pack.nodes.apply.erased_clip(clip, of_the_encoder(pack, clip))
+    settings = replace(small_probe(pack), steps=2, prompts=1, phrasings=0, draws=2, rivals=2)
+    science = pack.unlearn.probe
+
+    def probed(on_probe: Any = None, *attacks: str) -> None:
+        models = [
+            pack.nodes.host.ComfyModel(original, one, vae, (32, 32)) for one in (clip, edited)
+        ]
+        chosen = pack.nodes.probe.fitting(models[1], settings)
+        science.probe(
+            models[0].training,
+            models[1].training,
+            "fox",
+            frozenset({"encoder"}),
+            chosen,
+            on_probe=on_probe,
+            attacks=attacks or science.ATTACKS,
+        )
+
+    assert_nothing_stays(probed, 1)
