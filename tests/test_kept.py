@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.multiprocessing.reductions import StorageWeakRef
 
 FLOAT = 4  # bytes
 
@@ -44,3 +45,28 @@ def test_what_is_kept_twice_counts_once(kept: ModuleType) -> None:
     x = torch.ones(5, requires_grad=True)
     y = torch.full((5,), 2.0)
     assert kept.kept_bytes(lambda: x * y + x * y, [], kept.Touched([])) == 5 * FLOAT
+
+
+def test_what_is_gone_counts_beside_what_came_in_its_place(kept: ModuleType) -> None:
+    x = torch.ones(1000, requires_grad=True)
+
+    def forward() -> torch.Tensor:
+        y = x
+        for _ in range(5):
+            y = y.exp()  # saves what it makes; the one before it is let go of
+        return y
+
+    assert kept.kept_bytes(forward, [], kept.Touched([])) == 5 * 1000 * FLOAT
+
+
+def test_counting_keeps_nothing_alive(kept: ModuleType) -> None:
+    """By the storage: C++ may hold a tensor whose Python object is gone."""
+    x, made = torch.ones(1000, requires_grad=True), []
+
+    def forward() -> torch.Tensor:
+        y = x.exp()
+        made.append(StorageWeakRef(y.untyped_storage()))
+        return y
+
+    kept.kept_bytes(forward, [], kept.Touched([]))
+    assert made[0].expired()
