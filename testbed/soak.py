@@ -136,7 +136,7 @@ def soak(server: Server, names: list[str], runs: int) -> Iterator[dict[str, int]
     total = runs * len(names)
     for number in range(1, total + 1):
         method = METHODS[names[number % len(names)]]
-        server.run(prompt(method, number, {}), timeout=3600)
+        server.run(prompt(method, number, {}))
         if number % BESIDE == 2:
             other = cancelled if number % (2 * BESIDE) == 2 else refused
             other(server, method, number)

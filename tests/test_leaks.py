@@ -5,6 +5,8 @@ By the science itself where it can be, on pictures of 32 pixels, so that a run t
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +14,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import small_inception
 import torch
 from small_erasures import of_the_encoder, run
 from small_probe import small_probe
 
 import testbed.pack
 from testbed.live import allocated, tensors
+from unlearn import inception
 
 PICTURES = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
 SETTINGS = {
@@ -219,6 +223,19 @@ def test_the_whole_node_keeps_only_what_it_hands_on(
 
 
 # The other nodes
+
+
+def test_the_network_of_the_copyright_metric_goes_at_once(tmp_path: Path) -> None:
+    """Without the collector, which may run when another model wants the memory already."""
+    network = inception.load_inception(small_inception.write(tmp_path / "fid.pth"))
+    network(PICTURES)
+    weights = weakref.ref(network.network.fc.weight)
+    gc.disable()
+    try:
+        del network
+        assert weights() is None
+    finally:
+        gc.enable()
 
 
 def test_a_probe_keeps_nothing(pack: ModuleType, parts: tuple) -> None:

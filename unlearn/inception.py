@@ -42,9 +42,11 @@ class Inception(nn.Module):
             FID_CLASSES if is_fid else TORCHVISION_CLASSES, aux_logits=False, init_weights=False
         )
         self.found: list[torch.Tensor] = []
+        found = self.found
         for name in BLOCKS:
             block = getattr(self.network, name)
-            block.register_forward_hook(lambda module, given, made: self.found.append(made))
+            # Of the list and not of self: in a cycle the weights would wait for the collector.
+            block.register_forward_hook(lambda module, given, made: found.append(made))
         if is_fid:
             pool_as_tensorflow(self.network)
         self.eval().requires_grad_(False)
