@@ -31,7 +31,10 @@ SETTINGS = {
 }
 SLACK = 2**18  # bytes of Python's own
 
-each_method = pytest.mark.parametrize("method", SETTINGS)
+each_method = pytest.mark.parametrize(
+    "method",
+    ["few_shot", "key_step", pytest.param("domain_correction", marks=pytest.mark.slow)],
+)
 
 
 @pytest.fixture(scope="module")
