@@ -269,7 +269,7 @@ def with_nan(tensor: torch.Tensor, value: float = float("nan")) -> torch.Tensor:
         (low(random(6), random(6)), "lora_up has the shape (6,)"),
         (low(random(6, 2), random(2, 0)), "lora_down has the shape (2, 0)"),
         (low(random(6, 2), with_nan(random(2, 4))), "lora_down holds NaN or infinite values"),
-        (low(random(6, 2) * 1e20, random(2, 4) * 1e20), "its values are too large for a weight"),
+        (low(random(6, 2) * 1e20, random(2, 4) * 1e20), "its values are too large"),
         (low(random(6, 2), random(2, 4), torch.zeros(2)), "its alpha is not one finite number"),
         (low(random(6, 2), random(2, 4), torch.tensor(torch.nan)), "alpha is not one finite"),
         (diff(torch.tensor(1.0)), "its diff has the shape ()"),
@@ -277,7 +277,6 @@ def with_nan(tensor: torch.Tensor, value: float = float("nan")) -> torch.Tensor:
         (diff(with_nan(random(6, 4))), "its diff holds NaN or infinite values"),
         (diff(with_nan(random(6, 4), -torch.inf)), "its diff holds NaN or infinite values"),
         (diff(with_nan(random(6, 4).half(), torch.inf)), "its diff holds NaN or infinite values"),
-        (diff(with_nan(random(6, 4), 1e30)), "its values are too large for a weight"),
         (diff(with_nan(random(6, 4).double(), 1e300)), "its diff holds NaN or infinite values"),
         (diff(torch.ones(6, 4, dtype=torch.int8)), "its diff is of torch.int8"),
         (diff(torch.ones(6, 4, dtype=torch.bool)), "its diff is of torch.bool"),
@@ -361,7 +360,7 @@ def test_a_strength_is_a_number(strength: float) -> None:
 def test_a_sum_that_no_weight_can_take_is_refused() -> None:
     erasure = Erasure({KEY: {"diff": random(6, 4)}})
     with pytest.raises(ErasureError, match=f"At these strengths the change of {KEY} is too large"):
-        combine([erasure, erasure], [1e30, -1.0])
+        combine([erasure, erasure], [1e39, -1.0])
 
 
 # Files

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from .diffusers_model import DiffusersModel
-from .erasure import Erasure, ErasureError, check_strength, matrix_shape, name_of
+from .erasure import Erasure, ErasureError, check_range, check_strength, matrix_shape, name_of
 from .probe import Open
 from .record import name_of as printed
 
@@ -59,6 +59,7 @@ def check_fit(model: DiffusersModel, erasure: Erasure) -> None:
                 f"{name_of(erasure)} is for a model of another size: {key} is {size} here and "
                 f"{matrix_shape(delta)} in the file."
             )
+        check_range(delta, model.weights[key], f"{name_of(erasure)}: its change of {key}")
 
 
 @torch.no_grad()

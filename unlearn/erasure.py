@@ -252,6 +252,7 @@ def dot(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> f
     return (full(one).double().flatten() @ full(other).double().flatten()).item()
 
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ENDINGS = {
     ".diff": (".weight", "diff"),
     ".diff_b": (".bias", "diff"),
@@ -285,7 +286,7 @@ def parse(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tens
 def _delta(key: str, parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """One weight's change, checked."""
     if "diff" in parts:  # the stock loader takes it first, too
-        return _bounded(key, {"diff": _values(key, "diff", parts["diff"], 1)})
+        return {"diff": _values(key, "diff", parts["diff"], 1)}
     if "lora_up" not in parts or "lora_down" not in parts:
         raise ErasureError(
             f"The file has only a part of the change of {records.name_of(key)}; save or download "
@@ -302,12 +303,14 @@ def _delta(key: str, parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
         raise _unusable(key, "its alpha is not one finite number")
     if alpha.item() != rank:
         up = up.float() * (alpha.item() / rank)
-    return _bounded(key, {"lora_up": up, "lora_down": down})
+    if not largest({"lora_up": up, "lora_down": down}) < torch.finfo(torch.float32).max:
+        raise _unusable(key, "its values are too large")
+    return {"lora_up": up, "lora_down": down}
 
 
 def _values(key: str, part: str, tensor: torch.Tensor, least: int) -> torch.Tensor:
     """A file's tensor of at least so many dimensions, none of them empty, and of finite numbers."""
-    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+    if tensor.dtype not in DTYPES:
         raise _unusable(key, f"its {part} is of {tensor.dtype}")
     if tensor.ndim < least or tensor.numel() == 0:
         raise _unusable(key, f"its {part} has the shape {tuple(tensor.shape)}")
@@ -317,17 +320,17 @@ def _values(key: str, part: str, tensor: torch.Tensor, least: int) -> torch.Tens
     return tensor
 
 
-def _bounded(key: str, delta: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The delta. Raises ErasureError where weights in half precision would overflow by it."""
-    if not _largest(delta) <= torch.finfo(torch.float16).max:
-        raise _unusable(key, "its values are too large for a weight")
-    return delta
-
-
-def _largest(delta: Mapping[str, torch.Tensor]) -> float:
+def largest(delta: Mapping[str, torch.Tensor]) -> float:
     """No element of the delta is larger."""
     sizes = [tensor.abs().max().item() for tensor in delta.values()]
     return math.prod(sizes) * (len(delta["lora_down"]) if "lora_down" in delta else 1)
+
+
+def check_range(delta: Mapping[str, torch.Tensor], weight: torch.Tensor, what: str) -> None:
+    """Raises ErasureError where a weight of this precision would overflow by the change."""
+    precision = weight.dtype if weight.dtype in DTYPES else torch.float16
+    if not largest(delta) <= torch.finfo(precision).max:
+        raise ErasureError(f"{what} is too large for weights in {precision}; choose another file.")
 
 
 def _unusable(key: str, why: str) -> ErasureError:
@@ -393,7 +396,7 @@ def combine(erasures: Iterable[Erasure], strengths: Iterable[float] | None = Non
         else:
             shape = next(delta["diff"].shape for delta, _ in parts if "diff" in delta)
             deltas[key] = {"diff": sum(full(delta).view(shape) * s for delta, s in parts)}
-        if not _largest(deltas[key]) <= torch.finfo(torch.float16).max:
+        if not largest(deltas[key]) < torch.finfo(torch.float32).max:
             raise ErasureError(
                 f"At these strengths the change of {key} is too large for a weight; choose smaller "
                 "ones."
