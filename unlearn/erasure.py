@@ -29,10 +29,11 @@ VERSION = "0.1.0"
 NETWORK = "diffusion_model."  # keys of the denoising network begin so; all others are an encoder's
 # What a file may ask for before anything of it is unpacked.
 HEADER, TENSORS = 16 << 20, 50_000
-READABLE = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "BOOL", "U8"} | {
-    f"I{bits}" for bits in (8, 16, 32, 64)
+READABLE = {
+    *("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"),
+    *("I64", "I32", "I16", "I8", "U8", "BOOL"),
 }
-"""Number formats that torch has under any of its versions that are supported."""
+"""Number formats of safetensors that every torch reads."""
 
 
 class ErasureError(ValueError):
@@ -252,6 +253,7 @@ def dot(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> f
     return (full(one).double().flatten() @ full(other).double().flatten()).item()
 
 
+# Of changes: 8 bits are too few, and whole numbers are no changes.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ENDINGS = {
     ".diff": (".weight", "diff"),

@@ -76,14 +76,14 @@ def _check_frame(record: Any, level: int = 0) -> None:
 def plain(value: Any, unread: Unread, level: int = 0) -> Any:
     """Anything that can be printed, and written again."""
     if level > DEPTH:
-        raise Unfit(f"it is more than {DEPTH} levels deep")
+        raise Unfit(f"is more than {DEPTH} levels deep")
     if isinstance(value, str):
         return text(TEXT)(value, unread)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return number()(value, unread)
     if isinstance(value, list | dict):
         if len(value) > ITEMS:
-            raise Unfit(f"it has {len(value)} items")
+            raise Unfit(f"has {len(value)} items")
         for one in value:  # of an object its names
             plain(one, unread, level + 1)
         for one in value.values() if isinstance(value, dict) else ():
@@ -100,6 +100,13 @@ def text(longest: int = SHORT) -> Check:
         return value
 
     return check
+
+
+def word(value: Any, unread: Unread) -> str:
+    """A text that says something."""
+    if not text()(value, unread).strip():
+        raise Unfit("is empty")
+    return value
 
 
 def number(low: float = -LARGEST, high: float = LARGEST) -> Check:
@@ -183,7 +190,7 @@ def fields(needed: Mapping[str, Check], known: Mapping[str, Check] = {}) -> Chec
             try:
                 kept[name] = checks.get(name, plain)(one, unread)
             except Unfit as error:
-                raise Unfit(f"{name}{'' if name in checks else ','} {error}") from None
+                raise Unfit(f"{name_of(name)} {error}") from None
         return kept
 
     return check
@@ -191,6 +198,7 @@ def fields(needed: Mapping[str, Check], known: Mapping[str, Check] = {}) -> Chec
 
 def _keep(add: Callable[[Any], None], name: str, check: Check, value: Any, unread: Unread) -> None:
     within: Unread = []
+    name = name_of(name)
     try:
         add(check(value, within))
     except Unfit as error:
@@ -200,8 +208,8 @@ def _keep(add: Callable[[Any], None], name: str, check: Check, value: Any, unrea
 
 def name_of(key: str) -> str:
     """A name from a file in a sentence: on one line, and not too long."""
-    key = "".join(c if c.isprintable() else "?" for c in key[:201])
-    return key if len(key) <= 200 else f"{key[:160]}..."
+    shown = CONTROL.sub("?", " ".join(key[:1000].split()))
+    return shown if len(shown) <= 200 else f"{shown[:160]}..."
 
 
 def brief(value: Any) -> str:
@@ -234,7 +242,7 @@ def drawable(check: Check) -> Check:
     return checked
 
 
-CONCEPTS = list_of(text(), 1, PICTURES)
+CONCEPTS = list_of(word, 1, PICTURES)
 PROMPTS = list_of(text(), 1, PICTURES)
 COUNT = number(0, PICTURES)
 ASKED = {
@@ -272,7 +280,7 @@ RECEIPT = drawable(
 PROBE = drawable(
     fields(
         {
-            "concept": text(),
+            "concept": word,
             "settings": fields({"kind": KIND, "level": text()}, ASKED),
             "asked": list_of(
                 fields(
