@@ -28,7 +28,7 @@ FORMAT = "concept-unlearn/1"
 VERSION = "0.1.0"
 NETWORK = "diffusion_model."  # keys of the denoising network begin so; all others are an encoder's
 # What a file may ask for before anything of it is unpacked.
-HEADER, TENSORS = 16 << 20, 50_000
+HEADER, TENSORS = 8 << 20, 50_000
 READABLE = {
     *("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"),
     *("I64", "I32", "I16", "I8", "U8", "BOOL"),
