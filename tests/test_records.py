@@ -14,6 +14,7 @@ from commands import sentence
 from safetensors.torch import save, save_file
 
 from unlearn.__main__ import main
+from unlearn.commands.output import rewrite
 from unlearn.erasure import FORMAT, HEADER, Erasure, ErasureError, combine, dot, full, parse
 from unlearn.receipt import measured_again, probed_again, recorded
 from unlearn.record import CONTROL, PARTS_DEPTH, checked
@@ -438,6 +439,16 @@ def test_apply_and_export_do_not_say_that_nothing_is_erased(
     for command in ("apply", "export"):
         said = sentence([command, "no_model", file, "-o", tmp_path / "out"], capsys)
         assert "changes no weight, so nothing would be erased" in said
+
+
+def test_figures_are_written_into_a_file_of_bfloat16_without_rounding_it(tmp_path: Path) -> None:
+    """float16 cannot hold all of its values."""
+    file = written(tmp_path / "a.safetensors", {}, diff(torch.tensor([[1e5, 1e-9]]).bfloat16()))
+    was = Erasure.load(file)
+    rewrite(file, lambda erasure: erasure.with_measured(seconds=1.0))
+    now = Erasure.load(file)
+    assert torch.equal(now.delta(KEY), was.delta(KEY))
+    assert now.record["measured"] == {"seconds": 1.0}
 
 
 def test_a_command_says_what_it_could_not_read_of_a_record(
