@@ -417,6 +417,9 @@ class Drawing:
     def vocabulary(self) -> Vocabulary:
         return tiny_vocabulary()
 
+    def readings(self, words: str) -> list:
+        return []
+
     def encode(self, prompts: list[str]) -> None:
         return None
 
