@@ -180,13 +180,22 @@ def test_a_strength_that_is_no_number_is_refused(
 ) -> None:
     """JSON has none, but the host takes NaN from it."""
     model, clip, _ = parts
-    erased = pack.nodes.erased
-    of_the_encoder(pack, clip).save(loras / "encoder.safetensors")
-    of_the_network(pack, model).save(loras / "network.safetensors")
-    with pytest.raises(pack.unlearn.erasure.ErasureError, match="give a number, for example 1"):
-        run(erased.LoadErasedClip, clip, "encoder.safetensors", strength)
-    with pytest.raises(pack.unlearn.erasure.ErasureError, match="give a number, for example 1"):
-        run(erased.LoadErasedModel, model, "network.safetensors", strength)
+    apply, erased = pack.nodes.apply, pack.nodes.erased
+    encoder, network = of_the_encoder(pack, clip), of_the_network(pack, model)
+    for put_on in (
+        lambda: apply.erased_clip(clip, encoder, strength),
+        lambda: apply.erased_model(model, network, strength),
+    ):
+        with pytest.raises(pack.unlearn.erasure.ErasureError, match="give a number, for example 1"):
+            put_on()
+    encoder.save(loras / "encoder.safetensors")
+    network.save(loras / "network.safetensors")
+    for node, part, file in (
+        (erased.LoadErasedClip, clip, "encoder.safetensors"),
+        (erased.LoadErasedModel, model, "network.safetensors"),
+    ):
+        with pytest.raises(ValueError, match=r"(?i)strength"):
+            run(node, part, file, strength)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 4.0, -2.0, None])
