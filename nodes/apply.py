@@ -11,7 +11,16 @@ import comfy.utils
 import torch
 from torch.utils._pytree import tree_leaves
 
-from ..unlearn.erasure import NETWORK, Erasure, ErasureError, matrix_shape, name_of
+from ..unlearn.erasure import (
+    NETWORK,
+    Erasure,
+    ErasureError,
+    check_range,
+    check_strength,
+    matrix_shape,
+    name_of,
+)
+from ..unlearn.record import name_of as printed
 from .connected import check_clip
 from .identity import OFTEN_MISSING, fingerprints, own_weight
 
@@ -24,6 +33,7 @@ FOREIGN_PREFIXES = (
     "text_encoder.",
     "",
 )
+OWN_PREFIX = "clip_l.transformer."
 # Below it stands a level that newer transformers leave out.
 FOREIGN_LEVELS = ("", "text_model.")
 
@@ -127,30 +137,53 @@ def _patch(patcher, names: dict, erasure: Erasure, strength: float, part: Part) 
         raise ErasureError(
             f"{name_of(erasure)} changes nothing in the {part.name}; use {part.other} for it."
         )
+    check_strength(strength)
     own = patcher.model.state_dict()
-    for key in wanted:
-        if key not in own:
-            raise ErasureError(
-                f"{name_of(erasure)} is for another {part.name}: this one has no {key}. "
-                f"Connect the {part.socket} of the model it was made with."
-            )
-        # The state dict has a quantised weight as it is stored, two of its values a number.
-        size = matrix_shape({"diff": comfy.utils.get_attr(patcher.model, key)})
-        if matrix_shape(erasure.deltas[key]) != size:
-            raise ErasureError(
-                f"{name_of(erasure)} is for a {part.name} of another size: {key} is "
-                f"{size} here and {matrix_shape(erasure.deltas[key])} in the file."
-            )
+    deltas = {key: _fitting(patcher, own, erasure, key, part) for key in wanted}
     if strength == 0:
         return ""
-    tensors = Erasure({key: erasure.deltas[key] for key in wanted}).state_dict()
-    patches = comfy.lora.load_lora(tensors, names, log_missing=False)
+    patches = comfy.lora.load_lora(Erasure(deltas).state_dict(), names, log_missing=False)
     missed = wanted - set(patcher.add_patches(patches, strength))
     if missed:
         raise ErasureError(
             f"ComfyUI did not take {len(missed)} of the deltas, {min(missed)} first."
         )
     return base_warning(patcher, erasure, wanted)
+
+
+def _fitting(
+    patcher, own: Mapping, erasure: Erasure, key: str, part: Part
+) -> dict[str, torch.Tensor]:
+    """The change of one of a patcher's own weights, in its shape. Raises ErasureError when there is
+    no such weight, or one of another size."""
+    delta = erasure.deltas[key]
+    if key not in own:
+        raise ErasureError(
+            f"{name_of(erasure)} is for another {part.name}: this one has no {printed(key)}. "
+            f"Connect the {part.socket} of the model it was made with."
+        )
+    # The state dict has a quantised weight as it is stored, two of its values a number.
+    weight = comfy.utils.get_attr(patcher.model, key)
+    if matrix_shape(delta) != matrix_shape({"diff": weight}):
+        raise ErasureError(
+            f"{name_of(erasure)} is for a {part.name} of another size: {key} is "
+            f"{matrix_shape({'diff': weight})} here and {matrix_shape(delta)} in the file."
+        )
+    check_range(delta, weight, f"{name_of(erasure)}: its change of {key}")
+    # The host passes over one of another shape without a word.
+    return {"diff": delta["diff"].reshape(weight.shape)} if "diff" in delta else dict(delta)
+
+
+def fits(model, clip, erasure: Erasure, socket: str) -> bool:
+    """Whether it changes something in this part alone, and only what this MODEL or CLIP has."""
+    part, patcher = (CLIP, clip.patcher) if socket == "CLIP" else (MODEL, model)
+    own = patcher.model.state_dict()
+    try:
+        for key in erasure.deltas:
+            _fitting(patcher, own, erasure, key, part)
+    except ErasureError:
+        return False
+    return bool(erasure.deltas) and all(map(part.has, erasure.deltas))
 
 
 def base_warning(patcher, erasure: Erasure, keys: Iterable[str]) -> str:
@@ -180,37 +213,53 @@ def other_base(model, clip, erasure: Erasure) -> str:
 def foreign_erasure(clip, tensors: Mapping[str, torch.Tensor], name: str) -> Erasure:
     """A text encoder that others erased, as deltas to this one, so that strength and undo work.
 
-    tensors: a whole encoder as the host's CLIPSave or a Hugging Face text_encoder folder has it.
-    Raises ErasureError when it holds no text encoder, or one of another kind or size.
+    tensors: a whole encoder as the host's CLIPSave or a Hugging Face text_encoder folder has it;
+    where nothing differs there are no deltas. Raises ErasureError when it holds no text encoder, a
+    part of one, one of another kind or size, or values that are no finite numbers.
     """
-    own = {key: key for key in clip.cond_stage_model.state_dict()}
-    deltas = {}
-    for level, prefix in product(FOREIGN_LEVELS, FOREIGN_PREFIXES):
-        renamed = {
-            "clip_l.transformer." + level + key.removeprefix(prefix): value
-            for key, value in tensors.items()
-            if key.startswith(prefix)
-        }
-        shared = {
-            k: v
-            for k, v in renamed.items()
-            if k in own and k.endswith((".weight", ".bias")) and not k.endswith(OFTEN_MISSING)
-        }
-        if shared:
-            break
-    else:
+    own = {
+        key
+        for key in clip.cond_stage_model.state_dict()
+        if key.startswith(OWN_PREFIX)
+        and key.endswith((".weight", ".bias"))
+        and not key.endswith(OFTEN_MISSING)
+    }
+    namings = product(FOREIGN_LEVELS, FOREIGN_PREFIXES)
+    found = max((_renamed(tensors, own, *naming) for naming in namings), key=len)
+    if not found:
         raise ErasureError(
             f"{name} holds neither an erasure nor a text encoder of this kind; choose another file."
         )
-    for key, value in shared.items():
-        base = own_weight(clip.patcher, key)
+    if len(found) < len(own):
+        raise ErasureError(
+            f"{name} holds {len(found)} of the {len(own)} weights of this text encoder, the first "
+            f"that it lacks is {min(own - found.keys())}; choose a file that has all."
+        )
+    deltas = {}
+    for key, value in found.items():
+        base = own_weight(clip.patcher, key).cpu()
         if base.shape != value.shape:
             raise ErasureError(
                 f"{name} is a text encoder of another size: {key} is {tuple(base.shape)} here and "
                 f"{tuple(value.shape)} in the file."
             )
-        difference = value.float() - base.float().cpu()
-        if difference.any():
-            deltas[key] = {"diff": difference}
+        if not value.is_floating_point() or not value.float().isfinite().all():
+            holds = "NaN or infinite values" if value.is_floating_point() else value.dtype
+            raise ErasureError(
+                f"{name} cannot be used: its {key} holds {holds}; save or download it again."
+            )
+        if not (_same_in(value.dtype, base, value) or _same_in(base.dtype, value, base)):
+            deltas[key] = {"diff": value.float() - base.float()}
     # A file does not say what was erased.
     return Erasure(deltas, {"method": "foreign", "concepts": []})
+
+
+def _renamed(tensors: Mapping, own: set[str], level: str, prefix: str) -> dict:
+    """Those of a file's tensors that are weights of ours, by our names."""
+    names = ((OWN_PREFIX + level + key.removeprefix(prefix), key) for key in tensors)
+    return {to: tensors[key] for to, key in names if to in own and key.startswith(prefix)}
+
+
+def _same_in(dtype: torch.dtype, one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether one rounds to the other: a file of another precision was not changed."""
+    return torch.equal(one.to(dtype).float(), other.float())

@@ -235,6 +235,8 @@ def findings(concepts: list[str], seen: list[Seen], own: list[Row], others: list
     before, after = seen[:half], seen[half:]
     counts = [sum(one.shown for one in side) for side in (before, after)]
     shares = [sum(one.explained for one in side) / half for side in (before, after)]
+    if broken := not_finite(own + others):
+        return [broken]
     found = [
         f"{', '.join(concepts)}: the original model sees it in {counts[0]} of {half} pictures "
         f"before and in {counts[1]} of {half} after.",
@@ -249,7 +251,23 @@ def findings(concepts: list[str], seen: list[Seen], own: list[Row], others: list
     return found
 
 
+def not_finite(rows: list[Row]) -> str:
+    """A sentence on pictures that a broken model draws: that they show nothing is no erasure."""
+    counts = [
+        sum(not picture.isfinite().all() for row in rows for picture in getattr(row, side))
+        for side in ("before", "after")
+    ]
+    if not any(counts):
+        return ""
+    of = sum(len(row.before) for row in rows)
+    model = "the original model, its text encoder or the VAE" if counts[0] else "the erased model"
+    return (
+        f"{counts[0]} of {of} pictures before and {counts[1]} of {of} after are not finite (NaN or "
+        f"infinite), so nothing can be said of the erasure: {model} is broken. Look at its "
+        "weights, their precision and the LoRAs on it."
+    )
+
+
 def changed(rows: list[Row]) -> float:
-    """Mean absolute difference of a value, which lies in 0..1; what is not finite counts as 0."""
-    pairs = ((row.before.nan_to_num(), row.after.nan_to_num()) for row in rows)
-    return torch.cat([(after - before).abs().flatten() for before, after in pairs]).mean().item()
+    """Mean absolute difference of a value, which lies in 0..1."""
+    return torch.cat([(row.after - row.before).abs().flatten() for row in rows]).mean().item()

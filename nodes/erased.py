@@ -5,14 +5,21 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
-from safetensors import SafetensorError
 
 from ..unlearn import writing
-from ..unlearn.erasure import NETWORK, Erasure, ErasureError, combine, is_erasure
+from ..unlearn.erasure import (
+    NETWORK,
+    Erasure,
+    ErasureError,
+    check_changes,
+    combine,
+    dot,
+    is_erasure,
+    opened,
+)
 from .apply import erased_clip, erased_model, foreign_erasure, has_part
 from .base import UnlearnNode
 from .connected import check_socket
@@ -176,9 +183,12 @@ def strength_input(socket: str) -> io.Float.Input:
 def _loaded(
     node_id, result, erasure: Erasure, name: str, strength: float, warning: str
 ) -> io.NodeOutput:
-    if warning:
-        logging.warning(warning)
     what = ", ".join(erasure.concepts) or Path(name).stem
+    if erasure.changes_nothing:
+        warning = f"Nothing is erased: the file differs in no weight from this one. {warning}"
+    warning = f"{warning} {erasure.remark}".strip()
+    if warning:
+        logging.warning(f"{Path(name).name}: {warning}")
     text = f"{what}, strength {strength:g}. {warning}".strip()
     tell(node_id, text)
     return io.NodeOutput(result, combine([erasure], [strength]), text, ui=ui.PreviewText(text))
@@ -188,14 +198,10 @@ def read(clip, file: Path) -> Erasure:
     """The erasure in a file, or the difference that a whole erased encoder makes to this one."""
     if is_erasure(file):
         return Erasure.load(file)
-    try:
-        tensors = comfy.utils.load_torch_file(str(file), safe_load=True)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ErasureError(
-            f"{file.name} is cut short or not a safetensors file ({error}); "
-            "save or download it again."
-        ) from None
-    return foreign_erasure(clip, tensors, file.name)
+    with opened(file) as content:
+        # Read in place: of a whole checkpoint the text encoder is a small part.
+        tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 (no mapping)
+        return foreign_erasure(clip, tensors, file.name)
 
 
 class SaveErasedClip(UnlearnNode):
@@ -251,6 +257,7 @@ class SaveErasedClip(UnlearnNode):
         if filename_prefix is None:
             filename_prefix = cls.PREFIX
         check_name(filename_prefix)
+        check_changes(erasure, "The ERASURE that is connected")
         try:
             # The host's own folder: it may put today's date into the prefix.
             folder, name, counter, _, _ = folder_paths.get_save_image_path(
@@ -363,9 +370,9 @@ def overlap(erasure: Erasure, together: Erasure) -> float:
     Its projection on the sum: 1 where the others change what it does not.
     """
     keys = [key for key in erasure.deltas if key.startswith(NETWORK)]
-    one = torch.cat([erasure.delta(key).flatten() for key in keys])
-    both = torch.cat([together.delta(key).flatten() for key in keys])
-    return ((one @ both) / (one @ one).clamp(min=1e-20)).item()
+    one, both = erasure.deltas, together.deltas
+    shared = sum(dot(one[key], both[key]) for key in keys)
+    return shared / max(sum(dot(one[key], one[key]) for key in keys), 1e-20)
 
 
 def conflict(clip, alone, together, concept: str) -> tuple[float, float]:

@@ -136,12 +136,20 @@ def shown(folder: Path) -> str:
     return f"output/{folder.relative_to(output).as_posix()}".removesuffix("/.")
 
 
-def trained_before(file: Path, key: str) -> Erasure | None:
-    """The erasure in the file, if it was trained from the very same inputs."""
+# What a training node says of what it finds.
+SAID = ("concepts", "kind", "steps", "loss", "settings")
+SAID_OF_NETWORK = {"key_step": ("moved", "start"), "domain_correction": ("moved",)}
+
+
+def trained_before(file: Path, key: str, method: str) -> Erasure | None:
+    """The erasure in the file, if it was trained from the very same inputs and is whole."""
     if not file.is_file():
         return None
     try:
         erasure = Erasure.load(file)
     except ErasureError:
         return None  # not ours, or damaged: it is trained again and replaced
-    return erasure if erasure.record.get("key") == key else None
+    record = erasure.record
+    needed = (*SAID, *SAID_OF_NETWORK.get(method, ()))
+    whole = all(name in record for name in needed) and "mode" in record["settings"]
+    return erasure if whole and not erasure.unread and record.get("key") == key else None

@@ -16,6 +16,7 @@ from ..unlearn.erasure import Erasure
 from ..unlearn.model import Diverged, Part
 from ..unlearn.peak_memory import PeakMemory
 from ..unlearn.resume import Resume
+from .apply import fits
 from .connected import check_clip, check_patcher, check_vae
 from .files import (
     check_space,
@@ -109,8 +110,9 @@ class Training:
         )
         file = erasure_file(self.prefix, self.concepts, key)
         resume = Resume(file.with_suffix(".resume"), save_every())
-        kept = trained_before(file, key)
-        if kept is not None:
+        kept = trained_before(file, key, self.method)
+        socket = "CLIP" if trained.part == "encoder" else "MODEL"
+        if kept is not None and fits(self.model, self.clip, kept, socket):
             return kept, file, "Trained before with these inputs; read from the file.\n"
         check_writable(file)
         sides = (self.size,) * 2 if self.images is None else tuple(self.images.shape[1:3])

@@ -91,6 +91,24 @@ def test_findings_count_and_average(pack: ModuleType, compare: ModuleType) -> No
     assert "hardly draws the concept" in hardly[-1]
 
 
+def test_pictures_that_are_not_finite_are_no_erasure(pack: ModuleType, compare: ModuleType) -> None:
+    seen, row = pack.unlearn.remains.Seen, pack.unlearn.sheet.Row
+    broken = grey(0.4)
+    broken[1, 0, 0, 0] = torch.nan
+    own, near = [row("a", grey(0.0), broken)], [row("b", grey(0.5), grey(0.5))]
+    looks_perfect = [seen(True, 0.2), seen(False, 0.0)]
+    (said,) = compare.findings(["fox"], looks_perfect, own, near)
+    assert said == (
+        "0 of 4 pictures before and 1 of 4 after are not finite (NaN or infinite), so nothing can "
+        "be said of the erasure: the erased model is broken. Look at its weights, their precision "
+        "and the LoRAs on it."
+    )
+    near = [row("b", broken / 0, grey(0.5))]
+    (said,) = compare.findings(["fox"], looks_perfect, own, near)
+    assert said.startswith("2 of 4 pictures before and 1 of 4 after are not finite")
+    assert "the original model, its text encoder or the VAE is broken" in said
+
+
 def test_prompts_where_none_are_given(compare: ModuleType) -> None:
     assert compare.own_prompts(["fox"], "object")[0] == "a photo of a fox"
     assert len(compare.own_prompts(["fox"], "object")) == 2

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_erasures import of_the_encoder, of_the_network, run
+from small_erasures import NETWORK, of_the_encoder, of_the_network, run
 
 import testbed.pack
 from unlearn.sheet import Row
@@ -92,6 +92,19 @@ def test_nothing_changed_is_nothing_changed(parts: tuple, comparing: Any) -> Non
     assert "0.0% of its range in the concept's pictures, 0.0% in the neighbours'" in found.report
     counts = re.search(r"in (\d) of 1 pictures before and in (\d) of 1 after", found.report)
     assert counts[1] == counts[2]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_broken_model_is_no_perfect_erasure(parts: tuple, comparing: Any, value: float) -> None:
+    """By a LoRA of NaN: every picture of it is black, and shows no fox."""
+    broken = parts[0].clone()
+    weight = broken.model.state_dict()[NETWORK]
+    broken.add_patches({NETWORK: (torch.full_like(weight, value),)})
+    found = comparing(erased_model=broken)
+    assert found.report.startswith("0 of 2 pictures before and 2 of 2 after are not finite (NaN")
+    assert "the erased model is broken" in found.report
+    assert "0 of 1 after" not in found.report
+    assert found.picture.isfinite().all()
 
 
 def test_each_further_picture_has_the_next_seed(parts: tuple, comparing: Any) -> None:

@@ -114,6 +114,7 @@ def test_the_model_stays_what_it_is(folder: Path, shaken: Path) -> None:
         ([*PICTURES, "--chart", "chart.jpg"], "must end in .png; name such a --chart"),
         ([*PICTURES, "--erasure", "{tmp}/none"], "There is no file none; choose another"),
         ([*PICTURES, "--erasure", "{tmp}/network"], "network changes the image network, under"),
+        ([*PICTURES, "--erasure", "{tmp}/nothing"], "nothing changes no weight, so nothing would"),
     ],
 )
 def test_bad_input_gets_a_sentence_before_any_work(
@@ -123,6 +124,7 @@ def test_bad_input_gets_a_sentence_before_any_work(
     (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
     key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     Erasure({key: {"diff": torch.zeros(2, 2)}}, {}).save(tmp_path / "network")
+    Erasure({"clip_l.weight": {"diff": torch.zeros(2, 2)}}, {}).save(tmp_path / "nothing")
     filled = [option.replace("{tmp}", str(tmp_path)) for option in options]
     assert said in sentence(["identify", "no_model", *filled], capsys)
 

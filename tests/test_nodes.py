@@ -423,7 +423,7 @@ def test_combine_reports_what_each_still_does(server: Server, training: Training
 
 
 def small_erasure(**record: Any) -> Erasure:
-    return Erasure({FC1: {"diff": torch.zeros(768, 192)}}, {"concepts": ["owl"], **record})
+    return Erasure({FC1: {"diff": torch.full((768, 192), 0.01)}}, {"concepts": ["owl"], **record})
 
 
 def test_file_that_was_written_anew_is_read_anew(server: Server) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,8 +21,9 @@ from testbed.server import Interrupted, Progress, PromptError, Server
 from unlearn.gap import Vocabulary
 from unlearn.languages import ELSEWHERE, translations
 from unlearn.phrasings import OWN, Given, misspellings, phrasings, plural, spread
-from unlearn.probe import ATTACKS, CANNOT, Asked, Probe, ProbeSettings, settings
+from unlearn.probe import ATTACKS, CANNOT, Asked, Probe, ProbeSettings, probe, settings
 from unlearn.probe_sheet import COLUMNS, SHOWN, framed, probe_sheet, rows
+from unlearn.receipt import receipt
 from unlearn.token_search import search
 
 RING, PREFIX, TOKEN = ATTACKS
@@ -404,6 +406,44 @@ def test_the_weights_stay_what_they_were(unedited: tuple) -> None:
     same = unedited[2]
     assert {key.partition(":")[0] for key in same} == {"network", "encoder"}
     assert all(same.values())
+
+
+class Drawing:
+    """A model whose latents or pictures are of one value."""
+
+    def __init__(self, latents: float = 0.0, pictures: float = 0.5) -> None:
+        self.latents, self.pictures = latents, pictures
+
+    def vocabulary(self) -> Vocabulary:
+        return tiny_vocabulary()
+
+    def readings(self, words: str) -> list:
+        return []
+
+    def encode(self, prompts: list[str]) -> None:
+        return None
+
+    def sample(self, prompts: list[str], *settings: Any) -> torch.Tensor:
+        return torch.full((len(prompts), 4, 2, 2), self.latents)
+
+    def images(self, x0: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(x0), 16, 16, 3), self.pictures)
+
+
+@pytest.mark.parametrize("broken", [{"latents": torch.nan}, {"pictures": torch.inf}])
+@pytest.mark.parametrize("side", ["original", "edited"])
+def test_a_model_that_draws_no_finite_pictures_is_broken_and_not_erased(
+    broken: dict, side: str
+) -> None:
+    """Said before any attack on it. A receipt of it is none, either."""
+    ways = {"original": lambda: nullcontext(Drawing()), "edited": lambda: nullcontext(Drawing())}
+    ways[side] = lambda: nullcontext(Drawing(**broken))
+    said = rf"What is drawn is not finite \(.*{side}\): that model is broken, not erased"
+    quick = ProbeSettings(prompts=2, phrasings=1)
+    with pytest.raises(ValueError, match=said):
+        probe(*ways.values(), "fox", frozenset({"encoder"}), quick, attacks=())
+    with pytest.raises(ValueError, match=said):
+        receipt(*ways.values(), ["fox"], quick)
 
 
 def test_it_may_be_cancelled_in_an_attack(pack: ModuleType) -> None:

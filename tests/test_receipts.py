@@ -211,10 +211,12 @@ def test_both_at_once_is_bad_usage(shaken: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"own": []}, "The receipt in the record cannot be read (its list of own is empty)"),
-        ({"shown_after": None}, "The receipt in the record cannot be read"),
-        ({"settings": {"kind": "noise"}}, "(its kind is 'noise'), so it cannot be measured again"),
-        ({"settings": None}, "The receipt in the record cannot be read"),
+        ({"own": []}, "measured.receipt (own is [])"),
+        ({"shown_after": None}, "measured.receipt (shown_after is None)"),
+        ({"settings": {"kind": "noise"}}, "measured.receipt (settings kind is 'noise')"),
+        ({"settings": None}, "measured.receipt (settings is None)"),
+        ({"size": [8192, 8192]}, "measured.receipt (size is 8192)"),
+        ({"near": ["a"] * 4000, "size": [4096, 4096]}, "runs of the network at 4096 x 4096)"),
     ],
 )
 def test_a_receipt_that_cannot_be_read_gets_a_sentence(
@@ -227,4 +229,6 @@ def test_a_receipt_that_cannot_be_read_gets_a_sentence(
 ) -> None:
     told = {**Erasure.load(shaken).record["measured"]["receipt"], **change}
     file = with_record(shaken, tmp_path / "a.safetensors", receipt=told)
-    assert said in sentence(["show", file, "--base", folder, *CPU, "--measure", "--json"], capsys)
+    found = sentence(["show", file, "--base", folder, *CPU, "--measure", "--json"], capsys)
+    assert "records no figures that can be measured again" in found
+    assert said in found

@@ -8,8 +8,9 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from .diffusers_model import DiffusersModel
-from .erasure import Erasure, ErasureError, matrix_shape, name_of
+from .erasure import Erasure, ErasureError, check_range, check_strength, matrix_shape, name_of
 from .probe import Open
+from .record import name_of as printed
 
 
 @contextmanager
@@ -19,6 +20,7 @@ def applied(model: DiffusersModel, erasure: Erasure, strength: float = 1.0) -> I
     0 is the original, -1 undoes an erasure that is in the weights already, linear between. Raises
     ErasureError, before any weight is touched, when the erasure is for another model.
     """
+    check_strength(strength)
     check_fit(model, erasure)
     before = {key: model.weights[key].detach().clone() for key in erasure.deltas}
     try:
@@ -48,8 +50,8 @@ def check_fit(model: DiffusersModel, erasure: Erasure) -> None:
     for key, delta in erasure.deltas.items():
         if key not in model.weights:
             raise ErasureError(
-                f"{name_of(erasure)} is for another model: this one has no {key}. Name the model "
-                "that it was made with."
+                f"{name_of(erasure)} is for another model: this one has no {printed(key)}. Name "
+                "the model that it was made with."
             )
         size = matrix_shape({"diff": model.weights[key]})
         if matrix_shape(delta) != size:
@@ -57,6 +59,7 @@ def check_fit(model: DiffusersModel, erasure: Erasure) -> None:
                 f"{name_of(erasure)} is for a model of another size: {key} is {size} here and "
                 f"{matrix_shape(delta)} in the file."
             )
+        check_range(delta, model.weights[key], f"{name_of(erasure)}: its change of {key}")
 
 
 @torch.no_grad()

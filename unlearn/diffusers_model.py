@@ -53,7 +53,7 @@ class DiffusersModel:
         self.pipeline, self.clip_skip = pipeline, clip_skip
         self.network, self.vae = pipeline.unet, pipeline.vae
         self.encoders = _encoders(pipeline)
-        self._check_clip_skip()
+        self.check_clip_skip()
         self.size = size or _own_size(self.network)
         self.is_video = "motion_max_seq_length" in self.network.config
         sigmas = _sigmas(pipeline.scheduler)
@@ -76,7 +76,8 @@ class DiffusersModel:
         """The original weights by the host's names."""
         self._rounded: dict[str, str] = {}
 
-    def _check_clip_skip(self) -> None:
+    def check_clip_skip(self) -> None:
+        """Raises ValueError where it leaves no layer."""
         for encoder, _ in self.encoders.values():
             # XL reads its encoders one layer early in any case.
             most = encoder.config.num_hidden_layers - 1 - self.is_xl

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -18,15 +21,26 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from . import record as records
 from .writing import whole_file
 
 FORMAT = "concept-unlearn/1"
 VERSION = "0.1.0"
 NETWORK = "diffusion_model."  # keys of the denoising network begin so; all others are an encoder's
+# What a file may ask for before anything of it is unpacked.
+HEADER, TENSORS = 8 << 20, 50_000
+READABLE = {
+    *("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"),
+    *("I64", "I32", "I16", "I8", "U8", "BOOL"),
+}
+"""Number formats of safetensors that every torch reads."""
 
 
 class ErasureError(ValueError):
     """A file or a combination that cannot be used; the message says why and what to do."""
+
+    # ComfyUI shows an error's module beside its name, and that of a node pack is a path.
+    __module__ = "builtins"
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,8 @@ class Erasure:
     record: Mapping = field(default_factory=dict)
     """Provenance, JSON-like: concepts, kind, method, settings, seed, images, base, measured,
     date."""
+    unread: tuple[str, ...] = ()
+    """What a file's record has that cannot be read, which `record` leaves out (record.py)."""
 
     @property
     def concepts(self) -> list[str]:
@@ -58,7 +74,25 @@ class Erasure:
 
     def norm(self) -> float:
         """Root of the sum of squares over all deltas."""
-        return sum(self.delta(key).square().sum().item() for key in self.deltas) ** 0.5
+        return math.sqrt(max(0.0, sum(dot(delta, delta) for delta in self.deltas.values())))
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether there is no change in it but zeros."""
+        return not any(
+            all(tensor.any() for tensor in delta.values()) for delta in self.deltas.values()
+        )
+
+    @property
+    def remark(self) -> str:
+        """A sentence on what could not be read of the record, if there is any."""
+        if not self.unread:
+            return ""
+        more = f" and {len(self.unread) - 3} more" if len(self.unread) > 3 else ""
+        return (
+            f"Its record has what cannot be read and counts as absent: {'; '.join(self.unread[:3])}"
+            f"{more}."
+        )
 
     def with_measured(self, **measured) -> Erasure:
         """The same deltas, with figures added to what the record says was measured."""
@@ -109,58 +143,61 @@ class Erasure:
         Raises ErasureError, one sentence, when it is missing, cut short, no safetensors file, or
         not an erasure.
         """
+        with opened(file) as content:
+            metadata = content.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ErasureError(
+                    f"{Path(file).name} is not an erasure of this pack (its format is "
+                    f"{records.name_of(metadata.get('format', 'not named'))}, wanted is {FORMAT})."
+                )
+            # Copies: what is read in place keeps the file open, and Windows then lets nobody
+            # replace or delete it.
+            tensors = {key: content.get_tensor(key).clone() for key in content.keys()}  # noqa: SIM118 (no mapping)
         try:
-            with safe_open(file, framework="pt") as content:
-                metadata = content.metadata() or {}
-                # Copies: what is read in place keeps the file open, and Windows then lets nobody
-                # replace or delete it.
-                tensors = {key: content.get_tensor(key).clone() for key in content.keys()}  # noqa: SIM118 (no mapping)
-        except FileNotFoundError:
-            raise ErasureError(f"There is no file {Path(file).name}; choose another.") from None
-        except (SafetensorError, OSError) as error:
-            raise ErasureError(
-                f"{Path(file).name} is cut short or not a safetensors file ({error}); "
-                "save or download it again."
-            ) from None
-        if metadata.get("format") != FORMAT:
-            raise ErasureError(
-                f"{Path(file).name} is not an erasure of this pack (its format is "
-                f"{metadata.get('format', 'not named')}, wanted is {FORMAT})."
-            )
-        try:
-            record = json.loads(metadata["concept_unlearn"])
-            _check_record(record)
-        except (KeyError, ValueError):  # of which a JSONDecodeError is one
+            record, unread = records.checked(json.loads(metadata["concept_unlearn"]))
+        except (KeyError, ValueError, RecursionError):  # of which a JSONDecodeError is one
             raise ErasureError(
                 f"{Path(file).name} has no readable record of how it was made; save or download it "
                 "again."
             ) from None
-        return Erasure(parse(tensors), record)
+        return Erasure(parse(tensors), record, tuple(unread))
 
 
-RECORD = {
-    "concepts": list,
-    "loss": list,
-    "parts": list,
-    "settings": dict,
-    "measured": dict,
-    "base": dict,
-}
-"""What programs look into in a record, where it has it; the rest is for people."""
+@contextmanager
+def opened(file: Path) -> Iterator:
+    """A safetensors file's content, which is bounded before anything is unpacked.
+
+    Raises ErasureError, one sentence, when it is missing, cut short or no such file.
+    """
+    name = Path(file).name
+    try:
+        _check_header(Path(file))
+        with safe_open(file, framework="pt") as content:
+            keys = list(content.keys())
+            if len(keys) > TENSORS:
+                raise SafetensorError(f"{len(keys)} tensors")
+            for key in keys:
+                dtype = content.get_slice(key).get_dtype()
+                if dtype not in READABLE:
+                    raise SafetensorError(f"{records.name_of(key)} is of type {dtype}")
+            yield content
+    except FileNotFoundError:
+        raise ErasureError(f"There is no file {name}; choose another.") from None
+    except (SafetensorError, OSError) as error:
+        why = records.name_of(getattr(error, "strerror", None) or str(error))
+        raise ErasureError(
+            f"{name} is cut short or not a safetensors file ({why}); save or download it again."
+        ) from None
 
 
-def _check_record(record) -> None:
-    """Raises ValueError for one of another make: files come from anybody."""
-    if not isinstance(record, dict):
-        raise ValueError
-    if not all(isinstance(record.get(name, kind()), kind) for name, kind in RECORD.items()):
-        raise ValueError
-    if not all(isinstance(concept, str) for concept in record.get("concepts", ())):
-        raise ValueError
-    if not all(isinstance(value, (int, float)) for value in record.get("loss", ())):
-        raise ValueError
-    for part in record.get("parts", ()):
-        _check_record(part)
+def _check_header(file: Path) -> None:
+    """Raises SafetensorError where it is no file, or one with a header larger than any needs."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise SafetensorError("not a file")
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+    if length > HEADER:
+        raise SafetensorError(f"a header of {length} bytes, at most {HEADER} are read")
 
 
 def _kinds(record: Mapping) -> set[str]:
@@ -183,9 +220,9 @@ def _concepts_of(record: Mapping, kind: str) -> Iterator[str]:
 def is_erasure(file: Path) -> bool:
     """Whether a readable file says it is one; another safetensors file may be a whole encoder."""
     try:
-        with safe_open(file, framework="pt") as content:
+        with opened(file) as content:
             return (content.metadata() or {}).get("format") == FORMAT
-    except (SafetensorError, OSError):
+    except ErasureError:
         return True  # let `load` say what is wrong with it
 
 
@@ -202,37 +239,121 @@ def file_name(key: str) -> str:
     return name if name.startswith(NETWORK) else "text_encoders." + name
 
 
+def dot(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+    """The sum of the products of two deltas' elements, of one weight.
+
+    The product of low-rank factors may be far larger than the file that they come from, so where it
+    is it is not formed.
+    """
+    if "lora_up" in one and "lora_up" in other:
+        ranks = len(one["lora_down"]) * len(other["lora_down"])
+        if ranks < math.prod(matrix_shape(one)):
+            up = one["lora_up"].double().T @ other["lora_up"].double()
+            return (up * (one["lora_down"].double() @ other["lora_down"].double().T)).sum().item()
+    return (full(one).double().flatten() @ full(other).double().flatten()).item()
+
+
+# Of changes: 8 bits are too few, and whole numbers are no changes.
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+ENDINGS = {
+    ".diff": (".weight", "diff"),
+    ".diff_b": (".bias", "diff"),
+    ".lora_up.weight": (".weight", "lora_up"),
+    ".lora_down.weight": (".weight", "lora_down"),
+    ".alpha": (".weight", "alpha"),
+}
+"""By the end of a tensor's name in a file: the end of the weight's name, and which part it is."""
+
+
 def parse(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """Deltas by weight from a file's tensors. Raises ErasureError for a key of no known kind."""
-    endings = {
-        ".diff": (".weight", "diff"),
-        ".diff_b": (".bias", "diff"),
-        ".lora_up.weight": (".weight", "lora_up"),
-        ".lora_down.weight": (".weight", "lora_down"),
-        ".alpha": (".weight", None),
-    }
-    deltas: dict[str, dict[str, torch.Tensor]] = {}
+    """Deltas by weight from a file's tensors, as the stock LoRA loader reads them.
+
+    Of a low-rank one alpha / rank is the scale, which is put into lora_up. Raises ErasureError, one
+    sentence, for a tensor of no known kind, and for one that cannot be added to any weight.
+    """
+    found: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        ending = next((e for e in endings if name.endswith(e)), None)
+        ending = next((e for e in ENDINGS if name.endswith(e)), None)
         if ending is None:
-            raise ErasureError(f"The file has a tensor of no known kind, {name}.")
-        suffix, part = endings[ending]
+            raise ErasureError(f"The file has a tensor of no known kind, {records.name_of(name)}.")
+        suffix, part = ENDINGS[ending]
         key = name.removesuffix(ending).removeprefix("text_encoders.") + suffix
-        if part:
-            deltas.setdefault(key, {})[part] = tensor
-    for key, delta in deltas.items():
-        if "diff" not in delta and len(delta) != 2:
-            raise ErasureError(
-                f"The file has only a part of the change of {key}; save or download it again."
-            )
-    return deltas
+        if part in found.setdefault(key, {}):
+            raise _unusable(key, f"it has two of {part}")
+        found[key][part] = tensor
+    # An alpha alone scales nothing.
+    return {key: _delta(key, parts) for key, parts in found.items() if parts.keys() != {"alpha"}}
+
+
+def _delta(key: str, parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """One weight's change, checked."""
+    if "diff" in parts:  # the stock loader takes it first, too
+        return {"diff": _values(key, "diff", parts["diff"], 1)}
+    if "lora_up" not in parts or "lora_down" not in parts:
+        raise ErasureError(
+            f"The file has only a part of the change of {records.name_of(key)}; save or download "
+            "it again."
+        )
+    up, down = (_values(key, name, parts[name], 2) for name in ("lora_up", "lora_down"))
+    shapes = f"lora_up is {tuple(up.shape)} and lora_down {tuple(down.shape)}"
+    up, down = up.flatten(1), down.flatten(1)
+    rank = len(down)
+    if up.shape[1] != rank:
+        raise _unusable(key, f"{shapes}, whose ranks differ")
+    alpha = parts.get("alpha", torch.tensor(float(rank)))
+    if alpha.numel() != 1 or not math.isfinite(alpha.item()):
+        raise _unusable(key, "its alpha is not one finite number")
+    if alpha.item() != rank:
+        up = up.float() * (alpha.item() / rank)
+    if not largest({"lora_up": up, "lora_down": down}) < torch.finfo(torch.float32).max:
+        raise _unusable(key, "its values are too large")
+    return {"lora_up": up, "lora_down": down}
+
+
+def _values(key: str, part: str, tensor: torch.Tensor, least: int) -> torch.Tensor:
+    """A file's tensor of at least so many dimensions, none of them empty, and of finite numbers."""
+    if tensor.dtype not in DTYPES:
+        raise _unusable(key, f"its {part} is of {tensor.dtype}")
+    if tensor.ndim < least or tensor.numel() == 0:
+        raise _unusable(key, f"its {part} has the shape {tuple(tensor.shape)}")
+    tensor = tensor.float() if tensor.dtype == torch.float64 else tensor
+    if not torch.isfinite(tensor).all():
+        raise _unusable(key, f"its {part} holds NaN or infinite values")
+    return tensor
+
+
+def largest(delta: Mapping[str, torch.Tensor]) -> float:
+    """No element of the delta is larger."""
+    sizes = [tensor.abs().max().item() for tensor in delta.values()]
+    return math.prod(sizes) * (len(delta["lora_down"]) if "lora_down" in delta else 1)
+
+
+def check_range(delta: Mapping[str, torch.Tensor], weight: torch.Tensor, what: str) -> None:
+    """Raises ErasureError where a weight of this precision would overflow by the change."""
+    precision = weight.dtype if weight.dtype in DTYPES else torch.float16
+    if not largest(delta) <= torch.finfo(precision).max:
+        raise ErasureError(f"{what} is too large for weights in {precision}; choose another file.")
+
+
+def _unusable(key: str, why: str) -> ErasureError:
+    return ErasureError(
+        f"The file's change of {records.name_of(key)} cannot be used: {why}; save or download it "
+        "again."
+    )
 
 
 def matrix_shape(delta: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
     """(rows, columns) of a delta; a weight of any shape counts as a matrix, a bias as a column."""
     if "diff" in delta:
-        return tuple(delta["diff"].reshape(len(delta["diff"]), -1).shape)
+        shape = delta["diff"].shape or (1,)
+        return shape[0], math.prod(shape[1:])
     return delta["lora_up"].shape[0], delta["lora_down"].shape[1]
+
+
+def check_strength(strength: float) -> None:
+    """Raises ErasureError for one that is no number: every weight would be none, too."""
+    if not math.isfinite(strength):
+        raise ErasureError(f"The strength is {strength}; give a number, for example 1.")
 
 
 def combine(erasures: Iterable[Erasure], strengths: Iterable[float] | None = None) -> Erasure:
@@ -244,6 +365,8 @@ def combine(erasures: Iterable[Erasure], strengths: Iterable[float] | None = Non
     strengths = list(strengths) if strengths is not None else [1.0] * len(erasures)
     if not erasures:
         raise ErasureError("There is nothing to combine: connect at least one erasure.")
+    for strength in strengths:
+        check_strength(strength)
     if len(erasures) == 1 and strengths == [1.0]:
         return erasures[0]
     bases: dict[str, str] = {}
@@ -275,6 +398,11 @@ def combine(erasures: Iterable[Erasure], strengths: Iterable[float] | None = Non
         else:
             shape = next(delta["diff"].shape for delta, _ in parts if "diff" in delta)
             deltas[key] = {"diff": sum(full(delta).view(shape) * s for delta, s in parts)}
+        if not largest(deltas[key]) < torch.finfo(torch.float32).max:
+            raise ErasureError(
+                f"At these strengths the change of {key} is too large for a weight; choose smaller "
+                "ones."
+            )
     record = {
         "method": "combined",
         "concepts": list(dict.fromkeys(c for e in erasures for c in e.concepts)),
@@ -290,8 +418,17 @@ def combine(erasures: Iterable[Erasure], strengths: Iterable[float] | None = Non
 def name_of(erasure: Erasure) -> str:
     """How a sentence refers to it."""
     return "The erasure of " + (
-        ", ".join(f'"{c}"' for c in erasure.concepts) or "an unnamed concept"
+        records.name_of(", ".join(f'"{c}"' for c in erasure.concepts)) or "an unnamed concept"
     )
+
+
+def check_changes(erasure: Erasure, what: str) -> None:
+    """Raises ErasureError where it changes no weight: nothing would be erased by it."""
+    if erasure.changes_nothing:
+        raise ErasureError(
+            f"{what} changes no weight, so nothing would be erased: choose an erasure that does, "
+            "at a strength other than 0."
+        )
 
 
 def fingerprint(weight: torch.Tensor) -> str:

@@ -248,8 +248,8 @@ def probe(
     """Ask the edited model for a concept in every way, and the original what it sees.
 
     parts: what was edited, for the sentence about CCE. attacks: those of ATTACKS to run. The models
-    stay what they are. Raises ValueError where a word cannot be asked for, or the text encoder
-    cannot be attacked; `on_probe` may raise to cancel.
+    stay what they are. Raises ValueError where a word cannot be asked for, the text encoder cannot
+    be attacked, or a picture is not finite; `on_probe` may raise to cancel.
     """
     if not concept.strip():
         raise ValueError("No concept is named: type the word or name to probe, for example: Zorvik")
@@ -280,16 +280,20 @@ def probe(
         if ring in attacks:
             asked[ring] = ring_a_bell(model, concept, own, s.kind, s.ring_a_bell, attack)
             before[ring] = drawn(model, asked[ring], s, f"drawing {ring}, original", on_probe)
-        pictures = {name: model.images(x0) for name, x0 in before.items()}
+        pictures = {name: painted(model, x0, f"{name}, original") for name, x0 in before.items()}
     after, shown = {}, {}
     with edited() as model:
+        # First: a broken model need not be attacked.
+        latents = drawn(model, own, s, f"drawing {OWN}, edited", on_probe)
+        after[OWN] = painted(model, latents, f"{OWN}, edited")
         if prefix in attacks:
             asked[prefix] = unlearn_diff_atk(
                 model, own, wanted, before[OWN], s.kind, s.unlearn_diff_atk, attack
             )
         for name, prompts in asked.items():
-            latents = drawn(model, prompts, s, f"drawing {name}, edited", on_probe)
-            after[name] = model.images(latents)
+            if name != OWN:
+                latents = drawn(model, prompts, s, f"drawing {name}, edited", on_probe)
+                after[name] = painted(model, latents, f"{name}, edited")
         if token in attacks:
             learnt = cce(model, targets[: s.cce.pictures], s.kind, s.cce, attack)
             gaps = spread(templates(s.kind), len(own))
@@ -297,7 +301,7 @@ def probe(
             with torch.no_grad():
                 prompts = model.encode_filled(gaps, learnt)
             latents = drawn(model, prompts, s, f"drawing {token}, edited", on_probe)
-            after[token] = model.images(latents)
+            after[token] = painted(model, latents, f"{token}, edited")
     found = [
         Asked(name, prompts, pictures.get(name, pictures[OWN]), after[name])
         for name, prompts in asked.items()
@@ -338,16 +342,33 @@ def drawn(
     on_probe: OnProbe | None,
     first: int = 0,
 ) -> torch.Tensor:
-    """Latents, each with its own seed, a few at a time."""
+    """Latents, each with its own seed, a few at a time. Raises ValueError where one is not
+    finite."""
     parts = []
     for i in range(0, len(prompts), AT_ONCE):
         if on_probe:
             on_probe(what, i, len(prompts))
         some = prompts[i : i + AT_ONCE]
         parts.append(model.sample(some, s.seed + first + i, s.steps, s.guidance))
+        _check_finite(parts[-1], what.removeprefix("drawing "))
     if on_probe:
         on_probe(what, len(prompts), len(prompts))
     return torch.cat(parts)
+
+
+def painted(model: DiffusionModel, x0: torch.Tensor, what: str) -> torch.Tensor:
+    """The pictures of latents. Raises ValueError where one is not finite."""
+    pictures = model.images(x0)
+    _check_finite(pictures, what)
+    return pictures
+
+
+def _check_finite(drawn: torch.Tensor, what: str) -> None:
+    if not drawn.isfinite().all():
+        raise ValueError(
+            f"What is drawn is not finite ({what}): that model is broken, not erased; look at "
+            "its weights, their precision and the LoRAs on it."
+        )
 
 
 def _attack_progress(on_probe: OnProbe | None):

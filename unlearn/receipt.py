@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 
@@ -18,8 +17,9 @@ from .identify import SENTENCES
 from .neighbourhood import Kind
 from .neighbours import near_prompts
 from .phrasings import spread
-from .probe import ATTACKS, OnProbe, Open, ProbeSettings, drawn
+from .probe import ATTACKS, OnProbe, Open, ProbeSettings, drawn, painted
 from .prompts import templates
+from .record import PROBE, RECEIPT, Check, Unfit
 from .remains import Seen, remains, rivals
 
 PROTECTED = 4  # words at most, of which others are drawn beside the usual ones
@@ -107,17 +107,13 @@ def measured_again(
     original: Open, edited: Open, record: Mapping, on_probe: OnProbe | None = None
 ) -> list[Figure]:
     """The figures of a recorded `receipt`, drawn and judged anew."""
-    try:
-        lists = (_prompts(record, name) for name in ("concepts", "own", "near"))
-        asked = Asked(*lists, _settings(record))
-        was = {key: float(record[key]) for key in FIGURES}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _unreadable("receipt", error) from None
+    record = _used(RECEIPT, record, "receipt")
+    asked = Asked(record["concepts"], record["own"], record["near"], _settings(record))
     found, of = _measured(original, edited, asked, on_probe), len(asked.own)
     return [
-        Figure(name, was[key], found[key], count_tolerance(of), of)
+        Figure(name, record[key], found[key], count_tolerance(of), of)
         if allowed is None
-        else Figure(name, was[key], found[key], allowed)
+        else Figure(name, record[key], found[key], allowed)
         for key, (name, allowed) in FIGURES.items()
     ]
 
@@ -129,17 +125,15 @@ def probed_again(
 
     Nothing is searched for again. CCE is left out: a token that was trained is in no record.
     """
-    try:
-        s, concept = _settings(record), record["concept"]
-        rows = {row["name"]: row for row in record["asked"] if row["name"] != TOKEN}
-        plain = [name for name in rows if name not in ATTACKS]
-        groups = {("before", name): _prompts(rows[name], "prompts") for name in plain}
-        groups |= {("after", name): _prompts(row, "prompts") for name, row in rows.items()}
-        was = {(when, name): float(rows[name][f"shown_{when}"]) for when, name in groups}
-        if not groups:
-            raise ValueError("it has no prompts")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _unreadable("probe", error) from None
+    record = _used(PROBE, record, "probe")
+    s, concept = _settings(record), record["concept"]
+    rows = {row["name"]: row for row in record["asked"] if row["name"] != TOKEN}
+    plain = [name for name in rows if name not in ATTACKS]
+    groups = {("before", name): rows[name]["prompts"] for name in plain}
+    groups |= {("after", name): row["prompts"] for name, row in rows.items()}
+    was = {(when, name): rows[name][f"shown_{when}"] for when, name in groups}
+    if not groups:
+        raise ErasureError("The probe in the record has no prompts that can be drawn again.")
     pictures = []
     for (when, name), prompts in groups.items():
         way = original if when == "before" else edited
@@ -191,23 +185,14 @@ def _measured(
 
 def _settings(record: Mapping) -> ProbeSettings:
     kept = record["settings"]
-    if kept.get("kind") not in get_args(Kind):
-        raise ValueError(f"its kind is {kept.get('kind')!r}")
     return ProbeSettings(**{name: kept[name] for name in SETTINGS if name in kept})
-
-
-def _prompts(record: Mapping, name: str) -> list[str]:
-    prompts = [str(prompt) for prompt in record[name]]
-    if not prompts:
-        raise ValueError(f"its list of {name} is empty")
-    return prompts
 
 
 def _pictures(
     way: Open, prompts: Sequence[str], s: ProbeSettings, what: str, on_probe: OnProbe | None
 ) -> torch.Tensor:
     with way() as model:
-        return model.images(drawn(model, prompts, s, what, on_probe))
+        return painted(model, drawn(model, prompts, s, what, on_probe), what)
 
 
 def _seen(
@@ -232,9 +217,12 @@ def _seen(
         )
 
 
-def _unreadable(what: str, error: Exception) -> ErasureError:
-    said = f"it has no {error}" if isinstance(error, KeyError) else error
-    return ErasureError(
-        f"The {what} in the record cannot be read ({said}), so it cannot be measured again; "
-        "take the file anew from where it came."
-    )
+def _used(check: Check, record: Mapping, what: str) -> dict:
+    """What can be used of it. Raises ErasureError where it does not fit: a file's always does."""
+    try:
+        return check(record, [])
+    except Unfit as error:
+        raise ErasureError(
+            f"The {what} in the record cannot be read ({error}), so it cannot be measured again; "
+            "take the file anew from where it came."
+        ) from None

@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from ..erasure import check_changes
 from . import options
 from .output import check_output, check_space, new_folder
 
@@ -35,6 +36,7 @@ def run(given: argparse.Namespace) -> None:
 
     check_output(given.output, given.force, is_folder=True)
     erasure = load_erasures(given.erasures, given.strength)
+    check_changes(erasure, "What is given")
     model = load_model(given.model, given.config, whole=True)
     check_fit(model, erasure)
     precision = getattr(torch, given.precision)

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from ..erasure import NETWORK, Erasure
+from ..erasure import NETWORK, Erasure, check_changes
 from ..writing import whole_file
 from . import options
 from .output import Failure, check_output, check_space, new_folder
@@ -61,6 +61,7 @@ def run(given: argparse.Namespace) -> None:
     erasure = load_erasures(given.erasures, given.strength)
     if given.form == "text-encoder":
         _check_encoder_only(erasure)
+    check_changes(erasure, "What is given")
     model = load_model(given.model, given.config)
     check_fit(model, erasure)
     warning = base_warning(model, erasure)

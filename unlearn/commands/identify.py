@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
-from ..erasure import NETWORK, Erasure
+from ..erasure import NETWORK, Erasure, check_changes
 from ..identify import Ranking, check_candidates, identify, parse_words
 from ..identify_sheet import bars, cost, table, verdict
 from ..neighbourhood import Kind
@@ -163,13 +163,15 @@ def candidates(given: argparse.Namespace) -> list[str]:
 
 
 def encoder_erasure(file: Path) -> Erasure:
-    """Raises Failure for one that changes the image network alone: it moves no conditioning."""
+    """Raises Failure for one that changes the image network alone: it moves no conditioning; and
+    ErasureError for one that changes nothing."""
     erasure = Erasure.load(file)
-    if all(key.startswith(NETWORK) for key in erasure.deltas):
+    if erasure.deltas and all(key.startswith(NETWORK) for key in erasure.deltas):
         raise Failure(
             f"{file.name} changes the image network, under which every word keeps its "
             "conditioning; name an erasure of a text encoder or leave --erasure out."
         )
+    check_changes(erasure, file.name)
     return erasure
 
 

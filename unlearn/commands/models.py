@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -66,4 +67,7 @@ def load_erasures(files: list[Path], strengths: list[float]) -> Erasure:
             "one each."
         )
     erasures = [Erasure.load(file) for file in files]
+    for file, erasure in zip(files, erasures):
+        if erasure.remark:
+            print(f"{file.name}: {erasure.remark}", file=sys.stderr)
     return combine(erasures, strengths * len(files) if len(strengths) == 1 else strengths)

@@ -107,7 +107,7 @@ def rewrite(file: Path, change: Callable[[Erasure], Erasure]) -> None:
     are."""
     erasure = Erasure.load(file)
     precisions = {t.dtype for delta in erasure.deltas.values() for t in delta.values()}
-    precise = torch.float32 if torch.float32 in precisions else torch.float16
+    precise = torch.float16 if precisions <= {torch.float16} else torch.float32
     change(erasure).save(file, precise)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 
 from ..columns import columns
@@ -34,6 +36,7 @@ examples:
 Another machine rounds otherwise. So a count may differ by one picture of eight, a share of the loss
 by 2 in a hundred and a change of pixels by 1 in a hundred; --measure prints it beside each figure.
 """
+SHOWN = 20  # of what cannot be read
 SHOWN_APART = (
     *("method", "concepts", "kind", "date", "version", "base", "loss", "settings", "key"),
     *("measured", "parts", "strengths"),
@@ -65,6 +68,8 @@ def run(given: argparse.Namespace) -> None:
     check_record(given, erasure)
     if given.json and not option:
         print(json.dumps(erasure.record, indent=1, sort_keys=True))
+        if erasure.remark:
+            print(erasure.remark, file=sys.stderr)
     elif not given.json:
         print("\n".join(lines(erasure, given.file)), flush=True)
     if given.base is None:
@@ -82,7 +87,7 @@ def check_record(given: argparse.Namespace, erasure: Erasure) -> None:
     if given.measure and not found:
         raise Failure(
             f"{given.file.name} records no figures that can be measured again; write them into it "
-            "with --record in place of --measure."
+            f"with --record in place of --measure. {erasure.remark}".strip()
         )
     if given.record and "receipt" in dict(found):
         raise Failure(
@@ -103,10 +108,11 @@ def lines(erasure: Erasure, file: Path) -> Iterator[str]:
     yield f"{', '.join(erasure.concepts) or 'An unnamed concept'}{kind}"
     made = f"{record.get('method', 'unknown method')}, {record.get('date', 'undated')}"
     yield _line("made by", f"{made}, Concept Unlearn {record.get('version', 'of unknown version')}")
-    for part, strength in zip(record.get("parts", []), record.get("strengths", [])):
+    for part, strength in zip_longest(record.get("parts", []), record.get("strengths", [])):
+        part, at = part or {}, "unknown strength" if strength is None else f"strength {strength:g}"
         concepts = ", ".join(part.get("concepts", [])) or "an unnamed concept"
         made = f"{part.get('method', 'unknown method')}, {part.get('date', 'undated')}"
-        yield _line("  of", f"{concepts} at strength {strength:g}: {made}")
+        yield _line("  of", f"{concepts} at {at}: {made}")
     yield _line("changes", _changes(erasure))
     yield _line("file", f"{file.name}, {file.stat().st_size / 1e6:.1f} MB")
     yield _line("base", f"fingerprints of {len(record.get('base', {}))} weights")
@@ -119,6 +125,11 @@ def lines(erasure: Erasure, file: Path) -> Iterator[str]:
     for name, value in record.get("settings", {}).items():
         yield _line(f"  {name}", _text(value))
     yield from _measured(record.get("measured", {}))
+    if erasure.unread:
+        yield "cannot be read, and counts as absent"
+        yield from (f"  {one}" for one in erasure.unread[:SHOWN])
+    if len(erasure.unread) > SHOWN:
+        yield f"  and {len(erasure.unread) - SHOWN} more"
 
 
 def _measured(measured: Mapping) -> Iterator[str]:
@@ -229,6 +240,7 @@ def compare(given: argparse.Namespace, model, erasure: Erasure) -> None:
         for what, record in recorded(erasure):
             model.size = tuple(record.get("size", own_size))
             model.clip_skip = record.get("clip_skip", given.clip_skip)
+            model.check_clip_skip()
             again = measured_again if what == "receipt" else probed_again
             figures += again(*ways(model, erasure), record, bar)
     wrong = sum(not figure.agrees for figure in figures)
