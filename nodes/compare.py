@@ -19,6 +19,7 @@ from ..unlearn.remains import Seen, remains
 from ..unlearn.sheet import Row, sheet
 from ..unlearn.typed import split_concepts
 from ..unlearn.words import VOCABULARY
+from .apply import alike
 from .base import UnlearnNode
 from .connected import check_vae
 from .host import ComfyModel
@@ -158,6 +159,8 @@ class CompareErasure(UnlearnNode):
                 things=things_in(asked, concepts),
             )
         figures = findings(concepts, seen, own, others)
+        if nothing := nothing_erased(model, clip, erased_model, erased_clip, rows):
+            figures.append(nothing)
         text = "\n".join(figures)
         tell(node_id, text)
         picture = sheet({", ".join(concepts): own, "neighbours": others}, figures)
@@ -266,6 +269,30 @@ def not_finite(rows: list[Row]) -> str:
         f"infinite), so nothing can be said of the erasure: {model} is broken. Look at its "
         "weights, their precision and the LoRAs on it."
     )
+
+
+def nothing_erased(model, clip, erased_model, erased_clip, rows: list[Row]) -> str:
+    """A sentence where before and after are the same; empty where they are not."""
+    pairs = {}
+    if erased_model is not None:
+        pairs["erased_model"] = model, erased_model
+    if erased_clip is not None:
+        pairs["erased_clip"] = clip.patcher, erased_clip.patcher
+    of, have = " and ".join(pairs), "have" if len(pairs) > 1 else "has"
+    if all(same_weights(*pair) for pair in pairs.values()):
+        return (
+            f"Nothing was erased: {of} {have} the very weights of the original. Look whether the "
+            "node before it is bypassed or its strength 0."
+        )
+    if all(torch.equal(row.before, row.after) for row in rows):
+        return f"Nothing changed: every picture with {of} is the very same as the original's."
+    return ""
+
+
+def same_weights(was, now) -> bool:
+    """Whether a patcher is another's clone with nothing more on it."""
+    hooks = [getattr(patcher, "forced_hooks", None) for patcher in (was, now)]
+    return now.model is was.model and hooks[0] is hooks[1] and alike(was, now)
 
 
 def changed(rows: list[Row]) -> float:

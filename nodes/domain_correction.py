@@ -21,6 +21,7 @@ from .sockets import (
     network_inputs,
     output_sockets,
     size_input,
+    verdict_input,
 )
 from .training import Trained, Training, outputs, summary
 from .words import reader, typed_concepts
@@ -57,6 +58,7 @@ class DomainCorrectionUNetUnlearn(TrainingNode):
                 mode_input(),
                 iterations_input(),
                 *closing_inputs("orthogonal"),
+                verdict_input(),
             ],
             outputs=output_sockets(
                 io.Model.Output("erased_model", display_name="MODEL", tooltip="The erased model.")
@@ -82,6 +84,7 @@ class DomainCorrectionUNetUnlearn(TrainingNode):
         protect="",
         filename_prefix="loras/erased",
         projection="orthogonal",
+        verdict=True,
     ) -> io.NodeOutput:
         concepts = typed_concepts(clip, concept)
         settings = DomainCorrectionSettings(
@@ -107,6 +110,7 @@ class DomainCorrectionUNetUnlearn(TrainingNode):
             None,
             filename_prefix,
             seed,
+            verdict,
         )
         erasure, file, again = training.run(
             cls.hidden.unique_id,
@@ -117,6 +121,6 @@ class DomainCorrectionUNetUnlearn(TrainingNode):
         )
         result, _ = erased_model(model, erasure)
         text = again + summary(
-            erasure, file, "the model", "Its prediction moved by", erasure.record["moved"]
+            erasure, file, "The model", "Its prediction moved by", erasure.record["moved"]
         )
         return outputs(cls.hidden.unique_id, result, erasure, text)

@@ -20,6 +20,8 @@ from ..unlearn.erasure import (
     is_erasure,
     opened,
 )
+from ..unlearn.prompts import sentence
+from ..unlearn.verdict import told
 from .apply import erased_clip, erased_model, foreign_erasure, has_part
 from .base import UnlearnNode
 from .connected import check_socket
@@ -190,6 +192,9 @@ def _loaded(
     if warning:
         logging.warning(f"{Path(name).name}: {warning}")
     text = f"{what}, strength {strength:g}. {warning}".strip()
+    # Of these weights at this strength; what it does on others nobody has measured.
+    if strength == 1 and not warning and (measured := told(erasure.record)):
+        text += f"\nMeasured when it was trained: {measured}"
     tell(node_id, text)
     return io.NodeOutput(result, combine([erasure], [strength]), text, ui=ui.PreviewText(text))
 
@@ -345,9 +350,9 @@ class CombineErasedClip(UnlearnNode):
                 drawing, warning = erased_model(model, together)
                 lines += [warning] if warning else []
         for erasure in parts:
-            for concept in erasure.concepts if has_part(erasure, "CLIP") else ():
+            for concept, asked in named(erasure).items() if has_part(erasure, "CLIP") else ():
                 alone, _ = erased_clip(clip, erasure)
-                length, direction = conflict(clip, alone, result, concept)
+                length, direction = conflict(clip, alone, result, asked)
                 lines.append(
                     f"{concept}: moves {length:.0%} as far as alone, {direction:.0%} in the same "
                     "direction"
@@ -375,14 +380,22 @@ def overlap(erasure: Erasure, together: Erasure) -> float:
     return shared / max(sum(dot(one[key], one[key]) for key in keys), 1e-20)
 
 
-def conflict(clip, alone, together, concept: str) -> tuple[float, float]:
-    """How far a concept's conditioning moves in company: length and direction against alone.
+def named(erasure: Erasure) -> dict[str, str]:
+    """Each of its concepts in the sentence of its own kind."""
+    return {
+        concept: sentence(kind, concept)
+        for kind in sorted(erasure.kinds)
+        for concept in erasure.concepts_of(kind)
+    }
+
+
+def conflict(clip, alone, together, asked: str) -> tuple[float, float]:
+    """How far a prompt's conditioning moves in company: length and direction against alone.
 
     Returns (ratio of the lengths, cosine of the two movements).
     """
     base, by_one, by_all = (
-        c.encode_from_tokens(tokenized(c, f"a photo of a {concept}")).flatten().float()
-        for c in (clip, alone, together)
+        c.encode_from_tokens(tokenized(c, asked)).flatten().float() for c in (clip, alone, together)
     )
     one, both = by_one - base, by_all - base
     length = (both.norm() / one.norm().clamp(min=1e-12)).item()

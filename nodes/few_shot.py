@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..unlearn.few_shot import FewShotSettings, check_settings, few_shot
 from ..unlearn.harden import SECONDS
+from ..unlearn.prompts import sentence
 from ..unlearn.typed import one_word, split_words
 from .apply import erased_clip
 from .base import TrainingNode
@@ -22,6 +23,7 @@ from .sockets import (
     rank_input,
     seed_input,
     size_input,
+    verdict_input,
 )
 from .training import Trained, Training, outputs, summary
 from .words import reader, tokenized, typed_concepts
@@ -104,6 +106,7 @@ class FewShotEncoderUnlearn(TrainingNode):
                     optional=True,
                     tooltip="Pictures a step. 1 takes least memory.",
                 ),
+                verdict_input(),
             ],
             outputs=output_sockets(
                 io.Clip.Output(
@@ -138,6 +141,7 @@ class FewShotEncoderUnlearn(TrainingNode):
         harden=False,
         harden_seconds=SECONDS,
         batch=2,
+        verdict=True,
     ) -> io.NodeOutput:
         concepts = typed_concepts(clip, concept)
         settings = FewShotSettings(
@@ -157,7 +161,17 @@ class FewShotEncoderUnlearn(TrainingNode):
         )
         check_settings(concepts, images, settings, reader(clip))
         training = Training(
-            "few_shot", concepts, settings, model, clip, vae, size, images, filename_prefix, seed
+            "few_shot",
+            concepts,
+            settings,
+            model,
+            clip,
+            vae,
+            size,
+            images,
+            filename_prefix,
+            seed,
+            verdict,
         )
         erasure, file, again = training.run(
             cls.hidden.unique_id,
@@ -165,19 +179,20 @@ class FewShotEncoderUnlearn(TrainingNode):
             lambda host, progress, _: few_shot(host, concepts, images, settings, progress),
         )
         result, _ = erased_clip(clip, erasure)
-        moved = movement(clip, result, concepts)
+        moved = movement(clip, result, concepts, kind)
         text = again + summary(
-            erasure, file, "the text encoder", "Its conditioning moved by", moved
+            erasure, file, "The text encoder", "Its conditioning moved by", moved
         )
         return outputs(cls.hidden.unique_id, result, erasure, text)
 
 
-def movement(clip, erased, concepts: list[str]) -> dict[str, float]:
-    """How far each concept's conditioning moved, relative to its own length."""
+def movement(clip, erased, concepts: list[str], kind: str) -> dict[str, float]:
+    """How far each concept's conditioning moved, in its kind's sentence, relative to its own
+    length."""
     moved = {}
     for concept in concepts:
         before, after = (
-            c.encode_from_tokens(tokenized(c, f"a photo of a {concept}")) for c in (clip, erased)
+            c.encode_from_tokens(tokenized(c, sentence(kind, concept))) for c in (clip, erased)
         )
         moved[concept] = ((after - before).norm() / before.norm()).item()
     return moved

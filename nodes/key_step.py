@@ -19,6 +19,7 @@ from .sockets import (
     network_inputs,
     output_sockets,
     size_input,
+    verdict_input,
 )
 from .training import Trained, Training, outputs, summary
 from .words import reader, typed_concepts
@@ -85,6 +86,7 @@ class KeyStepUNetUnlearn(TrainingNode):
                 ),
                 *closing_inputs("off"),
                 *harden_inputs(),
+                verdict_input(),
             ],
             outputs=[
                 *output_sockets(
@@ -124,6 +126,7 @@ class KeyStepUNetUnlearn(TrainingNode):
         projection="off",
         harden=False,
         harden_seconds=SECONDS,
+        verdict=True,
     ) -> io.NodeOutput:
         concepts = typed_concepts(clip, concept)
         settings = KeyStepSettings(
@@ -142,7 +145,17 @@ class KeyStepUNetUnlearn(TrainingNode):
         )
         check_settings(concepts, settings, reader(clip))
         training = Training(
-            "key_step", concepts, settings, model, clip, vae, size, None, filename_prefix, seed
+            "key_step",
+            concepts,
+            settings,
+            model,
+            clip,
+            vae,
+            size,
+            None,
+            filename_prefix,
+            seed,
+            verdict,
         )
         # Teacher and tuned network each predict for several prompts at once.
         erasure, file, again = training.run(
@@ -152,7 +165,7 @@ class KeyStepUNetUnlearn(TrainingNode):
         )
         result, _ = erased_model(model, erasure)
         text = again + summary(
-            erasure, file, "the model", "Its prediction moved by", erasure.record["moved"]
+            erasure, file, "The model", "Its prediction moved by", erasure.record["moved"]
         )
         plot = key_steps_plot(erasure.record["start"], steps, erasure.record.get("key_steps"))
         return outputs(cls.hidden.unique_id, result, erasure, text, plot)

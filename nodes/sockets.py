@@ -173,6 +173,16 @@ def closing_inputs(projection: str) -> list[io.Input]:
     ]
 
 
+def verdict_input() -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "verdict",
+        default=True,
+        optional=True,
+        tooltip="Looks beforehand if connected pictures show the concept, and afterwards, in a few "
+        "quick pictures before and after, what is left of it. Off: neither is looked at.",
+    )
+
+
 def original_inputs() -> list[io.Input]:
     """What the nodes that look at an erasure begin with."""
     return [

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from comfy.model_management import OOM_EXCEPTION, soft_empty_cache
 from comfy_api.latest import io, ui
 
+from ..unlearn import verdict as verdicts
 from ..unlearn.erasure import Erasure
 from ..unlearn.model import Diverged, Part
 from ..unlearn.peak_memory import PeakMemory
+from ..unlearn.pictured import check_pictures
+from ..unlearn.prompts import sentence
 from ..unlearn.resume import Resume
-from .apply import fits
+from .apply import erased, fits
 from .connected import check_clip, check_patcher, check_vae
 from .files import (
     check_space,
@@ -77,6 +81,13 @@ class Training:
     images: torch.Tensor | None
     prefix: str
     seed: int
+    verdict: bool = True
+    """Whether to look beforehand if the pictures show the concepts, and afterwards what is left."""
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        return (self.size,) * 2 if self.images is None else tuple(self.images.shape[1:3])
 
     def run(
         self,
@@ -84,13 +95,15 @@ class Training:
         trained: Trained,
         learn: Callable[[ComfyModel, Progress, Resume], Erasure],
     ) -> tuple[Erasure, Path | None, str]:
-        """(erasure, its file, a line for the user where there is something to say).
+        """(erasure, its file, lines for the user where there is something to say, first the
+        verdict).
 
         What is trained is written to the file at once, and a run with the very same inputs reads
         it: the host forgets results. The file is None where it could not be written; the state of a
-        long run then stays beside it. Raises ValueError, before any work, where the disk has no
-        room for the file, and RuntimeError when the loss diverged; what was good by then is kept
-        aside.
+        long run then stays beside it. The verdict is measured when the file is there, and then
+        written into it. Raises ValueError, before any work, where the disk has no room for the
+        file, and where pictures do not show their concept; RuntimeError when the loss diverged;
+        what was good by then is kept aside.
         """
         check_clip(self.clip)
         check_patcher(self.model, "MODEL")
@@ -113,10 +126,10 @@ class Training:
         kept = trained_before(file, key, self.method)
         socket = "CLIP" if trained.part == "encoder" else "MODEL"
         if kept is not None and fits(self.model, self.clip, kept, socket):
-            return kept, file, "Trained before with these inputs; read from the file.\n"
+            kept, said = self._judged(node_id, kept, file)
+            return kept, file, f"{said}Trained before with these inputs; read from the file.\n"
         check_writable(file)
-        sides = (self.size,) * 2 if self.images is None else tuple(self.images.shape[1:3])
-        host = ComfyModel(self.model, self.clip, self.vae, sides)
+        host = ComfyModel(self.model, self.clip, self.vae, self.sides)
         planned = host.prepare(
             trained.part, trained.select, trained.rank, trained.batch, trained.prompts
         )
@@ -124,11 +137,13 @@ class Training:
         check_space(file, resume.reserved)
         tell(node_id, f"unlearning {', '.join(self.concepts)} takes {planned.sentence()}")
         with PeakMemory(host.device) as memory, host.training():
-            started = time.monotonic()
             draw = None
             if host.vae is not None:
-                draw = lambda: host.preview(f"a photo of a {self.concepts[0]}", self.seed)  # noqa: E731
+                asked = sentence(self.settings.kind, self.concepts[0])
+                draw = lambda: host.preview(asked, self.seed)  # noqa: E731
             progress = Progress(node_id, f"unlearning {', '.join(self.concepts)}", draw)
+            doubts = self._doubts(host, progress)
+            started = time.monotonic()
             try:
                 erasure = learn(host, progress, resume)
             except Diverged as error:
@@ -149,6 +164,7 @@ class Training:
             peak_mb=memory.peak >> 20,
             recomputed=planned.checkpointing,
             estimated_mb=planned.needed >> 20,
+            **({"doubts": doubts} if doubts else {}),
         )
         if lost := save(erasure, file):
             text = (
@@ -160,7 +176,55 @@ class Training:
             logging.warning(text)
             return erasure, None, f"{text}\n"
         resume.close()
-        return erasure, file, ""
+        erasure, said = self._judged(node_id, erasure, file)
+        return erasure, file, said
+
+    def _doubts(self, host: ComfyModel, progress: Progress) -> list[str]:
+        """What is doubtful of the pictures. Raises ValueError where they clearly show another
+        thing."""
+        if not self.verdict or self.images is None:
+            return []
+        asked = self.concepts, self.images, self.settings.kind
+        try:
+            return check_pictures(host, *asked, "switch verdict off", progress.preparing)
+        except (OOM_EXCEPTION, MemoryError):
+            soft_empty_cache()
+            return ["There was too little memory to look if the pictures show the concept."]
+
+    def _judged(self, node_id: str | None, erasure: Erasure, file: Path) -> tuple[Erasure, str]:
+        """The erasure with the verdict in its record, and in its file; and what to say first.
+
+        Whatever happens here, the file is there.
+        """
+        said = verdicts.told(erasure.record)
+        if self.verdict and not said:
+            try:
+                erasure = erasure.with_measured(verdict=self._measured(node_id, erasure))
+            except verdicts.NOT_MEASURED as error:
+                soft_empty_cache()
+                said = verdicts.not_measured(error)
+            else:
+                said = verdicts.told(erasure.record)
+                if save(erasure, file):
+                    said += " It could not be written into the file."
+        lines = [said, *verdicts.doubts(erasure.record)]
+        return erasure, "".join(f"{line}\n" for line in lines if line)
+
+    def _measured(self, node_id: str | None, erasure: Erasure) -> dict:
+        changed = erased(self.model, self.clip, erasure)
+        original = ComfyModel(self.model, self.clip, self.vae, self.sides)
+        edited = ComfyModel(*changed, self.vae, self.sides)
+        original.prepare_asking()
+        return verdicts.measured(
+            original.training,
+            edited.training,
+            self.concepts,
+            self.settings.kind,
+            self.settings.anchor,
+            self.seed,
+            self.images is not None,
+            Progress(node_id, "measuring what is left", None).preparing,
+        )
 
 
 def outputs(node_id: str | None, erased, erasure: Erasure, text: str, *more) -> io.NodeOutput:
@@ -175,18 +239,18 @@ def outputs(node_id: str | None, erased, erasure: Erasure, text: str, *more) -> 
 def summary(
     erasure: Erasure, file: Path | None, where: str, what: str, moved: Mapping[str, float]
 ) -> str:
-    """What was erased and how strongly, in words."""
+    """What was trained and how strongly, in words: the verdict, which comes first, is not its."""
     record, measured = erasure.record, erasure.record.get("measured", {})
     strength = ", ".join(f"{name} {value:.0%}" for name, value in moved.items())
     return (
-        f"Erased from {where}: {', '.join(erasure.concepts)} ({record['kind']}).\n"
+        f"{where} was trained on: {', '.join(erasure.concepts)} ({record['kind']}).\n"
         f"{what}: {strength}.\n"
         f"{record['steps']} steps ({record['settings']['mode']}), "
         f"{measured.get('seconds', 0):.1f} s, peak memory {measured.get('peak_mb', 0)} MiB "
         f"(estimated: {measured.get('estimated_mb', 0)} MiB beside the models).\n"
         f"{described(file)}\n"
-        "Suppressed, not removed for good: probe it before you rely on it."
-    )
+        f"{verdicts.advice(record)}"
+    ).rstrip()
 
 
 def described(file: Path | None) -> str:

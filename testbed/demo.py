@@ -102,7 +102,7 @@ def newest(folder: Path, pattern: str) -> Path:
 def summary_of(history: dict) -> str:
     """The text that Few-Shot Encoder Unlearn showed."""
     texts = [text for output in history["outputs"].values() for text in output.get("text", ())]
-    return "\n" + next((t for t in texts if "Erased from" in t), "")
+    return "\n" + next((t for t in texts if "was trained on" in t), "")
 
 
 def drawing_prompt(prompts: list[measure.Prompt], erased: str | None, seed: int) -> dict:

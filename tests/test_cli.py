@@ -32,7 +32,7 @@ from unlearn.erasure import Erasure
 from unlearn.program import COMMANDS, parser
 
 PICTURES = [str(samples.FOLDER / f"mushroom_{i}.png") for i in (1, 2)]
-QUICK = ["--images", *PICTURES, "--steps", "2", *CPU]
+QUICK = ["--images", *PICTURES, "--steps", "2", "--no-verdict", *CPU]
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +182,7 @@ def test_erase_by_the_networks_methods(
 ) -> None:
     file = tmp_path / "a.safetensors"
     more = ["--method", method, "--kind", "character", "--steps", "2", "--rank", "2"]
+    options = [*options, "--no-verdict"]
     assert main(["erase", str(folder), "Zorvik", *more, *options, *CPU, "-o", str(file)]) == 0
     erasure = Erasure.load(file)
     assert erasure.record["method"] == method
@@ -194,7 +195,8 @@ def test_erase_lets_the_model_draw_where_there_are_no_pictures(
     folder: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "a.safetensors"
-    options = ["--shots", "1", "--steps", "1", "--size", "64", *CPU, "-o", str(file)]
+    options = ["--shots", "1", "--steps", "1", "--size", "64", "--no-verdict", *CPU]
+    options += ["-o", str(file)]
     assert main(["erase", str(folder), "cat", *options]) == 0
     assert Erasure.load(file).record["images"] == {
         "count": 1,
@@ -214,7 +216,8 @@ def test_erase_shows_its_progress_and_interrupted_writes_nothing(
     hearing = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     program = f"import runpy, signal; {hearing}; runpy.run_module('unlearn', run_name='__main__')"
     command = [sys.executable, "-c", program, "erase", str(folder), "mushroom", "--images"]
-    options = [*PICTURES, "--batch", "1", *CPU, "-o", str(tmp_path / "a.safetensors")]
+    options = [*PICTURES, "--batch", "1", "--no-verdict", *CPU]
+    options += ["-o", str(tmp_path / "a.safetensors")]
     process = subprocess.Popen(
         [*command, *options], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=slave
     )

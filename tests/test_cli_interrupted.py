@@ -82,6 +82,7 @@ def stop(*given) -> None:
 
 def arguments(folder: Path, file: Path, method: str, *more: str) -> list[str]:
     options = ["--steps", str(STEPS), "--precision", "float32", *METHODS[method], *CPU, *more]
+    options.append("--no-verdict")
     return ["erase", str(folder), "cat", *options, "-o", str(file)]
 
 

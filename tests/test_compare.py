@@ -172,6 +172,7 @@ def erasing() -> dict[str, Any]:
             epochs=4,
             seed=0,
             filename_prefix="loras/compared",
+            verdict=False,
         )
     }
 

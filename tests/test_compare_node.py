@@ -76,6 +76,7 @@ def test_an_erased_model_alone_draws_with_the_original_encoder(
     model, clip, _ = parts
     changed, _ = pack.nodes.apply.erased_model(model, of_the_network(pack, model))
     alone = comparing(erased_model=changed)
+    assert "Nothing" not in alone.report
     assert not torch.equal(alone.own[0].before, alone.own[0].after)
     both = comparing(erased_model=changed, erased_clip=clip)
     assert torch.equal(both.own[0].after, alone.own[0].after)
@@ -92,6 +93,9 @@ def test_nothing_changed_is_nothing_changed(parts: tuple, comparing: Any) -> Non
     assert "0.0% of its range in the concept's pictures, 0.0% in the neighbours'" in found.report
     counts = re.search(r"in (\d) of 1 pictures before and in (\d) of 1 after", found.report)
     assert counts[1] == counts[2]
+    assert "Nothing was erased: erased_model has the very weights of the original." in found.report
+    both = comparing(erased_model=parts[0], erased_clip=parts[1].clone())
+    assert "Nothing was erased: erased_model and erased_clip have" in both.report
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

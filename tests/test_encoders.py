@@ -373,6 +373,7 @@ def run_node(pack: ModuleType, loaded: Loaded, folder: Path, **inputs: Any) -> t
         "max_steps": 2,
         "epochs": 2,
         "seed": 0,
+        "verdict": False,
     }
     try:
         return node.execute(loaded.model, loaded.clip, None, **{**values, **inputs}).result

@@ -744,6 +744,7 @@ INPUTS = {
     "images": None,
     "protect": "",
     "filename_prefix": "loras/erased",
+    "verdict": False,  # tests/test_verdict.py
 }
 
 

@@ -93,7 +93,7 @@ def unlearn(pack: ModuleType, parts: tuple) -> Callable[..., tuple]:
 
     def unlearned(method: str, **inputs: Any) -> tuple:
         node, connected, values = nodes[method]
-        return run(node, *connected, **{**values, **inputs})
+        return run(node, *connected, **{**values, "verdict": False, **inputs})
 
     return unlearned
 

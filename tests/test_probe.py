@@ -603,6 +603,7 @@ def test_an_erasure_is_probed_and_saved_with_what_was_found(server: Server) -> N
         epochs=4,
         seed=0,
         filename_prefix="loras/probed",
+        verdict=False,
     )
     graph = probing(erasure=["erase", 1], concept="") | {
         "erase": erase,

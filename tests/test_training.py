@@ -315,6 +315,7 @@ def a_training(pack: ModuleType, loaded: tuple, prefix: str) -> Any:
         images=None,
         prefix=prefix,
         seed=0,
+        verdict=False,
     )
 
 

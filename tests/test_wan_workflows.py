@@ -57,7 +57,7 @@ def small(server: Server, name: str) -> dict[str, Any]:
         if "steps" in inputs:
             inputs["steps"] = 2
         if node["class_type"] == "FewShotEncoderUnlearn":
-            inputs.update(max_steps=3, size=64)
+            inputs.update(max_steps=3, size=64, verdict=False)
     for shown in thumbnails.comparisons(thumbnails.load(name)).values():
         for preview in map(str, shown):
             decode = prompt[prompt[preview]["inputs"]["images"][0]]

@@ -20,14 +20,10 @@ import torch
 
 from .model import Conditioning, DiffusionModel, check_images
 from .neighbourhood import Kind
+from .prompts import SENTENCES
 from .typed import split_words
 from .words import VOCABULARY
 
-SENTENCES = {
-    "object": "a photo of a {}",
-    "style": "a painting in the style of {}",
-    "character": "a photo of {}",
-}
 # Timesteps that are tried: what a thing is shows in much noise, and so does a style that is asked
 # for without one; beside a thing it shows in less. Where there is too much noise for any word to
 # matter, all losses are alike and nothing is lost.
@@ -126,6 +122,16 @@ class Context:
     """With a gap for one."""
 
 
+def alone(kind: Kind) -> Context:
+    """Of a picture that shows nothing beside what is asked for."""
+    return Context("", SENTENCES[kind])
+
+
+def beside(thing: str) -> Context:
+    """Of a picture of a thing, whose style is asked for."""
+    return Context(f"a picture of a {thing}", f"a picture of a {thing} in the style of {{}}")
+
+
 @torch.no_grad()
 def identify(
     model: DiffusionModel,
@@ -156,8 +162,8 @@ def identify(
         contexts = _things(model, images, things, seed, on_row, total)
         spent, times = before, TIMES_BESIDE_A_THING
     else:
-        contexts = [Context("", SENTENCES[kind])] * len(images)
-    noised = _Draws(model, model.latents(images), times, draws, seed)
+        contexts = [alone(kind)] * len(images)
+    noised = _in_turns(model, model.latents(images), times, draws, seed)
     prompts = _Prompts(model, contexts, words)
     # Rows: no word, which is never dropped, and the words.
     losses = torch.full((len(words) + 1, draws), torch.nan)
@@ -201,8 +207,7 @@ def _things(
         found = identify(
             model, images[[i]], things, "object", THING_DRAWS, seed, on if on_row else None
         )
-        thing = f"a picture of a {found.best}"
-        contexts.append(Context(thing, thing + " in the style of {}"))
+        contexts.append(beside(found.best))
     return contexts
 
 
@@ -212,6 +217,66 @@ def _evaluations(plan: list[tuple[int, int]]) -> int:
     return sum((left + 1) * (until - had) for (left, until), had in zip(plan, before))
 
 
+@torch.no_grad()
+def explained(
+    model: DiffusionModel,
+    x0: torch.Tensor,
+    contexts: Sequence[Context],
+    words: Sequence[str],
+    draws: range,
+    kind: Kind = "object",
+    seed: int = 0,
+    on_row: OnRow | None = None,
+) -> torch.Tensor:
+    """(pictures, words, draws) shares of the loss without any word that each word takes away of
+    each picture.
+
+    x0: clean latents of the pictures, which all get the same noise and timesteps. contexts: of each
+    picture, see `alone` and `beside`. draws: which of them, so that more can be asked for later.
+    Raises ValueError where the network predicts what is not finite; `on_row` may raise to cancel.
+    """
+    pictures, count = len(x0), len(draws)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn((draws.stop, *x0.shape[1:]), generator=generator)[draws.start :]
+    noised = _Draws(
+        model,
+        x0,
+        torch.arange(pictures).repeat_interleave(count),
+        _evenly(draws.stop, TIMES)[draws.start :].repeat(pictures),
+        noise.repeat(pictures, *[1] * (noise.ndim - 1)),
+    )
+    prompts = _Prompts(model, contexts, words)
+    losses = torch.full((len(words) + 1, pictures * count), torch.nan)
+    rows = [(row, at) for at in range(pictures * count) for row in range(len(words) + 1)]
+    done = 0
+    for some in _batches(rows, noised.at_once):
+        row, at = torch.tensor(some).T
+        conditioning = prompts.of(row, noised.picture[at])
+        losses[row, at] = noised.loss(at, conditioning, row == 0, BELIEVED[kind])
+        done += len(some)
+        if on_row:
+            on_row(done, len(rows), "")
+    return (1 - losses[1:] / losses[0]).unflatten(1, (pictures, count)).movedim(1, 0)
+
+
+def _evenly(count: int, times: tuple[float, float]) -> torch.Tensor:
+    """(count,) timesteps. Multiples of the golden ratio: however many are used, they lie evenly."""
+    share = (0.5 + torch.arange(count) * GOLDEN) % 1
+    return times[0] + (times[1] - times[0]) * share
+
+
+def _in_turns(
+    model: DiffusionModel, x0: torch.Tensor, times: tuple[float, float], count: int, seed: int
+) -> _Draws:
+    """Draws for which the pictures take turns, in random order, so that every round sees as many as
+    it can."""
+    generator = torch.Generator().manual_seed(seed)
+    turns = [torch.randperm(len(x0), generator=generator) for _ in range(-(-count // len(x0)))]
+    # On the CPU: of many draws they would fill a card.
+    noise = torch.randn((count, *x0.shape[1:]), generator=generator)
+    return _Draws(model, x0, torch.cat(turns)[:count], _evenly(count, times), noise)
+
+
 class _Draws:
     """The draws of noise and timestep that all words share, and the loss in them."""
 
@@ -219,21 +284,13 @@ class _Draws:
         self,
         model: DiffusionModel,
         x0: torch.Tensor,
-        times: tuple[float, float],
-        count: int,
-        seed: int,
+        picture: torch.Tensor,
+        t: torch.Tensor,
+        noise: torch.Tensor,
     ) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        # The pictures take turns, in random order, so that every round sees as many as it can.
-        turns = [torch.randperm(len(x0), generator=generator) for _ in range(-(-count // len(x0)))]
-        self.picture = torch.cat(turns)[:count]
-        """(draws,) which picture each is of; on the CPU."""
-        # Multiples of the golden ratio: however many are used, they lie evenly.
-        share = (0.5 + torch.arange(count) * GOLDEN) % 1
-        self.x0, self.t = x0, times[0] + (times[1] - times[0]) * share
-        # On the CPU, too: of many draws they would fill a card.
-        self.noise = torch.randn((count, *x0.shape[1:]), generator=generator)
-        self.plain = torch.zeros_like(self.noise)
+        """picture: (draws,) which one each is of. t: (draws,). noise: (draws, ...). On the CPU."""
+        self.picture, self.x0, self.t, self.noise = picture, x0, t, noise
+        self.plain = torch.zeros_like(noise)
         """The predictions without a word."""
         self.model = model
         self.at_once = rows_at_once(x0[0, 0].numel())

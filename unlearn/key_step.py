@@ -24,7 +24,7 @@ from .gap import check_takes_vectors
 from .harden import Hardening, check_hardening
 from .held import Encoded, Held, drawn
 from .model import Conditioning, DiffusionModel, Edit, OnStep
-from .neighbourhood import Neighbourhood
+from .neighbourhood import Kind, Neighbourhood
 from .preserve import Projection
 from .prompts import COMMON_STYLES, COMMON_WORDS, augmented
 from .readings import Read, as_read, check_typed
@@ -111,6 +111,11 @@ class KeyStepSettings:
     harden: float = 0.0
     """Mode "balanced": seconds of training against words that would bring the concept back
     (harden.py), once it is gone."""
+
+    @property
+    def kind(self) -> Kind:
+        """What the concept is."""
+        return KINDS[self.task]
 
     @property
     def first(self) -> int:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from .apart import is_padded
-from .identify import SENTENCES
 from .model import Conditioning
 from .neighbourhood import ANCHORS, Kind
-from .prompts import templates
+from .prompts import sentence, templates
 
 Encode = Callable[[Sequence[str]], Conditioning]
 ENCODED_AT_ONCE = 32  # prompts
@@ -53,11 +52,11 @@ def neighbours(
     """
     named = {word for concept in concepts for word in concept.lower().split()}
     words = [word for word in words if not named & set(word.lower().split())]
-    empty, neutral = before([""]), before([SENTENCES[kind].format(ANCHORS[kind])])
+    empty, neutral = before([""]), before([sentence(kind, ANCHORS[kind])])
     found = []
     for i in range(0, len(words), ENCODED_AT_ONCE):
         some = words[i : i + ENCODED_AT_ONCE]
-        prompts = [SENTENCES[kind].format(word) for word in some]
+        prompts = [sentence(kind, word) for word in some]
         was, now = before(prompts), after(prompts)
         # Where the encoder does not pad, an empty prompt has nothing to be compared with.
         origin = empty if is_padded(was, empty) else neutral

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from .gap import Vocabulary
-from .identify import SENTENCES
 from .languages import translations
 from .neighbourhood import Kind
-from .prompts import TASK_TEMPLATES, templates
+from .prompts import TASK_TEMPLATES, sentence, templates
 from .typed import cleaned
 
 OWN = "own prompts"
@@ -57,7 +56,7 @@ def phrasings(
     """
 
     def named(words: Sequence[str]) -> list[str]:
-        return [SENTENCES[kind].format(word) for word in words]
+        return [sentence(kind, word) for word in words]
 
     unused = [t for t in TASK_TEMPLATES[TASKS[kind]] if t not in templates(kind)]
     again = [template.replace("{}", concept) for template in spread(unused, others)]

@@ -245,6 +245,19 @@ def augmented(rng: random.Random, task: str, concept: str) -> str:
     return " ".join(words).replace("{}", concept)
 
 
+# In which a concept is named alone: to look at it, or to measure it.
+SENTENCES = {
+    "object": "a photo of a {}",
+    "style": "a painting in the style of {}",
+    "character": "a photo of {}",
+}
+
+
+def sentence(kind: str, concept: str) -> str:
+    """The concept in the one sentence of its kind."""
+    return SENTENCES[kind].format(concept)
+
+
 def templates(kind: str) -> tuple[str, ...]:
     """The paper's templates for a kind of concept; characters and people use the object set."""
     return STYLE_TEMPLATES if kind == "style" else OBJECT_TEMPLATES

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from .erasure import Erasure, ErasureError
-from .identify import SENTENCES
 from .neighbourhood import Kind
 from .neighbours import near_prompts
 from .phrasings import spread
 from .probe import ATTACKS, OnProbe, Open, ProbeSettings, drawn, painted
-from .prompts import templates
+from .prompts import sentence, templates
 from .record import PROBE, RECEIPT, Check, Unfit
 from .remains import Seen, remains, rivals
 
@@ -99,7 +98,7 @@ def receipt(
 
 def near(concepts: Sequence[str], kind: Kind, protect: Sequence[str] = ()) -> list[str]:
     """Prompts that must draw what they drew: of protected words, and usual ones."""
-    protected = [SENTENCES[kind].format(word) for word in list(protect)[:PROTECTED]]
+    protected = [sentence(kind, word) for word in list(protect)[:PROTECTED]]
     return list(dict.fromkeys([*protected, *near_prompts(concepts, kind)]))
 
 

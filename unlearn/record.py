@@ -305,6 +305,7 @@ MEASURED = entries(
         "receipt": RECEIPT,
         "probe": each(PROBE),
         "conflict": list_of(text()),
+        "doubts": list_of(text()),
         "seconds": number(),
         "peak_mb": number(),
         "estimated_mb": number(),

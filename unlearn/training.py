@@ -10,6 +10,8 @@ import torch
 
 from .erasure import NETWORK, VERSION, Erasure
 from .model import DiffusionModel, Diverged, Edit, Part
+from .neighbourhood import Kind
+from .prompts import sentence
 
 
 def trained(
@@ -49,7 +51,7 @@ def trained(
         try:
             loop(edit)
             if any(key.startswith(NETWORK) for key in edit.deltas):
-                record["moved"] = moved(model, edit, concepts)
+                record["moved"] = moved(model, edit, concepts, record["kind"])
         except Diverged as error:
             error.erasure = erasure(error.deltas, error.history)
             raise
@@ -57,7 +59,7 @@ def trained(
 
 
 @torch.no_grad()
-def moved(model: DiffusionModel, edit: Edit, concepts: list[str]) -> dict[str, float]:
+def moved(model: DiffusionModel, edit: Edit, concepts: list[str], kind: Kind) -> dict[str, float]:
     """How far each concept's prediction moved in an edited network, relative to what its prompt
     did.
 
@@ -68,7 +70,7 @@ def moved(model: DiffusionModel, edit: Edit, concepts: list[str]) -> dict[str, f
     x = model.noised(torch.zeros_like(noise), noise, t[:1]).repeat(2, *[1] * (noise.ndim - 1))
     result = {}
     for concept in concepts:
-        prompts = model.encode([f"a photo of a {concept}", ""])
+        prompts = model.encode([sentence(kind, concept), ""])
         with edit.off():
             own, empty = model.predict(x, t, prompts)
         now = model.predict(x, t, prompts)[0]

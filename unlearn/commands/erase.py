@@ -14,6 +14,7 @@ from typing import get_args
 import torch
 from tqdm import tqdm
 
+from .. import verdict, writing
 from ..domain_correction import DomainCorrectionSettings, domain_correction
 from ..domain_correction import check_settings as check_domain_correction
 from ..erasure import Erasure
@@ -25,11 +26,13 @@ from ..key_step import check_settings as check_key_step
 from ..model import Diverged, Edit, Part
 from ..neighbourhood import Kind
 from ..peak_memory import PeakMemory
+from ..pictured import check_pictures
 from ..preserve import Projection
 from ..readings import Read, words_read
 from ..resume import Resume
 from ..select import NetworkTrainable, Trainable
 from . import options
+from .bar import Bar
 from .output import Failure, check_output, check_space, save
 from .pictures import batch, read_pictures
 
@@ -47,7 +50,8 @@ examples:
       takes it out of the image network instead; an interrupted run goes on where it was
 
 The file loads in ComfyUI (Load Erased CLIP, Load Erased Model, Load LoRA) and with apply and
-export. What is left out takes the method's own value, which show prints afterwards.
+export. What is left out takes the method's own value, which show prints afterwards. The last line
+says what is left of the concepts in four pictures of each, as the original model judges them.
 """
 # The name of each option in the method's settings.
 SHARED = ("mode", "rank", "seed", "projection", "trainable", "anchor", "protect", "batch")
@@ -184,6 +188,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         "paper 8)",
     )
     method.add_argument("--seed", type=options.whole(0), metavar="N", help="default: 0")
+    parser.add_argument(
+        "--no-verdict",
+        dest="verdict",
+        action="store_false",
+        help="do not look beforehand if the pictures show the concept, and not afterwards what is "
+        "left of it",
+    )
     options.add_machine(parser)
     options.add_precision(parser, "float16")
 
@@ -226,6 +237,7 @@ def run(given: argparse.Namespace) -> None:
     )
     check_space(given.output, 2 * count * getattr(torch, given.precision).itemsize)
     images = None if pictures is None else batch(pictures, model.size)
+    doubts = looked_at(given, method, model, images)
     began = time.monotonic()
     resume = Resume() if method.name == "few_shot" else Resume(resume_file(given, method, model))
     try:
@@ -240,16 +252,72 @@ def run(given: argparse.Namespace) -> None:
         seconds=round(resume.before + time.monotonic() - began, 2),
         peak_mb=memory.peak >> 20,
         recomputed=given.save_memory,
+        **({"doubts": doubts} if doubts else {}),
     )
-    save(erasure, given.output, getattr(torch, given.precision), resume.began())
+    precision = getattr(torch, given.precision)
+    save(erasure, given.output, precision, resume.began())
     resume.close()
     record = erasure.record
     print(
         f"{given.output}: {', '.join(erasure.concepts)}, {record['steps']} steps, "
         f"{record['measured']['seconds']:.1f} s, peak memory {memory.peak >> 20} MiB, "
-        f"file {given.output.stat().st_size / 1e6:.1f} MB.\n"
-        "Suppressed, not removed for good: probe it before you rely on it."
+        f"file {given.output.stat().st_size / 1e6:.1f} MB.",
+        flush=True,
     )
+    said = ""
+    if given.verdict:
+        erasure, said = judged(given, method, model, erasure)
+        try:
+            erasure.save(given.output, precision)
+        except writing.ERRORS:
+            said += " It could not be written into the file."
+    print(" ".join(filter(None, (said, verdict.advice(erasure.record)))))
+
+
+def looked_at(given: argparse.Namespace, method: Method, model, images) -> list[str]:
+    """What is doubtful of the pictures, told on stderr, too. Raises ValueError where they clearly
+    show another thing than the concept."""
+    if not given.verdict or images is None:
+        return []
+    kind = method.settings.kind
+    with Bar() as bar:
+        doubts = check_pictures(model, given.concepts, images, kind, "add --no-verdict", bar)
+    for doubt in doubts:
+        print(doubt, file=sys.stderr)
+    return doubts
+
+
+def judged(
+    given: argparse.Namespace, method: Method, model, erasure: Erasure
+) -> tuple[Erasure, str]:
+    """The erasure with the verdict in its record, and a line that tells it.
+
+    Its file is there already, and stays where this fails.
+    """
+    from ..diffusers_apply import ways
+
+    s = method.settings
+    try:
+        with Bar() as bar:
+            found = verdict.measured(
+                *ways(model, erasure),
+                given.concepts,
+                s.kind,
+                s.anchor,
+                s.seed,
+                bool(given.images),
+                bar,
+            )
+    except verdict.NOT_MEASURED as error:
+        return erasure, verdict.not_measured(error)
+    except KeyboardInterrupt:
+        print(
+            f"\nInterrupted; {given.output} is written, and what is left was not measured.",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+    erasure = erasure.with_measured(verdict=found)
+    return erasure, verdict.told(erasure.record)
 
 
 def chosen(given: argparse.Namespace) -> Method:

@@ -14,6 +14,7 @@ from ..columns import columns
 from ..erasure import NETWORK, Erasure
 from ..probe import settings
 from ..receipt import FIGURES, Figure, measured_again, probed_again, receipt, recorded
+from ..verdict import told
 from . import options
 from .bar import Bar
 from .output import Failure, rewrite
@@ -141,6 +142,8 @@ def _measured(measured: Mapping) -> Iterator[str]:
                 level = one.get("settings", {}).get("level", "unknown")
                 yield _line("  probe", f"{one.get('concept', '')}, {level}")
                 yield from (f"      {sentence}" for sentence in one.get("sentences", []))
+        elif name == "verdict":
+            yield _line("  verdict", told({"measured": measured}) or _text(value))
         elif name == "receipt":
             count = len(value.get("own", []))
             rows = [

@@ -1,0 +1,312 @@
+"""Verdict: whether an erasure did what it was trained for, in a few pictures and seconds.
+
+Each concept's own prompts are drawn before and after with the same seeds, and the original model
+says, as a classifier (identify.py), which of the pictures show the concept. Latents are judged as
+they were drawn, so no autoencoder is needed.
+
+A model draws something from any word, and that word then explains it. So a word counts as one that
+the model draws only where it explains a good part of what a usual word explains of its own picture,
+and where it is not spelt almost like a known word that the model draws otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+
+from .identify import Context, alone, beside, explained
+from .model import DiffusionModel
+from .neighbourhood import Kind
+from .neighbours import COMMON
+from .phrasings import spread
+from .probe import OnProbe, Open, ProbeSettings, drawn
+from .prompts import COMMON_WORDS, sentence, templates
+from .remains import THINGS, rivals
+from .words import VOCABULARY
+
+PICTURES = 4  # of each concept, before and after
+CONCEPTS = 4  # that are measured, at most
+STEPS = 8  # of drawing a picture
+DRAWS = (4, 12)  # of noise for each picture, and for one where the first do not tell
+RIVALS = 3  # words that a concept is weighed against, beside its anchor
+USUAL = 2  # words of which the better one tells how much a known word explains of its own picture
+# A concept must explain so much of that, before and afterwards.
+LEAST = 0.4
+STYLES = ("flat", "glossy", "ink")  # that a thing is asked for in, three times of four
+SURE = 2.0  # standard errors
+ALIKE = 0.8  # of two spellings, where 1 is the same; see difflib
+
+GONE, PARTLY, NOT_GONE, UNKNOWN = "gone", "partly", "not gone", "unknown"
+"""unknown: nothing can be said, since the original model does not draw the concept."""
+SUPPRESSED = "Suppressed, not removed for good: probe it before you rely on it."
+UNMEASURED = "What is left was not measured: probe it before you rely on it."
+
+
+def measured(
+    original: Open,
+    edited: Open,
+    concepts: Sequence[str],
+    kind: Kind,
+    anchor: str = "",
+    seed: int = 0,
+    given: bool = False,
+    on_probe: OnProbe | None = None,
+) -> dict:
+    """What is left of the concepts, for a record: JSON-like, told in words by `told`.
+
+    anchor: what is drawn in their place. given: whether they were learnt from given pictures. Of
+    several concepts the first CONCEPTS are measured. Raises ValueError where what is predicted or
+    drawn is not finite; `on_probe` may raise to cancel. The models stay what they are.
+    """
+    began = time.monotonic()
+    s = ProbeSettings(kind, prompts=PICTURES, steps=STEPS, seed=seed)
+    asked = [Asked.of(concept, kind, anchor) for concept in list(concepts)[:CONCEPTS]]
+    found: dict[str, dict] = {}
+    with original() as model:
+        least = LEAST * usually_explained(model, concepts, s, on_probe)
+        for one in asked:
+            x0 = drawn(model, one.prompts, s, f"drawing {one.concept}, original", on_probe)
+            seen = one.seen(model, x0, least, on_probe)
+            found[one.concept] = {
+                "verdict": UNKNOWN,
+                "before": seen.shown,
+                "explained_before": round(seen.explained, 4),
+            }
+            if meant := one.meant(model, x0, seen.explained):
+                found[one.concept]["meant"] = meant
+    known = [
+        one
+        for one in asked
+        if found[one.concept]["before"] > PICTURES / 2 and "meant" not in found[one.concept]
+    ]
+    if known:
+        with edited() as model:
+            left = [
+                drawn(model, one.prompts, s, f"drawing {one.concept}, edited", on_probe)
+                for one in known
+            ]
+        with original() as model:
+            for one, x0 in zip(known, left):
+                of = found[one.concept]
+                seen = one.seen(model, x0, least, on_probe)
+                of["verdict"] = word(of["before"], seen.shown)
+                of["after"] = seen.shown
+                of["explained_after"] = round(seen.explained, 4)
+    return {
+        "judge": "the original model",
+        "concepts": found,
+        "of": len(concepts),
+        "pictures": PICTURES,
+        "prompts": PICTURES,
+        "given": given,
+        "steps": STEPS,
+        "guidance": s.guidance,
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 2),
+    }
+
+
+def word(before: int, after: int) -> str:
+    """The verdict of how many pictures show a concept; as a probe puts it."""
+    return GONE if after == 0 else NOT_GONE if after > before / 2 else PARTLY
+
+
+def told(record: Mapping) -> str:
+    """What an erasure's record says was measured, in a line; empty where it says nothing, or
+    nothing that can be read: files come from anybody."""
+    try:
+        found = record["measured"]["verdict"]
+        some = list(found["concepts"].items())[:CONCEPTS]
+        sentences = [_sentence(concept, of, found) for concept, of in some]
+        left_out = int(found["of"]) - len(sentences)
+        seconds = float(found["seconds"])
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        return ""
+    if not sentences:
+        return ""
+    if left_out > 0:
+        sentences.append(f"{left_out} more concepts were not measured.")
+    return f"{' '.join(sentences)} The original model judged, in {seconds:.1f} s."
+
+
+def advice(record: Mapping) -> str:
+    """What to rely on, in a line; empty where nothing of the concepts was taken away."""
+    if not told(record):
+        return UNMEASURED
+    some = list(record["measured"]["verdict"]["concepts"].values())[:CONCEPTS]
+    return SUPPRESSED if any(of["verdict"] in (GONE, PARTLY) for of in some) else ""
+
+
+def doubts(record: Mapping) -> list[str]:
+    """What was doubtful of the pictures that were given; see pictured.py."""
+    measured = record.get("measured", {})
+    found = measured.get("doubts", []) if isinstance(measured, Mapping) else []
+    return [line for line in found if isinstance(line, str)] if isinstance(found, list) else []
+
+
+NOT_MEASURED = (MemoryError, RuntimeError, ValueError)
+"""What measuring may fail with, by which the erasure must not be lost: no memory (of which the CPU
+and Apple's devices have no error of their own), and a network whose predictions are not finite."""
+
+
+def not_measured(error: Exception) -> str:
+    """That there is no verdict, and why."""
+    what = str(error).strip().partition("\n")[0]
+    if isinstance(error, MemoryError) or not what or "memory" in what:
+        what = "there was too little memory for it"
+    return f"Not measured: {what.rstrip('.')}. The erasure is kept."
+
+
+def _sentence(concept: str, of: Mapping, found: Mapping) -> str:
+    pictures, before = int(found["pictures"]), int(of["before"])
+    if of["verdict"] == UNKNOWN:
+        why = f"does not draw it from its own prompts ({before} of {pictures} pictures)"
+        if of.get("meant"):
+            why = f"does not take it for {of['meant']}, and draws something else from it"
+        more = "ask Identify Concept what it calls your" if found["given"] else "connect"
+        return (
+            f"Nothing can be said of {concept}, which is no success: the unedited model {why}. "
+            f"Check the spelling, or {more} pictures of it."
+        )
+    how = {GONE: "gone", PARTLY: "partly gone", NOT_GONE: "not gone"}[of["verdict"]]
+    return (
+        f"{concept} is {how}: its own prompts show it in {int(of['after'])} of {pictures} "
+        f"pictures, {before} before."
+    )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the original model sees in a concept's pictures."""
+
+    shown: int
+    """How many show it."""
+    explained: float
+    """Mean share of the loss that the word takes away; see identify.Word."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is drawn of a concept, and what it is weighed against."""
+
+    concept: str
+    kind: Kind
+    prompts: list[str]
+    contexts: list[Context]
+    """Of each picture."""
+    words: list[str]
+    """The concept, and its rivals."""
+
+    @staticmethod
+    def of(concept: str, kind: Kind, anchor: str) -> Asked:
+        against = [anchor.strip(), *spread(rivals([concept], kind), RIVALS)]
+        words = list(dict.fromkeys([concept, *filter(None, against)]))
+        if kind == "style":
+            # Asked for by itself a style draws nothing clear, and then any name explains it.
+            contexts = [beside(thing) for thing in usual([concept], PICTURES)]
+            prompts = [context.sentence.format(concept) for context in contexts]
+        else:
+            contexts = [alone(kind)] * PICTURES
+            prompts = [t.format(concept) for t in spread(templates(kind), PICTURES)]
+            if kind == "object":
+                # Alone a thing may be gone where it is still drawn beside other words.
+                plain = sentence(kind, concept)
+                prompts = [plain, *(f"{plain}, {style} style" for style in STYLES)]
+        return Asked(concept, kind, prompts, contexts, words)
+
+    def seen(
+        self, model: DiffusionModel, x0: torch.Tensor, least: float, on_probe: OnProbe | None
+    ) -> Seen:
+        """x0: latents, one of each prompt. least: share of the loss that the concept must
+        explain."""
+        if not x0.isfinite().all():
+            # A broken model shows nothing of the concept, which is no success.
+            raise ValueError(f"what is drawn of {self.concept} holds NaN or infinite values")
+        shares = list(self._explained(model, x0, self.words, range(DRAWS[0]), on_probe))
+        doubtful = [i for i, share in enumerate(shares) if not is_sure(margins(share, least))]
+        if doubtful:
+            contexts = [self.contexts[i] for i in doubtful]
+            some = Asked(self.concept, self.kind, self.prompts, contexts, self.words)
+            more = some._explained(model, x0[doubtful], self.words, range(*DRAWS), on_probe)
+            for i, share in zip(doubtful, more):
+                shares[i] = torch.cat([shares[i], share], 1)
+        shown = [bool((margins(share, least).mean(1) > 0).all()) for share in shares]
+        return Seen(sum(shown), sum(share[0].mean().item() for share in shares) / len(shares))
+
+    def meant(self, model: DiffusionModel, x0: torch.Tensor, own: float) -> str:
+        """The known word that the concept is spelt almost like, where that word does not explain
+        the concept's pictures: the model does not read it so. own: how much the concept does."""
+        known = spelt_like(model, self.concept)
+        if not known:
+            return ""
+        share = self._explained(model, x0, [known], range(DRAWS[0]), None).mean().item()
+        return known if share < LEAST * own else ""
+
+    def _explained(
+        self,
+        model: DiffusionModel,
+        x0: torch.Tensor,
+        words: Sequence[str],
+        draws: range,
+        on_probe: OnProbe | None,
+    ) -> torch.Tensor:
+        on_row = (lambda done, of, _: on_probe("judging", done, of)) if on_probe else None
+        return explained(model, x0, self.contexts, words, draws, self.kind, on_row=on_row)
+
+
+def margins(share: torch.Tensor, least: float) -> torch.Tensor:
+    """(2, draws) by how much a concept explains more than the best of its rivals, and than `least`.
+
+    share: (words, draws) of one picture, the concept's first; see identify.explained.
+    """
+    others = share[1:]
+    return share[0] - torch.stack(
+        [others[others.mean(1).argmax()], torch.full_like(share[0], least)]
+    )
+
+
+def is_sure(margins: torch.Tensor) -> bool:
+    """Whether more draws would hardly change that all margins are positive, or that one is not."""
+    mean = margins.mean(1)
+    error = margins.std(1) / margins.shape[1] ** 0.5
+    return bool((mean > SURE * error).all() or (mean < -SURE * error).any())
+
+
+def usual(concepts: Sequence[str], count: int) -> list[str]:
+    """Common things that share no word with the concepts."""
+    named = {part for concept in concepts for part in concept.lower().split()}
+    things = dict.fromkeys((*COMMON, *THINGS))
+    return [thing for thing in things if not named & set(thing.split())][:count]
+
+
+def usually_explained(
+    model: DiffusionModel, concepts: Sequence[str], s: ProbeSettings, on_probe: OnProbe | None
+) -> float:
+    """How much a common thing's word explains of a picture of its own; the best of USUAL."""
+    things = usual(concepts, USUAL)
+    prompts = [alone("object").sentence.format(thing) for thing in things]
+    x0 = drawn(model, prompts, s, "drawing usual things, original", on_probe)
+    shares = [
+        explained(model, one, [alone("object")], [thing], range(DRAWS[0])).mean().item()
+        for thing, one in zip(things, x0.split(1))
+    ]
+    return max(0.0, *shares)
+
+
+def spelt_like(model: DiffusionModel, concept: str) -> str:
+    """The known word that a concept is spelt almost like; empty where there is none, or where each
+    of its words is known or has a token of its own."""
+    known = {word.lower() for words in (*VOCABULARY.values(), COMMON_WORDS) for word in words}
+    known |= {part for word in known for part in word.split()}
+    parts = concept.lower().split()
+    meant = [
+        part
+        if part in known or model.token_count(part) < 2
+        else next(iter(get_close_matches(part, sorted(known), 1, ALIKE)), part)
+        for part in parts
+    ]
+    return "" if meant == parts else " ".join(meant)
