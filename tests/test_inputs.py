@@ -196,6 +196,7 @@ def training(**inputs: Any) -> dict[str, Any]:
         "seed": 0,
         "batch": 3,
         "filename_prefix": "listed",
+        "verdict": False,
     }
     return {"unlearn": node("FewShotEncoderUnlearn", **own | values | inputs)}
 
