@@ -563,7 +563,7 @@ def test_each_combined_concept_is_asked_for_by_its_own_kind(
         of_the_encoder(pack, clip, concept, layer, kind=kind)
         for layer, (concept, kind) in enumerate(kinds.items())
     ]
-    named = {f"erasure_{i}": erasure for i, erasure in enumerate(erasures)}
+    named = {f"erasure_{i}": erasure for i, erasure in enumerate(erasures, 1)}
     result, _, report, _ = run(pack.nodes.erased.CombineErasedClip, clip, **named)
     sentences = {
         "ink": "a painting in the style of ink",
