@@ -275,13 +275,16 @@ def run(given: argparse.Namespace) -> None:
 
 
 def looked_at(given: argparse.Namespace, method: Method, model, images) -> list[str]:
-    """What is doubtful of the pictures, told on stderr, too. Raises ValueError where they clearly
+    """What is doubtful of the pictures, told on stderr, too. Raises Failure where they clearly
     show another thing than the concept."""
     if not given.verdict or images is None:
         return []
     kind = method.settings.kind
-    with Bar() as bar:
-        doubts = check_pictures(model, given.concepts, images, kind, "add --no-verdict", bar)
+    try:
+        with Bar() as bar:
+            doubts = check_pictures(model, given.concepts, images, kind, "add --no-verdict", bar)
+    except ValueError as error:
+        raise Failure(str(error)) from error
     for doubt in doubts:
         print(doubt, file=sys.stderr)
     return doubts
