@@ -31,6 +31,7 @@ from .files import (
     training_key,
 )
 from .host import ComfyModel
+from .identity import has_hooks
 from .memory import TRAINING_STATE, MemoryPlan
 from .report import Progress, loss_curve, tell
 
@@ -208,6 +209,8 @@ class Training:
                 if save(erasure, file):
                     said += " It could not be written into the file."
         lines = [said, *verdicts.doubts(erasure.record)]
+        if has_hooks(self.clip):
+            lines.append("The hooks on this CLIP were left out: it is learnt without them.")
         return erasure, "".join(f"{line}\n" for line in lines if line)
 
     def _measured(self, node_id: str | None, erasure: Erasure) -> dict:

@@ -189,3 +189,25 @@ def test_a_whole_model_that_is_added_or_subtracted_is_of_the_base(
     total = CLIPAdd().merge(clip, difference)[0]
     assert prints(pack, total) != prints(pack, clip)
     assert prints(pack, total) == prints(pack, saved(total))
+
+
+def test_a_training_says_that_it_leaves_hooks_out(pack: ModuleType, model: Any, clip: Any) -> None:
+    def said(connected: Any, prefix: str) -> str:
+        training = pack.nodes.training.Training(
+            "few_shot",
+            ["cat"],
+            pack.unlearn.few_shot.FewShotSettings(),
+            model,
+            connected,
+            None,
+            64,
+            None,
+            prefix,
+            0,
+            verdict=False,
+        )
+        weights = pack.nodes.training.Trained("encoder", "mlp", 0, 1)
+        return training.run(None, weights, lambda *_: of_the_encoder(pack, clip, loss=[1.0]))[2]
+
+    assert "The hooks on this CLIP were left out" in said(hooked(clip), "hooks")
+    assert "hooks" not in said(clip, "no_hooks")
