@@ -20,7 +20,7 @@ from encoder_layouts import (
     sentencepiece_model,
     with_small_eye,
 )
-from layouts import LAYOUTS, SMALL_FLUX, SMALL_T5, SMALL_UNET, Loaded, assemble
+from layouts import LAYOUTS, SMALL_FLUX, SMALL_T5, SMALL_UNET, Loaded, assemble, where_present
 
 WORDS = ["a", "photo", "painting", "in", "style", "of", "and", "old", "red", "cat", "dog", "fox"]
 SMALL_EYE = {"hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "depth": 2}
@@ -811,7 +811,8 @@ REFUSED: dict[str, tuple[Callable[[], dict], str]] = {
 
 def build(name: str) -> Loaded:
     layout = OTHERS[name] if name in OTHERS else REFUSED[name][0]
-    loaded = assemble(name, **layout())
+    with where_present(name):
+        loaded = assemble(name, **layout())
     # By themselves they pad a prompt to up to 512 tokens.
     for encoder in ("t5xxl", "pile_t5xl", "qwen3_8b", "qwen3_2b"):
         loaded.clip.set_tokenizer_option(f"{encoder}_min_length", 32)
