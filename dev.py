@@ -530,9 +530,11 @@ def matrix(host: Path, arguments: list[str]) -> int:
     ComfyUI where COMFYUI_PATH names it and no version is asked for."""
     known = [*OTHER_HOSTS, HOST_VERSION]
     parser = argparse.ArgumentParser(prog="dev.py matrix")
-    parser.add_argument("version", nargs="*", choices=[*known, []], help=f"of {', '.join(known)}")
+    parser.add_argument("version", nargs="*", help=f"of {', '.join(known)}; all by default")
     parser.add_argument("--page", help="write the table into this file, too: docs/hosts.md")
     options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.version) - set(known)):
+        parser.error(f"no ComfyUI {', '.join(unknown)} here; known are {', '.join(known)}")
     if own_host() and not options.version:
         folders = [host]
     else:

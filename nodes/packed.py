@@ -44,7 +44,7 @@ def unpacked_for_products(
             if not all(_has_backward(layers[0], dtype, devices[form]) for dtype in DTYPES):
                 raise ValueError(
                     f"ComfyUI {host_version()} keeps weights of this model in a form of few bits, "
-                    f"{layers[0].quant_format}, that cannot be trained through; load the model in "
+                    f"{form[2]}, that cannot be trained through; load the model in "
                     "16 bits."
                 )
         yield
@@ -73,7 +73,7 @@ def _form(layer: torch.nn.Module) -> tuple:
     kinds = (bool, int, str, torch.dtype)
     return (
         type(layer).__qualname__,
-        layer.quant_format,
+        getattr(layer, "quant_format", None),
         layer._full_precision_mm,
         *((name, value) for name, value in sorted(options.items()) if isinstance(value, kinds)),
     )

@@ -49,7 +49,8 @@ def write_into_their_input(patch: pytest.MonkeyPatch) -> None:
 
 
 def hand_norms_on(patch: pytest.MonkeyPatch) -> None:
-    """Qwen 3.5's feed-forward layers, since about 0.4x: they read the weight of their norm."""
+    """Qwen 3.5, since about 0.4x: feed-forward layers read the weight of their norm themselves, and
+    blocks write into their input."""
     import comfy.ldm.common_dit
     import comfy.text_encoders.llama as llama
     import comfy.text_encoders.qwen35 as qwen35
@@ -64,8 +65,15 @@ def hand_norms_on(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(llama.MLP, "forward", forward)
     block = qwen35.Qwen35TransformerBlock
-    handed = "self.mlp(x, norm=self.post_attention_layernorm)"
-    changed = rewritten(block.forward, ("self.mlp(self.post_attention_layernorm(x))", handed))
+    changed = rewritten(
+        block.forward,
+        ("    if self.layer_type ==", "    output = x\n    if self.layer_type =="),
+        ("x = x + h", "x = torch.add(x, h, out=output)"),
+        (
+            "x = x + self.mlp(self.post_attention_layernorm(x))",
+            "x = torch.add(x, self.mlp(x, norm=self.post_attention_layernorm), out=output)",
+        ),
+    )
     patch.setattr(block, "forward", changed)
 
 

@@ -151,7 +151,7 @@ def test_writing_is_as_ever_without_gradients_and_afterwards(pack: ModuleType) -
     with pack.nodes.kernels.differentiable_writing():
         assert torch.add(x, x, out=out) is out
         assert torch.equal(out, 2 * x)
-        assert torch.cat([x, x], out=out) is out
+        assert torch.cat([x, x], out=out.resize_(0)) is out
         assert out.shape == (4, 2)
     assert all(getattr(torch, name) is function for name, function in functions.items())
     whole = torch.zeros(2, 2, dtype=torch.int64)
@@ -325,6 +325,34 @@ def test_norms_that_are_handed_on_are_trained(
         for key in norms:
             if wanted[key] is not None:
                 assert torch.allclose(found[key], wanted[key], rtol=1e-3, atol=1e-6), key
+
+
+# Weights under other names
+
+
+def test_an_erasure_of_weights_that_lie_in_one_elsewhere_gets_a_sentence(pack: ModuleType) -> None:
+    """About 0.45 merges projections; there an older erasure, and here a newer one."""
+    loaded = build("Qwen 3, Z-Image")
+    layer = "qwen3_4b.transformer.model.layers.0"
+    weights = loaded.clip.cond_stage_model.state_dict()
+
+    def fit(key: str, shape: torch.Size) -> None:
+        erasure = pack.unlearn.erasure.Erasure({key: {"diff": torch.ones(shape)}}, {})
+        pack.nodes.apply.erased_clip(loaded.clip, erasure)
+
+    up, query = f"{layer}.mlp.up_proj.weight", f"{layer}.self_attn.q_proj.weight"
+    wanted = r"ComfyUI \d\S+ keeps this in gate_proj, up_proj. Make the erasure anew here"
+    with pytest.raises(ValueError, match=wanted):
+        fit(up.replace("up_proj", "gate_up_proj"), weights[up].shape)
+    fit(query, weights[query].shape)
+    attention = loaded.clip.cond_stage_model.get_submodule(f"{layer}.self_attn")
+    attention.qkv_proj = attention.q_proj
+    del attention.q_proj
+    with pytest.raises(ValueError, match=r"changes .*q_proj\.weight, and .* in qkv_proj"):
+        fit(query, weights[query].shape)
+    other = f"{layer}.self_attn.other_proj.weight"
+    with pytest.raises(ValueError, match="is for another text encoder: this one has no"):
+        fit(other, weights[query].shape)
 
 
 # Autoencoders with a fourth channel
