@@ -532,6 +532,7 @@ def matrix(host: Path, arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py matrix")
     parser.add_argument("version", nargs="*", help=f"of {', '.join(known)}; all by default")
     parser.add_argument("--page", help="write the table into this file, too: docs/hosts.md")
+    parser.add_argument("--quick", action="store_true", help="a few of the tests")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.version) - set(known)):
         parser.error(f"no ComfyUI {', '.join(unknown)} here; known are {', '.join(known)}")
@@ -546,8 +547,9 @@ def matrix(host: Path, arguments: list[str]) -> int:
             else get_other_host(version)
             for version in versions
         ]
-    page = ["--page", options.page] if options.page else []
-    return start(host, ["-m", "testbed.matrix", *map(str, folders), *page])
+    more = ["--page", options.page] if options.page else []
+    more += ["--quick"] if options.quick else []
+    return start(host, ["-m", "testbed.matrix", *map(str, folders), *more])
 
 
 def main() -> int:

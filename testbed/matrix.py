@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -27,6 +28,17 @@ TESTS = (
     "tests/test_sentinels.py",
     "tests/test_encoders.py::test_gradient_reaches_every_selected_weight",
     "tests/test_other_encoders.py::test_gradient_reaches_every_selected_weight",
+)
+HOST = "tests/test_host.py::test_"
+QUICK = (
+    "tests/test_attention.py",
+    "tests/test_sentinels.py",
+    "tests/test_packed_networks.py::test_gradients_are_those_of_the_unpacked_network",
+    f"{HOST}gradients_reach_exactly_the_selected_weights",
+    f"{HOST}checkpointed_gradients_equal_unchecked_ones",
+    f"{HOST}training_leaves_everything_as_it_was",
+    f"{HOST}node_hands_on_all_its_outputs",
+    f"{HOST}stock_lora_loader_gives_the_same",
 )
 
 
@@ -55,11 +67,11 @@ def version(folder: Path) -> str:
     return re.findall(r'__version__ = "(.+?)"', text)[0]
 
 
-def run(folder: Path) -> Row:
+def run(folder: Path, tests: Sequence[str]) -> Row:
     """Run the tests on a ComfyUI in a process of its own; what they say goes to the terminal."""
     with tempfile.TemporaryDirectory() as place:
         report = Path(place) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *TESTS]
+        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *tests]
         environment = {**os.environ, "COMFYUI_PATH": str(folder)}
         subprocess.run(command, cwd=ROOT, env=environment, check=False)
         if not report.is_file():
@@ -91,7 +103,9 @@ def table(rows: list[Row]) -> str:
 
 PAGE = """# ComfyUI's versions
 
-What passes on which, by `python dev.py matrix --page docs/hosts.md`. The tests are some that need nothing but ComfyUI's own classes ({tests}; of the encoders' files the gradients alone). They run on the CPU, on IconCanvas and on small models with random weights, and on the newest's packages, PyTorch too. Text encoders that an older ComfyUI does not have are skipped, by name.
+What passes on which, by `python dev.py matrix{quick} --page docs/hosts.md`, on the CPU, with IconCanvas and small models with random weights. All hosts run with the newest's packages, PyTorch too. Text encoders and forms of weights that an older ComfyUI does not have are skipped, by name. The tests:
+
+{tests}
 
 {table}
 
@@ -101,21 +115,27 @@ Run on {machine}.
 """  # noqa: E501
 
 
-def page(rows: list[Row]) -> str:
-    files = dict.fromkeys(test.removeprefix("tests/").partition("::")[0] for test in TESTS)
-    return PAGE.format(tests=", ".join(files), table=table(rows), machine=machine())
+def page(rows: list[Row], tests: Sequence[str]) -> str:
+    told = "\n".join(f"* {test.replace('::', ', ')}" for test in tests)
+    return PAGE.format(
+        tests=told,
+        table=table(rows),
+        machine=machine(),
+        quick=" --quick" if tests is QUICK else "",
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="testbed.matrix", description=__doc__)
     parser.add_argument("folder", nargs="+", type=Path)
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--quick", action="store_true", help="a few of the tests")
     options = parser.parse_args()
-    rows: list[Row] = []
+    tests, rows = QUICK if options.quick else TESTS, []
     for folder in options.folder:
-        rows.append(run(folder.resolve()))
+        rows.append(run(folder.resolve(), tests))
         if options.page:
-            options.page.write_text(page(rows), "utf-8")
+            options.page.write_text(page(rows, tests), "utf-8")
     print(table(rows))
     return 1 if any(row.failed for row in rows) else 0
 

@@ -254,22 +254,25 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> Loaded:
 
 @contextmanager
 def where_present(name: str) -> Iterator[None]:
-    """Skip, by name, a layout of which an older ComfyUI has no module or class.
+    """Skip, by name, a layout of which an older ComfyUI has no module or class."""
+    try:
+        yield
+    except (ImportError, AttributeError) as error:
+        if not is_absent(error):
+            raise
+        pytest.skip(name)
+
+
+def is_absent(error: ImportError | AttributeError) -> bool:
+    """Whether a layout failed because this ComfyUI is older than what it is of.
 
     On the one that dev.py fetches, and on newer ones, a class that is missing is an error.
     """
     from comfyui_version import __version__
 
-    try:
-        yield
-    except (ImportError, AttributeError) as error:
-        missing = (
-            error.name if isinstance(error, ImportError) else getattr(error.obj, "__name__", "")
-        )
-        older = tuple(map(int, __version__.split(".")[:3])) < (0, 30, 0)
-        if not older or not str(missing).startswith("comfy."):
-            raise
-        pytest.skip(name)
+    missing = getattr(getattr(error, "obj", None), "__name__", error.name)
+    older = tuple(map(int, __version__.split(".")[:3])) < (0, 30, 0)
+    return older and str(missing).startswith("comfy.")
 
 
 def assemble(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
@@ -148,7 +149,12 @@ def test_a_piece_of_a_tensor_is_written_into_and_what_is_trained_is_not(pack: Mo
 def test_writing_is_as_ever_without_gradients_and_afterwards(pack: ModuleType) -> None:
     functions = {name: getattr(torch, name) for name in pack.nodes.kernels.WRITING}
     x, out = torch.ones(2, 2), torch.zeros(0)
+    elsewhere = torch.zeros(2, 2)
     with pack.nodes.kernels.differentiable_writing():
+        other = Thread(target=torch.add, args=(x, x), kwargs={"out": elsewhere})
+        other.start()
+        other.join()
+        assert torch.equal(elsewhere, 2 * x)
         assert torch.add(x, x, out=out) is out
         assert torch.equal(out, 2 * x)
         assert torch.cat([x, x], out=out.resize_(0)) is out
