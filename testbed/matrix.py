@@ -29,16 +29,15 @@ TESTS = (
     "tests/test_encoders.py::test_gradient_reaches_every_selected_weight",
     "tests/test_other_encoders.py::test_gradient_reaches_every_selected_weight",
 )
-HOST = "tests/test_host.py::test_"
+FORM = "tests/test_packed_networks.py::test_gradients_are_those_of_the_unpacked_network"
 QUICK = (
     "tests/test_attention.py",
     "tests/test_sentinels.py",
-    "tests/test_packed_networks.py::test_gradients_are_those_of_the_unpacked_network",
-    f"{HOST}gradients_reach_exactly_the_selected_weights",
-    f"{HOST}checkpointed_gradients_equal_unchecked_ones",
-    f"{HOST}training_leaves_everything_as_it_was",
-    f"{HOST}node_hands_on_all_its_outputs",
-    f"{HOST}stock_lora_loader_gives_the_same",
+    f"{FORM}[float8_e4m3fn]",
+    f"{FORM}[int8_tensorwise]",
+    "tests/test_host.py::test_gradients_reach_exactly_the_selected_weights",
+    "tests/test_host.py::test_checkpointed_gradients_equal_unchecked_ones",
+    "tests/test_host.py::test_node_hands_on_all_its_outputs",
 )
 
 

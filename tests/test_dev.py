@@ -436,9 +436,9 @@ def test_matrix_says_what_failed_and_what_was_skipped_by_name() -> None:
 
 
 def test_matrix_fails_where_a_test_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a folder that is no ComfyUI none runs."""
+    """Here none runs."""
     (tmp_path / "comfyui_version.py").write_text('__version__ = "9.9.9"')
-    monkeypatch.setattr(matrix, "TESTS", ("tests/test_sentinels.py",))
+    monkeypatch.setattr(matrix, "TESTS", ("tests/test_none.py",))
     monkeypatch.setattr(sys, "argv", ["matrix", str(tmp_path), "--page", str(tmp_path / "page.md")])
     assert matrix.main() == 1
-    assert "| 9.9.9 | " in (tmp_path / "page.md").read_text("utf-8")
+    assert "| 9.9.9 | 0 | 1; no test ran | " in (tmp_path / "page.md").read_text("utf-8")

@@ -148,9 +148,9 @@ def test_a_piece_of_a_tensor_is_written_into_and_what_is_trained_is_not(pack: Mo
 
 def test_writing_is_as_ever_without_gradients_and_afterwards(pack: ModuleType) -> None:
     functions = {name: getattr(torch, name) for name in pack.nodes.kernels.WRITING}
-    x, out = torch.ones(2, 2), torch.zeros(0)
-    elsewhere = torch.zeros(2, 2)
-    with pack.nodes.kernels.differentiable_writing():
+    with torch.inference_mode(False):
+        x, out, elsewhere = torch.ones(2, 2), torch.zeros(0), torch.zeros(2, 2)
+    with pack.nodes.kernels.differentiable_writing(), torch.inference_mode(False):
         other = Thread(target=torch.add, args=(x, x), kwargs={"out": elsewhere})
         other.start()
         other.join()
