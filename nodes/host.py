@@ -24,12 +24,14 @@ from ..unlearn.readings import Reading
 from ..unlearn.select import encoder_weights, network_weights
 from .attention import differentiable
 from .connected import autoencoder, check_clip, check_patcher, check_vae, check_vae_fits
-from .frozen import aliased, checkpointed, edited, unpacked_for_products
+from .frozen import aliased, checkpointed, edited
 from .identity import fingerprints, without_hooks
-from .kernels import differentiable_products, differentiable_rotations
+from .kernels import trainable_kernels
+from .packed import unpacked_for_products
 from .planning import MEASURED, Planned
 from .reading import check_read, handed_on_besides, is_spoilt, spoilt, unread_layers
 from .static import static_clip, static_model
+from .version import told_with_version
 from .words import encoder_names, part_named, readings, tokenized
 
 # How the host comes from a network's output to x0, where that output is epsilon, v or velocity.
@@ -69,6 +71,7 @@ class ComfyModel(Planned):
         self._room = 0  # bytes to be left free beside the models
         self.device = model.load_device
         self._saved = None  # what autograd keeps while `training`
+        self._began = False  # whether a step has gone well
 
     @property
     def network(self) -> torch.nn.Module:
@@ -95,6 +98,7 @@ class ComfyModel(Planned):
         found = network_weights(self.network.diffusion_model, select)
         return {NETWORK + key: weight for key, weight in found.items()}
 
+    @told_with_version()
     def check_encoder(self) -> None:
         """Raises ValueError when the text encoder is not of the kind that this network reads."""
         check_read(self.network, self.clip)
@@ -106,24 +110,26 @@ class ComfyModel(Planned):
         `in_training` makes the host choose kernels that have a backward pass. Encoders write into
         their activations, which autograd must be allowed to survive.
         """
-        was_training = management.in_training
+        was_training, encoder = management.in_training, self.clip.patcher
         with ExitStack() as stack:
+            stack.enter_context(told_with_version(lambda: self._began))
             # The weights that the host brings to the card are of the kind that it leaves them in.
             with torch.inference_mode():
                 self._load()
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(in_one_stream())
-            stack.enter_context(differentiable_rotations())
-            stack.enter_context(differentiable_products())
-            modules = (self.network.diffusion_model, self.encoder)
-            stack.enter_context(unpacked_for_products(modules))
+            stack.enter_context(trainable_kernels(self.encoder))
             stack.enter_context(aliased((self.network, self.encoder)))
+            stack.callback(setattr, management, "in_training", was_training)
+            management.in_training = True
+            parts = (self.layers, self.device), (self.encoder, encoder.load_device)
+            stack.enter_context(unpacked_for_products(parts))
+            modules = (self.layers, self.encoder)
             stack.enter_context(checkpointed(modules, bool(self.checkpointing)))
             self._saved = stack.enter_context(
                 torch.autograd.graph.allow_mutation_on_saved_tensors()
             )
-            management.in_training = True
             try:
                 yield self
             except BaseException:
@@ -132,7 +138,6 @@ class ComfyModel(Planned):
                 torch.zeros((), requires_grad=True).backward()
                 raise
             finally:
-                management.in_training = was_training
                 self._saved = None
 
     def _load(self) -> None:
@@ -167,6 +172,7 @@ class ComfyModel(Planned):
         They hold the very graphs that hold them: without this a graph that is not gone through to
         its end, as with two gradients of one step, stays until the training is over.
         """
+        self._began = True
         if self._saved is not None:
             self._saved.clear()
 
@@ -321,7 +327,8 @@ class ComfyModel(Planned):
             self._make_room()
             if pictures.ndim == 5:  # a video model: its first frames
                 pictures = pictures[:, 0]
-            return pictures.clamp(0, 1).cpu()
+            # Qwen-Image 2.1's autoencoder gives how opaque they are, too.
+            return pictures[..., :3].clamp(0, 1).cpu()
 
     def _sigma(self, t: torch.Tensor) -> torch.Tensor:
         """Noise level of timesteps in 0..1000."""

@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
+import comfy.cli_args
 import comfy.ops
+import torch
+from torch.utils._pytree import tree_leaves
+
+# Functions of torch that may be told to write their result into a tensor, as the blocks of newer
+# hosts' language models end in `torch.add(residual, x, out=x)`. Not exp: where sub-quadratic
+# attention writes by it, PyTorch's attention is to take its place (see attention.py).
+WRITING = (
+    *("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide"),
+    *("addcmul", "addcdiv", "addmm", "addmv", "addbmm", "baddbmm", "lerp"),
+    *("mm", "mv", "bmm", "matmul", "outer", "dot"),
+    *("cat", "concat", "stack", "index_select", "gather", "where"),
+    *("neg", "abs", "square", "pow", "sqrt", "rsqrt", "reciprocal", "log", "sin", "cos"),
+    *("sigmoid", "tanh", "erf", "softmax", "clamp", "maximum", "minimum", "sum", "mean", "cumsum"),
+)
+
+# What the host compiles by itself, newer versions by default. Their own training asks for neither.
+COMPILERS = ("disable_comfy_compiler", "disable_cuda_graphs")
+
+
+@contextmanager
+def trainable_kernels(encoder: torch.nn.Module) -> Iterator[None]:
+    """All of the below: while this lasts, gradients pass through what the host computes with."""
+    with ExitStack() as stack:
+        stack.enter_context(differentiable_rotations())
+        stack.enter_context(differentiable_products())
+        stack.enter_context(differentiable_writing())
+        stack.enter_context(own_attention(encoder))
+        stack.enter_context(uncompiled())
+        yield
 
 
 @contextmanager
@@ -53,3 +84,91 @@ def differentiable_products() -> Iterator[None]:
         yield
     finally:
         comfy.ops.fp8_linear = before
+
+
+@contextmanager
+def differentiable_writing() -> Iterator[None]:
+    """Functions of torch that write into a tensor (`out=`), in a form that autograd takes.
+
+    Torch refuses them where a gradient is wanted, and only there are they changed: what other
+    threads compute meanwhile is computed as before. Also a block that a backward pass computes
+    again comes here, which a mode of torch's would miss.
+    """
+    before = {name: getattr(torch, name) for name in WRITING if hasattr(torch, name)}
+    try:
+        for name, function in before.items():
+            setattr(torch, name, _writing(function))
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(torch, name, function)
+
+
+def _writing(function: Callable) -> Callable:
+    @functools.wraps(function)
+    def run(*args, out=None, **kwargs):
+        if out is None:
+            return function(*args, **kwargs)
+        leaves = tree_leaves((args, kwargs, out))
+        if not torch.is_grad_enabled() or not any(_wants_gradient(leaf) for leaf in leaves):
+            return function(*args, out=out, **kwargs)
+        return _written(function(*args, **kwargs), out)
+
+    return run
+
+
+def _wants_gradient(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.requires_grad
+
+
+def _written(result: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """The result, put into `out` too: the caller may read it from there."""
+    if out.is_leaf and out.requires_grad:
+        return result  # what is trained is never written over
+    if out.shape != result.shape:
+        out.resize_(result.shape)
+    try:
+        return out.copy_(result)
+    except RuntimeError as error:
+        # Autograd writes into no piece of a tensor that was cut into several at once.
+        if "is a view" not in str(error):
+            raise
+        out.detach().copy_(result.detach())
+        return result
+
+
+@contextmanager
+def own_attention(encoder: torch.nn.Module) -> Iterator[None]:
+    """A text encoder whose file asks for a kernel of attention, as if it asked for none.
+
+    Int8 kernels have no backward pass. A network is given another kernel from outside (see
+    attention.py), which an encoder does not take.
+    """
+    asking = [
+        (parent._modules, name, child)
+        for parent in encoder.modules()
+        for name, child in parent._modules.items()
+        if type(child).__name__ == "ComfyAttention"
+    ]
+    try:
+        for modules, name, child in asking:
+            modules[name] = type(child)()
+        yield
+    finally:
+        for modules, name, child in asking:
+            modules[name] = child
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Without what newer hosts compile: it plans a block's memory, and where its weights lie, for
+    one forward pass, and autograd keeps some of that for the backward pass."""
+    args = comfy.cli_args.args
+    before = {name: getattr(args, name) for name in COMPILERS if hasattr(args, name)}
+    try:
+        for name in before:
+            setattr(args, name, True)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(args, name, value)

@@ -14,6 +14,7 @@ from ..unlearn.model import Part
 from .frozen import blocks, edited, is_quantised
 from .kept import Touched, kept_bytes
 from .memory import MemoryNeed, MemoryPlan, need, plan
+from .version import told_with_version
 
 MEASURED = "a photo of a cat, in the style of an old painting"  # a prompt as long as most
 ENDLESS = 2**62  # bytes
@@ -26,6 +27,7 @@ class Planned:
     beside the models.
     """
 
+    @told_with_version()
     def prepare(
         self, part: Part, select: str, rank: int, batch: int, prompts: int = 0
     ) -> MemoryPlan:
@@ -49,6 +51,7 @@ class Planned:
         needed = need(self.network, part, self._latents(batch), trained, copies, encoding)
         return self._plan(needed, "Training needs", "use smaller images, a rank of 4 to 16")
 
+    @told_with_version()
     def prepare_attack(self, batch: int, prompts: int) -> MemoryPlan:
         """The same for an attack, which trains no weight but seeks words for prompts.
 

@@ -1,5 +1,6 @@
 """The real ComfyUI inside this process, found where `dev.py` put it."""
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -30,6 +31,8 @@ def start(*flags: str) -> None:
 
     tree = path()
     sys.path.insert(0, str(tree))
+    # Versions up to 0.24 do not import it themselves before something else of this name may come.
+    importlib.import_module("utils.install_util")
     if not torch.cuda.is_available():
         flags = ("--cpu", *flags)
     arguments, sys.argv = sys.argv, [str(tree / "main.py"), *flags]

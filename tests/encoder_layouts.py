@@ -25,6 +25,7 @@ from layouts import (
     assemble,
     fill,
     sd3,
+    where_present,
 )
 
 WIDTH = 32
@@ -431,7 +432,8 @@ ENCODERS: dict[str, Callable[[], dict]] = {
 
 
 def build(name: str) -> Loaded:
-    loaded = assemble(name, **ENCODERS[name]())
+    with where_present(name):
+        loaded = assemble(name, **ENCODERS[name]())
     # By themselves they pad a prompt to up to 512 tokens.
     for encoder in ("t5xxl", "umt5xxl", "qwen3_4b"):
         loaded.clip.set_tokenizer_option(f"{encoder}_min_length", 32)

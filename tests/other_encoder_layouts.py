@@ -20,7 +20,7 @@ from encoder_layouts import (
     sentencepiece_model,
     with_small_eye,
 )
-from layouts import LAYOUTS, SMALL_FLUX, SMALL_T5, SMALL_UNET, Loaded, assemble
+from layouts import LAYOUTS, SMALL_FLUX, SMALL_T5, SMALL_UNET, Loaded, assemble, where_present
 
 WORDS = ["a", "photo", "painting", "in", "style", "of", "and", "old", "red", "cat", "dog", "fox"]
 SMALL_EYE = {"hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "depth": 2}
@@ -137,10 +137,7 @@ def qwen3_8b_flux2() -> dict:
     }
 
 
-def qwen3vl_ideogram() -> dict:
-    """Ideogram 4 reads thirteen layers, of which the last is the last but none of 36."""
-    import comfy.text_encoders.ideogram4 as ideogram4
-
+def ideogram() -> dict:
     config = network(
         "Ideogram4",
         image_model="ideogram4",
@@ -155,11 +152,18 @@ def qwen3vl_ideogram() -> dict:
         "llm_features_dim": 13 * WIDTH,
         "mrope_section": [8, 4, 4],
     }
+    sizes = {"qwen3vl_8b_model_config": {**LLAMA, "num_hidden_layers": 36}}
+    return {"config": config, "encoders": sizes}
+
+
+def qwen3vl_ideogram() -> dict:
+    """Ideogram 4 reads thirteen layers, of which the last is the last but none of 36."""
+    import comfy.text_encoders.ideogram4 as ideogram4
+
     return {
-        "config": config,
+        **ideogram(),
         "tokenizer": ideogram4.Ideogram4Qwen3VLTokenizer,
         "encoder": with_small_qwen3_eye(ideogram4.te_qwen3vl()),
-        "encoders": {"qwen3vl_8b_model_config": {**LLAMA, "num_hidden_layers": 36}},
     }
 
 
@@ -168,7 +172,7 @@ def qwen3_ideogram() -> dict:
     import comfy.text_encoders.ideogram4 as ideogram4
 
     return {
-        **qwen3vl_ideogram(),
+        **ideogram(),
         "tokenizer": ideogram4.Ideogram4Tokenizer,
         "encoder": ideogram4.te(),
     }
@@ -811,7 +815,8 @@ REFUSED: dict[str, tuple[Callable[[], dict], str]] = {
 
 def build(name: str) -> Loaded:
     layout = OTHERS[name] if name in OTHERS else REFUSED[name][0]
-    loaded = assemble(name, **layout())
+    with where_present(name):
+        loaded = assemble(name, **layout())
     # By themselves they pad a prompt to up to 512 tokens.
     for encoder in ("t5xxl", "pile_t5xl", "qwen3_8b", "qwen3_2b"):
         loaded.clip.set_tokenizer_option(f"{encoder}_min_length", 32)

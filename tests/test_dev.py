@@ -13,10 +13,12 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 import dev
+from testbed import matrix
 from testbed.server import Interrupted, Progress, PromptError, Server, api_prompt
 
 
@@ -88,7 +90,7 @@ def test_wrong_checksum_leaves_nothing(
 def test_interrupted_unpacking_is_repaired(
     place: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dev, "fetch_archive", lambda step, folder: archive)
+    monkeypatch.setattr(dev, "fetch_archive", lambda *_: archive)
     half = place / ".host" / "download" / "ComfyUI" / "main.py"
     half.parent.mkdir(parents=True)
     half.write_text("half of it")
@@ -104,7 +106,7 @@ def test_interrupted_unpacking_is_repaired(
 def test_another_version_of_the_host_is_kept_aside(
     place: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dev, "fetch_archive", lambda step, folder: archive)
+    monkeypatch.setattr(dev, "fetch_archive", lambda *_: archive)
     dev.get_host(None)
     (dev.HOST / "picture.png").touch()
     monkeypatch.setattr(dev, "HOST_SHA256", "another")
@@ -384,3 +386,59 @@ def test_server_can_be_interrupted_and_goes_on(server: Server) -> None:
     with pytest.raises(Interrupted):
         server.run(picture_prompt(2048, radius=31), on_progress=interrupt)
     server.run(picture_prompt(64))
+
+
+def test_hosts_that_are_promised_are_those_that_were_tried() -> None:
+    """By pyproject.toml, nodes/version.py, dev.py and docs/hosts.md."""
+    root = Path(dev.__file__).parent
+    oldest, newest = min(dev.OTHER_HOSTS), dev.HOST_VERSION
+    assert f'requires-comfyui = ">={oldest}"' in (root / "pyproject.toml").read_text("utf-8")
+    assert f'TESTED = ("{oldest}", "{newest}")' in (root / "nodes/version.py").read_text("utf-8")
+    assert f"ComfyUI, which must be {oldest} or newer" in (root / "README.md").read_text("utf-8")
+    page = (root / "docs/hosts.md").read_text("utf-8")
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| 0.")]
+    assert [row[1].strip() for row in rows] == [*dev.OTHER_HOSTS, newest]
+    assert [row[3].strip() for row in rows] == ["0"] * len(rows), "nothing fails on them"
+
+
+def test_another_version_lies_beside_the_first(
+    place: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is fetched once, by a hash of its own."""
+    asked: list[tuple] = []
+
+    def fetch(step: dev.Step, folder: Path, *wanted: str) -> Path:
+        asked.append(wanted)
+        return archive
+
+    monkeypatch.setattr(dev, "fetch_archive", fetch)
+    for _ in range(2):
+        folder = dev.get_other_host("0.24.0")
+    assert folder == dev.HOST.with_name("ComfyUI-0.24.0")
+    assert (folder / "main.py").is_file()
+    assert not dev.HOST.exists()
+    assert asked == [dev.OTHER_HOSTS["0.24.0"]]
+
+
+REPORT = """<testsuites><testsuite time="12.4">
+<testcase name="test_a"/><testcase name="test_b[x]"><failure/></testcase>
+<testcase name="test_c"><skipped message="Qwen 3.5"/></testcase>
+<testcase name="test_d"><error/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_matrix_says_what_failed_and_what_was_skipped_by_name() -> None:
+    row = matrix.read(ElementTree.fromstring(REPORT), "0.24.0")
+    lines = matrix.table([row]).splitlines()
+    assert lines[-1] == "| 0.24.0 | 1 | 2; test_b[x]; test_d | 1; Qwen 3.5 | 12 |"
+    nothing = ElementTree.fromstring("<testsuites><testsuite time='0'/></testsuites>")
+    assert matrix.read(nothing, "0.24.0").failed == ["no test ran"]
+
+
+def test_matrix_fails_where_a_test_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here none runs."""
+    (tmp_path / "comfyui_version.py").write_text('__version__ = "9.9.9"')
+    monkeypatch.setattr(matrix, "TESTS", ("tests/test_none.py",))
+    monkeypatch.setattr(sys, "argv", ["matrix", str(tmp_path), "--page", str(tmp_path / "page.md")])
+    assert matrix.main() == 1
+    assert "| 9.9.9 | 0 | 1; no test ran | " in (tmp_path / "page.md").read_text("utf-8")

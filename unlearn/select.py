@@ -72,18 +72,11 @@ def encoder_weights(
     for name in names:
         if not (name + ".").startswith(unread_prefixes or ("\0",)):
             module = root.get_submodule(name)
+            _check_experts(module)
             for kind in ("weight", "bias"):
                 tensor = getattr(module, kind, None)
                 if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
                     weights[f"{name}.{kind}"] = tensor
-    # ComfyUI reads those of GPT-OSS one expert at a time, and can put no LoRA on them either.
-    if any(
-        tensor.ndim == 3 and hasattr(tensor, "__tensor_flatten__") for tensor in weights.values()
-    ):
-        raise ValueError(
-            "This text encoder keeps all experts of a layer together in few bits, where ComfyUI "
-            "cannot change them; load it in 16 bits."
-        )
     if weights:
         return weights
     if found and not any(read.values()):
@@ -97,6 +90,19 @@ def encoder_weights(
             "cannot be trained; load it from a safetensors file."
         )
     raise ValueError(f"This text encoder has no weights of the kind {trainable!r} to train.")
+
+
+def _check_experts(module: torch.nn.Module) -> None:
+    """Raises ValueError where a layer is a bank of experts in few bits: ComfyUI reads those of
+    GPT-OSS one expert at a time, and can put no LoRA on them either."""
+    weight = getattr(module, "weight", None)
+    packed = isinstance(weight, torch.Tensor) and hasattr(weight, "__tensor_flatten__")
+    # Some forms lie there as one matrix, the experts' rows below one another.
+    if packed and (weight.ndim == 3 or hasattr(module, "num_experts")):
+        raise ValueError(
+            "This text encoder keeps all experts of a layer together in few bits, where ComfyUI "
+            "cannot change them; load it in 16 bits, or train its attention alone."
+        )
 
 
 def stacks(root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.ModuleList]]:
