@@ -6,6 +6,7 @@
     python dev.py bench    run the benchmark: bench --quick
     python dev.py soak     erase 150 times in one ComfyUI: does memory stay? soak --runs 10
     python dev.py matrix   run the host's tests on older ComfyUIs, too: matrix 0.24.0
+    python dev.py fuzz     give every reader of files bad ones: fuzz --inputs 5000 --seed 0
     python dev.py setup    only get ready
 
 Each first sets up what is missing: a virtual environment in .venv, ComfyUI in .host (or your own,
@@ -556,7 +557,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    tasks = ("setup", "demo", "test", "serve", "bench", "soak", "matrix")
+    tasks = ("setup", "demo", "test", "serve", "bench", "soak", "matrix", "fuzz")
     parser.add_argument("task", choices=tasks)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for what the task starts")
     options = parser.parse_args()
@@ -581,8 +582,7 @@ def main() -> int:
         except SetupError as error:
             print(f"\n{error}", file=sys.stderr)
             return 1
-    tasks = {"demo": "testbed.demo", "bench": "testbed.bench", "soak": "testbed.soak"}
-    module = {**tasks, "test": "pytest"}[options.task]
+    module = "pytest" if options.task == "test" else f"testbed.{options.task}"
     arguments = options.arguments
     if options.task == "test" and not arguments:
         # Two at a time, each whole files: what the tests of a file share is made once.

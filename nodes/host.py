@@ -67,6 +67,7 @@ class ComfyModel(Planned):
         self.vae = autoencoder(vae)
         if self.vae is not None:
             check_vae_fits(self.vae, model.model)
+        check_size(model.model, size)
         self.size, self.checkpointing = size, checkpointing
         self._room = 0  # bytes to be left free beside the models
         self.device = model.load_device
@@ -560,3 +561,17 @@ def in_one_stream() -> Iterator[None]:
         yield
     finally:
         management.NUM_STREAMS = streams
+
+
+def check_size(network: torch.nn.Module, size: tuple[int, int]) -> None:
+    """Raises ValueError for pictures that have not one place in a network's latents.
+
+    size: height and width in pixels.
+    """
+    smallest = network.latent_format.spacial_downscale_ratio
+    if min(size) < smallest:
+        height, width = size
+        raise ValueError(
+            f"The pictures have {width} x {height} pixels, and {smallest} x {smallest} are the "
+            "fewest that this MODEL can look at; connect larger ones."
+        )

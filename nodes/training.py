@@ -175,10 +175,10 @@ class Training:
             if resume.began() and not resume.failed:
                 text += " The state of this run is kept beside it, so that it need not begin anew."
             logging.warning(text)
-            return erasure, None, f"{text}\n"
+            return erasure, None, f"{resume.said}{text}\n"
         resume.close()
         erasure, said = self._judged(node_id, erasure, file)
-        return erasure, file, said
+        return erasure, file, resume.said + said
 
     def _doubts(self, host: ComfyModel, progress: Progress) -> list[str]:
         """What is doubtful of the pictures. Raises ValueError where they clearly show another

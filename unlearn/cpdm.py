@@ -7,6 +7,7 @@ is the nearness of a pair within an evaluated set; its released code gives (M_se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,9 +15,13 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 
+from .model import SMALLEST
+
 WEIGHTS = (0.5, 0.1, 6e4, 40.0)
 """w_l of Inception's blocks 0 to 3."""
 AT_ONCE = 8  # pairs whose features are in memory
+NARROWEST = 64
+"""How many times longer than wide a picture may be: CLIP reads it enlarged by its shorter side."""
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
 """CLIP's image encoder: pictures (N, H, W, 3) in 0..1 to projected embeddings (N, D)."""
@@ -66,6 +71,15 @@ class Traits:
     """(C, h, w) of each block."""
 
 
+def check_size(height: int, width: int) -> None:
+    """Raises ValueError for a picture that cannot be compared."""
+    if min(height, width) < SMALLEST or max(height, width) > NARROWEST * min(height, width):
+        raise ValueError(
+            f"A picture of {width} x {height} pixels cannot be compared; use pictures of at least "
+            f"{SMALLEST} x {SMALLEST} pixels, at most {NARROWEST} times as long as wide."
+        )
+
+
 def semantic_distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """(N,) M_sem of embeddings (N, D): sum over d of (f(x) - f(y))^2, f of length one."""
     apart = F.normalize(one.float(), dim=-1) - F.normalize(other.float(), dim=-1)
@@ -110,6 +124,8 @@ class Metric:
     def traits(self, pictures: Sequence[torch.Tensor]) -> list[Traits]:
         """Of pictures (H, W, 3) of any sizes; those of one size go through the networks at once."""
         found: dict[int, Traits] = {}
+        for height, width, _ in {tuple(picture.shape) for picture in pictures}:
+            check_size(height, width)
         for shape in dict.fromkeys(picture.shape for picture in pictures):
             which = [i for i, picture in enumerate(pictures) if picture.shape == shape]
             batch = torch.stack([pictures[i] for i in which])
@@ -127,7 +143,10 @@ class Metric:
 
     @torch.no_grad()
     def measure(self, pairs: Iterable[Pair]) -> Iterator[Distance]:
-        """Of each pair, as they come: no more than AT_ONCE pairs are held at a time."""
+        """Of each pair, as they come: no more than AT_ONCE pairs are held at a time.
+
+        Raises ValueError for pictures that are too narrow, and for networks that give no numbers.
+        """
         pairs = iter(pairs)
         known: dict[str, Traits] = {}
         while some := list(islice(pairs, AT_ONCE)):
@@ -136,4 +155,10 @@ class Metric:
             found = self.traits([*fresh.values(), *(pair.generated for pair in some)])
             known |= dict(zip(fresh, found))
             for pair, traits in zip(some, found[len(fresh) :]):
-                yield self.distance(known[pair.work], traits)
+                distance = self.distance(known[pair.work], traits)
+                if not math.isfinite(distance.product):
+                    raise ValueError(
+                        f"What the two networks see in {pair.name} or its original is not finite; "
+                        "get their weights anew."
+                    )
+                yield distance

@@ -185,6 +185,11 @@ class DiffusersModel:
     @torch.no_grad()
     def latents(self, images: torch.Tensor) -> torch.Tensor:
         height, width = (side // SIDE * SIDE for side in images.shape[1:3])
+        if not height or not width:
+            raise ValueError(
+                f"The pictures have {images.shape[2]} x {images.shape[1]} pixels, and {SIDE} x "
+                f"{SIDE} are the fewest that this model can look at; use larger ones."
+            )
         top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
         pixels = images[:, top : top + height, left : left + width, :3].movedim(-1, 1) * 2 - 1
         # One by one: an autoencoder needs more memory than all else.

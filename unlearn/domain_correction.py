@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from . import closed_form
+from . import closed_form, fitting
 from .erasure import Erasure
 from .few_shot import STOP_WINDOW, check_concepts
 from .held import Encoded, Held
@@ -218,7 +218,7 @@ class Anchors:
                     )
             return torch.cat(parts)
 
-        self.x0 = resume.once("anchors", draw).to(model.device)
+        self.x0 = resume.once_latents("anchors", model, self.count, draw).to(model.device)
 
     def pair(self, picture: int, concept: int) -> tuple[str, str]:
         """The prompts of a picture, for one of the concepts."""
@@ -247,7 +247,15 @@ def correct(
     mode = Paper if settings.mode == "paper" else Balanced
     erasing = mode(model, edit, concepts, settings, resume, on_step)
     optimiser = erasing.optimiser
-    run = Run(resume, edit, optimiser=optimiser, judge=judge, judging=judging, rng=rng, noise=noise)
+
+    def check(more: dict) -> None:
+        fitting.check_names(more, {"number", *(more.keys() & {"left"})}, "count of steps")
+        fitting.check(type(more["number"]) is int, "its count of steps is no number")
+        fitting.check_number(more["number"], "count of steps", 1, total)
+        fitting.check_numbers(more.get("left", []), "rest", STOP_WINDOW)
+
+    parts = {"judge": judge, "judging": judging, "rng": rng, "noise": noise}
+    run = Run(resume, edit, steps=total, check=check, optimiser=optimiser, **parts)
     encoded = Encoded(model)
     if not run.more:
         erasing.begin()

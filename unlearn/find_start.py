@@ -74,7 +74,7 @@ def find_key_steps(
     generator = torch.Generator().manual_seed(seed)
     noise = model.noise(count, generator)
     x = model.noised(torch.zeros_like(noise), noise, at(times[0], noise))
-    points = sorted({round(i * steps / (POINTS - 1)) for i in range(POINTS)})
+    points = points_of(steps)
     # Rows: the concept's trajectories, then those continued neutrally since each point passed.
     rows = x[:0]
     for step in range(steps):
@@ -109,6 +109,11 @@ def find_key_steps(
         )
     left = ((evidence - none) / (whole - none)).clamp(0, 1)
     return KeySteps(points, left.tolist(), steps)
+
+
+def points_of(steps: int) -> list[int]:
+    """The steps at which a trajectory of so many is continued neutrally, the end among them."""
+    return sorted({round(i * steps / (POINTS - 1)) for i in range(POINTS)})
 
 
 def _evidence(

@@ -70,8 +70,10 @@ class Held:
         self.prompts = words.others(self.COUNT)
 
         with edit.off():
-            self.x0 = resume.once(
+            self.x0 = resume.once_latents(
                 "held",
+                model,
+                len(self.prompts),
                 lambda: drawn(model, self.prompts, seed, on_step, "drawing pictures to hold"),
             ).to(model.device)
 

@@ -6,7 +6,7 @@ The network is torchvision's. Two files of weights are known, torchvision's own 
 
 from __future__ import annotations
 
-import pickle
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import Inception3
+
+from . import torch_files
 
 BLOCKS = ("maxpool1", "maxpool2", "Mixed_6e", "avgpool")
 """Where the features are taken: 64, 192, 768 and 2048 channels, the last of one place."""
@@ -91,38 +93,72 @@ def load_inception(file: Path) -> Inception:
     if not file.is_file():
         raise ValueError(f"There is no file {file}; get {FILES}, and put it there.")
     try:
-        is_safe = file.suffix == ".safetensors"
-        weights = (
-            load_file(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError):
+        weights = _read(file)
+    except (SafetensorError, OSError, ValueError):
         raise ValueError(
             f"{file.name} is cut short or holds no weights that can be read safely; get {FILES} "
             "again."
         ) from None
-    classes = (
-        weights["fc.weight"].shape[0] if isinstance(weights, dict) and _has_end(weights) else 0
-    )
-    if classes not in (FID_CLASSES, TORCHVISION_CLASSES):
+    classes = weights["fc.weight"].shape[:1] if _has_end(weights) else ()
+    if classes not in ((FID_CLASSES,), (TORCHVISION_CLASSES,)):
         raise ValueError(f"{file.name} holds the weights of another network; use {FILES}.")
-    inception = Inception(classes == FID_CLASSES)
-    own = inception.network.state_dict()
     # What is trained beside the network, and how many batches a norm has seen, is not read.
-    counts = {name: t for name, t in own.items() if name.endswith("num_batches_tracked")}
-    read = {name: t for name, t in weights.items() if not name.startswith("AuxLogits.")}
-    read = {**counts, **read}
-    shapes = {name: getattr(t, "shape", None) for name, t in read.items()}
-    wrong = {
-        name for name, t in own.items() if shapes.get(name) != t.shape
-    } | read.keys() - own.keys()
+    read = {
+        name: tensor
+        for name, tensor in weights.items()
+        if not name.startswith("AuxLogits.") and not name.endswith(COUNTED)
+    }
+    own = _shapes(*classes)
+    wrong = {name for name, shape in own.items() if not _fits(read.get(name), shape)}
+    wrong |= read.keys() - own.keys()
     if wrong:
         raise ValueError(
             f"{file.name} is not a whole Inception v3, {min(wrong)} does not fit; get {FILES} "
             "again."
         )
-    inception.network.load_state_dict(read)
+    inception = Inception(classes == (FID_CLASSES,))
+    counts = {n: t for n, t in inception.network.state_dict().items() if n.endswith(COUNTED)}
+    inception.network.load_state_dict({**counts, **read})
     return inception
 
 
-def _has_end(weights: dict) -> bool:
-    return isinstance(weights.get("fc.weight"), torch.Tensor)
+COUNTED = "num_batches_tracked"
+LARGEST_FILE = 2**28  # bytes; the network has 27 million weights, at most eight bytes each
+
+
+def _read(file: Path) -> dict:
+    """Raises ValueError, OSError or SafetensorError."""
+    if file.stat().st_size > LARGEST_FILE:
+        raise ValueError
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    return torch_files.read(file)
+
+
+def _has_end(weights) -> bool:
+    return (
+        isinstance(weights, dict)
+        and all(isinstance(name, str) for name in weights)
+        and isinstance(weights.get("fc.weight"), torch.Tensor)
+    )
+
+
+@cache
+def _shapes(classes: int) -> dict[str, torch.Size]:
+    """Of the network's weights, by name; nothing is made for it."""
+    with torch.device("meta"):
+        network = Inception3(classes, aux_logits=False, init_weights=False)
+    weights = network.state_dict().items()
+    return {name: weight.shape for name, weight in weights if not name.endswith(COUNTED)}
+
+
+def _fits(found, shape: torch.Size) -> bool:
+    """A plain tensor of numbers that can be calculated with."""
+    return (
+        isinstance(found, torch.Tensor)
+        and found.shape == shape
+        and found.layout == torch.strided
+        and found.device.type == "cpu"
+        and found.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        and bool(found.isfinite().all())
+    )

@@ -8,6 +8,7 @@ holds other prompts in place, and stops by itself.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -16,10 +17,10 @@ from typing import Literal
 
 import torch
 
-from . import closed_form
+from . import closed_form, fitting
 from .erasure import Erasure
 from .few_shot import STOP_WINDOW, check_concepts
-from .find_start import KeySteps, find_key_steps
+from .find_start import KeySteps, find_key_steps, points_of
 from .gap import check_takes_vectors
 from .harden import Hardening, check_hardening
 from .held import Encoded, Held, drawn
@@ -246,7 +247,13 @@ def found_start(
         earliest = min(found, key=lambda one: one.start)
         return torch.tensor([earliest.points, earliest.left], dtype=torch.float64)
 
-    points, left = resume.once("start", measure).tolist()
+    def check(kept: torch.Tensor) -> None:
+        known = torch.tensor(points_of(settings.steps), dtype=torch.float64)
+        fitting.check_tensor(kept, (2, len(known)), {torch.float64}, "measured start")
+        is_so = bool((kept[0] == known).all() and (kept[1] >= 0).all() and (kept[1] <= 1).all())
+        fitting.check(is_so, "its measured start is of other steps")
+
+    points, left = resume.once("start", measure, check, 2**20).tolist()
     return KeySteps([int(point) for point in points], left, settings.steps)
 
 
@@ -341,9 +348,17 @@ def paper(
     trajectory = Trajectory(model, settings.steps, settings.guidance, noise)
     optimiser = edit.adam((0.9, 0.999), 1e-8, rate=settings.learning_rate)
     rng = random.Random(settings.seed)
-    run = Run(resume, edit, optimiser=optimiser, trajectory=trajectory, rng=rng)
-    words = Neighbourhood(concepts, KINDS[settings.task], rng)
     total, times = settings.length(len(concepts)), timesteps(settings.steps)
+    run = Run(
+        resume,
+        edit,
+        steps=total,
+        check=lambda more: fitting.check_names(more, (), "walk"),
+        optimiser=optimiser,
+        trajectory=trajectory,
+        rng=rng,
+    )
+    words = Neighbourhood(concepts, KINDS[settings.task], rng)
     shares, encoded = [noise_share(model, t) for t in times], Encoded(model)
 
     def iteration(number: int, which: int, step: int) -> None:
@@ -396,7 +411,20 @@ def balanced(
     trajectory = Trajectory(model, settings.steps, settings.guidance, noise, settings.batch)
     optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=settings.rate)
     rng = random.Random(settings.seed)
-    run = Run(resume, edit, optimiser=optimiser, trajectory=trajectory, rng=rng)
+    total, times = settings.length(len(concepts)), timesteps(settings.steps)
+    count = settings.batch
+    # Of each concept's last whole walk: how much of its own prediction is left. At the last steps,
+    # where pictures are all but finished, there is little to erase.
+    window = max(STOP_WINDOW, settings.steps - settings.first)
+    run = Run(
+        resume,
+        edit,
+        steps=total,
+        check=lambda more: check_walk(more, len(concepts), window, count),
+        optimiser=optimiser,
+        trajectory=trajectory,
+        rng=rng,
+    )
     around = concepts, KINDS[settings.task]
     words = Neighbourhood(*around, rng, settings.anchor, settings.protect)
     encoded = Encoded(model)
@@ -404,11 +432,6 @@ def balanced(
     if settings.start_solved and not run.done:
         closed_form.start(model, edit, optimiser, words, concepts, push)
     held = Held(model, edit, around, settings.protect, settings.seed, resume, on_step)
-    total, times = settings.length(len(concepts)), timesteps(settings.steps)
-    count = settings.batch
-    # Of each concept's last whole walk: how much of its own prediction is left. At the last steps,
-    # where pictures are all but finished, there is little to erase.
-    window = max(STOP_WINDOW, settings.steps - settings.first)
     recent = run.more.setdefault("recent", [[] for _ in concepts])
 
     def iteration(number: int, which: int, step: int) -> None:
@@ -446,8 +469,10 @@ def balanced(
     if settings.harden:
         prompts = [s.format(c) for c in concepts for s in words.sentences(HARDENED_ON)]
         with edit.off():
-            pictures = resume.once(
+            pictures = resume.once_latents(
                 "concepts",
+                model,
+                len(prompts),
                 lambda: drawn(model, prompts, settings.seed, on_step, "drawing the concept"),
             )
         optimiser.state.clear()  # it is done, and hardening has its own
@@ -462,6 +487,23 @@ def balanced(
             settings.seed,
             on_step,
         ).network(held, pictures, times[settings.first :], settings.retention)
+
+
+LONGEST = 200  # letters of a sentence
+
+
+def check_walk(more: dict, concepts: int, window: int, count: int) -> None:
+    """Raises Misfit for what is not kept of a walk in mode "balanced"."""
+    fitting.check_names(more, ("recent", "walked"), "walk")
+    recent, walked = more["recent"], more["walked"]
+    fitting.check(isinstance(recent, list) and len(recent) == concepts, "its walk is of others")
+    for some in recent:
+        fitting.check_numbers(some, "walk", window)
+    fitting.check(isinstance(walked, list) and len(walked) == count, "its walk is of others")
+    for sentence in walked:
+        # Any other gap than {} would have `format` do more than put the concept in.
+        is_plain = isinstance(sentence, str) and re.fullmatch(r"[^{}]*\{\}[^{}]*", sentence)
+        fitting.check(bool(is_plain) and len(sentence) <= LONGEST, "its walk has no sentences")
 
 
 class Reached(Exception):

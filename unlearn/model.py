@@ -7,6 +7,7 @@ a diffusers pipeline alike. An `Edit` owns the trainable deltas and nothing else
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Literal, Protocol
 import torch
 import torch.nn.functional as F
 
+from . import fitting
 from .gap import Vocabulary
 from .preserve import Projection, preserved
 from .readings import Reading
@@ -506,8 +508,21 @@ class Edit:
             "history": list(self.history),
         }
 
+    def check(self, state) -> None:
+        """Raises Misfit for what is no `state` of an edit of the same weights and rank."""
+        fitting.check_names(state, ("parameters", "read", "history"), "edit")
+        own = list(self.parameters())
+        for name in ("parameters", "read"):
+            kept = state[name]
+            is_whole = isinstance(kept, list) and len(kept) == len(own)
+            fitting.check(is_whole, "its edit is of other weights")
+        for kept, read, parameter in zip(state["parameters"], state["read"], own):
+            fitting.check_like(kept, parameter, "edit")
+            fitting.check(isinstance(read, bool), "its edit is of other weights")
+        fitting.check_numbers(state["history"], "history", sys.maxsize)
+
     def restore(self, state: dict) -> None:
-        """Go on from a `state` of an edit of the same weights and rank."""
+        """Go on from a `state` of an edit of the same weights and rank, which was checked."""
         with torch.no_grad():
             for parameter, kept, read in zip(
                 self.parameters(), state["parameters"], state["read"], strict=True
@@ -537,6 +552,9 @@ method preparing(what, done, total) hears of what is done before the first step,
 def preparing(on_step: OnStep | None, what: str, done: int, total: int) -> None:
     if hasattr(on_step, "preparing"):
         on_step.preparing(what, done, total)
+
+
+SMALLEST = 8  # pixels of a picture's side: one place in the latents of most models
 
 
 def check_images(images: torch.Tensor | None) -> None:

@@ -7,16 +7,18 @@ import logging
 import math
 import os
 import random
+import sys
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.utils._pytree import tree_leaves
 
+from . import fitting, torch_files
 from .erasure import VERSION
-from .model import Edit
+from .fitting import Misfit
+from .model import DiffusionModel, Edit
 from .writing import free_bytes, reason, whole_file
 
 log = logging.getLogger(__name__)
@@ -39,10 +41,21 @@ class Resume:
         self.began_at = self.saved = time.monotonic()
         self.before = 0.0
         """Seconds that a run took before it was cut short, the last time that it kept its state."""
+        self.said = ""
+        """A line for the user where something was kept that could not be used, else empty."""
 
-    def load(self) -> dict | None:
-        """The state of an earlier run; None where there is none or it cannot be read."""
-        return self._read(self.file) if self.file else None
+    def load(self, largest: int | None = None) -> dict | None:
+        """The state of an earlier run; None where there is none or it cannot be read.
+
+        largest: bytes that it may have, where that is known.
+        """
+        return self._read(self.file, largest) if self.file else None
+
+    def doubt(self, file: Path, why: str) -> None:
+        """Tell the user that what is kept in a file is not used. why: a few words."""
+        said = f"What an earlier run kept in {file.name} cannot be used ({why}); it is made anew."
+        log.warning(said)
+        self.said += said + "\n"
 
     def offer(self, state: Callable[[], dict]) -> None:
         """Keep the state if `every` seconds have passed since the last time."""
@@ -50,16 +63,42 @@ class Resume:
             self._write(self.file, state())
             self.saved = time.monotonic()
 
-    def once(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """A tensor that is dear to make: from its own file beside the state where it is there."""
+    def once(
+        self,
+        name: str,
+        make: Callable[[], torch.Tensor],
+        check: Callable[[torch.Tensor], None] = lambda kept: None,
+        largest: int | None = None,
+    ) -> torch.Tensor:
+        """A tensor that is dear to make: from its own file beside the state where it is there.
+
+        check: raises Misfit for one that cannot be what `make` makes. largest: bytes of its file.
+        """
         if not self.file:
             return make()
         file = self.file.with_name(f"{self.file.name}.{name}")
-        kept = self._read(file)
-        if kept is None:
-            kept = make()
-            self._write(file, kept)
+        kept = self._read(file, largest)
+        if kept is not None:
+            try:
+                fitting.check(isinstance(kept, torch.Tensor), "it is no tensor")
+                check(kept)
+                return kept
+            except Misfit as error:
+                self.doubt(file, str(error))
+        kept = make()
+        self._write(file, kept)
         return kept
+
+    def once_latents(
+        self, name: str, model: DiffusionModel, count: int, make: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """`once`, of so many of the model's latents."""
+        shape = count, *model.noise(1, torch.Generator()).shape[1:]
+
+        def check(kept: torch.Tensor) -> None:
+            fitting.check_tensor(kept, shape, FLOATS, "batch of latents")
+
+        return self.once(name, make, check, 4 * math.prod(shape) + MORE)
 
     def began(self) -> bool:
         """Whether anything is kept that another run would go on from."""
@@ -77,17 +116,16 @@ class Resume:
         names = f"{self.file.name}.", f".{self.file.name}."
         return [f for f in self.file.parent.iterdir() if f"{f.name}.".startswith(names)]
 
-    @staticmethod
-    def _read(file: Path):
+    def _read(self, file: Path, largest: int | None):
         if not file.is_file():
             return None
         try:
-            with zipfile.ZipFile(file) as parts:
-                if parts.testzip() is not None:  # which torch.load does not look at
-                    return None
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception:  # noqa: BLE001
-            # Cut short or of another make, which torch says in a dozen ways: the run begins anew.
+            kept = torch_files.read(file, largest)
+            if kept is None:
+                raise ValueError("it is empty")
+            return kept
+        except ValueError as error:
+            self.doubt(file, str(error))
             return None
 
     def _write(self, file: Path, state) -> None:
@@ -117,21 +155,44 @@ def _bytes(state) -> int:
 class Run:
     """All that changes in the course of a run; it begins where `resume` says, or anew.
 
-    parts: by name, whatever has a state: modules, optimisers, generators of random numbers, and
-    what has `state` and `restore` as an Edit does.
+    parts: by name, whatever has a state: modules, Adam, generators of random numbers, and what has
+    `state`, `check` and `restore` as an Edit does. steps: how many it can have done. check: raises
+    Misfit for plain values (`more`) that are none of this run's.
+
+    A state is put back where all of it is what this run expects, or nothing of it is.
     """
 
-    def __init__(self, resume: Resume, edit: Edit, **parts) -> None:
+    def __init__(
+        self,
+        resume: Resume,
+        edit: Edit,
+        *,
+        steps: int = sys.maxsize,
+        check: Callable[[dict], None] = lambda more: None,
+        **parts,
+    ) -> None:
         self.resume, self.edit = resume, edit
         self.parts = {"edit": edit, **parts}
         self.more: dict = {}
         """Plain values to be had again."""
-        state = resume.load()
-        known = {"version", "more", "seconds", *self.parts}
-        if isinstance(state, dict) and state.keys() == known and state["version"] == VERSION:
+        state = resume.load(_largest(self.parts))
+        if state is None:
+            return
+        try:
+            fitting.check_names(state, {"version", "more", "seconds", *self.parts}, "state")
+            fitting.check(state["version"] == VERSION, "it is of another version")
+            fitting.check_number(state["seconds"], "time", 0)
             for name, part in self.parts.items():
-                _restore(part, state[name])
-            self.more, resume.before = state["more"], state["seconds"]
+                _check(part, state[name])
+            fitting.check(len(state["edit"]["history"]) <= steps, "it has more steps than this run")
+            fitting.check(isinstance(state["more"], dict), "its values are none")
+            check(state["more"])
+        except Misfit as error:
+            resume.doubt(resume.file, str(error))
+            return
+        for name, part in self.parts.items():
+            _restore(part, state[name])
+        self.more, resume.before = state["more"], state["seconds"]
 
     @property
     def done(self) -> int:
@@ -148,6 +209,35 @@ class Run:
                 **{name: _state(part) for name, part in self.parts.items()},
             }
         )
+
+
+FLOATS = {torch.float32, torch.float16, torch.bfloat16}
+MORE = 2**26
+"""Bytes that a file may have beside the weights that are trained: histories, a walk's latents."""
+
+
+def _largest(parts: dict) -> int:
+    """Bytes of a whole state: Adam keeps two more of each weight."""
+    weights = [
+        weight
+        for part in parts.values()
+        if isinstance(part, (Edit, torch.nn.Module))
+        for weight in part.parameters()
+    ]
+    return 4 * sum(weight.nbytes for weight in weights) + MORE
+
+
+def _check(part, state) -> None:
+    if isinstance(part, random.Random):
+        fitting.check_random(state)
+    elif isinstance(part, torch.Generator):
+        fitting.check_generator(state)
+    elif isinstance(part, torch.optim.Optimizer):
+        fitting.check_adam(state, part)
+    elif isinstance(part, torch.nn.Module):
+        fitting.check_module(state, part)
+    else:
+        part.check(state)
 
 
 def _state(part):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from . import fitting
 from .model import Conditioning, DiffusionModel
 
 
@@ -90,6 +91,17 @@ class Trajectory:
 
     def state(self) -> dict:
         return {"x": self.x, "step": self.step, "generator": self.generator.get_state()}
+
+    def check(self, state) -> None:
+        """Raises Misfit for what is no `state` of such a trajectory."""
+        fitting.check_names(state, ("x", "step", "generator"), "walk")
+        fitting.check_generator(state["generator"])
+        step, last = state["step"], len(self.times) - 1
+        is_begun = state["x"] is not None
+        is_step = type(step) is int and (0 <= step <= last if is_begun else step == -2)
+        fitting.check(is_step, "its walk has another step")
+        if is_begun:
+            fitting.check_like(state["x"], self.model.noise(self.count, torch.Generator()), "walk")
 
     def restore(self, state: dict) -> None:
         self.x, self.step = state["x"], state["step"]

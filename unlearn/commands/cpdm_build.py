@@ -18,6 +18,7 @@ from .bar import Bar
 from .cpdm_set import COUNT, Caption, read_captions
 from .output import Failure
 from .pictures import write_png
+from .texts import read_text
 
 HELP = "draw pictures from the prompts of a set; an interrupted run goes on where it was"
 AT_ONCE = 3  # pictures drawn together
@@ -112,7 +113,7 @@ def check_run(target: Path, run: dict) -> None:
     """Note in the folder how its pictures are drawn; raises Failure where it was otherwise."""
     file = target / RECEIPT
     if file.is_file():
-        before = json.loads(file.read_text("utf-8"))
+        before = drawn_before(file)
         other = [name for name, value in run.items() if before.get(name) != value]
         if other:
             raise Failure(
@@ -124,6 +125,20 @@ def check_run(target: Path, run: dict) -> None:
     else:
         with whole_file(file) as temporary:
             temporary.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+
+
+def drawn_before(file: Path) -> dict:
+    """What was noted of how a folder's pictures are drawn. Raises Failure where it is damaged."""
+    try:
+        before = json.loads(read_text(file))
+    except (ValueError, RecursionError):
+        before = None
+    if not isinstance(before, dict):
+        raise Failure(
+            f"{file} does not say how the pictures beside it were drawn; name another --generated, "
+            "or delete that folder."
+        )
+    return before
 
 
 def draw(

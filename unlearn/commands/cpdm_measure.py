@@ -18,6 +18,7 @@ from .bar import Bar
 from .cpdm_set import Work, check_same, read_works
 from .output import Failure
 from .pictures import batch, check_png, read_pictures, write_png
+from .texts import read_text
 
 if TYPE_CHECKING:
     from ..inception import Inception
@@ -122,9 +123,7 @@ def networks(given: argparse.Namespace) -> tuple[Embed, Inception]:
 
 
 def load_clip(folder: Path, device: torch.device) -> Embed:
-    """CLIP's image encoder of a folder. Raises Failure where there is none."""
-    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
-
+    """CLIP's image encoder of a folder. Raises Failure or ModelError where there is none."""
     from ..diffusers_files import hush
     from ..model_folder import check_part
 
@@ -136,23 +135,76 @@ def load_clip(folder: Path, device: torch.device) -> Embed:
     check_part(folder)
     hush()
     try:
-        model = CLIPVisionModelWithProjection.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        )
-    except (OSError, ValueError, RuntimeError):
+        check_clip_files(folder)
+        model = clip_of(folder)
+        embed = Eye(model)
+        # What its configuration says may fail at the first picture.
+        embed(torch.full((1, 8, 8, 3), 0.5))
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001
+        # Of another make or damaged, which transformers says in a dozen ways.
         raise Failure(
-            f"{folder} is not CLIP's image encoder; name a folder such as "
+            f"{folder} is not CLIP's image encoder, or not all of it; name a folder such as "
             "openai/clip-vit-large-patch14."
         ) from None
-    model = model.to(device).eval().requires_grad_(False)
-    side = model.config.image_size
-    processor = CLIPImageProcessor(
-        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-    )
-
-    def embed(images: torch.Tensor) -> torch.Tensor:
-        whole = (images * 255).round().to(torch.uint8).movedim(-1, 1)
-        pixels = processor(list(whole.cpu().numpy()), return_tensors="pt").pixel_values
-        return model(pixel_values=pixels.to(device)).image_embeds
-
+    model.to(device)
     return embed
+
+
+def clip_of(folder: Path) -> torch.nn.Module:
+    """The network of a folder. Raises ValueError where weights are missing, and whatever
+    transformers raises."""
+    from transformers import CLIPVisionModelWithProjection
+
+    model, found = CLIPVisionModelWithProjection.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+    )
+    if found["missing_keys"] or found["mismatched_keys"]:
+        raise ValueError("it is not whole")
+    return model.eval().requires_grad_(False)
+
+
+class Eye:
+    """CLIP's image encoder as the metric takes it."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        from transformers import CLIPImageProcessor
+
+        self.model, side = model, model.config.image_size
+        self.processor = CLIPImageProcessor(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        )
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        whole = (images * 255).round().to(torch.uint8).movedim(-1, 1)
+        # Of pictures a pixel or three wide it could not tell which side is the colours.
+        pixels = self.processor(
+            list(whole.cpu().numpy()), return_tensors="pt", input_data_format="channels_first"
+        ).pixel_values
+        return self.model(pixel_values=pixels.to(self.model.device)).image_embeds
+
+
+def check_clip_files(folder: Path) -> None:
+    """Raises ValueError, KeyError or TypeError where a folder asks for a larger network than its
+    files hold: what is missing would be made up."""
+    config = json.loads(read_text(folder / "config.json"))
+    # Of a whole CLIP the image encoder has a part of its own.
+    part = {**CLIP_DEFAULTS, **(config.get("vision_config") or config)}
+    width, inner, layers, side, patch = (part[name] for name in CLIP_DEFAULTS)
+    if not all(type(size) is int and size > 0 for size in (width, inner, layers, side, patch)):
+        raise ValueError("sizes that are none")
+    numbers = layers * (4 * width * width + 2 * width * inner) + (side // patch) ** 2 * width
+    files = [*folder.glob("*.bin"), *folder.glob("*.safetensors")]
+    if numbers > sum(file.stat().st_size for file in files):
+        raise ValueError("more than is there")
+
+
+CLIP_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "image_size": 224,
+    "patch_size": 32,
+}
+"""What transformers takes where a configuration is silent."""

@@ -11,6 +11,7 @@ itself is its authors' to give. Other names of folders can be given.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from .output import Failure
 from .pictures import ENDINGS
+from .texts import read_text
 
 NUMBERED = re.compile(r"(.+)_\d+")
 COUNT = 9
@@ -52,6 +54,9 @@ class Caption:
         return f"{self.name}_{number:05}.png"
 
 
+LONGEST = 200  # bytes of an anchor's name, so that there is room for a number and an ending
+
+
 def read_captions(file: Path) -> list[Caption]:
     """Raises Failure for a file that is missing or not as the set has it."""
     if not file.is_file():
@@ -60,9 +65,8 @@ def read_captions(file: Path) -> list[Caption]:
             "anchor."
         )
     try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
-            rows = list(csv.DictReader(text))
-    except (UnicodeDecodeError, csv.Error):
+        rows = list(csv.DictReader(io.StringIO(read_text(file), newline="")))
+    except (ValueError, csv.Error):
         raise Failure(f"{file} is no table in UTF-8; write it anew as CSV.") from None
     if not rows or not {"image", "prompt"} <= rows[0].keys():
         raise Failure(f"{file} has no line with the columns image and prompt; add them.")
@@ -70,6 +74,10 @@ def read_captions(file: Path) -> list[Caption]:
     for line, caption in enumerate(captions, 2):
         if not caption.name or not caption.prompt.strip():
             raise Failure(f"Line {line} of {file} lacks an image or a prompt; complete it.")
+        if not caption.name.isprintable() or len(caption.name.encode(errors="replace")) > LONGEST:
+            raise Failure(
+                f"The image in line {line} of {file} has a name that no file can have; correct it."
+            )
     check_names([caption.name for caption in captions], file)
     return captions
 

@@ -34,7 +34,7 @@ from ..select import NetworkTrainable, Trainable
 from . import options
 from .bar import Bar
 from .output import Failure, check_output, check_space, save
-from .pictures import batch, read_pictures
+from .pictures import AS_SEEN, batch, read_pictures
 
 HELP = "train an erasure of one or several concepts and write it to a file"
 EXAMPLES = """
@@ -109,7 +109,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="PATH",
         help="few_shot: pictures of the concept, or folders of them; without any the model draws "
-        "them. Of several concepts the same number each, in their order",
+        "them. Of several concepts the same number each, in their order. " + AS_SEEN,
     )
     options.add_size(parser)
     method = parser.add_argument_group("the method's settings")

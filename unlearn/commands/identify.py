@@ -20,7 +20,8 @@ from ..readings import check_words, words_read
 from . import options
 from .bar import Bar
 from .output import Failure
-from .pictures import batch, check_png, read_pictures, write_png
+from .pictures import AS_SEEN, batch, check_png, read_pictures, write_png
+from .texts import read_text
 
 HELP = "say what a model calls the thing in some pictures: the word to unlearn"
 EXAMPLES = """
@@ -48,7 +49,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="PICTURE",
-        help="pictures of one thing or in one style, or folders of them",
+        help="pictures of one thing or in one style, or folders of them. " + AS_SEEN,
     )
     parser.add_argument(
         "--kind",
@@ -152,8 +153,8 @@ def candidates(given: argparse.Namespace) -> list[str]:
     if given.words_file is not None:
         named = given.words_file
         try:
-            text = named.read_text("utf-8-sig")
-        except (OSError, UnicodeDecodeError):
+            text = read_text(named).replace("\r", "\n")
+        except ValueError:
             raise Failure(
                 f"{named} cannot be read as text in UTF-8; name such a --words-file."
             ) from None
