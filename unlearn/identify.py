@@ -33,7 +33,7 @@ TIMES_BESIDE_A_THING = (100.0, 800.0)
 # learnt from, a network overstates what a word for the whole picture says.
 BELIEVED = {"object": 0.5, "style": 1.0, "character": 0.5}
 THING_DRAWS = 32  # with which the thing in a picture is found, before its style is asked for
-MOST_WORDS, LONGEST_WORD = 2000, 200  # candidates, letters: what is beyond is no list of words
+MOST_WORDS = 2000  # candidates: each is asked for at least once
 IN_FULL = 10  # as many words get every draw; more of them are halved down to it
 AT_ONCE = 65536  # pixels of latents that the network works on at once: 16 of 64 x 64...
 ROWS_AT_ONCE = 64  # ... but no more than these
@@ -98,12 +98,6 @@ def check_candidates(words: Sequence[str]) -> list[str]:
         raise ValueError(
             f"There are {len(words)} candidates and at most {MOST_WORDS} are asked for; leave out "
             "the least likely."
-        )
-    longest = max(words, key=len)
-    if len(longest) > LONGEST_WORD:
-        raise ValueError(
-            f"A candidate has {len(longest)} letters ({longest[:40]}...); separate words by commas "
-            "or lines."
         )
     return list(words)
 

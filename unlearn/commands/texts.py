@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-LARGEST = 2**24
+LARGEST = 2**22
 """Bytes of a file that is read: far more than anybody writes by hand."""
 
 
