@@ -73,7 +73,7 @@ class Words:
         if how < 0.05:
             file.mkdir()
         elif how < 0.1:
-            file.write_bytes(b"fox, " * rng.choice((2**19, 2**22)))
+            file.write_bytes(b"fox, " * rng.choice((2**15, 2**22)))
         elif how > 0.15:
             file.write_bytes(change.changed_text(rng, self.GOOD))
         return file

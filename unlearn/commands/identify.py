@@ -144,6 +144,9 @@ def run(given: argparse.Namespace) -> None:
         write_png(given.chart, bars(ranking))
 
 
+LARGEST = 2**18  # bytes of a file of words
+
+
 def candidates(given: argparse.Namespace) -> list[str]:
     """The words that were named, or the built-in ones.
 
@@ -153,10 +156,11 @@ def candidates(given: argparse.Namespace) -> list[str]:
     if given.words_file is not None:
         named = given.words_file
         try:
-            text = read_text(named).replace("\r", "\n")
+            text = read_text(named, LARGEST).replace("\r", "\n")
         except ValueError:
             raise Failure(
-                f"{named} cannot be read as text in UTF-8; name such a --words-file."
+                f"{named} cannot be read as text in UTF-8 of less than {LARGEST >> 10} KB; name "
+                "such a --words-file."
             ) from None
     if text is not None and not text.replace(",", "").strip():
         raise Failure(f"{named} names no word; name at least two, or none for the built-in words.")

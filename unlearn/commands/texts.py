@@ -8,10 +8,10 @@ LARGEST = 2**22
 """Bytes of a file that is read: far more than anybody writes by hand."""
 
 
-def read_text(file: Path) -> str:
+def read_text(file: Path, largest: int = LARGEST) -> str:
     """What a file says in UTF-8. Raises ValueError where it is no such text or far too large."""
     try:
-        if not file.is_file() or file.stat().st_size > LARGEST:
+        if not file.is_file() or file.stat().st_size > largest:
             raise ValueError
         return file.read_bytes().decode("utf-8-sig")
     except OSError:
