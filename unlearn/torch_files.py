@@ -23,7 +23,10 @@ def read(file: Path, largest: int | None = None):
             raise ValueError(f"it has {size} bytes, at most {largest} are expected")
         if zipfile.is_zipfile(file):
             check_members(file, size)
-        # Before PyTorch 1.6 it was no zip file, and nothing in it was packed.
+        # Before PyTorch 1.6 it was no zip file, and nothing in it was packed. Of such a file code
+        # could be run until 2.6 (CVE-2025-32434).
+        elif torch.torch_version.TorchVersion(torch.__version__) < (2, 6):
+            raise ValueError("it is of an old kind, which PyTorch reads safely from 2.6 on")
         return torch.load(file, map_location="cpu", weights_only=True)
     except ValueError:
         raise
