@@ -59,6 +59,8 @@ CHANGES = {
     "squares below zero": put(*MOMENT, "exp_avg_sq", value=-torch.ones(4)),
     "moments in half precision": put(*MOMENT, "exp_avg", value=torch.zeros(4).half()),
     "moments that are not finite": put(*MOMENT, "exp_avg", value=NAN),
+    "moments of no gradients": put(*MOMENT, "exp_avg", value=torch.full((4,), 1e4)),
+    "a weight far too large": put("edit", "parameters", 0, value=torch.full((4,), 1e30)),
     "sparse moments": put(*MOMENT, "exp_avg", value=torch.zeros(4).to_sparse()),
     "moments without values": put(*MOMENT, "exp_avg", value=torch.zeros(4, device="meta")),
     "a moment is missing": take(*MOMENT, "exp_avg_sq"),

@@ -13,6 +13,11 @@ from collections.abc import Collection, Sequence
 import torch
 
 
+LARGEST = 65504.0
+STEEPEST = 32.0
+"""How many times larger than the root of its square Adam's first moment may be: by its betas 18."""
+
+
 class Misfit(ValueError):
     """It is not what the run expects; the message has a few words, no sentence."""
 
@@ -46,8 +51,9 @@ def check_tensor(value, shape: Sequence[int], dtypes: Collection[torch.dtype], w
     plain = value.layout == torch.strided and value.device.type == "cpu"
     check(plain and tuple(value.shape) == tuple(shape), f"its {what} has another shape")
     check(value.dtype in dtypes, f"its {what} is in another precision")
-    finite = not value.is_floating_point() or bool(value.isfinite().all())
-    check(finite, f"its {what} holds values that are not finite")
+    # What half precision cannot hold is no weight and no latent.
+    usual = not value.is_floating_point() or not value.numel() or value.abs().max() <= LARGEST
+    check(bool(usual), f"its {what} holds values that are not finite or far too large")
 
 
 def check_like(value, own: torch.Tensor, what: str) -> None:
@@ -112,6 +118,8 @@ def check_adam(value, own: torch.optim.Optimizer) -> None:
             check_like(one[name], parameters[place], name)
         check(bool(one["step"] >= 0), "its step is below zero")
         check(bool((one["exp_avg_sq"] >= 0).all()), "its squares are below zero")
+        steep = one["exp_avg"].abs() > STEEPEST * one["exp_avg_sq"].sqrt() + 1e-12
+        check(not steep.any(), "its moments belong to no gradients")
 
 
 def _same(one, other) -> bool:
