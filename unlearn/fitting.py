@@ -12,8 +12,8 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-
-LARGEST = 65504.0
+LARGEST = 1e9
+"""Of a weight, a moment or a latent: no run comes near to it."""
 STEEPEST = 32.0
 """How many times larger than the root of its square Adam's first moment may be: by its betas 18."""
 
@@ -51,7 +51,6 @@ def check_tensor(value, shape: Sequence[int], dtypes: Collection[torch.dtype], w
     plain = value.layout == torch.strided and value.device.type == "cpu"
     check(plain and tuple(value.shape) == tuple(shape), f"its {what} has another shape")
     check(value.dtype in dtypes, f"its {what} is in another precision")
-    # What half precision cannot hold is no weight and no latent.
     usual = not value.is_floating_point() or not value.numel() or value.abs().max() <= LARGEST
     check(bool(usual), f"its {what} holds values that are not finite or far too large")
 
