@@ -150,10 +150,9 @@ def untouched(loaded: Loaded, same_objects: bool = True) -> Iterator[None]:
     "prompts",
     [
         ["a cat", "a dog in ink style", ""],
-        ["a (cat:1.4) on a bicycle", "a dog"],
         ["a cat and " * 60, "a dog"],
     ],
-    ids=["plain", "weighted", "long"],
+    ids=["plain", "long"],
 )
 def test_prompts_encode_as_the_stock_node_does(
     pack: ModuleType, loaded: Loaded, prompts: list[str]
@@ -164,6 +163,16 @@ def test_prompts_encode_as_the_stock_node_does(
         alone = conditioning(loaded.clip, prompt)[0]
         assert torch.allclose(encoded[: len(alone)], alone, atol=1e-5)
         assert not encoded[len(alone) :].any()
+
+
+def test_parentheses_are_words_and_no_weights(pack: ModuleType, loaded: Loaded) -> None:
+    """As the stock node encodes them escaped."""
+    with comfy_model(pack, loaded).training() as model:
+        (encoded,) = model.encode(["a (cat:1.4) on a bicycle"]).cross.detach()
+    escaped = conditioning(loaded.clip, r"a \(cat:1.4\) on a bicycle")[0]
+    weighted = conditioning(loaded.clip, "a (cat:1.4) on a bicycle")[0]
+    assert torch.allclose(encoded, escaped, atol=1e-5)
+    assert not torch.allclose(encoded, weighted, atol=1e-2)
 
 
 def test_noised_and_target_are_the_schedules(pack: ModuleType, loaded: Loaded) -> None:
