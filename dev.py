@@ -1,7 +1,7 @@
 """Set up, try, test, serve and measure Concept Unlearn.
 
     python dev.py demo     erase a concept in a real ComfyUI and show before and after
-    python dev.py test     run the tests; what follows goes to pytest: test -k few_shot
+    python dev.py test     run the tests: test --all, or what else pytest takes: test -k few_shot
     python dev.py serve    start ComfyUI with the pack, for a browser: serve --port 8188
     python dev.py bench    run the benchmark: bench --quick
     python dev.py soak     erase 150 times in one ComfyUI: does memory stay? soak --runs 10

@@ -38,8 +38,20 @@ def pytest_report_header() -> str | None:
     return f"AnimateDiff-Evolved: not run, {missing()}." if missing() else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: those without ComfyUI, then those in its process, then the server's."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the slow tests, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Fast tests first: those without ComfyUI, then those in its process, then the server's.
+
+    Slow ones only where they are asked for: by --all, by -m, or by name.
+    """
+    by_name = any("::" in argument for argument in config.args)
+    if not (config.option.all or config.option.markexpr or by_name):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
     def rank(item: pytest.Item) -> int:
         names = getattr(item, "fixturenames", ())
