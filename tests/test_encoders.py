@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from encoder_layouts import ENCODERS, LLAMA, build, quantised, text_encoder
+from families import family_first
 from layouts import SMALL_CLIP, Loaded
 
 SIDE = 64  # pixels
@@ -66,7 +67,7 @@ UNREAD = {
 }
 
 
-@pytest.fixture(scope="module", params=ENCODERS)
+@pytest.fixture(scope="module", params=family_first(ENCODERS))
 def loaded(request: pytest.FixtureRequest, pack: ModuleType) -> Loaded:
     with torch.inference_mode():  # as the host's loader nodes run
         return build(request.param)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import family_first
 from layouts import LAYOUTS, Loaded, build
 
 SIDE = 64  # pixels
@@ -23,7 +24,7 @@ PROMPTS = ("a photo of a cat", "a dog in ink style")
 TIMESTEPS = (0.0, 1.0, 21.0, 500.0, 981.0, 999.0)
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(scope="module", params=family_first(LAYOUTS))
 def loaded(request: pytest.FixtureRequest, pack: ModuleType) -> Loaded:
     with torch.inference_mode():  # as the host's loader nodes run
         return build(request.param)

@@ -15,7 +15,8 @@ from typing import Any
 import encoder_layouts
 import pytest
 import torch
-from layouts import SMALL_CLIP, SMALL_ENCODERS, Loaded, is_absent
+from families import ONE_OF_EACH, family_first
+from layouts import LAYOUTS, SMALL_CLIP, SMALL_ENCODERS, Loaded, is_absent
 from other_encoder_layouts import OTHERS, REFUSED, build
 from test_encoders import (
     CLIP_G,
@@ -104,7 +105,7 @@ UNTESTED = {
 }
 
 
-@pytest.fixture(scope="module", params=OTHERS)
+@pytest.fixture(scope="module", params=family_first(OTHERS))
 def loaded(request: pytest.FixtureRequest, pack: ModuleType) -> Loaded:
     with torch.inference_mode():  # as the host's loader nodes run
         return build(request.param)
@@ -346,3 +347,7 @@ def test_every_text_encoder_of_the_host_is_tested_or_named(pack: ModuleType) -> 
         "entry in other_encoder_layouts.py, in OTHERS where it trains and in REFUSED, with its "
         "sentence, where it does not; or name it in UNTESTED with the reason."
     )
+
+
+def test_the_families_that_are_tested_by_default_are_there() -> None:
+    assert {*encoder_layouts.ENCODERS, *OTHERS, *LAYOUTS} >= ONE_OF_EACH

@@ -1,0 +1,41 @@
+"""One layout of each family of models is tested by default, and all of them with --all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+ONE_OF_EACH = {
+    # Text encoders
+    "CLIP-L, SD 1.5",
+    "CLIP-L and CLIP-G, SDXL",
+    "OpenCLIP-H, SD 2",
+    "T5, LTX",
+    "UMT5, Wan",
+    "Llama and CLIP-L, HunyuanVideo",
+    "Qwen 2.5 VL, Qwen-Image",
+    "Qwen 3, Z-Image",
+    "Gemma 3, Lumina 2",
+    "Jina CLIP",
+    "Pile T5, AuraFlow",
+    "Mistral, Flux 2",
+    "Qwen 3 VL, Krea 2",
+    "Qwen 3.5",
+    "GPT-OSS, Lens",
+    # Networks
+    "sd15",
+    "sd15 v",
+    "sdxl",
+    "sd3",
+    "flux",
+    "wan",
+}
+
+
+def family_first(names: Iterable[str]) -> list:
+    """Parameters for a fixture: all names, those beyond one of each family marked as slow."""
+    return [
+        name if name in ONE_OF_EACH else pytest.param(name, marks=pytest.mark.slow)
+        for name in names
+    ]
