@@ -250,7 +250,8 @@ def foreign_erasure(clip, tensors: Mapping[str, torch.Tensor], name: str) -> Era
     found = max((_renamed(tensors, own, *naming) for naming in namings), key=len)
     if not found:
         raise ErasureError(
-            f"{name} holds neither an erasure nor a text encoder of this kind; choose another file."
+            f"{name} holds neither an erasure nor a text encoder of this kind; choose another "
+            "file. LoRAs are for the Load LoRA node."
         )
     if len(found) < len(own):
         raise ErasureError(

@@ -21,6 +21,7 @@ from ..unlearn.erasure import (
     opened,
 )
 from ..unlearn.prompts import sentence
+from ..unlearn.record import name_of as printed
 from ..unlearn.verdict import told
 from .apply import erased_clip, erased_model, foreign_erasure, has_part
 from .base import UnlearnNode
@@ -50,7 +51,8 @@ def find_file(name: str) -> Path:
         if path:
             return Path(path)
     raise ErasureError(
-        f"There is no {name} in models/loras, output/loras or models/text_encoders; choose another."
+        f"There is no {printed(name) or 'such file'} in models/loras, output/loras or "
+        "models/text_encoders; choose another."
     )
 
 
@@ -187,7 +189,9 @@ def _loaded(
 ) -> io.NodeOutput:
     what = ", ".join(erasure.concepts) or Path(name).stem
     if erasure.changes_nothing:
-        warning = f"Nothing is erased: the file differs in no weight from this one. {warning}"
+        warning = (
+            f"Nothing is erased: the file differs in no weight from what is connected. {warning}"
+        )
     warning = f"{warning} {erasure.remark}".strip()
     if warning:
         logging.warning(f"{Path(name).name}: {warning}")
@@ -275,7 +279,9 @@ class SaveErasedClip(UnlearnNode):
                 f"The erasure cannot be written to output/{filename_prefix} "
                 f"({writing.reason(error)}): make room there, or choose another filename_prefix."
             ) from error
-        text = f"{file.name}, {file.stat().st_size / 1e6:.1f} MB: {', '.join(erasure.concepts)}"
+        text = f"{file.name}, {file.stat().st_size / 1e6:.1f} MB"
+        if erasure.concepts:  # of a text encoder that others erased they are not known
+            text += f": {', '.join(erasure.concepts)}"
         tell(cls.hidden.unique_id, text)
         relative = file.relative_to(Path(folder_paths.get_output_directory()).resolve())
         return io.NodeOutput(str(relative), ui=ui.PreviewText(text))

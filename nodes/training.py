@@ -259,4 +259,7 @@ def summary(
 def described(file: Path | None) -> str:
     if file is None:
         return "File: none, see above."
-    return f"File: {file.name}, {file.stat().st_size / 1e6:.1f} MB."
+    try:
+        return f"File: {file.name}, {file.stat().st_size / 1e6:.1f} MB."
+    except OSError:
+        return f"File: {file.name} is gone. Write the erasure with a Save node."

@@ -159,6 +159,25 @@ def test_an_encoder_of_which_one_weight_was_erased_has_one_change(
     assert set(erasure.deltas) == {KEY}
     assert erasure.delta(KEY).mean() == pytest.approx(0.25, abs=1e-3)
     assert summary == "theirs, strength 1."
+    # A file of theirs does not say what was erased.
+    node = pack.nodes.erased.SaveErasedClip.PREPARE_CLASS_CLONE(None)
+    (text,) = node.execute(erasure, "loras/x", "float16").ui.as_dict()["text"]
+    assert text.endswith(" MB")
+
+
+def test_a_lora_is_sent_to_its_own_node(pack: ModuleType, parts: tuple, loras: Path) -> None:
+    save_file({f"{NAME}.lora_up.weight": torch.zeros(768, 4)}, loras / "a.safetensors")
+    for node, part in (("LoadErasedClip", parts[1]), ("LoadErasedModel", parts[0])):
+        with pytest.raises(ValueError, match=r"choose another file\. LoRAs are for the Load LoRA"):
+            run(getattr(pack.nodes.erased, node), part, "a.safetensors", 1.0)
+
+
+@pytest.mark.parametrize(("name", "shown"), [("", "such file"), ("a\nb", "a b")])
+def test_a_name_that_no_file_has_is_shown_on_one_line(
+    pack: ModuleType, host: ModuleType, name: str, shown: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^There is no {shown} in models/loras"):
+        pack.nodes.erased.find_file(name)
 
 
 # Erasures

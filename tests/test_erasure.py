@@ -220,11 +220,14 @@ def missing(file: Path) -> None:
     [
         (cut_short, "bad.safetensors is cut short or not a safetensors file"),
         (cut_in_the_header, "bad.safetensors is cut short or not a safetensors file"),
-        (no_safetensors, "bad.safetensors is cut short or not a safetensors file"),
+        (no_safetensors, r"not a safetensors file \(it begins with '<!DOCTYP'\)"),
         (empty, "bad.safetensors is cut short or not a safetensors file"),
         (folder, "bad.safetensors is cut short or not a safetensors file"),
         (other_format, r"is not an erasure of this pack \(its format is pt"),
-        (without_metadata, "is not an erasure of this pack"),
+        (
+            without_metadata,
+            "is not an erasure of this pack.*; choose another file. LoRAs are for",
+        ),
         (later_version, "its format is concept-unlearn/9, wanted is concept-unlearn/1"),
         (unknown_key, "has a tensor of no known kind, text_encoders.clip_l.hada_w1_a"),
         (half_a_pair, "has only a part of the change of .*fc1.weight"),

@@ -250,6 +250,24 @@ def test_pictures_are_drawn_a_few_at_a_time_each_with_its_own_seed(
     assert max(asked) <= 4
 
 
+def test_what_is_drawn_before_the_first_step_is_told() -> None:
+    class Heard:
+        def __init__(self) -> None:
+            self.drawn: list[tuple[str, int, int]] = []
+
+        def __call__(self, *_: object) -> None:
+            raise Cancelled
+
+        def preparing(self, *told: object) -> None:
+            self.drawn.append(told)
+
+    heard = Heard()
+    with pytest.raises(Cancelled):
+        few_shot(TinyModel(), ["cat", "owl"], None, FewShotSettings(shots=5), heard)
+    whats = [f"drawing pictures of {concept}" for concept in ("cat", "owl")]
+    assert heard.drawn == [(what, done, 5) for what in whats for done in (0, 4)]
+
+
 def test_a_name_of_several_tokens_is_drawn_to_as_many_neutral_words() -> None:
     def neutral(concept: str, kind: str, anchor: str = "") -> str:
         return Neighbourhood([concept], kind, random.Random(0), anchor).neutral(

@@ -184,6 +184,28 @@ def test_close_without_a_folder_does_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_in_the_place_of_the_folder_is_no_state(tmp_path: Path) -> None:
+    """Somebody may change the folder while a run goes on, whose result must not be lost to it."""
+    (tmp_path / "folder").touch()
+    resume = Resume(tmp_path / "folder" / "run")
+    assert not resume.began()
+    resume.close()
+
+
+def test_a_state_that_cannot_be_removed_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resume = Resume(tmp_path / "run", every=0)
+    resume.offer(lambda: {"number": 1})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    resume.close()
+    assert resume.began()
+
+
 def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     resume = Resume(tmp_path / "run", every=0)
     resume.offer(lambda: {"number": 1})

@@ -346,6 +346,23 @@ def test_what_cannot_be_written_is_handed_on(pack: ModuleType, loaded: tuple) ->
     assert pack.nodes.training.described(kept) == "File: none, see above."
 
 
+def test_what_is_taken_away_while_it_trains_is_handed_on(pack: ModuleType, loaded: tuple) -> None:
+    """The folder, in whose place there is then a file; and the file, once it is written."""
+    training, erasure = a_training(pack, loaded, "taken_away/below"), learnt(pack)
+
+    def learn(host: Any, progress: Any, resume: Any) -> Any:
+        parent = resume.file.parent.parent
+        parent.rmdir() if parent.exists() else None
+        parent.touch()
+        return erasure
+
+    found, file, said = training.run(None, trained_weights(pack), learn)
+    assert file is None
+    assert said.startswith("Not kept: ")
+    assert torch.equal(found.delta("a.weight"), erasure.delta("a.weight"))
+    assert "cat.safetensors is gone" in pack.nodes.training.described(Path("cat.safetensors"))
+
+
 def test_a_run_whose_result_the_disk_has_no_room_for_does_not_begin(
     pack: ModuleType, loaded: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:

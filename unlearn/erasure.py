@@ -148,7 +148,8 @@ class Erasure:
             if metadata.get("format") != FORMAT:
                 raise ErasureError(
                     f"{Path(file).name} is not an erasure of this pack (its format is "
-                    f"{records.name_of(metadata.get('format', 'not named'))}, wanted is {FORMAT})."
+                    f"{records.name_of(metadata.get('format', 'not named'))}, wanted is {FORMAT}); "
+                    "choose another file. LoRAs are for the Load LoRA node."
                 )
             # Copies: what is read in place keeps the file open, and Windows then lets nobody
             # replace or delete it.
@@ -195,8 +196,11 @@ def _check_header(file: Path) -> None:
     if not stat.S_ISREG(file.stat().st_mode):
         raise SafetensorError("not a file")
     with file.open("rb") as content:
-        length = int.from_bytes(content.read(8), "little")
+        begin = content.read(8)
+    length = int.from_bytes(begin, "little")
     if length > HEADER:
+        if begin.isascii():  # a web page, a pointer of Git LFS, a file of PyTorch
+            raise SafetensorError(f"it begins with {begin.decode()!r}")
         raise SafetensorError(f"a header of {length} bytes, at most {HEADER} are read")
 
 

@@ -22,7 +22,7 @@ from .apart import apart
 from .erasure import Erasure, images_hash
 from .gap import check_takes_vectors
 from .harden import OTHERS, SENTENCES, Hardening, check_hardening
-from .model import Conditioning, DiffusionModel, Edit, OnStep, check_images
+from .model import Conditioning, DiffusionModel, Edit, OnStep, check_images, preparing
 from .neighbourhood import Kind, Neighbourhood
 from .preserve import Projection
 from .prompts import templates
@@ -115,7 +115,7 @@ def few_shot(
     concepts, settings = as_read(concepts, settings, model.readings)
     if settings.harden:
         check_takes_vectors(model)
-    pictures = concept_latents(model, concepts, images, settings)
+    pictures = concept_latents(model, concepts, images, settings, on_step)
     run = paper if settings.mode == "paper" else balanced
     return trained(
         model,
@@ -171,6 +171,7 @@ def concept_latents(
     concepts: Sequence[str],
     images: torch.Tensor | None,
     settings: FewShotSettings,
+    on_step: OnStep | None = None,
 ) -> list[torch.Tensor]:
     """Clean latents of each concept's pictures, given or drawn from its own prompts."""
     if images is not None:
@@ -181,10 +182,10 @@ def concept_latents(
         prompts = [
             rng.choice(templates(settings.kind)).format(concept) for _ in range(settings.shots)
         ]
-        parts = [
-            model.sample(prompts[i : i + DRAWN_AT_ONCE], settings.seed + i)
-            for i in range(0, len(prompts), DRAWN_AT_ONCE)
-        ]
+        parts = []
+        for i in range(0, len(prompts), DRAWN_AT_ONCE):
+            preparing(on_step, f"drawing pictures of {concept}", i, len(prompts))
+            parts.append(model.sample(prompts[i : i + DRAWN_AT_ONCE], settings.seed + i))
         drawn.append(torch.cat(parts))
     return drawn
 

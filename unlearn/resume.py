@@ -10,6 +10,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -107,14 +108,18 @@ class Resume:
     def close(self) -> None:
         """The run is done: its state is of no use any more."""
         for file in self._files():
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # what was trained must not be lost to it
+                file.unlink()
 
     def _files(self) -> list[Path]:
         """The state, what was made once, and what a killed process left half written."""
-        if not self.file or not self.file.parent.exists():
+        if not self.file:
             return []
         names = f"{self.file.name}.", f".{self.file.name}."
-        return [f for f in self.file.parent.iterdir() if f"{f.name}.".startswith(names)]
+        try:
+            return [f for f in self.file.parent.iterdir() if f"{f.name}.".startswith(names)]
+        except OSError:  # the folder is gone, or no folder any more
+            return []
 
     def _read(self, file: Path, largest: int | None):
         if not file.is_file():
