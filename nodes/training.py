@@ -151,8 +151,9 @@ class Training:
                 resume.close()
                 if not error.history:
                     raise RuntimeError(
-                        f"{error} Nothing was learnt, so nothing is kept. If it is so at every "
-                        "try, what the model itself draws is not finite: look at the LoRAs on it."
+                        "The loss or its gradients are NaN or infinite from the start. Nothing was "
+                        "learnt, so nothing is kept: look at the weights of the MODEL and the "
+                        "CLIP, their precision and the LoRAs on them."
                     ) from error
                 aside = file.with_name(f"{file.stem}_unfinished.safetensors")
                 lost = save(error.erasure, aside)

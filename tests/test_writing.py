@@ -74,7 +74,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
     before = file.read_bytes()
     with files_of_at_most(1000), pytest.raises(writing.ERRORS) as error:
         erasure(1000).save(file)
-    assert "File too large" in writing.reason(error.value)
+    assert writing.reason(error.value) == "File too large"
     assert file.read_bytes() == before
     assert inside(tmp_path) == [file.name]
 

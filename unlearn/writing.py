@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -116,5 +117,9 @@ def _nearest(path: Path) -> Path:
 
 def reason(error: Exception) -> str:
     """Why something could not be written, in a few words."""
-    lines = str(error).strip().splitlines()
-    return getattr(error, "strerror", None) or (lines[0] if lines else type(error).__name__)
+    if getattr(error, "strerror", None):
+        return error.strerror
+    first = str(error).strip().partition("\n")[0]
+    # safetensors puts its own words around the system's.
+    found = re.fullmatch(r".*I/O error: (.+) \(os error \d+\)", first)
+    return found[1] if found else first or type(error).__name__
