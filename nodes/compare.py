@@ -21,9 +21,11 @@ from ..unlearn.typed import split_concepts
 from ..unlearn.words import VOCABULARY
 from .apply import alike
 from .base import UnlearnNode
-from .connected import check_vae
+from .connected import check_vae, check_vae_fits
 from .host import ComfyModel
 from .identify import Counting
+from .identity import without_hooks
+from .reading import check_read
 from .report import tell
 from .sockets import (
     erased_inputs,
@@ -130,6 +132,7 @@ class CompareErasure(UnlearnNode):
         host = ComfyModel(model, clip, vae, (height, width))
         check_vae(vae)
         host.check_encoder()
+        check_pair(erased_model or model, erased_clip or clip, vae)
         node_id = cls.hidden.unique_id
         prompted, seeds = [*asked, *near], range(seed, seed + count)
         # What is typed as a prompt may hold weights. A concept's own parentheses are none.
@@ -172,6 +175,12 @@ class CompareErasure(UnlearnNode):
         for typed in cls.typed(concept=concept).values():
             split_concepts(typed)
         return True
+
+
+def check_pair(model, clip, vae) -> None:
+    """Raises ValueError where what was erased is of another model than the rest."""
+    check_vae_fits(vae, model.model)
+    check_read(model.model, without_hooks(clip))
 
 
 def lines(text: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from encoder_layouts import build
 from small_erasures import NETWORK, of_the_encoder, of_the_network, run
 
 import testbed.pack
@@ -165,3 +166,16 @@ def test_a_style_is_asked_for_and_judged_as_a_style(
         (4, ["watercolor"], "style", []),
         (4, ["ink"], "style", ["house", "fox"]),
     ]
+
+
+def test_an_erased_part_of_another_model_is_refused_before_anything_is_drawn(
+    pack: ModuleType, parts: tuple, comparing: Any
+) -> None:
+    other = build("T5, LTX")
+    model, clip, vae = parts
+    for erased in ({"erased_clip": other.clip}, {"erased_model": other.model}):
+        with pytest.raises(ValueError, match="do not belong together"):
+            comparing(**erased)
+        asked = ("fox", "object", "quick", 0, 2, 4.0, SIDE, SIDE)
+        with pytest.raises(ValueError, match="do not belong together"):
+            run(pack.nodes.probe.ProbeErasure, model, clip, vae, *asked, **erased)
