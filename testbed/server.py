@@ -430,13 +430,15 @@ def api_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[st
 def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
     """Name the values of a saved node, which are a bare list in the order of its widgets.
 
-    Values beyond the last widget belong to widgets that the browser adds for display.
+    Values beyond the last widget belong to widgets that the browser adds for display. Optional
+    widgets at the end may have none: a file saved before there were any is as good.
     """
     values = node.get("widgets_values") or []
     if isinstance(values, dict):
         return dict(values)
     names = _widget_names(info["input"])
-    if len(values) < len([name for name in names if name]):
+    needed = _widget_names({"required": info["input"].get("required", {})})
+    if len(values) < len([name for name in needed if name]):
         raise ValueError(
             f"Node {node['id']} ({node['type']}) has {len(values)} saved values for the widgets "
             f"{', '.join(name or '(browser only)' for name in names)}."

@@ -350,6 +350,13 @@ def test_api_prompt_refuses_what_the_host_does_not_know() -> None:
         api_prompt({"nodes": [ui_node(1, "Sampler", [5, "fixed"])], "links": []}, OBJECT_INFO)
 
 
+def test_a_file_from_before_an_optional_widget_is_as_good() -> None:
+    saved = [5, "fixed", 6, "fixed", 12, "euler"]
+    workflow = {"nodes": [ui_node(1, "Sampler", saved)], "links": []}
+    inputs = api_prompt(workflow, OBJECT_INFO)["1"]["inputs"]
+    assert inputs == {"seed": 5, "noise_seed": 6, "steps": 12, "name": "euler"}
+
+
 def picture_prompt(width: int, prefix: str = "plain", radius: int = 1) -> dict:
     size = {"width": width, "height": 32, "batch_size": 2, "color": 0xFF0000}
     blur = {"image": ["1", 0], "blur_radius": radius, "sigma": 1.0}

@@ -269,10 +269,12 @@ def test_picture_is_judged_with_more_draws_where_the_first_do_not_tell() -> None
 def test_model_that_is_broken_has_erased_nothing() -> None:
     broken = Drawer()
     broken.sample = lambda prompts, *_: torch.full((len(prompts), 2, 1, 1), torch.nan)
-    with pytest.raises(ValueError, match="what is drawn of mushroom holds NaN") as error:
+    with pytest.raises(ValueError, match="What is drawn is not finite") as error:
         measured(broken)
     assert isinstance(error.value, verdict.NOT_MEASURED)
-    assert verdict.not_measured(error.value).endswith("infinite values. The erasure is kept.")
+    said = verdict.not_measured(error.value)
+    assert "that model is broken, not erased" in said
+    assert said.endswith("The erasure is kept.")
 
 
 @pytest.mark.parametrize(
