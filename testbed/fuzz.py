@@ -11,6 +11,7 @@ memory. Each runs in a process of its own, so that one which is killed or hangs 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import multiprocessing
 import sys
 import time
@@ -25,12 +26,15 @@ import psutil
 import torch
 
 from testbed import fuzz_changes
+from testbed.tether import end_with_parent
 from unlearn.columns import columns
 from unlearn.peak_memory import PeakMemory
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS, MEMORY = 10.0, 2**30
 """What one input may cost."""
+LONGEST = 25 * SECONDS
+"""Seconds after which a process ends by itself: its parent would have ended it by then."""
 LOOK = 0.2  # seconds between two looks at a process that says nothing
 ALLOWED = ("ValueError", "ErasureError", "ModelError", "Failure")
 """By name and no others: what Python and the libraries derive from ValueError is raw, and the
@@ -117,6 +121,9 @@ def _work(name: str, numbers: range, seed: int, told) -> None:
 
     from testbed.fuzz_readers import READERS
 
+    end_with_parent()
+    # The thread that waits for that cannot run while one call of a library never comes back.
+    faulthandler.dump_traceback_later(LONGEST, exit=True)
     logging.disable()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -124,6 +131,7 @@ def _work(name: str, numbers: range, seed: int, told) -> None:
         reader = READERS[name](Path(folder))
         ask(reader, -1, seed, Path(folder))  # what the first input loads is no input's
         for number in numbers:
+            faulthandler.dump_traceback_later(LONGEST, exit=True)
             told.send(number)
             told.send(ask(reader, number, seed, Path(folder)))
     told.send(None)

@@ -8,6 +8,7 @@ process, also when it is killed and has no time to clean up, on every system ali
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import runpy
 import sys
@@ -20,6 +21,16 @@ def end_with(lifeline: int) -> None:
     while os.read(lifeline, 1):
         pass
     os._exit(1)
+
+
+def end_with_parent() -> None:
+    """In a process that multiprocessing started: end it when its parent has ended."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def main() -> None:

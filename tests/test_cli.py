@@ -405,7 +405,10 @@ def test_output_that_is_there_stays(
     assert "was not written by this program, so --force does not" in sentence(
         [*erase, mine, "--force"], capsys
     )
-    assert "must end in .safetensors" in sentence([*erase, tmp_path / "a"], capsys)
+    for name in ("a", ".safetensors"):
+        assert "must end in .safetensors, with a name before it" in sentence(
+            [*erase, tmp_path / name], capsys
+        )
     apply = ["apply", folder, full, "--force", "-o"]
     assert "was not written by this program" in sentence([*apply, folder], capsys)
     assert "was not written by this program" in sentence([*apply, tmp_path], capsys)

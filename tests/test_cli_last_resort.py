@@ -14,11 +14,13 @@ import small_pipelines
 import torch
 from commands import sentence
 from conftest import ROOT
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from unlearn import __main__ as program
 from unlearn.__main__ import main
 from unlearn.commands import show
+from unlearn.commands.output import RECEIPT, Failure, new_folder
 from unlearn.erasure import Erasure
 
 KEY = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.bias"
@@ -158,3 +160,58 @@ def test_outputs_that_cannot_be_are_refused_before_any_work(
         assert f"{root} is there already" in sentence(
             ["apply", "no_model", file, *more, "-o", root], capsys
         )
+
+
+def test_pythons_own_words_are_not_taken_for_a_sentence(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line of this package that fails, and raises nothing of its own."""
+    names: dict = {}
+    exec(compile("def two(*given): a, b = [1]", show.__file__, "exec"), names)
+    monkeypatch.setattr(show, "check_record", names["two"])
+    assert "not foreseen (ValueError: not enough values" in sentence(["show", file], capsys)
+
+
+def test_nothing_that_is_read_is_replaced(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = file.read_bytes()
+    onto = ["export", "no_model", file, "--as", "lora", "--force", "-o"]
+    assert "is read here and is not replaced" in sentence([*onto, file], capsys)
+    other = tmp_path / "other.safetensors"
+    other.symlink_to(file)
+    assert "is read here and is not replaced" in sentence([*onto, other], capsys)
+    (file.parent / RECEIPT).touch()
+    around = ["apply", "no_model", file, "--force", "-o", file.parent]
+    assert f"holds {file.name} and is not replaced" in sentence(around, capsys)
+    model = ["apply", file.parent, file, "--force", "-o", file.parent]
+    assert "is read here and is not replaced" in sentence(model, capsys)
+    picture = tmp_path / "a.png"
+    picture.touch()
+    for shown in (picture, tmp_path):
+        chart = ["identify", "no_model", shown, "--chart", picture]
+        assert "a.png is read here and is not replaced; name another --chart" in sentence(
+            chart, capsys
+        )
+    assert file.read_bytes() == before
+
+
+def test_a_folder_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sentence(["show", tmp_path], capsys) == (
+        f"{tmp_path.name} is a folder; name an erasure's file.\n"
+    )
+
+
+def test_a_sentence_ends_once(capsys: pytest.CaptureFixture[str]) -> None:
+    said = sentence(["erase", "no_model", "(fox:2)", "-o", "a.safetensors"], capsys, 2)
+    assert "type the words alone. See python -m unlearn erase --help" in said
+
+
+def test_a_file_that_cannot_be_written_to_its_end_is_named(tmp_path: Path) -> None:
+    """As safetensors says it."""
+    error = SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
+    expected = pytest.raises(Failure, match=r"out cannot be written \(File too large\), so")
+    with expected as said, new_folder(tmp_path / "out", {}):
+        raise error
+    assert str(said.value).endswith("free some space or name another --output.")
+    assert not any(tmp_path.iterdir())

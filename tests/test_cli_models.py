@@ -289,3 +289,19 @@ def test_a_file_with_another_kinds_configuration_gets_a_sentence(
             "); name a diffusers folder of the same kind of model with --config, or it is "
             "incomplete: download or save it again.\n"
         )
+
+
+@pytest.mark.parametrize("command", ["apply", "export", "export --as lora", "export --as peft"])
+def test_weights_too_large_for_their_precision_are_not_written(
+    command: str,
+    folders: dict[str, Path],
+    erasure: Erase,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name, *form = command.split()
+    output = tmp_path / ("a.safetensors" if "lora" in form else "a")
+    given = [name, folders["sd1"], erasure("sd1", "few_shot"), *form, "-o", output]
+    large = ["--strength", "1e20", "--precision", "float16"]
+    assert "too large for float16, so nothing was written" in sentence([*given, *large], capsys)
+    assert not any(tmp_path.iterdir())

@@ -222,7 +222,7 @@ def missing(file: Path) -> None:
         (cut_in_the_header, "bad.safetensors is cut short or not a safetensors file"),
         (no_safetensors, r"not a safetensors file \(it begins with '<!DOCTYP'\)"),
         (empty, "bad.safetensors is cut short or not a safetensors file"),
-        (folder, "bad.safetensors is cut short or not a safetensors file"),
+        (folder, "bad.safetensors is a folder; name an erasure.s file"),
         (other_format, r"is not an erasure of this pack \(its format is pt"),
         (
             without_metadata,

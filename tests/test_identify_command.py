@@ -110,6 +110,8 @@ def test_the_model_stays_what_it_is(folder: Path, shaken: Path) -> None:
         ([*PICTURES, "--words", " ,"], "--words names no word; name at least two"),
         ([*PICTURES, "--words-file", "{tmp}/none.txt"], "cannot be read as text in UTF-8"),
         ([*PICTURES, "--words-file", PICTURES[0]], "cannot be read as text in UTF-8"),
+        ([*PICTURES, "--words-file", "{tmp}/binary.txt"], "cannot be read as text in UTF-8"),
+        ([*PICTURES, "--words", "\x1b,\u200b"], "--words names no word; name at least two"),
         ([*PICTURES, "--words-file", "{tmp}/empty.txt"], "empty.txt names no word"),
         ([*PICTURES, "--chart", "chart.jpg"], "must end in .png; name such a --chart"),
         ([*PICTURES, "--erasure", "{tmp}/none"], "There is no file none; choose another"),
@@ -122,6 +124,7 @@ def test_bad_input_gets_a_sentence_before_any_work(
 ) -> None:
     """The model does not even exist."""
     (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
+    (tmp_path / "binary.txt").write_bytes(b"\0\x1b[31m,fox,cat")
     key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     Erasure({key: {"diff": torch.zeros(2, 2)}}, {}).save(tmp_path / "network")
     Erasure({"clip_l.weight": {"diff": torch.zeros(2, 2)}}, {}).save(tmp_path / "nothing")

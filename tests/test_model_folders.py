@@ -10,6 +10,8 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import small_pipelines
@@ -18,11 +20,12 @@ from commands import sentence
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from unlearn import diffusers_files
+from unlearn import diffusers_files, diffusers_model
 from unlearn.commands.cpdm_measure import load_clip
 from unlearn.diffusers_files import ModelError, load_pipeline
 from unlearn.diffusers_model import DiffusersModel
 from unlearn.erasure import Erasure
+from unlearn.model_folder import pickled
 
 CODE = """
 from pathlib import Path
@@ -359,3 +362,31 @@ def test_a_package_that_is_missing_is_named_and_no_other(
     monkeypatch.setattr(diffusers_files, "load_folder", missing)
     with pytest.raises(ModelError, match="the torchsde library; install what it names, or name"):
         load_pipeline(folder)
+
+
+@pytest.mark.parametrize("side", [[8], [], [8, 8, 8], "8", 8.5, [8, "8"], [0, 8], -8, [8, -8]])
+def test_a_size_that_is_none_gets_a_sentence(side: object) -> None:
+    network = SimpleNamespace(config=SimpleNamespace(sample_size=side))
+    with pytest.raises(ValueError, match="neither a side nor a height and a width"):
+        diffusers_model._own_size(network)
+
+
+def test_a_size_is_a_side_or_a_height_and_a_width() -> None:
+    for side, size in ((8, (64, 64)), ((4, 8), (32, 64)), (None, (512, 512))):
+        network = SimpleNamespace(config=SimpleNamespace(sample_size=side))
+        assert diffusers_model._own_size(network) == size
+
+
+def test_weights_that_unpack_to_more_are_not_unpacked(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3)}, tmp_path / "a.bin")
+    assert pickled(tmp_path / "a.bin").keys() == {"a"}
+    with ZipFile(tmp_path / "a.bin") as good, ZipFile(tmp_path / "b.bin", "w") as bad:
+        for name in good.namelist():
+            bad.writestr(name, good.read(name), ZIP_DEFLATED)
+    damaged = bytearray((tmp_path / "a.bin").read_bytes())
+    place = damaged.find(bytes(12), damaged.find(b"data/0"))  # the tensor's zeros
+    damaged[place + 4] ^= 1
+    (tmp_path / "c.bin").write_bytes(damaged)
+    for name in ("b.bin", "c.bin"):
+        with pytest.raises(ModelError, match="no checkpoint that can be read safely"):
+            pickled(tmp_path / name)

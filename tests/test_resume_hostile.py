@@ -266,11 +266,17 @@ LATENTS = [
 def test_pictures_that_do_not_fit_are_drawn_again(bad, tmp_path: Path) -> None:
     torch.save(bad, tmp_path / "run.held")
     resume, drawn = Resume(tmp_path / "run"), torch.ones(2, 3, 4, 4)
+    used: list[str] = []
+    resume.on_use = lambda: used.append("bad")
     assert resume.once_latents("held", TinyNetworkModel(), 2, lambda: drawn) is drawn
     assert "kept in run.held cannot be used" in resume.said
     again = Resume(tmp_path / "run")
-    assert torch.equal(again.once_latents("held", TinyNetworkModel(), 2, lambda: None), drawn)
+    again.on_use = lambda: used.append("good")
+    for _ in range(2):
+        kept = again.once_latents("held", TinyNetworkModel(), 2, lambda: None)
+        assert torch.equal(kept, drawn)
     assert not again.said
+    assert used == ["good"], "told once, and of what is used alone"
 
 
 def test_domain_correction_draws_its_pictures_again(tmp_path: Path) -> None:

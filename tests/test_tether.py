@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT
 
@@ -98,3 +99,30 @@ def gone(name: str, port: int) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+FORKS = """
+import multiprocessing, os, sys, time
+sys.path.append(sys.argv[1])
+from testbed.tether import end_with_parent
+
+def work():
+    end_with_parent()
+    print(os.getpid(), flush=True)
+    time.sleep(300)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=work).start()
+    time.sleep(300)
+"""
+
+
+@each_end
+def test_a_worker_ends_with_its_parent(end: str, tmp_path: Path) -> None:
+    script = tmp_path / "forks.py"
+    script.write_text(FORKS)
+    command = [sys.executable, script, str(ROOT)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        worker = psutil.Process(int(parent.stdout.readline()))
+        getattr(parent, end)()
+        worker.wait(timeout=60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import errno
 import os
 import signal
@@ -70,10 +71,14 @@ def _sentence(error: Exception, command: str) -> str:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether it was raised in this package, which says what is wrong in a sentence; a library's
-    is for programmers."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return Path(frames[-1].f_code.co_filename).is_relative_to(Path(__file__).parent)
+    """Whether a line of this package raised it, which says what is wrong in a sentence; a library's
+    and Python's own are for programmers."""
+    last = error.__traceback__
+    while last.tb_next:
+        last = last.tb_next
+    code = last.tb_frame.f_code
+    raised = code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return raised and Path(code.co_filename).is_relative_to(Path(__file__).parent)
 
 
 @contextlib.contextmanager

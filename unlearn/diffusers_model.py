@@ -419,8 +419,15 @@ def _encoders(pipeline) -> dict[str, tuple[nn.Module, object]]:
 
 
 def _own_size(unet: nn.Module) -> tuple[int, int]:
-    sides = unet.config.sample_size or 64
-    height, width = (sides, sides) if isinstance(sides, int) else sides
+    sides = 64 if unet.config.sample_size is None else unet.config.sample_size
+    sides = [sides, sides] if isinstance(sides, int) else sides
+    counts = isinstance(sides, (list, tuple)) and [s for s in sides if type(s) is int and s > 0]
+    if not counts or not len(sides) == len(counts) == 2:
+        raise ValueError(
+            f"The network's config.json says sample_size {unet.config.sample_size!r}, which is "
+            "neither a side nor a height and a width; download or save it again."
+        )
+    height, width = sides
     return height * SIDE, width * SIDE
 
 

@@ -171,6 +171,8 @@ def opened(file: Path) -> Iterator:
     Raises ErasureError, one sentence, when it is missing, cut short or no such file.
     """
     name = Path(file).name
+    if Path(file).is_dir():
+        raise ErasureError(f"{name or file} is a folder; name an erasure's file.")
     try:
         _check_header(Path(file))
         with safe_open(file, framework="pt") as content:

@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from . import torch_files
+
 INDEX = "model_index.json"
 CLASSES = {
     "diffusers": r"UNet2DConditionModel|UNetMotionModel|MotionAdapter|ControlNetModel|"
@@ -355,7 +357,7 @@ def pickled(file: Path, name: str = "") -> dict:
         # Tensors only: nothing in the file is run. Before PyTorch 1.6 it was no zip file.
         zipped = zipfile.is_zipfile(file)
         if zipped:
-            _check_packing(file)
+            torch_files.check_members(file, file.stat().st_size)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception:  # noqa: BLE001
         # Of another make or damaged, which torch says in a dozen ways.
@@ -366,13 +368,6 @@ def pickled(file: Path, name: str = "") -> dict:
         content = content["state_dict"]
     pairs = content.items() if isinstance(content, Mapping) else ()
     return {key: value for key, value in pairs if isinstance(value, torch.Tensor)}
-
-
-def _check_packing(file: Path) -> None:
-    """Raises ValueError where a file would unpack to more than it has, as torch.save's never do."""
-    with zipfile.ZipFile(file) as parts:
-        if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
-            raise ValueError("packed")
 
 
 def first_line(error: BaseException) -> str:

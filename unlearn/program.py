@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, and where the help is."""
 
     def error(self, message: str) -> None:
-        self.exit(2, f"{message}. See {self.prog} --help\n")
+        self.exit(2, f"{message.rstrip('.')}. See {self.prog} --help\n")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -44,6 +44,8 @@ class Resume:
         """Seconds that a run took before it was cut short, the last time that it kept its state."""
         self.said = ""
         """A line for the user where something was kept that could not be used, else empty."""
+        self.on_use: Callable[[], None] = lambda: None
+        """Called once, when the run goes on from something that was kept."""
 
     def load(self, largest: int | None = None) -> dict | None:
         """The state of an earlier run; None where there is none or it cannot be read.
@@ -57,6 +59,11 @@ class Resume:
         said = f"What an earlier run kept in {file.name} cannot be used ({why}); it is made anew."
         log.warning(said)
         self.said += said + "\n"
+
+    def use(self) -> None:
+        """Something that was kept is used."""
+        self.on_use, told = lambda: None, self.on_use
+        told()
 
     def offer(self, state: Callable[[], dict]) -> None:
         """Keep the state if `every` seconds have passed since the last time."""
@@ -83,6 +90,7 @@ class Resume:
             try:
                 fitting.check(isinstance(kept, torch.Tensor), "it is no tensor")
                 check(kept)
+                self.use()
                 return kept
             except Misfit as error:
                 self.doubt(file, str(error))
@@ -198,6 +206,7 @@ class Run:
         for name, part in self.parts.items():
             _restore(part, state[name])
         self.more, resume.before = state["more"], state["seconds"]
+        resume.use()
 
     @property
     def done(self) -> int:

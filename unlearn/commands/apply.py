@@ -9,7 +9,7 @@ import torch
 
 from ..erasure import check_changes
 from . import options
-from .output import check_output, check_space, new_folder
+from .output import check_apart, check_finite, check_output, check_space, new_folder
 
 HELP = "write a whole model, as a diffusers folder, with erasures in its weights"
 EXAMPLES = """
@@ -35,6 +35,7 @@ def run(given: argparse.Namespace) -> None:
     from .models import load_erasures, load_model
 
     check_output(given.output, given.force, is_folder=True)
+    check_apart(given.output, [given.model, given.config, *given.erasures])
     erasure = load_erasures(given.erasures, given.strength)
     check_changes(erasure, "What is given")
     model = load_model(given.model, given.config, whole=True)
@@ -45,6 +46,7 @@ def run(given: argparse.Namespace) -> None:
     check_space(given.output, count * precision.itemsize)
     warning = base_warning(model, erasure)
     with applied(model, erasure), new_folder(given.output, erasure.record) as folder:
+        check_finite((model.weights[key] for key in erasure.deltas), precision)
         model.pipeline.to(dtype=precision).save_pretrained(folder)
         for name in model.encoders:
             with_usual_names(folder / PARTS[name])

@@ -56,11 +56,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    check_png(given.picture, "--picture")
     sides = [given.generated, *([given.after] if given.after else [])]
     works = [read_works(given.folder / given.anchors, given.folder / side) for side in sides]
     if given.after:
         check_same(*works)
+    files = (file for side in works for work in side for file in (work.anchor, *work.generated))
+    check_png(given.picture, "--picture", files)
 
     embed, inception = networks(given)
     metric = Metric(embed, inception)

@@ -218,7 +218,10 @@ class Method:
 def run(given: argparse.Namespace) -> None:
     method = chosen(given)
     if given.output.suffix != ".safetensors":
-        raise Failure(f"{given.output} must end in .safetensors; name such an --output.")
+        raise Failure(
+            f"{given.output} must end in .safetensors, with a name before it; name such an "
+            "--output."
+        )
     check_output(given.output, given.force)
     pictures = read_pictures(given.images) if given.images else None
     shown = None if pictures is None else len(pictures)
@@ -240,6 +243,9 @@ def run(given: argparse.Namespace) -> None:
     doubts = looked_at(given, method, model, images)
     began = time.monotonic()
     resume = Resume() if method.name == "few_shot" else Resume(resume_file(given, method, model))
+    if resume.file:
+        line = f"Going on with an interrupted run ({resume.file.name})."
+        resume.on_use = lambda: tqdm.write(line, file=sys.stderr)
     try:
         with PeakMemory(model.device) as memory:
             erasure = trained(given, method, model, images, resume)
@@ -405,7 +411,4 @@ def resume_file(given: argparse.Namespace, method: Method, model) -> Path:
         "base": model.base(model.weights),
     }
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
-    file = given.output.with_name(f"{given.output.stem}_{key}.resume")
-    if Resume(file).began():
-        print(f"Going on with an interrupted run ({file.name}).", file=sys.stderr)
-    return file
+    return given.output.with_name(f"{given.output.stem}_{key}.resume")

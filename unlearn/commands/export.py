@@ -10,7 +10,7 @@ import torch
 from ..erasure import NETWORK, Erasure, check_changes
 from ..writing import whole_file
 from . import options
-from .output import Failure, check_output, check_space, new_folder
+from .output import Failure, check_apart, check_finite, check_output, check_space, new_folder, told
 
 HELP = "write erased text encoders, or a LoRA, for diffusers and peft"
 EXAMPLES = """
@@ -56,8 +56,12 @@ def run(given: argparse.Namespace) -> None:
     from .models import load_erasures, load_model
 
     if given.form == "lora" and given.output.suffix != ".safetensors":
-        raise Failure(f"{given.output} must end in .safetensors; name such an --output.")
+        raise Failure(
+            f"{given.output} must end in .safetensors, with a name before it; name such an "
+            "--output."
+        )
     check_output(given.output, given.force, is_folder=given.form != "lora")
+    check_apart(given.output, [given.model, given.config, *given.erasures])
     erasure = load_erasures(given.erasures, given.strength)
     if given.form == "text-encoder":
         _check_encoder_only(erasure)
@@ -91,6 +95,7 @@ def _text_encoders(given: argparse.Namespace, model, erasure: Erasure) -> None:
     count = sum(w.numel() for encoder, _ in model.encoders.values() for w in encoder.parameters())
     check_space(given.output, count * precision.itemsize)
     with applied(model, erasure), new_folder(given.output, erasure.record) as folder:
+        check_finite((model.weights[key] for key in erasure.deltas), precision)
         for name, (encoder, _) in model.encoders.items():
             encoder.to(precision).save_pretrained(folder / PARTS[name], max_shard_size="20GB")
             with_usual_names(folder / PARTS[name])
@@ -103,9 +108,10 @@ def _lora(given: argparse.Namespace, model, erasure: Erasure) -> None:
 
     precision = getattr(torch, given.precision)
     parts = [lora.to(precision) for lora in loras(model, erasure, given.rank)]
+    check_finite((t for lora in parts for t in lora.tensors("").values()), precision)
     check_space(given.output, sum(lora.nbytes for lora in parts))
     if given.form == "lora":
-        with whole_file(given.output) as file:
+        with told(given.output), whole_file(given.output) as file:
             save_lora(parts, file, erasure.record)
     else:
         with new_folder(given.output, erasure.record) as folder:

@@ -17,10 +17,11 @@ from ..identify_sheet import bars, cost, table, verdict
 from ..neighbourhood import Kind
 from ..neighbours import Neighbour, neighbours, proposal, to_protect
 from ..readings import check_words, words_read
+from ..typed import split_words
 from . import options
 from .bar import Bar
 from .output import Failure
-from .pictures import AS_SEEN, batch, check_png, read_pictures, write_png
+from .pictures import AS_SEEN, batch, check_png, picture_files, read_pictures, write_png
 from .texts import read_text
 
 HELP = "say what a model calls the thing in some pictures: the word to unlearn"
@@ -98,7 +99,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    check_png(given.chart, "--chart")
+    check_png(given.chart, "--chart", picture_files(given.pictures))
     words = candidates(given)
     pictures = read_pictures(given.pictures)
     erasure = None if given.erasure is None else encoder_erasure(given.erasure)
@@ -162,7 +163,7 @@ def candidates(given: argparse.Namespace) -> list[str]:
                 f"{named} cannot be read as text in UTF-8 of less than {LARGEST >> 10} KB; name "
                 "such a --words-file."
             ) from None
-    if text is not None and not text.replace(",", "").strip():
+    if text is not None and not split_words(text, "candidate"):
         raise Failure(f"{named} names no word; name at least two, or none for the built-in words.")
     return parse_words(text or "", given.kind)
 

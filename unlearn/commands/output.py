@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,6 +49,15 @@ def check_output(path: Path, force: bool, is_folder: bool = False) -> None:
         )
 
 
+def check_apart(path: Path, inputs: Iterable[Path | None], option: str = "--output") -> None:
+    """Raises Failure where what is read would be replaced by what is written."""
+    place = os.path.realpath(path)
+    for one in inputs:
+        if one is not None and Path(os.path.realpath(one)).is_relative_to(place):
+            what = "is read here" if os.path.realpath(one) == place else f"holds {one.name}"
+            raise Failure(f"{path} {what} and is not replaced; name another {option}.")
+
+
 def _is_ours(file: Path) -> bool:
     try:
         with safe_open(file, framework="pt") as content:
@@ -79,6 +88,18 @@ def check_space(path: Path, needed: int) -> None:
             f"{path} will take {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free there; free "
             "some space or name another --output."
         )
+
+
+def check_finite(tensors: Iterable[torch.Tensor], precision: torch.dtype) -> None:
+    """Raises Failure where what is to be written is too large for its precision."""
+    for tensor in tensors:
+        if not torch.isfinite(tensor.to(precision)).all():
+            name = str(precision).removeprefix("torch.")
+            wider = "--precision float32 or " if precision != torch.float32 else ""
+            raise Failure(
+                f"The erased weights are too large for {name}, so nothing was written; choose "
+                f"{wider}a --strength nearer to 0."
+            )
 
 
 def save(erasure: Erasure, path: Path, precision: torch.dtype, resumable: bool = False) -> None:
@@ -112,9 +133,23 @@ def rewrite(file: Path, change: Callable[[Erasure], Erasure]) -> None:
 
 
 @contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Raises Failure where `path` cannot be written in the block."""
+    try:
+        yield
+    except writing.ERRORS as error:
+        if "No space left" in str(error):  # which __main__ tells
+            raise
+        raise Failure(
+            f"{path} cannot be written ({writing.reason(error)}), so nothing was; free some space "
+            "or name another --output."
+        ) from error
+
+
+@contextmanager
 def new_folder(path: Path, receipt: Mapping) -> Iterator[Path]:
     """`writing.whole_folder`, with a receipt in it."""
-    with writing.whole_folder(path) as new:
+    with told(path), writing.whole_folder(path) as new:
         yield new
         text = json.dumps(receipt, indent=1, sort_keys=True)
         (new / RECEIPT).write_text(text + "\n", encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from ..model import SMALLEST
 from ..writing import whole_file
-from .output import Failure, check_writable
+from .output import Failure, check_apart, check_writable
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
@@ -32,6 +32,13 @@ def read_pictures(paths: list[Path]) -> list[Image.Image]:
     Raises Failure for a path that is missing, holds none, or cannot be read, and for more pictures
     than fit into memory.
     """
+    files = picture_files(paths)
+    check_sizes(files)
+    return [_read(file) for file in files]
+
+
+def picture_files(paths: list[Path]) -> list[Path]:
+    """Raises Failure for a path that is missing or holds no pictures."""
     files: list[Path] = []
     for path in paths:
         if not path.exists():
@@ -45,8 +52,7 @@ def read_pictures(paths: list[Path]) -> list[Image.Image]:
                 "another folder."
             )
         files += inside
-    check_sizes(files)
-    return [_read(file) for file in files]
+    return files
 
 
 def check_sizes(files: list[Path]) -> None:
@@ -130,12 +136,14 @@ def batch(pictures: list[Image.Image], size: tuple[int, int]) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(one) for one in same])).float() / 255
 
 
-def check_png(file: Path | None, option: str) -> None:
-    """Raises Failure for a picture to write that would be of another kind, or cannot be written."""
+def check_png(file: Path | None, option: str, inputs: Iterable[Path] = ()) -> None:
+    """Raises Failure for a picture to write that would be of another kind, takes the place of one
+    that is read, or cannot be written."""
     if file is None:
         return
     if file.suffix.lower() != ".png":
         raise Failure(f"{file} must end in .png; name such a {option}.")
+    check_apart(file, inputs, option)
     check_writable(file)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..record import CONTROL
+
 LARGEST = 2**22
 """Bytes of a file that is read: far more than anybody writes by hand."""
 
@@ -13,6 +15,9 @@ def read_text(file: Path, largest: int = LARGEST) -> str:
     try:
         if not file.is_file() or file.stat().st_size > largest:
             raise ValueError
-        return file.read_bytes().decode("utf-8-sig")
+        text = file.read_bytes().decode("utf-8-sig")
     except OSError:
         raise ValueError from None
+    if CONTROL.search(text):  # no text, but it may decode as one
+        raise ValueError
+    return text
