@@ -22,6 +22,8 @@ def test_it_stops_at_the_next_picture(
 
     cpdm, told = pack.nodes.cpdm, []
     small_inception.write(tmp_path / FILE)
+    # What the host remembers of this folder must not outlive it.
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     monkeypatch.setitem(
         folder_paths.folder_names_and_paths, cpdm.FOLDER, ([str(tmp_path)], {".pth"})
     )

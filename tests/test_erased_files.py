@@ -367,7 +367,8 @@ def test_a_training_node_trains_anew_what_it_cannot_use(
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
     model, clip, vae = parts
     training, settings = pack.nodes.training, pack.unlearn.few_shot.FewShotSettings()
-    run_of = training.Training("few_shot", ["fox"], settings, model, clip, vae, 64, None, "kept", 0)
+    inputs = ["few_shot", ["fox"], settings, model, clip, vae, 64, None, "kept", 0]
+    run_of = training.Training(*inputs, verdict=False)
     good = of_the_encoder(pack, clip, **{**RECORD, "key": "replaced"})
     learnt = []
 
