@@ -259,11 +259,20 @@ def test_picture_is_judged_with_more_draws_where_the_first_do_not_tell() -> None
 
     def predict(*given: Any) -> torch.Tensor:
         found = own(*given)
-        return found + 0.4 * torch.randn(len(found), 1, 1, 1, generator=jitter)
+        return found + 0.2 * torch.randn(len(found), 1, 1, 1, generator=jitter)
 
     doubtful.predict = predict
     measured(Drawer(), original=doubtful)
     assert clear.rows < doubtful.rows <= 3 * clear.rows
+
+
+def test_picture_of_something_else_is_weighed_against_no_rivals() -> None:
+    """That it says too little of it is enough."""
+    shown, gone = Drawer(), Drawer()
+    measured(Drawer(), original=shown)
+    measured(Drawer({"mushroom": "flower"}), original=gone)
+    rivals = verdict.RIVALS * verdict.DRAWS[0] * verdict.PICTURES
+    assert shown.rows - gone.rows == rivals
 
 
 def test_model_that_is_broken_has_erased_nothing() -> None:
