@@ -190,6 +190,14 @@ def test_anchor_in_its_place_is_gone_though_it_resembles_the_concept() -> None:
     assert beside["concepts"]["mushroom"]["verdict"] == "gone"
 
 
+def test_faint_picture_is_not_gone() -> None:
+    """A third of what the word explains of its own picture: of another thing it explains none."""
+    faint = Drawer(akin={("mushroom", "sketch"): 0.1225})
+    found = measured(Drawer({"mushroom": "sketch"}), original=faint)
+    assert found["concepts"]["mushroom"]["explained_after"] == pytest.approx(0.071, abs=1e-3)
+    assert found["concepts"]["mushroom"]["verdict"] == "not gone"
+
+
 @pytest.mark.parametrize("concept", ["Blorbo", "xqzvy", "Zorvek"])
 @pytest.mark.parametrize("kind", ["object", "character", "style"])
 def test_of_an_unknown_word_nothing_can_be_said(concept: str, kind: str) -> None:

@@ -34,8 +34,11 @@ STEPS = 8  # of drawing a picture
 DRAWS = (4, 12)  # of noise for each picture, and for one where the first do not tell
 RIVALS = 2  # words that a concept is weighed against, beside its anchor
 USUAL = 2  # words of which the better one tells how much a known word explains of its own picture
-# A concept must explain so much of that, before and afterwards.
+# A concept must explain so much of that in most of its own pictures.
 LEAST = 0.4
+# Then a picture shows it if it explains so much as of its own: of what shows something else it
+# explains nothing, and in one style less than in another.
+SHOWS = 0.35
 STYLES = ("flat", "glossy", "ink")  # that a thing is asked for in, three times of four
 SURE = 2.0  # standard errors
 ALIKE = 0.8  # of two spellings, where 1 is the same; see difflib
@@ -66,11 +69,13 @@ def measured(
     s = ProbeSettings(kind, prompts=PICTURES, steps=STEPS, seed=seed)
     asked = [Asked.of(concept, kind, anchor) for concept in list(concepts)[:CONCEPTS]]
     found: dict[str, dict] = {}
+    shows: dict[str, float] = {}
     with original() as model:
         least = LEAST * usually_explained(model, concepts, s, on_probe)
         for one in asked:
             x0 = drawn(model, one.prompts, s, f"drawing {one.concept}, original", on_probe)
-            seen = one.seen(model, x0, least, on_probe)
+            seen = one.seen(model, x0, least, on_probe, SHOWS)
+            shows[one.concept] = seen.least
             found[one.concept] = {
                 "verdict": UNKNOWN,
                 "before": seen.shown,
@@ -92,7 +97,7 @@ def measured(
         with original() as model:
             for one, x0 in zip(known, left):
                 of = found[one.concept]
-                seen = one.seen(model, x0, least, on_probe)
+                seen = one.seen(model, x0, shows[one.concept], on_probe)
                 of["verdict"] = word(of["before"], seen.shown)
                 of["after"] = seen.shown
                 of["explained_after"] = round(seen.explained, 4)
@@ -187,6 +192,8 @@ class Seen:
     """How many show it."""
     explained: float
     """Mean share of the loss that the word takes away; see identify.Word."""
+    least: float
+    """The share from which on a picture shows it."""
 
 
 @dataclass(frozen=True)
@@ -219,24 +226,31 @@ class Asked:
         return Asked(concept, kind, prompts, contexts, words)
 
     def seen(
-        self, model: DiffusionModel, x0: torch.Tensor, least: float, on_probe: OnProbe | None
+        self,
+        model: DiffusionModel,
+        x0: torch.Tensor,
+        least: float,
+        on_probe: OnProbe | None,
+        shows: float | None = None,
     ) -> Seen:
-        """x0: latents, one of each prompt. least: share of the loss that the concept must
-        explain."""
+        """x0: latents, one of each prompt. least: share of the loss that the concept must explain;
+        shows: of what it explains of most of these pictures, where that is not below `least`."""
         if not x0.isfinite().all():
             # A broken model shows nothing of the concept, which is no success.
             raise ValueError(f"what is drawn of {self.concept} holds NaN or infinite values")
         on_row = (lambda done, of, _: on_probe("judging", done, of)) if on_probe else None
         asking = Asking(model, x0, self.contexts, self.words, DRAWS[1], self.kind, on_row=on_row)
         pictures, rivals = list(range(len(x0))), range(1, len(self.words))
+        own = asking.shares(pictures, [0], range(DRAWS[0])).mean((1, 2))
+        if shows is not None and own.median() >= least:  # of two in the middle the smaller one
+            least = shows * own.median().item()
         shown = above(lambda some, draws: asking.shares(some, [0], draws)[:, 0] - least, pictures)
         # What says too little needs no rival.
         if shown and rivals:
             shares = asking.shares(shown, rivals, range(DRAWS[0]))
             best = [rivals[place] for place in shares.mean(2).argmax(1).tolist()]
             shown = [i for i, rival in zip(shown, best) if above(_lead(asking, rival), [i])]
-        explained = asking.shares(pictures, [0], range(DRAWS[0])).mean().item()
-        return Seen(len(shown), explained)
+        return Seen(len(shown), own.mean().item(), least)
 
     def meant(self, model: DiffusionModel, x0: torch.Tensor, own: float) -> str:
         """The known word that the concept is spelt almost like, where that word does not explain
