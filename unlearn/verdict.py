@@ -235,9 +235,6 @@ class Asked:
     ) -> Seen:
         """x0: latents, one of each prompt. least: share of the loss that the concept must explain;
         shows: of what it explains of most of these pictures, where that is not below `least`."""
-        if not x0.isfinite().all():
-            # A broken model shows nothing of the concept, which is no success.
-            raise ValueError(f"what is drawn of {self.concept} holds NaN or infinite values")
         on_row = (lambda done, of, _: on_probe("judging", done, of)) if on_probe else None
         asking = Asking(model, x0, self.contexts, self.words, DRAWS[1], self.kind, on_row=on_row)
         pictures, rivals = list(range(len(x0))), range(1, len(self.words))
