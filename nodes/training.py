@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -220,8 +221,8 @@ class Training:
         edited = ComfyModel(*changed, self.vae, self.sides)
         original.prepare_asking()
         return verdicts.measured(
-            original.training,
-            edited.training,
+            partial(original.training, gradients=False),
+            partial(edited.training, gradients=False),
             self.concepts,
             self.settings.kind,
             self.settings.anchor,

@@ -3,6 +3,7 @@
 and its motion module, which makes clips of its pictures: python -m testbed motion | motion-report
 
 What an encoder erased for pictures does to clips: python -m testbed transfer (--help for more)
+Whether the trainings' verdicts are right, and dear: python -m testbed verdicts (--help for more)
 
 Each goes on from where an earlier run stopped; `cache/` holds what lies between. Training takes
 about two and a half hours on two cores; only `data` reaches the network (npm).
@@ -10,17 +11,17 @@ about two and a half hours on two cores; only `data` reaches the network (npm).
 
 import argparse
 import sys
+from importlib import import_module
 
 from . import host
 
-STAGES = ("data", "train", "judge", "report", "motion", "motion-report", "transfer")
+STAGES = ("data", "train", "judge", "report", "motion", "motion-report", "transfer", "verdicts")
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["transfer"]:
-        from . import transfer
-
-        transfer.main(sys.argv[2:])  # it has options of its own
+    if sys.argv[1:2] in (["transfer"], ["verdicts"]):
+        # They have options of their own.
+        import_module(f".{sys.argv[1]}", __package__).main(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(
         prog="python -m testbed",

@@ -188,6 +188,17 @@ def test_noised_and_target_are_the_schedules(pack: ModuleType, loaded: Loaded) -
     assert torch.allclose(target, noise, atol=1e-3)
 
 
+def test_without_gradients_all_is_computed_alike(pack: ModuleType, loaded: Loaded) -> None:
+    found = []
+    for gradients in (True, False):
+        with comfy_model(pack, loaded).training(gradients=gradients) as model:
+            prompts = model.encode(["a fox", ""])
+            assert torch.is_grad_enabled() is gradients
+            noise = model.noise(2, torch.Generator().manual_seed(0))
+            found.append(model.predict(noise, torch.tensor([300.0, 700.0]), prompts).detach())
+    assert torch.allclose(*found, atol=1e-5)
+
+
 def test_prediction_is_the_unets_own(pack: ModuleType, loaded: Loaded) -> None:
     x_t, t = torch.randn(2, 4, 16, 16), torch.tensor([100.0, 700.0])
     with comfy_model(pack, loaded).training() as model, torch.no_grad():

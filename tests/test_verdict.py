@@ -190,6 +190,14 @@ def test_anchor_in_its_place_is_gone_though_it_resembles_the_concept() -> None:
     assert beside["concepts"]["mushroom"]["verdict"] == "gone"
 
 
+def test_faint_picture_is_not_gone() -> None:
+    """A third of what the word explains of its own picture: of another thing it explains none."""
+    faint = Drawer(akin={("mushroom", "sketch"): 0.1225})
+    found = measured(Drawer({"mushroom": "sketch"}), original=faint)
+    assert found["concepts"]["mushroom"]["explained_after"] == pytest.approx(0.071, abs=1e-3)
+    assert found["concepts"]["mushroom"]["verdict"] == "not gone"
+
+
 @pytest.mark.parametrize("concept", ["Blorbo", "xqzvy", "Zorvek"])
 @pytest.mark.parametrize("kind", ["object", "character", "style"])
 def test_of_an_unknown_word_nothing_can_be_said(concept: str, kind: str) -> None:
@@ -259,11 +267,20 @@ def test_picture_is_judged_with_more_draws_where_the_first_do_not_tell() -> None
 
     def predict(*given: Any) -> torch.Tensor:
         found = own(*given)
-        return found + 0.4 * torch.randn(len(found), 1, 1, 1, generator=jitter)
+        return found + 0.2 * torch.randn(len(found), 1, 1, 1, generator=jitter)
 
     doubtful.predict = predict
     measured(Drawer(), original=doubtful)
     assert clear.rows < doubtful.rows <= 3 * clear.rows
+
+
+def test_picture_of_something_else_is_weighed_against_no_rivals() -> None:
+    """That it says too little of it is enough."""
+    shown, gone = Drawer(), Drawer()
+    measured(Drawer(), original=shown)
+    measured(Drawer({"mushroom": "flower"}), original=gone)
+    rivals = verdict.RIVALS * verdict.DRAWS[0] * verdict.PICTURES
+    assert shown.rows - gone.rows == rivals
 
 
 def test_model_that_is_broken_has_erased_nothing() -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -40,6 +41,7 @@ ROWS_AT_ONCE = 64  # ... but no more than these
 ENCODED_AT_ONCE = 32  # prompts
 GOLDEN = (math.sqrt(5) - 1) / 2
 
+Rows = TypeVar("Rows", list, torch.Tensor)
 OnRow = Callable[[int, int, str], None]
 """on_row(evaluations so far, all of them, the leading word), called often; it may raise to cancel.
 The word is "" where none leads yet."""
@@ -223,7 +225,6 @@ def _evaluations(plan: list[tuple[int, int]]) -> int:
     return sum((left + 1) * (until - had) for (left, until), had in zip(plan, before))
 
 
-@torch.no_grad()
 def explained(
     model: DiffusionModel,
     x0: torch.Tensor,
@@ -235,34 +236,70 @@ def explained(
     on_row: OnRow | None = None,
 ) -> torch.Tensor:
     """(pictures, words, draws) shares of the loss without any word that each word takes away of
-    each picture.
+    each picture. What is given and raised: see `Asking`, which can be asked for more later.
 
-    x0: clean latents of the pictures, which all get the same noise and timesteps. contexts: of each
-    picture, see `alone` and `beside`. draws: which of them, so that more can be asked for later.
-    Raises ValueError where the network predicts what is not finite; `on_row` may raise to cancel.
+    draws: which of them, so that more can be asked for later.
     """
-    pictures, count = len(x0), len(draws)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn((draws.stop, *x0.shape[1:]), generator=generator)[draws.start :]
-    noised = _Draws(
-        model,
-        x0,
-        torch.arange(pictures).repeat_interleave(count),
-        _evenly(draws.stop, TIMES)[draws.start :].repeat(pictures),
-        noise.repeat(pictures, *[1] * (noise.ndim - 1)),
-    )
-    prompts = _Prompts(model, contexts, words)
-    losses = torch.full((len(words) + 1, pictures * count), torch.nan)
-    rows = [(row, at) for at in range(pictures * count) for row in range(len(words) + 1)]
-    done = 0
-    for some in _batches(rows, noised.at_once):
-        row, at = torch.tensor(some).T
-        conditioning = prompts.of(row, noised.picture[at])
-        losses[row, at] = noised.loss(at, conditioning, row == 0, BELIEVED[kind])
-        done += len(some)
-        if on_row:
-            on_row(done, len(rows), "")
-    return (1 - losses[1:] / losses[0]).unflatten(1, (pictures, count)).movedim(1, 0)
+    asking = Asking(model, x0, contexts, words, draws.stop, kind, seed, on_row)
+    return asking.shares(range(len(x0)), range(len(words)), draws)
+
+
+class Asking:
+    """What words explain of pictures, asked for a few of them at a time: what the network has said
+    once it is not asked again."""
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: DiffusionModel,
+        x0: torch.Tensor,
+        contexts: Sequence[Context],
+        words: Sequence[str],
+        draws: int,
+        kind: Kind = "object",
+        seed: int = 0,
+        on_row: OnRow | None = None,
+    ) -> None:
+        """x0: clean latents of the pictures, which all get the same noise and timesteps. contexts:
+        of each picture, see `alone` and `beside`. draws: at most so many. `on_row` may raise to
+        cancel."""
+        noise = torch.randn((draws, *x0.shape[1:]), generator=torch.Generator().manual_seed(seed))
+        self.noised = _Draws(
+            model,
+            x0,
+            torch.arange(len(x0)).repeat_interleave(draws),
+            _evenly(draws, TIMES).repeat(len(x0)),
+            noise.repeat(len(x0), *[1] * (noise.ndim - 1)),
+        )
+        self.prompts = _Prompts(model, contexts, words)
+        self.losses = torch.full((len(x0), len(words) + 1, draws), torch.nan)
+        self.believed, self.on_row = BELIEVED[kind], on_row
+
+    @torch.no_grad()
+    def shares(
+        self, pictures: Sequence[int], words: Sequence[int], draws: Sequence[int]
+    ) -> torch.Tensor:
+        """(pictures, words, draws) shares of the loss without any word that each takes away.
+
+        By their numbers. Raises ValueError where the network predicts what is not finite.
+        """
+        pictures, draws, rows = list(pictures), list(draws), [0, *(word + 1 for word in words)]
+        places = torch.cartesian_prod(*map(torch.tensor, (pictures, draws, rows))).view(-1, 3)
+        picture, draw, row = places.T
+        places = places[self.losses[picture, row, draw].isnan()]
+        done = 0
+        for some in _batches(places, self.noised.at_once):
+            picture, draw, row = some.T
+            at = picture * self.losses.shape[2] + draw
+            conditioning = self.prompts.of(row, picture)
+            self.losses[picture, row, draw] = self.noised.loss(
+                at, conditioning, row == 0, self.believed
+            )
+            done += len(some)
+            if self.on_row:
+                self.on_row(done, len(places), "")
+        losses = self.losses[pictures][:, rows][:, :, draws]
+        return 1 - losses[:, 1:] / losses[:, :1]
 
 
 def _evenly(count: int, times: tuple[float, float]) -> torch.Tensor:
@@ -358,7 +395,7 @@ def rows_at_once(pixels: int) -> int:
     return min(ROWS_AT_ONCE, max(1, AT_ONCE // pixels))
 
 
-def _batches(rows: list, size: int) -> Iterator[list]:
+def _batches(rows: Rows, size: int) -> Iterator[Rows]:
     for i in range(0, len(rows), size):
         yield rows[i : i + size]
 

@@ -12,13 +12,13 @@ and where it is not spelt almost like a known word that the model draws otherwis
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 import torch
 
-from .identify import Context, alone, beside, explained
+from .identify import Asking, Context, alone, beside, explained
 from .model import DiffusionModel
 from .neighbourhood import Kind
 from .neighbours import COMMON
@@ -32,10 +32,13 @@ PICTURES = 4  # of each concept, before and after
 CONCEPTS = 4  # that are measured, at most
 STEPS = 8  # of drawing a picture
 DRAWS = (4, 12)  # of noise for each picture, and for one where the first do not tell
-RIVALS = 3  # words that a concept is weighed against, beside its anchor
+RIVALS = 2  # words that a concept is weighed against, beside its anchor
 USUAL = 2  # words of which the better one tells how much a known word explains of its own picture
-# A concept must explain so much of that, before and afterwards.
+# A concept must explain so much of that in most of its own pictures.
 LEAST = 0.4
+# Then a picture shows it if it explains so much as of its own: of what shows something else it
+# explains nothing, and in one style less than in another.
+SHOWS = 0.35
 STYLES = ("flat", "glossy", "ink")  # that a thing is asked for in, three times of four
 SURE = 2.0  # standard errors
 ALIKE = 0.8  # of two spellings, where 1 is the same; see difflib
@@ -66,11 +69,13 @@ def measured(
     s = ProbeSettings(kind, prompts=PICTURES, steps=STEPS, seed=seed)
     asked = [Asked.of(concept, kind, anchor) for concept in list(concepts)[:CONCEPTS]]
     found: dict[str, dict] = {}
+    shows: dict[str, float] = {}
     with original() as model:
         least = LEAST * usually_explained(model, concepts, s, on_probe)
         for one in asked:
             x0 = drawn(model, one.prompts, s, f"drawing {one.concept}, original", on_probe)
-            seen = one.seen(model, x0, least, on_probe)
+            seen = one.seen(model, x0, least, on_probe, SHOWS)
+            shows[one.concept] = seen.least
             found[one.concept] = {
                 "verdict": UNKNOWN,
                 "before": seen.shown,
@@ -92,7 +97,7 @@ def measured(
         with original() as model:
             for one, x0 in zip(known, left):
                 of = found[one.concept]
-                seen = one.seen(model, x0, least, on_probe)
+                seen = one.seen(model, x0, shows[one.concept], on_probe)
                 of["verdict"] = word(of["before"], seen.shown)
                 of["after"] = seen.shown
                 of["explained_after"] = round(seen.explained, 4)
@@ -187,6 +192,8 @@ class Seen:
     """How many show it."""
     explained: float
     """Mean share of the loss that the word takes away; see identify.Word."""
+    least: float
+    """The share from which on a picture shows it."""
 
 
 @dataclass(frozen=True)
@@ -219,23 +226,28 @@ class Asked:
         return Asked(concept, kind, prompts, contexts, words)
 
     def seen(
-        self, model: DiffusionModel, x0: torch.Tensor, least: float, on_probe: OnProbe | None
+        self,
+        model: DiffusionModel,
+        x0: torch.Tensor,
+        least: float,
+        on_probe: OnProbe | None,
+        shows: float | None = None,
     ) -> Seen:
-        """x0: latents, one of each prompt. least: share of the loss that the concept must
-        explain."""
-        if not x0.isfinite().all():
-            # A broken model shows nothing of the concept, which is no success.
-            raise ValueError(f"what is drawn of {self.concept} holds NaN or infinite values")
-        shares = list(self._explained(model, x0, self.words, range(DRAWS[0]), on_probe))
-        doubtful = [i for i, share in enumerate(shares) if not is_sure(margins(share, least))]
-        if doubtful:
-            contexts = [self.contexts[i] for i in doubtful]
-            some = Asked(self.concept, self.kind, self.prompts, contexts, self.words)
-            more = some._explained(model, x0[doubtful], self.words, range(*DRAWS), on_probe)
-            for i, share in zip(doubtful, more):
-                shares[i] = torch.cat([shares[i], share], 1)
-        shown = [bool((margins(share, least).mean(1) > 0).all()) for share in shares]
-        return Seen(sum(shown), sum(share[0].mean().item() for share in shares) / len(shares))
+        """x0: latents, one of each prompt. least: share of the loss that the concept must explain;
+        shows: of what it explains of most of these pictures, where that is not below `least`."""
+        on_row = (lambda done, of, _: on_probe("judging", done, of)) if on_probe else None
+        asking = Asking(model, x0, self.contexts, self.words, DRAWS[1], self.kind, on_row=on_row)
+        pictures, rivals = list(range(len(x0))), range(1, len(self.words))
+        own = asking.shares(pictures, [0], range(DRAWS[0])).mean((1, 2))
+        if shows is not None and own.median() >= least:  # of two in the middle the smaller one
+            least = shows * own.median().item()
+        shown = above(lambda some, draws: asking.shares(some, [0], draws)[:, 0] - least, pictures)
+        # What says too little needs no rival.
+        if shown and rivals:
+            shares = asking.shares(shown, rivals, range(DRAWS[0]))
+            best = [rivals[place] for place in shares.mean(2).argmax(1).tolist()]
+            shown = [i for i, rival in zip(shown, best) if above(_lead(asking, rival), [i])]
+        return Seen(len(shown), own.mean().item(), least)
 
     def meant(self, model: DiffusionModel, x0: torch.Tensor, own: float) -> str:
         """The known word that the concept is spelt almost like, where that word does not explain
@@ -243,37 +255,37 @@ class Asked:
         known = spelt_like(model, self.concept)
         if not known:
             return ""
-        share = self._explained(model, x0, [known], range(DRAWS[0]), None).mean().item()
-        return known if share < LEAST * own else ""
-
-    def _explained(
-        self,
-        model: DiffusionModel,
-        x0: torch.Tensor,
-        words: Sequence[str],
-        draws: range,
-        on_probe: OnProbe | None,
-    ) -> torch.Tensor:
-        on_row = (lambda done, of, _: on_probe("judging", done, of)) if on_probe else None
-        return explained(model, x0, self.contexts, words, draws, self.kind, on_row=on_row)
+        share = explained(model, x0, self.contexts, [known], range(DRAWS[0]), self.kind)
+        return known if share.mean() < LEAST * own else ""
 
 
-def margins(share: torch.Tensor, least: float) -> torch.Tensor:
-    """(2, draws) by how much a concept explains more than the best of its rivals, and than `least`.
-
-    share: (words, draws) of one picture, the concept's first; see identify.explained.
-    """
-    others = share[1:]
-    return share[0] - torch.stack(
-        [others[others.mean(1).argmax()], torch.full_like(share[0], least)]
-    )
+Margins = Callable[[list[int], range], torch.Tensor]
+"""(pictures, draws) margins of some pictures in some draws, by their numbers."""
 
 
-def is_sure(margins: torch.Tensor) -> bool:
-    """Whether more draws would hardly change that all margins are positive, or that one is not."""
-    mean = margins.mean(1)
-    error = margins.std(1) / margins.shape[1] ** 0.5
-    return bool((mean > SURE * error).all() or (mean < -SURE * error).any())
+def above(margins: Margins, pictures: list[int]) -> list[int]:
+    """The pictures with a margin above zero, on average; with more draws where the first do not
+    tell."""
+    found = dict(zip(pictures, margins(pictures, range(DRAWS[0]))))
+    doubtful = [i for i in pictures if not is_sure(found[i])]
+    if doubtful:
+        found.update(zip(doubtful, margins(doubtful, range(DRAWS[1]))))
+    return [i for i in pictures if found[i].mean() > 0]
+
+
+def is_sure(margin: torch.Tensor) -> bool:
+    """Whether more draws would hardly change the sign of the mean of these."""
+    return bool(margin.mean().abs() > SURE * margin.std() / len(margin) ** 0.5)
+
+
+def _lead(asking: Asking, rival: int) -> Margins:
+    """By how much the concept explains more than a rival."""
+
+    def margins(pictures: list[int], draws: range) -> torch.Tensor:
+        own, other = asking.shares(pictures, [0, rival], draws).unbind(1)
+        return own - other
+
+    return margins
 
 
 def usual(concepts: Sequence[str], count: int) -> list[str]:
