@@ -95,6 +95,8 @@ def prompt(method: Method, number: int, more: dict[str, Any]) -> dict[str, Any]:
         "size": SIZE,
         "rank": 0,
         "seed": number,
+        # Pictures that show nothing would be refused; and a verdict takes longer than these runs.
+        "verdict": "images" not in method.inputs and number % EVERY == 0,
         **method.inputs,
         **more,
     }
@@ -168,7 +170,8 @@ def page(rows: list[dict[str, int]], names: list[str], runs: int) -> str:
             f"{runs} erasures with each of {', '.join(names)}, in turn, in one ComfyUI server, at "
             f"{SIZE} x {SIZE} pixels, a few steps each, every one of another concept and seed. "
             f"Beside every tenth run one is cancelled in the midst of its steps, and beside "
-            f"another tenth one is refused since it asks for more memory than there is. "
+            f"another tenth one is refused since it asks for more memory than there is; some are "
+            f"followed by their verdict. "
             f"Resident memory: **{verdict}**; the bar is {GROWTH:.0%}.",
             "",
             "Resident is what the system counts for the server's process, as it is, after Python's "

@@ -39,7 +39,10 @@ each_method = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def parts(pack: ModuleType) -> tuple:
-    """(MODEL, CLIP, VAE)"""
+    """(MODEL, CLIP, VAE), the only ones that the host has loaded: others would go meanwhile."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
     return testbed.pack.checkpoint()
 
 
@@ -73,10 +76,12 @@ def erase(pack: ModuleType, parts: tuple) -> Callable[..., Any]:
 def assert_nothing_stays(work: Callable[[], object], times: int = 1) -> None:
     """The first time fills what is filled once: the host's caches and those of torch's kernels."""
     work()
-    before, bytes_before = tensors(), allocated()
+    (count, size), bytes_before = tensors(), allocated()
     for _ in range(times):
         work()
-    assert tensors() == before
+    found, found_size = tensors()
+    assert found <= count
+    assert found_size <= size
     if bytes_before is not None:
         assert allocated() - bytes_before < SLACK
 
