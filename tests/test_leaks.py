@@ -212,6 +212,7 @@ def test_the_whole_node_keeps_only_what_it_hands_on(
             max_steps=1,
             epochs=1,
             seed=next(seeds),
+            verdict=False,
         )
 
     assert_nothing_stays(unlearned)
