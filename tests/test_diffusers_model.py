@@ -885,6 +885,7 @@ def predictions(model: DiffusersModel, *erasures: Any) -> list[torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_both_learn_the_same_from_what_the_model_draws(pair: Pair) -> None:
     options = {"max_steps": 2, "shots": 1, "rank": 4}
     methods = pair.pack.unlearn.few_shot
@@ -902,6 +903,7 @@ def test_both_learn_the_same_key_steps(alike: Pair) -> None:
     assert_same_erasure(alike, ours, theirs, 1e-4)
 
 
+@pytest.mark.slow
 def test_both_learn_the_same_domain_correction(pair: Pair) -> None:
     options = {"mode": "paper", "pictures": 2, "iterations": 3, "alone": 1, "batch": 2}
     methods = pair.pack.unlearn.domain_correction

@@ -186,6 +186,7 @@ def test_wrong_unet_is_refused(networks: tuple) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss(networks: tuple, pictures: torch.Tensor) -> None:
     from testbed import train_motion
 
@@ -414,6 +415,7 @@ def test_frames_that_come_again_are_told(pictures: torch.Tensor) -> None:
         assert torch.allclose(whole[:, first][:, like], whole, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("networks")  # the host, that is
 def test_training_clips_are_the_drawings_moved_and_encoded(
     pictures: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -235,6 +235,7 @@ def test_pictures_of_a_group_name_none_of_it_but_the_concept() -> None:
         assert {prompt.measure for prompt in prompts} == {"own", "in", "cross"}
 
 
+@pytest.mark.slow
 def test_several_concepts_are_scored_in_pictures(
     tools: transfer.Tools, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,15 @@ class Fragile(Server):
         return {file.name.partition(".")[2]: file for file in found}
 
 
+one_method_by_default = pytest.mark.parametrize(
+    "method",
+    [
+        method if method == "key_step" else pytest.param(method, marks=pytest.mark.slow)
+        for method in METHODS
+    ],
+)
+
+
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fragile]:
     folder = tmp_path_factory.mktemp("fragile")
@@ -112,7 +121,7 @@ def assert_untouched(server: Server, plain: torch.Tensor) -> None:
     assert torch.equal(drawn(server, history, "again"), plain)
 
 
-@each_method
+@one_method_by_default
 def test_run_goes_on_after_the_server_was_killed(
     fragile: Fragile, uninterrupted: dict[str, Any], method: str
 ) -> None:
@@ -150,7 +159,7 @@ def test_run_goes_on_after_the_server_was_killed(
     assert same(learnt(fragile, method), uninterrupted[method])
 
 
-@each_method
+@one_method_by_default
 def test_cancelled_and_failed_runs_change_nothing_and_go_on(
     fragile: Fragile, plain: torch.Tensor, uninterrupted: dict[str, Any], method: str
 ) -> None:
