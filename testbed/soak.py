@@ -30,6 +30,7 @@ PAGE = host.ROOT / "docs" / "soak.md"
 LIVE = host.ROOT / "testbed" / "live"
 THIRD, EVERY, BESIDE = 3, 10, 5  # runs: the first that counts, between two figures, two others
 GROWTH = 0.02
+HEAD = "| run | resident, MiB | allocated, MiB | kept free, MiB | tensors | storages, MiB |"
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,10 @@ def growth(rows: list[dict[str, int]]) -> float:
 
 def told(row: dict[str, int]) -> str:
     """A line of the table. Where the allocator cannot be asked, nothing is said of it."""
-    sizes = [row["resident"], row["allocated"], row["tensor_bytes"]]
-    resident, allocated, tensors = ("" if s is None else f"{s / 2**20:.1f}" for s in sizes)
-    return f"| {row['run']} | {resident} | {allocated} | {row['tensors']} | {tensors} |"
+    names = ("resident", "allocated", "kept_free", "tensor_bytes")
+    sizes = ["" if row[name] is None else f"{row[name] / 2**20:.1f}" for name in names]
+    resident, allocated, free, tensors = sizes
+    return f"| {row['run']} | {resident} | {allocated} | {free} | {row['tensors']} | {tensors} |"
 
 
 def page(rows: list[dict[str, int]], names: list[str], runs: int) -> str:
@@ -176,13 +178,14 @@ def page(rows: list[dict[str, int]], names: list[str], runs: int) -> str:
             "",
             "Resident is what the system counts for the server's process, as it is, after Python's "
             "collector has run; no setting of the allocator is changed and it is not told to give "
-            "anything back. Allocated is what was asked of the C allocator and not given back; "
-            "tensors are all that Python knows of, with the model's own. ComfyUI's cache is its "
-            "classic one, which keeps no result that the last prompt did not use: the usual one "
+            "anything back. Allocated is what was asked of the C allocator and not given back. "
+            "Kept free is what it holds for what it is asked for next. Tensors are all that Python "
+            "knows of, with the model's own. ComfyUI's cache is its classic one, which keeps no "
+            "result that the last prompt did not use: the usual one "
             "keeps them as long as there is memory.",
             "",
-            "| run | resident, MiB | allocated, MiB | tensors | their storages, MiB |",
-            "|---|---|---|---|---|",
+            HEAD,
+            "|---|---|---|---|---|---|",
             *map(told, rows),
             "",
             f"Measured on {machine()}.",
@@ -208,7 +211,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         args = (*extended(Path(folder), LIVE), "--cache-classic")
         with Server(Path(folder), args=args) as server:
-            print("| run | resident, MiB | allocated, MiB | tensors | their storages, MiB |")
+            print(HEAD)
             for row in soak(server, names, options.runs):
                 rows.append(row)
                 print(told(row), flush=True)

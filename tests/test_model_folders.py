@@ -232,6 +232,10 @@ DAMAGED = {
     "another's class": (index(unet=["diffusers", "DDIMScheduler"]), "cannot be read as a Stable"),
     "large": (part("unet/config.json", layers_per_block=10**7), "which no such model has"),
     "endless": (part("vae/config.json", layers_per_block=float("inf")), "which no such model has"),
+    "vast": (
+        part("unet/config.json", conv_out_kernel=10**8 - 1),
+        "asks for more memory than there",
+    ),
     "a ring of links": (
         instead("vae/config.json", lambda file: file.symlink_to(file)),
         "vae/config.json is no readable file of settings",

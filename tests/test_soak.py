@@ -40,7 +40,14 @@ def test_it_passes_where_memory_stays(
     code: int,
 ) -> None:
     rows = [
-        {"run": run, "resident": mib * MIB, "allocated": None, "tensors": 7, "tensor_bytes": MIB}
+        {
+            "run": run,
+            "resident": mib * MIB,
+            "allocated": None,
+            "kept_free": None,
+            "tensors": 7,
+            "tensor_bytes": MIB,
+        }
         for run, mib in ((3, 1000), (10, 5000), (12, last))
     ]
     monkeypatch.setattr(soak, "Server", lambda *_, **__: nullcontext())
@@ -54,6 +61,6 @@ def test_it_passes_where_memory_stays(
 
 
 def test_a_page_that_is_not_done_says_so() -> None:
-    row = {"resident": MIB, "allocated": MIB, "tensors": 7, "tensor_bytes": MIB}
+    row = {"resident": MIB, "allocated": MIB, "kept_free": MIB, "tensors": 7, "tensor_bytes": MIB}
     rows = [{"run": run, **row} for run in (3, 10)]
     assert "from the third run to the 10th, the last so far" in soak.page(rows, ["few_shot"], 50)

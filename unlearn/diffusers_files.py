@@ -64,7 +64,10 @@ def load_pipeline(path: Path, config: Path | None = None, whole: bool = False):
     except Exception as error:
         # Here the libraries read what a stranger wrote, and raise what they like.
         if is_too_little(error):
-            raise
+            raise ModelError(
+                f"{path.name} asks for more memory than there is; use a machine with more, or, if "
+                "it is a small model, download or save it again: its settings are damaged."
+            ) from error
         raise ModelError(_why(error, path, config)) from error
 
 

@@ -47,12 +47,22 @@ def allocated() -> int | None:
     else of glibc, whose free memory is not among them; None where neither can tell."""
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated()
+    info = _malloc()
+    return None if info is None else info.uordblks + info.hblkhd
+
+
+def kept_free() -> int | None:
+    """Bytes that glibc holds for what it is asked for next; None where it cannot be asked."""
+    info = _malloc()
+    return None if info is None else info.fordblks
+
+
+def _malloc() -> _MallInfo | None:
     ask = getattr(ctypes.CDLL(None), "mallinfo2", None) if sys.platform == "linux" else None
     if ask is None:
         return None
     ask.restype = _MallInfo
-    info = ask()
-    return info.uordblks + info.hblkhd
+    return ask()
 
 
 def told() -> dict[str, int | None]:
@@ -60,6 +70,7 @@ def told() -> dict[str, int | None]:
     return {
         "resident": psutil.Process().memory_info().rss,
         "allocated": allocated(),
+        "kept_free": kept_free(),
         "tensors": count,
         "tensor_bytes": size,
     }
