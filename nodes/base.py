@@ -24,6 +24,7 @@ from .inputs import (
     picture_set,
     single_pictures,
 )
+from .memory import give_back
 from .report import tell
 
 
@@ -58,6 +59,8 @@ class UnlearnNode(io.ComfyNode):
         except Exception as error:
             tell(node_id, f"Error: {error}")
             raise
+        finally:
+            give_back()
 
     @classmethod
     def checked(cls, **inputs: Any) -> dict[str, Any]:

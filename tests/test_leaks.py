@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
 import small_inception
 import torch
@@ -20,7 +21,7 @@ from small_erasures import of_the_encoder, run
 from small_probe import small_probe
 
 import testbed.pack
-from testbed.live import allocated, tensors
+from testbed.live import allocated, kept_free, tensors
 from unlearn import inception
 
 PICTURES = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
@@ -104,6 +105,18 @@ def test_the_measure_sees_a_cycle_through_autograd() -> None:
     assert found >= count + 2, "what went in, and what came out"
     assert found_size - size == pytest.approx(2**21, abs=SLACK)
     assert whole is None or allocated() - whole == pytest.approx(2**21, abs=SLACK)
+
+
+@pytest.mark.skipif(kept_free() is None, reason="this system's allocator is not glibc's")
+def test_what_a_run_left_free_goes_back_to_the_system(pack: ModuleType) -> None:
+    """The last piece holds on to all before it: glibc by itself would keep them."""
+    pieces = [torch.ones(25_000) for _ in range(1000)]
+    last = pieces[-1]
+    before = psutil.Process().memory_info().rss
+    del pieces
+    pack.nodes.memory.give_back()
+    assert before - psutil.Process().memory_info().rss > 50 * 2**20
+    assert last[0] == 1
 
 
 # Planning

@@ -216,7 +216,7 @@ def test_loss_that_is_not_finite_from_the_start_keeps_nothing(
         "unlearn": quick(method, model=["lora", 0], filename_prefix=prefix),
         "show": node("PreviewAny", source=["unlearn", 4]),
     }
-    with pytest.raises(PromptError, match=r"The loss became (nan|inf) after step 0") as error:
+    with pytest.raises(PromptError, match="are NaN or infinite from the start") as error:
         fragile.run(graph)
     assert "nothing is kept" in str(error.value)
     assert "\n" not in str(error.value)

@@ -38,7 +38,9 @@ def tensors() -> tuple[int, int]:
     """(how many, bytes of their storages, each counted once); what Python can collect is not."""
     gc.collect()
     found = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
-    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in found}
+    # Sparse ones have none.
+    dense = [one.untyped_storage() for one in found if one.layout is torch.strided]
+    storages = {storage.data_ptr(): storage.nbytes() for storage in dense}
     return len(found), sum(storages.values())
 
 
