@@ -178,10 +178,10 @@ def page(rows: list[dict[str, int]], names: list[str], runs: int) -> str:
             "",
             "Resident is what the system counts for the server's process, as it is, after Python's "
             "collector has run. No setting of the allocator is changed; a node of the pack has it "
-            "give back what is free when it is done. Allocated is what was asked of the C allocator and not given back. "
-            "Kept free is what it holds for what it is asked for next. Tensors are all that Python "
-            "knows of, with the model's own. ComfyUI's cache is its classic one, which keeps no "
-            "result that the last prompt did not use: the usual one "
+            "give back what is free when done. Allocated is what was asked of the C allocator "
+            "and not given back. Kept free is what it holds for what it is asked for next. Tensors "
+            "are all that Python knows of, with the model's own. ComfyUI's cache is its classic "
+            "one, which keeps no result that the last prompt did not use: the usual one "
             "keeps them as long as there is memory.",
             "",
             HEAD,

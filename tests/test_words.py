@@ -27,7 +27,16 @@ NAME = "guitar_(music)"
 SENTENCES = [f"a photo of a {NAME}", "a photo of a guitar"]
 FOX = "\U0001f98a"
 LONG = f'"{"fox " * 70}"'
-VAE = object()  # comes after what is tested
+
+
+class Vae:
+    """Has what a VAE's socket asks for. It comes to be used only after what is tested."""
+
+    first_stage_model, latent_channels, latent_dim = torch.nn.Identity(), 4, 2
+    encode = decode = patcher = None
+
+
+VAE = Vae()
 CLIP, T5, QWEN = "IconCanvas", "T5, LTX", "Qwen 2.5, OmniGen 2"
 
 
@@ -117,8 +126,8 @@ def test_how_far_a_name_moved_is_measured_by_its_letters(pack: ModuleType, layou
     erased, _ = nodes.apply.erased_clip(clip, of_the_encoder(pack, clip))
     before, after = (drawn_by(c, r"a photo of a guitar_\(music\)") for c in (clip, erased))
     wanted = ((after - before).norm() / before.norm()).item()
-    assert nodes.few_shot.movement(clip, erased, [NAME])[NAME] == pytest.approx(wanted)
-    same = nodes.erased.conflict(clip, erased, erased, NAME)
+    assert nodes.few_shot.movement(clip, erased, [NAME], "object")[NAME] == pytest.approx(wanted)
+    same = nodes.erased.conflict(clip, erased, erased, f"a photo of a {NAME}")
     assert same == pytest.approx((1.0, 1.0))
 
 
@@ -189,7 +198,7 @@ ENCODER = {
     "max_steps": 1,
     "epochs": 1,
 }
-STEPS = {"steps": 3, "key_steps": "by task", "start": 1, "iterations": 1}
+STEPS = {"steps": 4, "key_steps": "by task", "start": 1, "iterations": 1}
 NODES = {
     "few_shot.FewShotEncoderUnlearn": {**ENCODER, "trainable": "mlp", "rank": 0, "seed": 0},
     "key_step.KeyStepUNetUnlearn": {
