@@ -550,7 +550,7 @@ def matrix(host: Path, arguments: list[str]) -> int:
         ]
     more = ["--page", options.page] if options.page else []
     more += ["--quick"] if options.quick else []
-    return start(host, ["-m", "testbed.matrix", *map(str, folders), *more])
+    return start(host, ["-m", "testbed.host.matrix", *map(str, folders), *more])
 
 
 def main() -> int:

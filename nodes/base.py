@@ -11,21 +11,13 @@ from typing import Any, ClassVar
 import comfy.model_management as management
 from comfy_api.latest import io
 
-from ..unlearn.erasure import ErasureError
-from ..unlearn.readings import check_typed
-from ..unlearn.typed import one_word, split_concepts, split_words
-from .files import output_file
-from .inputs import (
-    WIDGETS,
-    checked,
-    file_name,
-    one_batch,
-    only,
-    picture_set,
-    single_pictures,
-)
-from .memory import give_back
-from .report import tell
+from ..unlearn.core.erasure import ErasureError
+from ..unlearn.prompts.word_checks import check_typed
+from ..unlearn.prompts.typed import one_word, split_concepts, split_words
+from .cache import output_file
+from .backend.inputs import WIDGETS, checked, file_name, one_batch, only, picture_set, single_pictures
+from .backend.memory import give_back
+from .progress import tell
 
 
 class UnlearnNode(io.ComfyNode):

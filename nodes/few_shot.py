@@ -1,32 +1,18 @@
-"""Few-Shot Encoder Unlearn: the node of unlearn/few_shot.py (arXiv 2405.07288 and 2407.14209)."""
+"""Few-Shot Encoder Unlearn: the node of unlearn/methods/few_shot.py (arXiv 2405.07288 and 2407.14209)."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..unlearn.few_shot import FewShotSettings, check_settings, few_shot
-from ..unlearn.harden import SECONDS
-from ..unlearn.prompts import sentence
-from ..unlearn.typed import one_word, split_words
-from .apply import erased_clip
+from ..unlearn.methods.few_shot import FewShotSettings, check_settings, few_shot
+from ..unlearn.methods.parts.adversarial import SECONDS
+from ..unlearn.prompts.templates import sentence
+from ..unlearn.prompts.typed import one_word, split_words
+from .backend.apply import erased_clip
 from .base import TrainingNode
-from .sockets import (
-    anchor_input,
-    concept_input,
-    filename_input,
-    harden_inputs,
-    kind_input,
-    mode_input,
-    output_sockets,
-    projection_input,
-    protect_input,
-    rank_input,
-    seed_input,
-    size_input,
-    verdict_input,
-)
+from .sockets import anchor_input, concept_input, filename_input, harden_inputs, kind_input, mode_input, output_sockets, projection_input, protect_input, rank_input, seed_input, size_input, verdict_input
 from .training import Trained, Training, outputs, summary
-from .words import reader, tokenized, typed_concepts
+from .backend.words import reader, tokenized, typed_concepts
 
 
 class FewShotEncoderUnlearn(TrainingNode):

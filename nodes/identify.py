@@ -1,4 +1,4 @@
-"""Identify Concept: the node of unlearn/identify.py (arXiv 2303.16203)."""
+"""Identify Concept: the node of unlearn/evaluate/classifier.py (arXiv 2303.16203)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io, ui
 
-from ..unlearn.identify import check_candidates, identify, parse_words
-from ..unlearn.identify_sheet import bars, report
-from ..unlearn.model import check_images
-from ..unlearn.neighbours import neighbours, proposal, to_protect
-from ..unlearn.typed import joined
+from ..unlearn.evaluate.classifier import check_candidates, identify, parse_words
+from ..unlearn.evaluate.classifier_report import bars, report
+from ..unlearn.core.images import check_images
+from ..unlearn.evaluate.collateral import neighbours, proposal, to_protect
+from ..unlearn.prompts.typed import joined
 from .base import UnlearnNode
-from .connected import check_clip, check_vae
-from .host import ComfyModel
-from .report import tell
+from .backend.checks import check_clip, check_vae
+from .backend.model import ComfyModel
+from .progress import tell
 from .sockets import kind_input, seed_input
-from .words import usable
+from .backend.words import usable
 
 
 class IdentifyConcept(UnlearnNode):

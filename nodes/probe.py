@@ -1,4 +1,4 @@
-"""Probe Erasure: what is left of a concept, and what brings it back (unlearn/probe.py)."""
+"""Probe Erasure: what is left of a concept, and what brings it back (unlearn/evaluate/probe.py)."""
 
 from __future__ import annotations
 
@@ -10,25 +10,17 @@ import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io, ui
 
-from ..unlearn.phrasings import NOTHING, Given
-from ..unlearn.probe import Probe, ProbeSettings, check_asked, probe, settings
-from ..unlearn.probe_sheet import probe_sheet
-from ..unlearn.typed import split_words
-from .apply import alike, alike_clips, erased, other_base
+from ..unlearn.prompts.paraphrases import NOTHING, Given
+from ..unlearn.evaluate.probe import Probe, ProbeSettings, check_asked, probe, settings
+from ..unlearn.evaluate.probe_sheet import probe_sheet
+from ..unlearn.prompts.typed import split_words
+from .backend.apply import alike, alike_clips, erased, other_base
 from .base import UnlearnNode
-from .connected import check_clip, check_vae
-from .host import ComfyModel
-from .report import tell
-from .sockets import (
-    ErasureType,
-    erased_inputs,
-    kind_input,
-    original_inputs,
-    picture_size_inputs,
-    sampling_inputs,
-    seed_input,
-)
-from .words import reader, typed_concepts, usable
+from .backend.checks import check_clip, check_vae
+from .backend.model import ComfyModel
+from .progress import tell
+from .sockets import ErasureType, erased_inputs, kind_input, original_inputs, picture_size_inputs, sampling_inputs, seed_input
+from .backend.words import reader, typed_concepts, usable
 
 NOT_ITS_OWN = (
     "Warning: what is connected is not all of this erasure at strength 1, or more than it; connect "

@@ -27,10 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-import testbed.host  # noqa: E402
-from testbed import samples  # noqa: E402
-from testbed.evolved import missing  # noqa: E402
-from testbed.server import Server  # noqa: E402
+import testbed.host.process  # noqa: E402
+from testbed.model import samples  # noqa: E402
+from testbed.host.evolved import missing  # noqa: E402
+from testbed.host.server import Server  # noqa: E402
 
 
 def pytest_report_header() -> str | None:
@@ -72,7 +72,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
     After this `import comfy`, `import folder_paths` and the like work in the test.
     """
-    testbed.host.start()
+    testbed.host.process.start()
     import folder_paths
     from server import PromptServer
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny import TinyModel, word_vector
 
-from unlearn.apart import apart, is_padded
-from unlearn.model import Conditioning
-from unlearn.neighbours import neighbours
+from unlearn.core.prompt_spread import apart, is_padded
+from unlearn.core.conditioning import Conditioning
+from unlearn.evaluate.collateral import neighbours
 
 WORDS = ["cat", "dog", "house", "tree"]
 

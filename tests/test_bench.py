@@ -7,15 +7,9 @@ import argparse
 import pytest
 from PIL import Image
 
-from testbed import (
-    bench,
-    bench_pictures,
-    bench_plan,
-    bench_plot,
-    bench_table,
-    harden_bench,
-    workers,
-)
+from testbed.bench import __main__ as bench, pictures as bench_pictures, plan as bench_plan, plot as bench_plot, table as bench_table
+from testbed.studies import harden as harden_bench
+from testbed.host import workers
 
 
 def options(**given) -> argparse.Namespace:
@@ -143,8 +137,8 @@ def test_a_marked_file_gets_the_table_between_its_marks(tmp_path) -> None:
 
 @pytest.mark.parametrize("concept", ["fox", "ink", "Zorvik"])
 def test_a_neighbour_is_another_of_its_kind(concept: str) -> None:
-    from testbed.bench_row import neighbour
-    from testbed.measure import kind_of
+    from testbed.bench.row import neighbour
+    from testbed.model.measure import kind_of
 
     assert neighbour(concept) != concept
     assert kind_of(neighbour(concept)) == kind_of(concept)

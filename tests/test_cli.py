@@ -22,14 +22,15 @@ from diffusers import AutoencoderTiny, DiffusionPipeline, StableDiffusionPipelin
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from testbed import diffusers_pipeline, samples
+from testbed.motion import pipeline as diffusers_pipeline
+from testbed.model import samples
 from unlearn.__main__ import main
-from unlearn.commands.output import Failure, check_space, new_folder
-from unlearn.diffusers_apply import applied
-from unlearn.diffusers_files import load_pipeline
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.erasure import Erasure
-from unlearn.program import COMMANDS, parser
+from unlearn.cli.output import Failure, check_space, new_folder
+from unlearn.diffusers_backend.apply import applied
+from unlearn.diffusers_backend.load import load_pipeline
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.core.erasure import Erasure
+from unlearn.cli.program import COMMANDS, parser
 
 PICTURES = [str(samples.FOLDER / f"mushroom_{i}.png") for i in (1, 2)]
 QUICK = ["--images", *PICTURES, "--steps", "2", "--no-verdict", *CPU]
@@ -159,8 +160,8 @@ def test_erase_writes_an_erasure_that_says_where_it_came_from(full: Path) -> Non
 
 
 def test_erase_is_the_method_itself(model: DiffusersModel, low_rank: Path) -> None:
-    from unlearn.commands.pictures import batch, read_pictures
-    from unlearn.few_shot import FewShotSettings, few_shot
+    from unlearn.cli.pictures import batch, read_pictures
+    from unlearn.methods.few_shot import FewShotSettings, few_shot
 
     images = batch(read_pictures([Path(name) for name in PICTURES]), (128, 128))
     settings = FewShotSettings(max_steps=2, rank=4)

@@ -13,10 +13,10 @@ from commands import CPU, sentence
 from small_pipelines import read
 
 from unlearn.__main__ import main
-from unlearn.commands import probe, show
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.erasure import NETWORK, Erasure
-from unlearn.probe import ATTACKS, ProbeSettings, settings
+from unlearn.cli import probe, show
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.core.erasure import NETWORK, Erasure
+from unlearn.evaluate.probe import ATTACKS, ProbeSettings, settings
 
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 TO_K = NETWORK + "middle_block.1.transformer_blocks.0.attn2.to_k.weight"

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 
 from unlearn import __main__ as program
 from unlearn.__main__ import main
-from unlearn.commands import show
-from unlearn.commands.output import RECEIPT, Failure, new_folder
-from unlearn.erasure import Erasure
+from unlearn.cli import show
+from unlearn.cli.output import RECEIPT, Failure, new_folder
+from unlearn.core.erasure import Erasure
 
 KEY = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.bias"
 INTERRUPTED = "\nInterrupted; nothing was written.\n"

@@ -12,12 +12,12 @@ import torch
 from commands import CPU, sentence
 from safetensors.torch import load_file
 
-from testbed import diffusers_pipeline
+from testbed.motion import pipeline as diffusers_pipeline
 from unlearn.__main__ import main
-from unlearn.diffusers_apply import applied
-from unlearn.diffusers_files import load_pipeline
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.erasure import Erasure
+from unlearn.diffusers_backend.apply import applied
+from unlearn.diffusers_backend.load import load_pipeline
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.core.erasure import Erasure
 
 METHODS = {
     "few_shot": ["--shots", "1"],

@@ -8,14 +8,14 @@ import pytest
 import torch
 from tiny import TinyNetworkModel
 
-import testbed.pack
-from unlearn import closed_form
-from unlearn.closed_form import erasing_map, start
-from unlearn.erasure import NETWORK
-from unlearn.key_step import KeyStepSettings, key_step
-from unlearn.model import Delta
-from unlearn.neighbourhood import Neighbourhood
-from unlearn.select import reads_prompt
+import testbed.model.pack
+from unlearn.methods.parts import closed_form
+from unlearn.methods.parts.closed_form import erasing_map, start
+from unlearn.core.erasure import NETWORK
+from unlearn.methods.key_step import KeyStepSettings, key_step
+from unlearn.core.edit import Delta
+from unlearn.prompts.sampler import Neighbourhood
+from unlearn.core.trainable import reads_prompt
 
 KEYS_AND_VALUES = "cross-attention-kv"
 
@@ -70,7 +70,7 @@ def test_retention_decides_between_the_concept_and_others() -> None:
 def test_on_a_trained_model_the_concept_goes_and_its_neighbours_stay(pack) -> None:
     """What the network reads of a name becomes what it reads of the neutral word."""
     around = words("fox")
-    model = pack.nodes.host.ComfyModel(*testbed.pack.checkpoint(), size=(128, 128))
+    model = pack.nodes.backend.model.ComfyModel(*testbed.model.pack.checkpoint(), size=(128, 128))
     with torch.inference_mode(), model.training():
         check_fox(model, around)
 

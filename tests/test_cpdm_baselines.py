@@ -9,23 +9,18 @@ import pytest
 import torch
 from tiny import Cancelled, LinearModel, TinyNetworkModel, cancel_at, same
 
-import testbed.pack
-from testbed import diffusers_pipeline
-from unlearn.diffusers_files import load_pipeline
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.erasure import NETWORK
-from unlearn.few_shot import Sampler, denoising_loss
-from unlearn.gradient_ascent import GradientAscentSettings, gradient_ascent
-from unlearn.held import Encoded
-from unlearn.model import Conditioning, Diverged
-from unlearn.select import network_weights
-from unlearn.weight_pruning import (
-    WeightPruningSettings,
-    answers,
-    largest,
-    loudest,
-    weight_pruning,
-)
+import testbed.model.pack
+from testbed.motion import pipeline as diffusers_pipeline
+from unlearn.diffusers_backend.load import load_pipeline
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.core.erasure import NETWORK
+from unlearn.core.denoising import Sampler, denoising_loss
+from unlearn.methods.baselines.gradient_ascent import GradientAscentSettings, gradient_ascent
+from unlearn.methods.parts.retention import Encoded
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.edit import Diverged
+from unlearn.core.trainable import network_weights
+from unlearn.methods.baselines.weight_pruning import WeightPruningSettings, answers, largest, loudest, weight_pruning
 
 IMAGES = torch.rand(4, 8, 8, 3, generator=torch.Generator().manual_seed(0))
 METHODS = {"gradient_ascent": gradient_ascent, "weight_pruning": weight_pruning}
@@ -240,7 +235,7 @@ def test_no_concept_gets_a_sentence(method: str) -> None:
 def backends(pack: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     """IconCanvas in the host and as a diffusers pipeline."""
     folder = diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
-    host = pack.nodes.host.ComfyModel(*testbed.pack.checkpoint(), size=(64, 64))
+    host = pack.nodes.backend.model.ComfyModel(*testbed.model.pack.checkpoint(), size=(64, 64))
     return host, DiffusersModel(load_pipeline(folder), (64, 64))
 
 

@@ -13,7 +13,7 @@ import small_inception
 import torch
 from graphs import node, text
 
-from testbed.server import PromptError, Server, extended
+from testbed.host.server import PromptError, Server, extended
 
 TESTS = Path(__file__).resolve().parent
 FILE, OTHER = "fid.pth", "torchvision.safetensors"

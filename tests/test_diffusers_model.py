@@ -30,18 +30,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-import testbed.pack
-from testbed import diffusers_pipeline, samples
-from unlearn.commands.pictures import batch, read_pictures
-from unlearn.diffusers_apply import applied, base_warning
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.domain_correction import DomainCorrectionSettings, domain_correction
-from unlearn.erasure import NETWORK, Erasure, ErasureError
-from unlearn.few_shot import FewShotSettings, denoising_loss, few_shot
-from unlearn.host_names import encoder_modules, network_modules, view
-from unlearn.key_step import KeyStepSettings, key_step
-from unlearn.lora import loras, save_lora, save_peft
-from unlearn.model import Conditioning, Edit
+import testbed.model.pack
+from testbed.motion import pipeline as diffusers_pipeline
+from testbed.model import samples
+from unlearn.cli.pictures import batch, read_pictures
+from unlearn.diffusers_backend.apply import applied, base_warning
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.methods.domain_correction import DomainCorrectionSettings, domain_correction
+from unlearn.core.erasure import NETWORK, Erasure, ErasureError
+from unlearn.methods.few_shot import FewShotSettings, few_shot
+from unlearn.core.denoising import denoising_loss
+from unlearn.diffusers_backend.comfy_names import encoder_modules, network_modules, view
+from unlearn.methods.key_step import KeyStepSettings, key_step
+from unlearn.diffusers_backend.lora import loras, save_lora, save_peft
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.edit import Edit
 
 PROMPTS = ["a photo of a cat", "", "two red mushrooms, ink style"]
 SELECTIONS = {
@@ -741,12 +744,12 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def loaded(pack: ModuleType, checkpoint: Path) -> tuple:
-    return testbed.pack.checkpoint(checkpoint)
+    return testbed.model.pack.checkpoint(checkpoint)
 
 
 @pytest.fixture
 def pair(pack: ModuleType, loaded: tuple, model: DiffusersModel) -> Iterator[Pair]:
-    host_model = pack.nodes.host.ComfyModel(*loaded, size=(128, 128))
+    host_model = pack.nodes.backend.model.ComfyModel(*loaded, size=(128, 128))
     with torch.inference_mode(), host_model.training():  # as in the body of a node
         yield Pair(pack, host_model, model)
 
@@ -758,7 +761,7 @@ def test_both_encode_alike(
     ours = DiffusersModel(model.pipeline, clip_skip=clip_skip)
     clip = loaded[1].clone()
     clip.clip_layer(-1 - clip_skip)
-    theirs = pack.nodes.host.ComfyModel(loaded[0], clip, loaded[2])
+    theirs = pack.nodes.backend.model.ComfyModel(loaded[0], clip, loaded[2])
     with torch.inference_mode(), theirs.training(), torch.no_grad():
         wanted, found = theirs.encode(PROMPTS).cross, ours.encode(PROMPTS).cross
         assert list(theirs._weights("encoder", "mlp-final-attn")) == list(
@@ -772,7 +775,7 @@ def test_both_predict_and_draw_alike(pair: Pair, pictures: torch.Tensor) -> None
     x0, noise, t, x = noisy(comfy, 5)
     with torch.no_grad():
         prompts = ours.encode([*PROMPTS, "a dog", "ink"])
-        theirs = pair.pack.unlearn.model.Conditioning(prompts.cross)
+        theirs = pair.pack.unlearn.core.model.Conditioning(prompts.cross)
         wanted = comfy.predict(x, t, theirs)
         assert relative(ours.noised(x0, noise, t), x) < 1e-5
         assert relative(ours.predict(x, t, prompts), wanted) < 1e-6
@@ -792,11 +795,11 @@ def test_both_mean_the_same_by_v_prediction(
 
     (patched,) = sampling.ModelSamplingDiscrete().patch(loaded[0], "v_prediction", zsnr=False)
     ours = DiffusersModel(rescheduled(model.pipeline, prediction_type="v_prediction"))
-    comfy = pack.nodes.host.ComfyModel(patched, *loaded[1:], size=(128, 128))
+    comfy = pack.nodes.backend.model.ComfyModel(patched, *loaded[1:], size=(128, 128))
     with torch.inference_mode(), comfy.training(), torch.no_grad():
         x0, noise, t, x = noisy(comfy, 5)
         prompts = ours.encode([*PROMPTS, "a dog", "ink"])
-        wanted = comfy.predict(x, t, pack.unlearn.model.Conditioning(prompts.cross))
+        wanted = comfy.predict(x, t, pack.unlearn.core.model.Conditioning(prompts.cross))
         assert relative(ours.predict(x, t, prompts), wanted) < 1e-4
         assert relative(ours.target(x0, noise, t), comfy.target(x0, noise, t)) < 1e-4
         assert relative(ours.clean(x, t, wanted), comfy.clean(x, t, wanted)) < 1e-4
@@ -845,7 +848,7 @@ def test_both_learn_the_same_erasure_each_in_its_own_arithmetic(
 
 def both_learn(pair: Pair, pictures: torch.Tensor, **options: Any) -> tuple[Erasure, Any]:
     """Few-shot erasures of the mushroom: by diffusers and by ComfyUI."""
-    methods = pair.pack.unlearn.few_shot
+    methods = pair.pack.unlearn.methods.few_shot
     ours = few_shot(pair.ours, ["mushroom"], pictures, FewShotSettings(**options))
     settings = methods.FewShotSettings(**options)
     return ours, methods.few_shot(pair.comfy, ["mushroom"], pictures, settings)
@@ -888,7 +891,7 @@ def predictions(model: DiffusersModel, *erasures: Any) -> list[torch.Tensor]:
 @pytest.mark.slow
 def test_both_learn_the_same_from_what_the_model_draws(pair: Pair) -> None:
     options = {"max_steps": 2, "shots": 1, "rank": 4}
-    methods = pair.pack.unlearn.few_shot
+    methods = pair.pack.unlearn.methods.few_shot
     theirs = methods.few_shot(pair.comfy, ["cat"], None, methods.FewShotSettings(**options))
     ours = few_shot(pair.ours, ["cat"], None, FewShotSettings(**options))
     assert_same_erasure(pair, ours, theirs)
@@ -897,7 +900,7 @@ def test_both_learn_the_same_from_what_the_model_draws(pair: Pair) -> None:
 def test_both_learn_the_same_key_steps(alike: Pair) -> None:
     options = {"mode": "paper", "steps": 4, "start": 2, "iterations": 3, "rank": 2}
     options["trainable"] = "cross-attention"
-    methods = alike.pack.unlearn.key_step
+    methods = alike.pack.unlearn.methods.key_step
     theirs = methods.key_step(alike.comfy, ["cat"], methods.KeyStepSettings(**options))
     ours = key_step(alike.ours, ["cat"], KeyStepSettings(**options))
     assert_same_erasure(alike, ours, theirs, 1e-4)
@@ -906,7 +909,7 @@ def test_both_learn_the_same_key_steps(alike: Pair) -> None:
 @pytest.mark.slow
 def test_both_learn_the_same_domain_correction(pair: Pair) -> None:
     options = {"mode": "paper", "pictures": 2, "iterations": 3, "alone": 1, "batch": 2}
-    methods = pair.pack.unlearn.domain_correction
+    methods = pair.pack.unlearn.methods.domain_correction
     settings = methods.DomainCorrectionSettings(**options)
     theirs = methods.domain_correction(pair.comfy, ["cat"], settings)
     ours = domain_correction(pair.ours, ["cat"], DomainCorrectionSettings(**options))
@@ -926,32 +929,32 @@ def test_one_file_serves_both(
     part = "encoder" if select == "mlp-final-attn" else "unet"
     found = random_erasure(model, part, select, rank)
     found.save(tmp_path / "a.safetensors", torch.float32)
-    theirs = pack.unlearn.erasure.Erasure.load(tmp_path / "a.safetensors")
+    theirs = pack.unlearn.core.erasure.Erasure.load(tmp_path / "a.safetensors")
     with torch.inference_mode():
-        patched_model, patched_clip = pack.nodes.apply.erased(loaded[0], loaded[1], theirs)
+        patched_model, patched_clip = pack.nodes.backend.apply.erased(loaded[0], loaded[1], theirs)
         own = loaded[0] if part == "unet" else loaded[1].patcher
-        assert pack.nodes.apply.base_warning(own, theirs, list(theirs.deltas)) == ""
-        comfy = pack.nodes.host.ComfyModel(patched_model, patched_clip, loaded[2], (128, 128))
+        assert pack.nodes.backend.apply.base_warning(own, theirs, list(theirs.deltas)) == ""
+        comfy = pack.nodes.backend.model.ComfyModel(patched_model, patched_clip, loaded[2], (128, 128))
         with comfy.training(), torch.no_grad(), applied(model, found):
             _, _, t, x = noisy(model, 2)
             cross, wanted = model.encode(PROMPTS[:2]), comfy.encode(PROMPTS[:2])
             # The host adds the deltas to an encoder that it keeps in half precision.
             assert relative(cross.cross, wanted.cross) < 2e-3
-            prediction = comfy.predict(x, t, pack.unlearn.model.Conditioning(cross.cross))
+            prediction = comfy.predict(x, t, pack.unlearn.core.model.Conditioning(cross.cross))
             assert relative(model.predict(x, t, cross), prediction) < 1e-4
 
 
 def test_erasure_made_in_comfyui_applies_here(
     pair: Pair, loaded: tuple, pictures: torch.Tensor, tmp_path: Path
 ) -> None:
-    methods = pair.pack.unlearn.few_shot
+    methods = pair.pack.unlearn.methods.few_shot
     made = methods.few_shot(
         pair.comfy, ["mushroom"], pictures, methods.FewShotSettings(max_steps=2)
     )
     made.save(tmp_path / "a.safetensors")
     found = Erasure.load(tmp_path / "a.safetensors")
     assert base_warning(pair.ours, found) == ""
-    clip, _ = pair.pack.nodes.apply.erased_clip(loaded[1], made)
+    clip, _ = pair.pack.nodes.backend.apply.erased_clip(loaded[1], made)
     wanted = clip.encode_from_tokens(clip.tokenize("a photo of a mushroom"))
     with applied(pair.ours, found):
         ours = conditioning(pair.ours, "a photo of a mushroom")
@@ -969,7 +972,7 @@ def test_xl_is_alike_in_both(pack: ModuleType, host: ModuleType, xl: DiffusersMo
         for key, weight in xl.weights.items():
             prefix = NETWORK if key.startswith(NETWORK) else ""
             roots[prefix].get_parameter(key.removeprefix(prefix)).copy_(weight)
-        comfy = pack.nodes.host.ComfyModel(built.model, built.clip, None, (SIDE, SIDE))
+        comfy = pack.nodes.backend.model.ComfyModel(built.model, built.clip, None, (SIDE, SIDE))
         with comfy.training(), torch.no_grad():
             wanted, found = comfy.encode(PROMPTS), xl.encode(PROMPTS)
             assert relative(found.cross, wanted.cross) < 1e-5

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny import TinyModel
 
-from unlearn.model import Conditioning, Diverged, Edit, spectral_scale
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.edit import Diverged, Edit, spectral_scale
 
 
 def weights() -> dict[str, torch.Tensor]:

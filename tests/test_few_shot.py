@@ -10,20 +10,13 @@ import pytest
 import torch
 from tiny import Cancelled, LinearModel, TinyModel
 
-from unlearn.few_shot import (
-    STOP_WINDOW,
-    FewShotSettings,
-    ascent_loss,
-    bounded_loss,
-    check_settings,
-    concept_latents,
-    denoising_loss,
-    few_shot,
-    reached,
-)
-from unlearn.model import Conditioning, Diverged
-from unlearn.neighbourhood import Neighbourhood
-from unlearn.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from unlearn.methods.parts.concepts import STOP_WINDOW, concept_latents
+from unlearn.methods.few_shot import FewShotSettings, bounded_loss, check_settings, few_shot, reached
+from unlearn.core.denoising import ascent_loss, denoising_loss
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.edit import Diverged
+from unlearn.prompts.sampler import Neighbourhood
+from unlearn.prompts.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 
 PAPER = FewShotSettings(mode="paper")
 IMAGES = torch.linspace(0, 1, 4).view(4, 1, 1, 1).expand(4, 2, 2, 3).contiguous()

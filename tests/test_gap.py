@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-import testbed.pack
-from testbed import diffusers_pipeline
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.gap import Vocabulary, beside, places, shared_words, twice, whole_words
-from unlearn.neighbourhood import Neighbourhood
+import testbed.model.pack
+from testbed.motion import pipeline as diffusers_pipeline
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.core.token_slots import Vocabulary, beside, places, shared_words, twice, whole_words
+from unlearn.prompts.sampler import Neighbourhood
 
 SENTENCES = ["{} a photo of a fox", "a painting, {} style", "{}"]
 WORDS = ["owl", "mushroom", "guitar"]
@@ -74,7 +74,7 @@ def test_a_short_word_of_a_name_is_no_part_of_others() -> None:
 @contextmanager
 def host_model(pack: ModuleType) -> Iterator[Any]:
     with torch.inference_mode():
-        model = pack.nodes.host.ComfyModel(*testbed.pack.checkpoint(), size=(128, 128))
+        model = pack.nodes.backend.model.ComfyModel(*testbed.model.pack.checkpoint(), size=(128, 128))
         with model.training():
             yield model
 

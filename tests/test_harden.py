@@ -10,17 +10,17 @@ import pytest
 import torch
 from tiny import Cancelled, TinyModel, TinyNetworkModel, cancel_at, same
 
-import testbed.pack
-from testbed import diffusers_pipeline
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.few_shot import FewShotSettings, few_shot
-from unlearn.harden import LEAST, WARM_UP, Hardening
-from unlearn.held import Held
-from unlearn.key_step import KeyStepSettings, key_step
-from unlearn.model import Edit
-from unlearn.neighbourhood import Neighbourhood
-from unlearn.resume import Resume
-from unlearn.soft_prefix import STEP, soft_prefix
+import testbed.model.pack
+from testbed.motion import pipeline as diffusers_pipeline
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.methods.few_shot import FewShotSettings, few_shot
+from unlearn.methods.parts.adversarial import LEAST, WARM_UP, Hardening
+from unlearn.methods.parts.retention import Held
+from unlearn.methods.key_step import KeyStepSettings, key_step
+from unlearn.core.edit import Edit
+from unlearn.prompts.sampler import Neighbourhood
+from unlearn.core.resume import Resume
+from unlearn.methods.parts.soft_prefix import STEP, soft_prefix
 
 CONCEPT = "mushroom"
 IMAGES = torch.rand(4, 4, 4, 3, generator=torch.Generator().manual_seed(0))
@@ -100,7 +100,7 @@ def revived(model, edit) -> float:
 def test_hardened_encoder_is_harder_to_bring_back(pack) -> None:
     """On the real small model, after a few steps of the erasure itself."""
     science = pack.unlearn
-    host = pack.nodes.host.ComfyModel(*testbed.pack.checkpoint(), size=(64, 64))
+    host = pack.nodes.backend.model.ComfyModel(*testbed.model.pack.checkpoint(), size=(64, 64))
     words = science.neighbourhood.Neighbourhood([CONCEPT], "object", random.Random(0))
     others = ["a photo of a cat", "a church, ink style", ""]
     with host.training(), host.edit("encoder", "mlp-final-attn") as edit:

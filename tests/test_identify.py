@@ -15,18 +15,18 @@ from conftest import ROOT
 from graphs import loader, node, text
 from tiny import TinyModel, TinyNetworkModel
 
-from testbed import drawings
-from testbed.identify_bench import objects, styles, views
-from testbed.server import Interrupted, Progress, PromptError, Server
-from testbed.vocabulary import HELD_OUT, OBJECTS, STYLES
-from unlearn.erasure import Erasure
-from unlearn.identify import TIMES, Ranking, Word, identify, parse_words, rounds
-from unlearn.identify_sheet import verdict
-from unlearn.languages import ELSEWHERE
-from unlearn.model import Conditioning
-from unlearn.neighbours import neighbours
-from unlearn.remains import remains, rivals
-from unlearn.words import VOCABULARY
+from testbed.model import drawings
+from testbed.studies.identify import objects, styles, views
+from testbed.host.server import Interrupted, Progress, PromptError, Server
+from testbed.model.vocabulary import HELD_OUT, OBJECTS, STYLES
+from unlearn.core.erasure import Erasure
+from unlearn.evaluate.classifier import TIMES, Ranking, Word, identify, parse_words, rounds
+from unlearn.evaluate.classifier_report import verdict
+from unlearn.prompts.translations import ELSEWHERE
+from unlearn.core.conditioning import Conditioning
+from unlearn.evaluate.collateral import neighbours
+from unlearn.evaluate.detection import remains, rivals
+from unlearn.prompts.vocabulary import VOCABULARY
 
 BLACK = torch.zeros(2, 2, 2, 3)
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
@@ -258,7 +258,7 @@ def test_there_are_as_many_words_as_is_promised() -> None:
     assert promised("nodes/web/docs/IdentifyConcept.md", page) == counts
     tooltip = r"(\d+) things, (\d+) styles or (\d+) characters"
     assert promised("nodes/identify.py", tooltip) == counts
-    assert promised("unlearn/commands/identify.py", r"among (\d+) everyday words") == counts[:1]
+    assert promised("unlearn/cli/identify.py", r"among (\d+) everyday words") == counts[:1]
     page = r"for (\d+) common things the German, French, Spanish and Italian ones"
     assert promised("nodes/web/docs/ProbeErasure.md", page) == [len(ELSEWHERE)]
 
@@ -387,17 +387,17 @@ def test_the_pictures_are_none_that_were_trained_on() -> None:
 @pytest.fixture(scope="module")
 def model(pack: ModuleType):
     """IconCanvas as a DiffusionModel of the pack's own `unlearn`, open for asking."""
-    import testbed.pack
+    import testbed.model.pack
 
-    model = pack.nodes.host.ComfyModel(*testbed.pack.checkpoint(), size=(128, 128))
+    model = pack.nodes.backend.model.ComfyModel(*testbed.model.pack.checkpoint(), size=(128, 128))
     with torch.inference_mode(), model.training():
         yield model
 
 
 @pytest.mark.slow
 def test_it_names_drawings_that_the_model_was_never_shown(pack: ModuleType, model) -> None:
-    """A few of the benchmark's sets; `python -m testbed.identify_bench` measures all of them."""
-    ask = pack.unlearn.identify.identify
+    """A few of the benchmark's sets; `python -m testbed.studies.identify` measures all of them."""
+    ask = pack.unlearn.evaluate.classifier.identify
     sets = [one for one in objects() if one.answer in ("cat", "banana", "rocket", "bell")]
     rankings = [ask(model, one.images, one.words, draws=12) for one in sets]
     right = [ranking.best == one.answer for one, ranking in zip(sets, rankings)]
@@ -407,7 +407,7 @@ def test_it_names_drawings_that_the_model_was_never_shown(pack: ModuleType, mode
 
 @pytest.mark.slow
 def test_it_names_the_style_of_things_drawn_in_it(pack: ModuleType, model) -> None:
-    ask = pack.unlearn.identify.identify
+    ask = pack.unlearn.evaluate.classifier.identify
     words = {style: sorted(w for w, of in HELD_OUT if of == style)[:2] for style in ("ink", "flat")}
     things = [word for some in words.values() for word in some]
     for style, some in words.items():

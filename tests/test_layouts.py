@@ -37,7 +37,7 @@ def node_body() -> Iterator[None]:
 
 
 def comfy_model(pack: ModuleType, loaded: Loaded, **options: Any) -> Any:
-    return pack.nodes.host.ComfyModel(loaded.model, loaded.clip, None, (SIDE, SIDE), **options)
+    return pack.nodes.backend.model.ComfyModel(loaded.model, loaded.clip, None, (SIDE, SIDE), **options)
 
 
 def batch(model: Any, count: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -62,7 +62,7 @@ def test_a_prompt_with_weights_stands_beside_others(pack: ModuleType, loaded: Lo
     with comfy_model(pack, loaded).training() as model, torch.no_grad():
         both = one_by_one(pack, model, ("a (cat:1.2)", "a dog"))
         x_t, t, _ = batch(model)
-        swapped = pack.unlearn.model.Conditioning.joined([both.single(1), both.single(0)])
+        swapped = pack.unlearn.core.model.Conditioning.joined([both.single(1), both.single(0)])
         found = model.predict(x_t, t, both)
         assert found.isfinite().all()
         other = model.predict(x_t.flip(0), t.flip(0), swapped).flip(0)
@@ -72,7 +72,7 @@ def test_a_prompt_with_weights_stands_beside_others(pack: ModuleType, loaded: Lo
 def one_by_one(pack: ModuleType, model: Any, prompts: tuple[str, ...] = PROMPTS) -> Any:
     """Conditioning of prompts, each encoded by itself, as the network's methods have it."""
     parts = [model.encode([prompt]) for prompt in prompts]
-    return pack.unlearn.model.Conditioning.joined(parts)
+    return pack.unlearn.core.model.Conditioning.joined(parts)
 
 
 def loss_of(pack: ModuleType, model: Any) -> torch.Tensor:
@@ -127,7 +127,7 @@ def test_first_token_teaches_keys_and_values_nothing(pack: ModuleType, loaded: L
     ):
         whole = model.encode(PROMPTS[:1])
         extra = {k: v[:, :1] if torch.is_tensor(v) else v for k, v in whole.extra.items()}
-        first = pack.unlearn.model.Conditioning(whole.cross[:, :1], whole.pooled, extra)
+        first = pack.unlearn.core.model.Conditioning(whole.cross[:, :1], whole.pooled, extra)
         x_t, t, target = batch(model, 1)
         (model.predict(x_t, t, first) - target).square().mean().backward()
         for key, delta in edit.deltas.items():
@@ -137,7 +137,7 @@ def test_first_token_teaches_keys_and_values_nothing(pack: ModuleType, loaded: L
 def test_selections_share_out_all_layers(pack: ModuleType, loaded: Loaded) -> None:
     root = loaded.model.model.diffusion_model
     cross, keys_and_values, outside = (
-        set(pack.unlearn.select.network_weights(root, select)) for select in SELECTIONS
+        set(pack.unlearn.core.trainable.network_weights(root, select)) for select in SELECTIONS
     )
     assert keys_and_values < cross
     assert not cross & outside
@@ -164,7 +164,7 @@ def test_only_what_reads_the_prompt_is_of_the_cross_attention(
             )
             for name in {
                 key.rpartition(".")[0]
-                for key in pack.unlearn.select.network_weights(root, "cross-attention-kv")
+                for key in pack.unlearn.core.trainable.network_weights(root, "cross-attention-kv")
             }
         ]
         try:
@@ -350,7 +350,7 @@ class VideoVae:
 
 @pytest.mark.parametrize("loaded", ["wan"], indirect=True)
 def test_pictures_are_no_frames_of_one_video(pack: ModuleType, loaded: Loaded) -> None:
-    model = pack.nodes.host.ComfyModel(loaded.model, loaded.clip, VideoVae(), (SIDE, SIDE))
+    model = pack.nodes.backend.model.ComfyModel(loaded.model, loaded.clip, VideoVae(), (SIDE, SIDE))
     with model.training():
         assert model.latents(torch.zeros(3, SIDE, SIDE, 3)).shape == (3, 16, 1, 8, 8)
 
@@ -369,15 +369,15 @@ def weights(patcher: Any) -> dict[str, torch.Tensor]:
 def random_erasure(pack: ModuleType, loaded: Loaded, rank: int) -> Any:
     """Of every linear and convolution layer of the network."""
     root = loaded.model.model.diffusion_model
-    network_weights, prefix = pack.unlearn.select.network_weights, pack.unlearn.erasure.NETWORK
+    network_weights, prefix = pack.unlearn.core.trainable.network_weights, pack.unlearn.core.erasure.NETWORK
     every = {**network_weights(root, SELECTIONS[0]), **network_weights(root, SELECTIONS[2])}
     generator = torch.Generator().manual_seed(2)
     with torch.inference_mode(False):
-        edit = pack.unlearn.model.Edit({prefix + key: w for key, w in every.items()}, rank)
+        edit = pack.unlearn.core.model.Edit({prefix + key: w for key, w in every.items()}, rank)
         for parameter in edit.parameters():
             parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     deltas = {key: delta.tensors() for key, delta in edit.deltas.items()}
-    return pack.unlearn.erasure.Erasure(deltas, {"concepts": ["cat"]})
+    return pack.unlearn.core.erasure.Erasure(deltas, {"concepts": ["cat"]})
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -388,13 +388,13 @@ def test_erasure_changes_the_weights_as_the_stock_loader_does(
     import comfy.utils
 
     random_erasure(pack, loaded, rank).save(tmp_path / "a.safetensors")
-    erasure = pack.unlearn.erasure.Erasure.load(tmp_path / "a.safetensors")
+    erasure = pack.unlearn.core.erasure.Erasure.load(tmp_path / "a.safetensors")
     lora = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
     original = weights(loaded.model)
     convolutions = [key for key in erasure.deltas if original[key].ndim > 2]
     assert bool(convolutions) != loaded.name.startswith(("flux", "ltxv"))
     for strength in (1.0, -0.5):
-        erased, warning = pack.nodes.apply.erased_model(loaded.model, erasure, strength)
+        erased, warning = pack.nodes.backend.apply.erased_model(loaded.model, erasure, strength)
         assert warning == ""
         ours = weights(erased)
         stock = weights(comfy.sd.load_lora_for_models(loaded.model, None, lora, strength, 0)[0])
@@ -412,8 +412,8 @@ def test_erasure_changes_the_weights_as_the_stock_loader_does(
 def test_minus_one_after_one_restores(pack: ModuleType, loaded: Loaded, rank: int) -> None:
     original = weights(loaded.model)
     erasure = random_erasure(pack, loaded, rank)
-    erased, _ = pack.nodes.apply.erased_model(loaded.model, erasure, 1.0)
-    restored, _ = pack.nodes.apply.erased_model(erased, erasure, -1.0)
+    erased, _ = pack.nodes.backend.apply.erased_model(loaded.model, erasure, 1.0)
+    restored, _ = pack.nodes.backend.apply.erased_model(erased, erasure, -1.0)
     for key, value in weights(restored).items():
         assert torch.allclose(value, original[key], atol=1e-6), key
 
@@ -422,13 +422,13 @@ def test_minus_one_after_one_restores(pack: ModuleType, loaded: Loaded, rank: in
 
 
 def run_key_step(pack: ModuleType, model: Any, mode: str) -> Any:
-    methods = pack.unlearn.key_step
+    methods = pack.unlearn.methods.key_step
     settings = methods.KeyStepSettings(mode=mode, steps=4, start=2, iterations=3)
     return methods.key_step(model, ["cat"], settings)
 
 
 def run_domain_correction(pack: ModuleType, model: Any, mode: str) -> Any:
-    methods = pack.unlearn.domain_correction
+    methods = pack.unlearn.methods.domain_correction
     settings = methods.DomainCorrectionSettings(
         mode=mode, pictures=2, iterations=3, alone=1, batch=2
     )
@@ -441,13 +441,13 @@ def run_domain_correction(pack: ModuleType, model: Any, mode: str) -> Any:
 def test_method_runs_and_moves_the_prediction(
     pack: ModuleType, loaded: Loaded, run: Callable, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pack.unlearn.held.Held, "COUNT", 4)
+    monkeypatch.setattr(pack.unlearn.methods.parts.retention.Held, "COUNT", 4)
     before = weights(loaded.model)
     with comfy_model(pack, loaded, checkpointing=True).training() as model:
         erasure = run(pack, model, mode)
     assert erasure.norm() > 0
     assert erasure.record["moved"]["cat"] > 0
-    erased, warning = pack.nodes.apply.erased_model(loaded.model, erasure)
+    erased, warning = pack.nodes.backend.apply.erased_model(loaded.model, erasure)
     assert warning == ""
     assert set(erasure.deltas) == set(erased.patches)
     after = weights(loaded.model)
@@ -496,6 +496,6 @@ def test_keys_and_values_are_found_under_other_names(
     import comfy.ops
 
     root = network(dtype=torch.float32, device="meta", operations=comfy.ops.disable_weight_init)
-    found = pack.unlearn.select.network_weights(root, "cross-attention-kv")
+    found = pack.unlearn.core.trainable.network_weights(root, "cross-attention-kv")
     # Where words and picture attend to each other, the words' own queries may be among them.
     assert {key.split(".")[-2] for key in found} - {"w1q"} == names

@@ -16,10 +16,10 @@ from graphs import cached, distance, files, loader, node, text
 from PIL import Image
 from safetensors.torch import save_file
 
-from testbed.judge import Judge
-from testbed.server import Interrupted, Progress, PromptError, Server
-from testbed.vocabulary import STYLES
-from unlearn.erasure import Erasure
+from testbed.model.judge import Judge
+from testbed.host.server import Interrupted, Progress, PromptError, Server
+from testbed.model.vocabulary import STYLES
+from unlearn.core.erasure import Erasure
 
 CONCEPT = "mushroom"
 NEIGHBOURS = {

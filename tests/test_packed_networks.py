@@ -73,7 +73,7 @@ def packed(loaded: Loaded, form: str) -> Any:
 def gradients(pack: ModuleType, model: Any, clip: Any, part: str) -> dict[str, torch.Tensor]:
     """Of one denoising loss."""
     select = "mlp-final-attn" if part == "encoder" else "cross-attention"
-    host = pack.nodes.host.ComfyModel(model, clip, None, (64, 64))
+    host = pack.nodes.backend.model.ComfyModel(model, clip, None, (64, 64))
     with host.training() as training, training.edit(part, select) as edit:
         generator = torch.Generator().manual_seed(1)
         x0, noise = host.noise(1, generator), host.noise(1, generator)
@@ -136,7 +136,7 @@ def nodes(pack: ModuleType, loaded: Loaded) -> dict[str, Any]:
     from test_encoders import run_node
 
     def identify(folder: Any) -> Any:
-        return pack.nodes.host.ComfyModel(loaded.model, loaded.clip, None, (64, 64))
+        return pack.nodes.backend.model.ComfyModel(loaded.model, loaded.clip, None, (64, 64))
 
     return {"train": lambda folder: run_node(pack, loaded, folder), "ask": identify}
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from testbed.patience import Patience
+from testbed.host.patience import Patience
 
 
 class Process:

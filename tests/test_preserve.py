@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unlearn.model import Edit
-from unlearn.preserve import preserved
+from unlearn.core.edit import Edit
+from unlearn.core.gradient_projection import preserved
 
 ERASE = torch.tensor([[3.0, -1.0], [0.5, 2.0]])
 AGAINST = torch.tensor([[-2.0, 1.0], [0.0, 0.5]])  # the product is -6

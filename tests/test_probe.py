@@ -16,15 +16,15 @@ from commands import CPU
 from graphs import loader, node, text
 from small_probe import small_probe
 
-import testbed.pack
-from testbed.server import Interrupted, Progress, PromptError, Server
-from unlearn.gap import Vocabulary
-from unlearn.languages import ELSEWHERE, translations
-from unlearn.phrasings import OWN, Given, misspellings, phrasings, plural, spread
-from unlearn.probe import ATTACKS, CANNOT, Asked, Probe, ProbeSettings, probe, settings
-from unlearn.probe_sheet import COLUMNS, SHOWN, framed, probe_sheet, rows
-from unlearn.receipt import receipt
-from unlearn.token_search import search
+import testbed.model.pack
+from testbed.host.server import Interrupted, Progress, PromptError, Server
+from unlearn.core.token_slots import Vocabulary
+from unlearn.prompts.translations import ELSEWHERE, translations
+from unlearn.prompts.paraphrases import OWN, Given, misspellings, phrasings, plural, spread
+from unlearn.evaluate.probe import ATTACKS, CANNOT, Asked, Probe, ProbeSettings, probe, settings
+from unlearn.evaluate.probe_sheet import COLUMNS, SHOWN, framed, probe_sheet, rows
+from unlearn.evaluate.receipt import receipt
+from unlearn.attacks.token_search import search
 
 RING, PREFIX, TOKEN = ATTACKS
 
@@ -321,17 +321,17 @@ def weights_of(model: Any, clip: Any, vae: Any) -> dict[str, torch.Tensor]:
 def unedited(pack: ModuleType) -> tuple[Any, list, dict]:
     """(probe of a model in which nothing is erased, what it told, which weights are the same)."""
     told: list[tuple[str, int, int]] = []
-    parts = testbed.pack.checkpoint()
+    parts = testbed.model.pack.checkpoint()
     weights = {key: tensor.clone() for key, tensor in weights_of(*parts).items()}
     with torch.inference_mode():
-        model = pack.nodes.host.ComfyModel(*parts, size=(128, 128))
-        found = pack.unlearn.probe.probe(
+        model = pack.nodes.backend.model.ComfyModel(*parts, size=(128, 128))
+        found = pack.unlearn.evaluate.probe.probe(
             model.training,
             model.training,
             "guitar",
             frozenset(),
             small_probe(pack),
-            pack.unlearn.phrasings.Given(descriptions=("a wooden thing with strings",)),
+            pack.unlearn.prompts.paraphrases.Given(descriptions=("a wooden thing with strings",)),
             judge=even,
             on_probe=lambda *event: told.append(event),
         )
@@ -454,21 +454,21 @@ def test_it_may_be_cancelled_in_an_attack(pack: ModuleType) -> None:
         if "attacking" in what:
             raise Cancelled
 
-    model = pack.nodes.host.ComfyModel(*testbed.pack.checkpoint(), size=(64, 64))
+    model = pack.nodes.backend.model.ComfyModel(*testbed.model.pack.checkpoint(), size=(64, 64))
     with torch.inference_mode(), pytest.raises(Cancelled):
-        pack.unlearn.probe.probe(
+        pack.unlearn.evaluate.probe.probe(
             model.training, model.training, "fox", frozenset(), small_probe(pack), on_probe=cancel
         )
 
 
 def test_attacks_keep_no_activations_of_layers_that_go_unread(pack: ModuleType) -> None:
     """The host runs the layers behind a clip skip, whose graphs no backward pass goes through."""
-    parts = testbed.pack.checkpoint()
+    parts = testbed.model.pack.checkpoint()
     parts[1].clip_layer(-2)
     kept: list[int] = []
     chosen, science = small_probe(pack), pack.unlearn
     with torch.inference_mode():
-        model = pack.nodes.host.ComfyModel(*parts, size=(64, 64))
+        model = pack.nodes.backend.model.ComfyModel(*parts, size=(64, 64))
         with model.training():
 
             def on_attack(step: int, total: int, name: str) -> None:
@@ -530,8 +530,8 @@ def test_only_the_same_erasure_at_the_same_strength_is_alike(
     pack: ModuleType, tmp_path: Path
 ) -> None:
     """The figures of another, or of a half, must not go into its record."""
-    _, clip, _ = testbed.pack.checkpoint()
-    science, apply = pack.unlearn.erasure, pack.nodes.apply
+    _, clip, _ = testbed.model.pack.checkpoint()
+    science, apply = pack.unlearn.core.erasure, pack.nodes.backend.apply
     key = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
     shape = clip.cond_stage_model.state_dict()[key].shape
     generator = torch.Generator().manual_seed(0)
@@ -565,7 +565,7 @@ def test_probes_of_one_erasure_stand_beside_each_other(pack: ModuleType) -> None
     def record(concept: str, level: str, pre: float) -> dict:
         return {"concept": concept, "settings": {"level": level}, "pre": pre}
 
-    erasure = pack.unlearn.erasure.Erasure({})
+    erasure = pack.unlearn.core.erasure.Erasure({})
     erasure = erasure.with_probes([record("cat", "quick", 0.5), record("dog", "quick", 0.1)])
     erasure = erasure.with_probes([record("cat", "full", 0.3), record("cat", "quick", 0.4)])
     found = erasure.record["measured"]["probe"]
@@ -620,7 +620,7 @@ def test_an_erasure_is_probed_and_saved_with_what_was_found(server: Server) -> N
     assert said.startswith("mushroom is suppressed, measured at 0%")
     assert CANNOT in said
     assert len(server.images(history, "probe")) == 1
-    from unlearn.erasure import Erasure
+    from unlearn.core.erasure import Erasure
 
     (file,) = Path(server.output).rglob("with_probe_*.safetensors")
     (record,) = Erasure.load(file).record["measured"]["probe"]
@@ -634,14 +634,14 @@ def test_an_erasure_is_probed_and_saved_with_what_was_found(server: Server) -> N
 
 
 def recorded(record: dict) -> Any:
-    from unlearn.erasure import Erasure
+    from unlearn.core.erasure import Erasure
 
     return Erasure({}, record)
 
 
 def test_it_is_asked_as_it_was_erased_also_where_it_was_combined_twice() -> None:
-    from unlearn.commands.output import Failure
-    from unlearn.commands.probe import kind_of
+    from unlearn.cli.output import Failure
+    from unlearn.cli.probe import kind_of
 
     style, instance = {"kind": "style"}, {"kind": "instance"}
     assert kind_of(recorded({})) == "object"
@@ -656,10 +656,10 @@ def test_it_is_asked_as_it_was_erased_also_where_it_was_combined_twice() -> None
 def test_the_command_on_diffusers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
-    from testbed import diffusers_pipeline
+    from testbed.motion import pipeline as diffusers_pipeline
     from unlearn.__main__ import main
-    from unlearn.diffusers_model import DiffusersModel
-    from unlearn.erasure import Erasure
+    from unlearn.diffusers_backend.model import DiffusersModel
+    from unlearn.core.erasure import Erasure
 
     folder, file = diffusers_pipeline.write(tmp_path / "model"), tmp_path / "none.safetensors"
     model = DiffusersModel(diffusers_pipeline.pipeline())

@@ -14,7 +14,7 @@ import torch
 from small_erasures import of_the_encoder, of_the_network, run
 from small_probe import small_probe
 
-import testbed.pack
+import testbed.model.pack
 
 NOT_RECORDED = "The figures are not put into its record."
 
@@ -22,7 +22,7 @@ NOT_RECORDED = "The figures are not put into its record."
 @pytest.fixture(scope="module")
 def parts(pack: ModuleType) -> tuple:
     """(MODEL, CLIP, VAE)"""
-    return testbed.pack.checkpoint()
+    return testbed.model.pack.checkpoint()
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def node_body() -> Iterator[None]:
 @pytest.fixture
 def asked(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The settings of each probe. None is made: every answer is of one grey picture."""
-    science, found = pack.unlearn.probe, []
+    science, found = pack.unlearn.evaluate.probe, []
 
     def noted(before: Any, after: Any, concept: str, parts: Any, chosen: Any, given: Any, **_: Any):
         found.append(SimpleNamespace(concept=concept, parts=parts, settings=chosen, given=given))
@@ -87,7 +87,7 @@ def test_figures_of_more_than_the_erasure_are_not_its_own(
 ) -> None:
     _, clip, _ = parts
     erasure, other = of_the_encoder(pack, clip), of_the_encoder(pack, clip, "owls", layer=1)
-    more, _ = pack.nodes.apply.erased_clip(clip, other)
+    more, _ = pack.nodes.backend.apply.erased_clip(clip, other)
     found = probing(pack, parts, erasure=erasure, erased_clip=more)
     assert f"{pack.nodes.probe.NOT_ITS_OWN} {NOT_RECORDED}" in found.report
     assert found.probed is erasure
@@ -117,11 +117,11 @@ def test_an_erased_model_alone_is_probed_as_a_style(
     settings = node.settings
     monkeypatch.setattr(node, "settings", lambda *own, **more: settings(*own, **more | budgets))
     model, _, _ = parts
-    changed, _ = pack.nodes.apply.erased_model(model, of_the_network(pack, model))
+    changed, _ = pack.nodes.backend.apply.erased_model(model, of_the_network(pack, model))
     found = probing(pack, parts, erased_model=changed, concept="ink", kind="style", level="full")
     (record,) = found.records
     assert (record["concept"], record["settings"]["kind"]) == ("ink", "style")
-    assert set(record["post"]) == set(pack.unlearn.probe.ATTACKS)
+    assert set(record["post"]) == set(pack.unlearn.evaluate.probe.ATTACKS)
     assert found.probed is None
     assert " ink " in found.report
     assert re.search(r"full probe, \d+\.\d s\.$", found.report)
@@ -223,7 +223,7 @@ def test_too_little_room_for_one_is_said(pack: ModuleType) -> None:
 
 
 def test_the_real_model_has_room_for_four(pack: ModuleType, parts: tuple) -> None:
-    model = pack.nodes.host.ComfyModel(*parts, (64, 64))
+    model = pack.nodes.backend.model.ComfyModel(*parts, (64, 64))
     found = pack.nodes.probe.fitting(model, side_by_side(pack))
     assert found.unlearn_diff_atk.at_once == 4
 
@@ -233,7 +233,7 @@ def test_too_little_memory_is_said_before_anything_is_drawn(
 ) -> None:
     import comfy.model_management
 
-    changed, _ = pack.nodes.apply.erased_model(parts[0], of_the_network(pack, parts[0]))
+    changed, _ = pack.nodes.backend.apply.erased_model(parts[0], of_the_network(pack, parts[0]))
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, **__: 1 << 20)
     monkeypatch.setattr(type(parts[0]), "get_free_memory", lambda *_, **__: 1 << 20, raising=False)
     with pytest.raises(MemoryError, match="The attacks need"):

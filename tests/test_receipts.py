@@ -11,14 +11,14 @@ import pytest
 import torch
 from commands import CPU, sentence
 
-from testbed import diffusers_pipeline
+from testbed.motion import pipeline as diffusers_pipeline
 from unlearn.__main__ import main
-from unlearn.commands.output import rewrite
-from unlearn.diffusers_apply import ways
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.erasure import Erasure, combine
-from unlearn.probe import ATTACKS, ProbeSettings, probe
-from unlearn.receipt import FIGURES, Figure, count_tolerance, near, receipt
+from unlearn.cli.output import rewrite
+from unlearn.diffusers_backend.apply import ways
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.core.erasure import Erasure, combine
+from unlearn.evaluate.probe import ATTACKS, ProbeSettings, probe
+from unlearn.evaluate.receipt import FIGURES, Figure, count_tolerance, near, receipt
 
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 QUICK = ProbeSettings(prompts=2, phrasings=1, draws=4, rivals=3, steps=4, guidance=5.0)
@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shaken(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An erasure that knows its base, by a shaken encoder, with a small receipt and probe."""
-    from unlearn.diffusers_files import load_pipeline
+    from unlearn.diffusers_backend.load import load_pipeline
 
     model = DiffusersModel(load_pipeline(folder))
     change = 0.1 * torch.randn(768, 192, generator=torch.Generator().manual_seed(0))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import TinyModel, TinyNetworkModel
 
-from unlearn.model import Conditioning
-from unlearn.trajectory import Trajectory, at, ddim_step, guided, timesteps
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.ddim import Trajectory, at, ddim_step, guided, timesteps
 
 PARAMETERISATIONS = ["eps", "v", "flow"]
 STEPS = 10

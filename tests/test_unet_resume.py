@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from test_unet_nodes import METHODS, UNET, each_method, quick, stock, unlearn
 
 from dev import host_command
-from testbed.host import path
-from testbed.server import Interrupted, Progress, PromptError, Server, ServerError
+from testbed.host.process import path
+from testbed.host.server import Interrupted, Progress, PromptError, Server, ServerError
 
 # Stable Diffusion's layout at IconCanvas's size, but for all that attends to a prompt. The host
 # takes it for one of its models only where an extension says so.

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _at_once():
             # It imports PyTorch, which takes seconds.
-            from .program import COMMANDS, parser
+            from .cli.program import COMMANDS, parser
         given = parser().parse_args(arguments)
         try:
             COMMANDS[given.command].run(given)
@@ -42,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _sentence(error: Exception, command: str) -> str:
     from safetensors import SafetensorError
 
-    from .commands.output import Failure
-    from .model_folder import first_line
-    from .peak_memory import is_too_little
+    from .cli.output import Failure
+    from .diffusers_backend.model_folder import first_line
+    from .core.peak_memory import is_too_little
 
     if is_too_little(error):
         return (
@@ -90,7 +90,7 @@ def _at_once() -> Iterator[None]:
         os.write(2, f"{INTERRUPTED}\n".encode())
         os._exit(130)
 
-    imported = "unlearn.program" in sys.modules
+    imported = "unlearn.cli.program" in sys.modules
     heard = [] if imported else [n for n in SIGNALS if signal.getsignal(n) is INTERRUPT]
     for number in heard:
         signal.signal(number, end)

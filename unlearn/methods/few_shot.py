@@ -1,0 +1,368 @@
+"""Few-shot encoder unlearning: Fuchi and Takagi, arXiv 2405.07288 (BMVC 2024).
+
+Gradient ascent on the denoising loss of a few pictures, through the frozen network into the text
+encoder. Mode "paper" is the paper's algorithm and settings; "balanced", the default, is ours:
+bounded, with retention, and it stops by itself. With pictures drawn by the model itself this is
+also the encoder half of Liu and Tan's text-to-video unlearning, arXiv 2407.14209.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from ..core.prompt_spread import apart
+from ..core.erasure import Erasure, images_hash
+from ..core.token_slots import check_takes_vectors
+from .parts.adversarial import OTHERS, SENTENCES, Hardening, check_hardening
+from ..core.conditioning import Conditioning
+from ..core.model import DiffusionModel
+from ..core.edit import Edit
+from ..core.progress import OnStep, preparing
+from ..core.images import check_images
+from ..core.kind import Kind
+from ..prompts.sampler import Neighbourhood
+from ..core.gradient_projection import Projection
+from ..prompts import templates
+from ..core.token_reading import Read
+from ..prompts.word_checks import as_read, check_typed
+from ..core.trainable import Trainable
+from .parts.run import trained
+
+# A picture has some style whatever the prompt says, so away from one there must be a push.
+PUSH = {"object": 0.0, "style": 0.5, "character": 0.0}
+HELD, NAMED = 6, 2  # prompts of a step: of other things, and with the neutral word in place
+DRAWN_AT_ONCE = 4  # pictures
+STOP_WINDOW = 10  # steps over which the concept's loss is averaged for stopping
+
+
+@dataclass(frozen=True)
+class FewShotSettings:
+    mode: Literal["balanced", "paper"] = "balanced"
+    kind: Kind = "object"
+    """Which templates name the concept; characters and people use those of objects."""
+    trainable: Trainable = "mlp-final-attn"
+    """Which weights: see unlearn.core.trainable. The paper's released code trained "all"."""
+    rank: int = 0
+    """Rank of the deltas; 0 trains full ones."""
+    shots: int = 4
+    """How many pictures the model draws of each concept where none are given."""
+    batch: int = 2
+    seed: int = 0
+    projection: Projection = "off"
+    """What in the gradient works against other prompts is taken out (see preserve.py)."""
+    epochs: int = 4
+    """Mode "paper": passes over the pictures. The authors' example has 4, their default is 5."""
+    learning_rate: float = 1e-5
+    """Mode "paper": Adam's, the same for every weight."""
+    max_steps: int = 120
+    """Mode "balanced": so many for each concept, at most."""
+    rate: float = 0.03
+    """Mode "balanced": the size of a step relative to the weights (model.spectral_scale)."""
+    beta: float = 1.0
+    """Mode "balanced": how sharply the erasing gradient fades as the concept's loss grows."""
+    target: float = 1.4
+    """Mode "balanced": stop once the concept's loss is this many times the original model's..."""
+    near: float = 0.12
+    """... and its prompts are this near to the neutral ones (relative squared distance)."""
+    retention: float = 4.0
+    """Mode "balanced": weight of keeping other prompts' conditioning."""
+    anchor: str = ""
+    """Mode "balanced": a neutral word that the concept's prompts are drawn towards; empty: by
+    kind."""
+    pull: float = 6.0
+    """Mode "balanced": weight of drawing them there. What else a prompt says, its style, stays."""
+    push: float | None = None
+    """Mode "balanced": how far beyond the neutral ones, away from what they were. None: by kind."""
+    protect: tuple[str, ...] = ()
+    """Mode "balanced": words whose prompts must stay what they are."""
+    harden: float = 0.0
+    """Mode "balanced": seconds of training against words that would bring the concept back
+    (harden.py), once it is gone."""
+
+    @property
+    def prompts(self) -> int:
+        """Prompts whose encoding is kept for one backward pass, at most."""
+        if self.mode == "paper":
+            return self.batch if self.projection == "off" else self.batch + HELD
+        plain = self.batch + HELD + NAMED
+        return max(plain, 2 * (SENTENCES + OTHERS)) if self.harden else plain
+
+    @property
+    def further(self) -> float:
+        return PUSH[self.kind] if self.push is None else self.push
+
+
+def few_shot(
+    model: DiffusionModel,
+    concepts: Sequence[str],
+    images: torch.Tensor | None = None,
+    settings: FewShotSettings = FewShotSettings(),
+    on_step: OnStep | None = None,
+) -> Erasure:
+    """Unlearn concepts in the text encoder from a few pictures of them.
+
+    images: (N, H, W, 3) in 0..1, shared out evenly when there are several concepts (the first N/k
+    are the first concept's); None lets the model draw `settings.shots` of each. The same seed gives
+    the same erasure on one machine, unless it is hardened, which goes by the clock.
+
+    Raises ValueError for bad input, before any work, and model.Diverged, which carries the last
+    good erasure, when the loss stops being finite; `on_step` may raise to cancel. The model is
+    afterwards what it was.
+    """
+    check_settings(concepts, images, settings, model.readings)
+    concepts, settings = as_read(concepts, settings, model.readings)
+    if settings.harden:
+        check_takes_vectors(model)
+    pictures = concept_latents(model, concepts, images, settings, on_step)
+    run = paper if settings.mode == "paper" else balanced
+    return trained(
+        model,
+        "encoder",
+        settings.trainable,
+        "few_shot",
+        list(concepts),
+        settings,
+        lambda edit: run(model, edit, list(concepts), pictures, settings, on_step),
+        kind=settings.kind,
+        images={
+            "count": sum(map(len, pictures)),
+            "drawn_by_model": images is None,
+            "hash": None if images is None else images_hash(images),
+        },
+    )
+
+
+def check_settings(
+    concepts: Sequence[str],
+    images: torch.Tensor | None,
+    settings: FewShotSettings,
+    read: Read | None = None,
+) -> None:
+    """Raises ValueError with one sentence where they cannot be used. read: see `check_typed`."""
+    check_concepts(concepts, images)
+    kind = settings.kind if settings.mode == "balanced" else None
+    check_typed(concepts, settings.anchor, settings.protect, kind, read)
+    check_hardening(settings.mode, settings.harden)
+
+
+def check_concepts(concepts: Sequence[str], images: torch.Tensor | None) -> None:
+    """Raises ValueError with one sentence where concepts or images cannot be used."""
+    if isinstance(concepts, str):
+        raise ValueError(
+            f"The concepts are a list, but this is one text; give [{concepts!r}] for one concept."
+        )
+    if not concepts or not all(concept.strip() for concept in concepts):
+        raise ValueError(
+            "No concept is named: type the word or name to unlearn, for example: Zorvik"
+        )
+    check_images(images)
+    if images is not None and len(images) % len(concepts):
+        raise ValueError(
+            f"{len(images)} images cannot be shared evenly among {len(concepts)} "
+            "concepts; give the same number of each, in the concepts' order, or none and the model "
+            "draws them."
+        )
+
+
+def concept_latents(
+    model: DiffusionModel,
+    concepts: Sequence[str],
+    images: torch.Tensor | None,
+    settings: FewShotSettings,
+    on_step: OnStep | None = None,
+) -> list[torch.Tensor]:
+    """Clean latents of each concept's pictures, given or drawn from its own prompts."""
+    if images is not None:
+        return list(model.latents(images).chunk(len(concepts)))
+    rng = random.Random(settings.seed)
+    drawn = []
+    for concept in concepts:
+        prompts = [
+            rng.choice(templates(settings.kind)).format(concept) for _ in range(settings.shots)
+        ]
+        parts = []
+        for i in range(0, len(prompts), DRAWN_AT_ONCE):
+            preparing(on_step, f"drawing pictures of {concept}", i, len(prompts))
+            parts.append(model.sample(prompts[i : i + DRAWN_AT_ONCE], settings.seed + i))
+        drawn.append(torch.cat(parts))
+    return drawn
+
+
+class Sampler:
+    """Random batches of one concept: noised latents, what to predict, and a prompt for each."""
+
+    def __init__(self, model: DiffusionModel, settings: FewShotSettings) -> None:
+        self.model, self.settings = model, settings
+        self.rng = random.Random(settings.seed)
+        self.noise = torch.Generator().manual_seed(settings.seed)
+
+    def prompts(self, concept: str, count: int) -> list[str]:
+        return [
+            self.rng.choice(templates(self.settings.kind)).format(concept) for _ in range(count)
+        ]
+
+    def noised(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(x_t, t, target), t uniform over 0..999; drawn on the CPU, so alike on every device."""
+        t = torch.randint(0, 1000, (len(x0),), generator=self.noise).float().to(x0.device)
+        noise = torch.randn(x0.shape, generator=self.noise).to(x0)
+        return self.model.noised(x0, noise, t), t, self.model.target(x0, noise, t)
+
+
+def denoising_loss(
+    model: DiffusionModel,
+    x_t: torch.Tensor,
+    t: torch.Tensor,
+    target: torch.Tensor,
+    conditioning: Conditioning,
+) -> torch.Tensor:
+    """(N,) mean squared error of the network's prediction."""
+    error = model.predict(x_t, t, conditioning).float() - target.float()
+    return error.square().flatten(1).mean(1)
+
+
+def ascent_loss(d: torch.Tensor) -> torch.Tensor:
+    """The paper's: minus the denoising loss. It has no lower bound."""
+    return -d.mean()
+
+
+def bounded_loss(d: torch.Tensor, d_ref: torch.Tensor, beta: float) -> torch.Tensor:
+    """Ours: (2 / beta) softplus(beta (1 - d / d_ref)), in the shape of NPO (arXiv 2404.05868).
+
+    It falls as ascent does while the edited model's loss d is near the original's d_ref, and fades
+    to zero as d grows: there is nothing to gain from a model that merely breaks. Relative to d_ref,
+    since the denoising loss of a clean and of a noisy latent differ a hundredfold.
+    """
+    return (2 / beta) * F.softplus(beta * (1 - d / d_ref)).mean()
+
+
+def paper(
+    model: DiffusionModel,
+    edit: Edit,
+    concepts: list[str],
+    pictures: list[torch.Tensor],
+    settings: FewShotSettings,
+    on_step: OnStep | None,
+) -> None:
+    """The paper's loop: every picture once an epoch, in batches, each with a template drawn anew.
+
+    Its latents are the mean of what the autoencoder says of it, where the authors draw a sample.
+    """
+    rng = random.Random(settings.seed)
+    draw = Sampler(model, settings)
+    words = Neighbourhood(concepts, settings.kind, random.Random(settings.seed))
+    optimiser = edit.adam((0.9, 0.98), 1e-6, rate=settings.learning_rate)
+    # Flipped with p = 0.5, once, as the authors' loader does (a flip of latents, here).
+    items = [
+        (concept, x0.flip(-1) if rng.random() < 0.5 else x0)
+        for concept, latents in zip(concepts, pictures)
+        for x0 in latents
+    ]
+    per_epoch = -(-len(items) // settings.batch)
+    total = settings.epochs * per_epoch
+    for _ in range(settings.epochs):
+        rng.shuffle(items)
+        for i in range(0, len(items), settings.batch):
+            batch = items[i : i + settings.batch]
+            x_t, t, target = draw.noised(torch.stack([x0 for _, x0 in batch]))
+            prompts = [draw.prompts(concept, 1)[0] for concept, _ in batch]
+            loss = ascent_loss(denoising_loss(model, x_t, t, target, model.encode(prompts)))
+            keep = None
+            if settings.projection != "off":
+                others = words.others(HELD)
+                with edit.off():
+                    was = model.encode(others)
+                keep = model.encode(others).distance(was).mean()
+            value = edit.step(
+                optimiser, loss, weight_decay=1e-8, keep=keep, projection=settings.projection
+            )
+            if on_step:
+                on_step(len(edit.history), total, value, edit)
+
+
+def balanced(
+    model: DiffusionModel,
+    edit: Edit,
+    concepts: list[str],
+    pictures: list[torch.Tensor],
+    settings: FewShotSettings,
+    on_step: OnStep | None,
+) -> None:
+    """Ours: bounded ascent, other prompts held in place, until the concept is far enough gone."""
+    draw = Sampler(model, settings)
+    words = Neighbourhood(
+        concepts, settings.kind, random.Random(settings.seed), settings.anchor, settings.protect
+    )
+    optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=settings.rate)
+    with edit.off():
+        # Changes of conditioning count relative to how far prompts lie apart in this encoder.
+        spread = apart(model, words.common[:16])
+    # Of the last steps on each concept: its loss ratio, its distance from the neutral prompts.
+    recent = {concept: deque(maxlen=STOP_WINDOW) for concept in concepts}
+    neutral_words = {concept: words.neutral(concept, model) for concept in concepts}
+    total = settings.max_steps * len(concepts)
+    for step in range(total):
+        concept, latents = concepts[step % len(concepts)], pictures[step % len(concepts)]
+        chosen = [words.rng.randrange(len(latents)) for _ in range(settings.batch)]
+        x_t, t, target = draw.noised(latents[chosen])
+        own = [words.prompt(concept) for _ in chosen]
+        others, sentences = words.others(HELD), words.sentences(NAMED)
+        named = [sentence.format(concept) for sentence in sentences]
+        neutral = [sentence.format(neutral_words[concept]) for sentence in sentences]
+
+        with edit.off():
+            own_was, others_was, named_was, neutral_was = encoded(
+                model, own, others, named, neutral
+            )
+            d_ref = denoising_loss(model, x_t, t, target, own_was)
+        own_is, others_is, named_is = encoded(model, own, others, named)
+        d = denoising_loss(model, x_t, t, target, own_is)
+        aim = neutral_was.beyond(named_was, settings.further)
+        kept = others_is.distance(others_was).mean() / spread
+        from_neutral = named_is.distance(aim).mean() / spread
+        loss = (
+            bounded_loss(d, d_ref, settings.beta)
+            + settings.retention * kept
+            + settings.pull * from_neutral
+        )
+        value = edit.step(optimiser, loss, keep=kept, projection=settings.projection)
+        if on_step:
+            on_step(step + 1, total, value, edit)
+        recent[concept].append(((d.detach() / d_ref).mean().item(), from_neutral.item()))
+        if all(reached(steps, settings) for steps in recent.values()):
+            break
+    if settings.harden:
+        optimiser.state.clear()  # it is done, and hardening has its own
+        Hardening(
+            model,
+            edit,
+            concepts,
+            words,
+            settings.further,
+            settings.rate,
+            settings.harden,
+            settings.seed,
+            on_step,
+        ).encoder()
+
+
+def encoded(model: DiffusionModel, *groups: list[str]) -> list[Conditioning]:
+    """The conditioning of several lists of prompts, encoded at once."""
+    together = model.encode([prompt for group in groups for prompt in group])
+    ends = list(accumulate(map(len, groups)))
+    return [together[end - len(group) : end] for end, group in zip(ends, groups)]
+
+
+def reached(recent: deque[tuple[float, float]], settings: FewShotSettings) -> bool:
+    """Whether a concept is far enough gone: on average over the last steps, which are noisy."""
+    if len(recent) < STOP_WINDOW:
+        return False
+    ratio, distance = (sum(values) / STOP_WINDOW for values in zip(*recent))
+    return ratio >= settings.target and distance <= settings.near
