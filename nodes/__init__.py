@@ -7,7 +7,13 @@ from comfy_api.latest import ComfyExtension, io
 from .compare import CompareErasure
 from .cpdm import CopyrightMetric
 from .domain_correction import DomainCorrectionUNetUnlearn
-from .erasures import CombineErasedClip, LoadErasedClip, LoadErasedModel, SaveErasedClip, SaveErasedModel
+from .erasures import (
+    CombineErasedClip,
+    LoadErasedClip,
+    LoadErasedModel,
+    SaveErasedClip,
+    SaveErasedModel,
+)
 from .few_shot import FewShotEncoderUnlearn
 from .identify import IdentifyConcept
 from .key_step import KeyStepUNetUnlearn

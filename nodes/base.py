@@ -12,11 +12,19 @@ import comfy.model_management as management
 from comfy_api.latest import io
 
 from ..unlearn.core.erasure import ErasureError
-from ..unlearn.prompts.word_checks import check_typed
 from ..unlearn.prompts.typed import one_word, split_concepts, split_words
-from .cache import output_file
-from .backend.inputs import WIDGETS, checked, file_name, one_batch, only, picture_set, single_pictures
+from ..unlearn.prompts.word_checks import check_typed
+from .backend.inputs import (
+    WIDGETS,
+    checked,
+    file_name,
+    one_batch,
+    only,
+    picture_set,
+    single_pictures,
+)
 from .backend.memory import give_back
+from .cache import output_file
 from .progress import tell
 
 

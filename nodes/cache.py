@@ -10,8 +10,8 @@ from pathlib import Path
 import folder_paths
 import torch
 
-from ..unlearn.files import writing
 from ..unlearn.core.erasure import VERSION, Erasure, ErasureError, images_hash
+from ..unlearn.files import writing
 from .backend.identity import signature
 
 LONGEST = 120  # bytes of a file's name that the concepts take

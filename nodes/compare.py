@@ -14,21 +14,27 @@ from comfy_api.latest import io, ui
 from nodes import EmptyLatentImage, common_ksampler
 
 from ..unlearn.evaluate.collateral import near_prompts
-from ..unlearn.prompts import templates
 from ..unlearn.evaluate.detection import Seen, remains
-from ..unlearn.render.sheet import Row, sheet
+from ..unlearn.prompts.templates import templates
 from ..unlearn.prompts.typed import split_concepts
 from ..unlearn.prompts.vocabulary import VOCABULARY
+from ..unlearn.render.sheet import Row, sheet
 from .backend.apply import alike
-from .base import UnlearnNode
 from .backend.checks import check_vae, check_vae_fits
-from .backend.model import ComfyModel
-from .progress import Counting
 from .backend.identity import without_hooks
+from .backend.model import ComfyModel
 from .backend.read_depth import check_read
-from .progress import tell
-from .sockets import erased_inputs, kind_input, original_inputs, picture_size_inputs, sampling_inputs, seed_input
 from .backend.words import plain, typed_concepts
+from .base import UnlearnNode
+from .progress import Counting, tell
+from .sockets import (
+    erased_inputs,
+    kind_input,
+    original_inputs,
+    picture_size_inputs,
+    sampling_inputs,
+    seed_input,
+)
 
 
 class CompareErasure(UnlearnNode):

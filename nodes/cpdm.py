@@ -12,10 +12,10 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
+from ..unlearn.evaluate.cpdm.inception import FILES, load_inception
 from ..unlearn.evaluate.cpdm.metric import Distance, Metric, Pair
 from ..unlearn.evaluate.cpdm.report import Report
 from ..unlearn.evaluate.cpdm.sheet import SHOWN, cpdm_sheet
-from ..unlearn.evaluate.cpdm.inception import FILES, load_inception
 from .base import UnlearnNode
 from .progress import tell
 

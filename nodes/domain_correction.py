@@ -1,16 +1,30 @@
-"""Domain-Correction UNet Unlearn: the node of unlearn/methods/domain_correction.py (arXiv 2405.15304)."""
+"""Domain-Correction UNet Unlearn: the node of DoCo (unlearn/methods/domain_correction.py)."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..unlearn.methods.domain_correction import DomainCorrectionSettings, check_settings, domain_correction
+from ..unlearn.methods.domain_correction import (
+    DomainCorrectionSettings,
+    check_settings,
+    domain_correction,
+)
 from ..unlearn.prompts.typed import one_word, split_words
 from .backend.apply import erased_model
-from .base import TrainingNode
-from .sockets import anchor_input, closing_inputs, iterations_input, kind_input, mode_input, network_inputs, output_sockets, size_input, verdict_input
-from .training import Trained, Training, outputs, summary
 from .backend.words import reader, typed_concepts
+from .base import TrainingNode
+from .sockets import (
+    anchor_input,
+    closing_inputs,
+    iterations_input,
+    kind_input,
+    mode_input,
+    network_inputs,
+    output_sockets,
+    size_input,
+    verdict_input,
+)
+from .training import Trained, Training, outputs, summary
 
 
 class DomainCorrectionUNetUnlearn(TrainingNode):

@@ -9,18 +9,27 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..unlearn.files import writing
-from ..unlearn.core.erasure import NETWORK, Erasure, ErasureError, check_changes, combine, dot, is_erasure, opened
-from ..unlearn.prompts.templates import sentence
+from ..unlearn.core.erasure import (
+    NETWORK,
+    Erasure,
+    ErasureError,
+    check_changes,
+    combine,
+    dot,
+    is_erasure,
+    opened,
+)
 from ..unlearn.core.record import name_of as printed
 from ..unlearn.evaluate.verdict import told
+from ..unlearn.files import writing
+from ..unlearn.prompts.templates import sentence
 from .backend.apply import erased_clip, erased_model, foreign_erasure, has_part
-from .base import UnlearnNode
 from .backend.checks import check_socket
+from .backend.words import tokenized
+from .base import UnlearnNode
 from .cache import check_name
 from .progress import tell
 from .sockets import ErasureType
-from .backend.words import tokenized
 
 FOLDERS = ("loras", "text_encoders")
 ENDING = ".safetensors"

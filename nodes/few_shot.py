@@ -1,4 +1,4 @@
-"""Few-Shot Encoder Unlearn: the node of unlearn/methods/few_shot.py (arXiv 2405.07288 and 2407.14209)."""
+"""Few-Shot Encoder Unlearn: the node of unlearn/methods/few_shot.py."""
 
 from __future__ import annotations
 
@@ -9,10 +9,24 @@ from ..unlearn.methods.parts.adversarial import SECONDS
 from ..unlearn.prompts.templates import sentence
 from ..unlearn.prompts.typed import one_word, split_words
 from .backend.apply import erased_clip
-from .base import TrainingNode
-from .sockets import anchor_input, concept_input, filename_input, harden_inputs, kind_input, mode_input, output_sockets, projection_input, protect_input, rank_input, seed_input, size_input, verdict_input
-from .training import Trained, Training, outputs, summary
 from .backend.words import reader, tokenized, typed_concepts
+from .base import TrainingNode
+from .sockets import (
+    anchor_input,
+    concept_input,
+    filename_input,
+    harden_inputs,
+    kind_input,
+    mode_input,
+    output_sockets,
+    projection_input,
+    protect_input,
+    rank_input,
+    seed_input,
+    size_input,
+    verdict_input,
+)
+from .training import Trained, Training, outputs, summary
 
 
 class FewShotEncoderUnlearn(TrainingNode):

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..unlearn.methods.parts.adversarial import SECONDS
 from ..unlearn.methods.key_step import TASKS, KeyStepSettings, check_settings, check_start, key_step
+from ..unlearn.methods.parts.adversarial import SECONDS
 from ..unlearn.prompts.typed import one_word, split_words
 from .backend.apply import erased_model
+from .backend.words import reader, typed_concepts
 from .base import TrainingNode
 from .charts import key_steps_plot
-from .sockets import anchor_input, closing_inputs, harden_inputs, iterations_input, mode_input, network_inputs, output_sockets, size_input, verdict_input
+from .sockets import (
+    anchor_input,
+    closing_inputs,
+    harden_inputs,
+    iterations_input,
+    mode_input,
+    network_inputs,
+    output_sockets,
+    size_input,
+    verdict_input,
+)
 from .training import Trained, Training, outputs, summary
-from .backend.words import reader, typed_concepts
 
 WEIGHTS = ["by task", "cross-attention", "cross-attention-kv", "outside-cross-attention"]
 

@@ -14,22 +14,22 @@ import torch
 from comfy.model_management import OOM_EXCEPTION, soft_empty_cache
 from comfy_api.latest import io, ui
 
-from ..unlearn.evaluate import verdict as verdicts
-from ..unlearn.core.erasure import Erasure
 from ..unlearn.core.edit import Diverged
+from ..unlearn.core.erasure import Erasure
 from ..unlearn.core.model import Part
 from ..unlearn.core.peak_memory import PeakMemory
+from ..unlearn.core.resume import Resume
+from ..unlearn.evaluate import verdict as verdicts
 from ..unlearn.evaluate.picture_check import check_pictures
 from ..unlearn.prompts.templates import sentence
-from ..unlearn.core.resume import Resume
 from .backend.apply import erased, fits
 from .backend.checks import check_clip, check_patcher, check_vae
-from .cache import check_space, check_writable, erasure_file, save, trained_before, training_key
-from .backend.model import ComfyModel
 from .backend.identity import has_hooks
 from .backend.memory import TRAINING_STATE, MemoryPlan
-from .progress import Progress, tell
+from .backend.model import ComfyModel
+from .cache import check_space, check_writable, erasure_file, save, trained_before, training_key
 from .charts import loss_curve
+from .progress import Progress, tell
 
 SAVE_EVERY = "CONCEPT_UNLEARN_SAVE_EVERY"
 

@@ -28,9 +28,9 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 import testbed.host.process  # noqa: E402
-from testbed.model import samples  # noqa: E402
 from testbed.host.evolved import missing  # noqa: E402
 from testbed.host.server import Server  # noqa: E402
+from testbed.model import samples  # noqa: E402
 
 
 def pytest_report_header() -> str | None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import TinyModel, word_vector
 
-from unlearn.core.prompt_spread import apart, is_padded
 from unlearn.core.conditioning import Conditioning
+from unlearn.core.prompt_spread import apart, is_padded
 from unlearn.evaluate.collateral import neighbours
 
 WORDS = ["cat", "dog", "house", "tree"]

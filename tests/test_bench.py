@@ -7,9 +7,13 @@ import argparse
 import pytest
 from PIL import Image
 
-from testbed.bench import __main__ as bench, pictures as bench_pictures, plan as bench_plan, plot as bench_plot, table as bench_table
-from testbed.studies import harden as harden_bench
+from testbed.bench import __main__ as bench
+from testbed.bench import pictures as bench_pictures
+from testbed.bench import plan as bench_plan
+from testbed.bench import plot as bench_plot
+from testbed.bench import table as bench_table
 from testbed.host import workers
+from testbed.studies import harden as harden_bench
 
 
 def options(**given) -> argparse.Namespace:

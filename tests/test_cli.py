@@ -22,15 +22,15 @@ from diffusers import AutoencoderTiny, DiffusionPipeline, StableDiffusionPipelin
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from testbed.motion import pipeline as diffusers_pipeline
 from testbed.model import samples
+from testbed.motion import pipeline as diffusers_pipeline
 from unlearn.__main__ import main
 from unlearn.cli.output import Failure, check_space, new_folder
+from unlearn.cli.program import COMMANDS, parser
+from unlearn.core.erasure import Erasure
 from unlearn.diffusers_backend.apply import applied
 from unlearn.diffusers_backend.load import load_pipeline
 from unlearn.diffusers_backend.model import DiffusersModel
-from unlearn.core.erasure import Erasure
-from unlearn.cli.program import COMMANDS, parser
 
 PICTURES = [str(samples.FOLDER / f"mushroom_{i}.png") for i in (1, 2)]
 QUICK = ["--images", *PICTURES, "--steps", "2", "--no-verdict", *CPU]

@@ -14,8 +14,8 @@ from small_pipelines import read
 
 from unlearn.__main__ import main
 from unlearn.cli import probe, show
-from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.core.erasure import NETWORK, Erasure
+from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.evaluate.probe import ATTACKS, ProbeSettings, settings
 
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"

@@ -17,14 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from unlearn.methods.parts import closed_form
 from unlearn.__main__ import main
 from unlearn.cli import erase
-from unlearn.diffusers_backend.model import DiffusersModel
-from unlearn.core.erasure import Erasure
-from unlearn.methods.parts.retention import Held
 from unlearn.core.edit import Edit
+from unlearn.core.erasure import Erasure
 from unlearn.core.resume import Resume
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.methods.parts import closed_form
+from unlearn.methods.parts.retention import Held
 
 STEPS, CUT = 4, 3
 METHODS = {

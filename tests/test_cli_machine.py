@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from testbed.motion import pipeline as diffusers_pipeline
 from unlearn.__main__ import main
+from unlearn.core.erasure import Erasure
 from unlearn.diffusers_backend.apply import applied
 from unlearn.diffusers_backend.load import load_pipeline
 from unlearn.diffusers_backend.model import DiffusersModel
-from unlearn.core.erasure import Erasure
 
 METHODS = {
     "few_shot": ["--shots", "1"],

@@ -17,11 +17,11 @@ from small_pipelines import read
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from unlearn.__main__ import main
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.erasure import NETWORK, Erasure
 from unlearn.diffusers_backend.apply import applied
 from unlearn.diffusers_backend.load import load_pipeline
 from unlearn.diffusers_backend.model import DiffusersModel
-from unlearn.core.erasure import NETWORK, Erasure
-from unlearn.core.conditioning import Conditioning
 
 PROMPT = "a photo of a cat"
 METHODS = {
@@ -204,7 +204,9 @@ def test_an_sd2_erasure_does_the_same_in_comfyui(
                 table[: len(weight) - 2], table[-2:] = weight[:-2], weight[-2:]
             elif not key.startswith(NETWORK):
                 clip.cond_stage_model.get_parameter(key).copy_(weight)
-        theirs, _ = pack.nodes.backend.apply.erased_clip(clip, pack.unlearn.core.erasure.Erasure.load(file))
+        theirs, _ = pack.nodes.backend.apply.erased_clip(
+            clip, pack.unlearn.core.erasure.Erasure.load(file)
+        )
         own, found = (one.encode_from_tokens(one.tokenize(PROMPT)) for one in (clip, theirs))
     before = encoded(pipeline).cross
     change = erased(pipeline, file).cross - before

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from small_pipelines import read
 
 from unlearn.__main__ import main
-from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.core.erasure import NETWORK, Erasure
+from unlearn.diffusers_backend.model import DiffusersModel
 
 RANK = 3
 SELECTIONS = ("cross-attention", "outside-cross-attention")

@@ -9,13 +9,13 @@ import torch
 from tiny import TinyNetworkModel
 
 import testbed.model.pack
+from unlearn.core.edit import Delta
+from unlearn.core.erasure import NETWORK
+from unlearn.core.trainable import reads_prompt
+from unlearn.methods.key_step import KeyStepSettings, key_step
 from unlearn.methods.parts import closed_form
 from unlearn.methods.parts.closed_form import erasing_map, start
-from unlearn.core.erasure import NETWORK
-from unlearn.methods.key_step import KeyStepSettings, key_step
-from unlearn.core.edit import Delta
 from unlearn.prompts.sampler import Neighbourhood
-from unlearn.core.trainable import reads_prompt
 
 KEYS_AND_VALUES = "cross-attention-kv"
 

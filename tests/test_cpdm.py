@@ -11,10 +11,21 @@ import small_inception
 import torch
 import torch.nn.functional as F
 
-from unlearn.evaluate.cpdm.metric import AT_ONCE, WEIGHTS, Distance, Metric, Pair, copyright_metric, gram, normalised, semantic_distance, style_distance
+from unlearn.evaluate.cpdm.inception import BLOCKS, Inception, load_inception
+from unlearn.evaluate.cpdm.metric import (
+    AT_ONCE,
+    WEIGHTS,
+    Distance,
+    Metric,
+    Pair,
+    copyright_metric,
+    gram,
+    normalised,
+    semantic_distance,
+    style_distance,
+)
 from unlearn.evaluate.cpdm.report import COLUMNS, Report
 from unlearn.evaluate.cpdm.sheet import cpdm_sheet, fitted
-from unlearn.evaluate.cpdm.inception import BLOCKS, Inception, load_inception
 
 SHAPES = ((3, 5, 4), (6, 3, 3), (8, 2, 1), (10, 1, 1))
 

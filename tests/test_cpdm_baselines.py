@@ -11,16 +11,23 @@ from tiny import Cancelled, LinearModel, TinyNetworkModel, cancel_at, same
 
 import testbed.model.pack
 from testbed.motion import pipeline as diffusers_pipeline
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.denoising import NoiseSampler, denoising_loss
+from unlearn.core.edit import Diverged
+from unlearn.core.erasure import NETWORK
+from unlearn.core.trainable import network_weights
 from unlearn.diffusers_backend.load import load_pipeline
 from unlearn.diffusers_backend.model import DiffusersModel
-from unlearn.core.erasure import NETWORK
-from unlearn.core.denoising import Sampler, denoising_loss
 from unlearn.methods.baselines.gradient_ascent import GradientAscentSettings, gradient_ascent
+from unlearn.methods.baselines.weight_pruning import (
+    WeightPruningSettings,
+    answers,
+    largest,
+    loudest,
+    weight_pruning,
+)
 from unlearn.methods.parts.retention import Encoded
-from unlearn.core.conditioning import Conditioning
-from unlearn.core.edit import Diverged
-from unlearn.core.trainable import network_weights
-from unlearn.methods.baselines.weight_pruning import WeightPruningSettings, answers, largest, loudest, weight_pruning
+from unlearn.prompts.templates import named
 
 IMAGES = torch.rand(4, 8, 8, 3, generator=torch.Generator().manual_seed(0))
 METHODS = {"gradient_ascent": gradient_ascent, "weight_pruning": weight_pruning}
@@ -147,10 +154,15 @@ def test_what_is_cut_is_what_the_gradient_names() -> None:
 def first_draw(model: TinyNetworkModel, settings: WeightPruningSettings) -> tuple:
     """As the method draws it."""
     latents = model.latents(IMAGES)
-    rng, draw = random.Random(settings.seed), Sampler(model, settings.pictures)
+    rng, draw = random.Random(settings.seed), NoiseSampler(model, settings.seed)
     chosen = [rng.randrange(len(latents)) for _ in range(settings.batch)]
     x_t, t, target = draw.noised(latents[chosen])
-    return x_t, t, target, Encoded(model)(*draw.prompts("fox", len(chosen)))
+    return (
+        x_t,
+        t,
+        target,
+        Encoded(model)(*named(random.Random(settings.seed), settings.kind, "fox", len(chosen))),
+    )
 
 
 def test_only_loud_channels_are_cut() -> None:

@@ -16,14 +16,14 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from testbed.motion import pipeline as diffusers_pipeline
 from unlearn.__main__ import main
-from unlearn.cli.cpdm.measure import load_clip, read
 from unlearn.cli.cpdm.dataset import Caption, check_same, read_captions, read_works
+from unlearn.cli.cpdm.measure import load_clip, read
 from unlearn.cli.output import Failure
-from unlearn.evaluate.cpdm.metric import semantic_distance, style_distance
+from unlearn.core.erasure import Erasure
 from unlearn.diffusers_backend.load import load_pipeline
 from unlearn.diffusers_backend.model import DiffusersModel
-from unlearn.core.erasure import Erasure
 from unlearn.evaluate.cpdm.inception import load_inception
+from unlearn.evaluate.cpdm.metric import semantic_distance, style_distance
 
 WORKS = {"fox_1": "a photo of a fox, flat style", "ink.sea": "a painting of the sea"}
 CPU = torch.device("cpu")

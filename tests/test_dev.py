@@ -400,7 +400,9 @@ def test_hosts_that_are_promised_are_those_that_were_tried() -> None:
     root = Path(dev.__file__).parent
     oldest, newest = min(dev.OTHER_HOSTS), dev.HOST_VERSION
     assert f'requires-comfyui = ">={oldest}"' in (root / "pyproject.toml").read_text("utf-8")
-    assert f'TESTED = ("{oldest}", "{newest}")' in (root / "nodes/backend/version.py").read_text("utf-8")
+    assert f'TESTED = ("{oldest}", "{newest}")' in (root / "nodes/backend/version.py").read_text(
+        "utf-8"
+    )
     assert f"ComfyUI, which must be {oldest} or newer" in (root / "README.md").read_text("utf-8")
     page = (root / "docs/hosts.md").read_text("utf-8")
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| 0.")]

@@ -105,14 +105,18 @@ def test_text_encoder_is_trained_and_probed_there(
         with original.training():
             settings = few_shot.FewShotSettings(max_steps=2, harden=0.1)
             erasure = few_shot.few_shot(original, ["fox"], shots, settings)
-            record = pack.unlearn.evaluate.classifier.identify(original, shots, ["fox", "cat"], draws=8)
+            record = pack.unlearn.evaluate.classifier.identify(
+                original, shots, ["fox", "cat"], draws=8
+            )
         assert erasure.norm() > 0
         assert {word.word for word in record.words} == {"fox", "cat"}
         edited = host_model(pack, *pack.nodes.backend.apply.erased(model, clip, erasure), vae)
         found = pack.unlearn.evaluate.probe.probe(
             original.training, edited.training, "fox", frozenset({"encoder"}), small_probe(pack)
         )
-        assert {one.name for one in found.asked if one.is_attack} == set(pack.unlearn.evaluate.probe.ATTACKS)
+        assert {one.name for one in found.asked if one.is_attack} == set(
+            pack.unlearn.evaluate.probe.ATTACKS
+        )
 
 
 def values(weight: torch.Tensor) -> torch.Tensor:

@@ -31,20 +31,20 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import testbed.model.pack
-from testbed.motion import pipeline as diffusers_pipeline
 from testbed.model import samples
+from testbed.motion import pipeline as diffusers_pipeline
 from unlearn.cli.pictures import batch, read_pictures
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.denoising import denoising_loss
+from unlearn.core.edit import Edit
+from unlearn.core.erasure import NETWORK, Erasure, ErasureError
 from unlearn.diffusers_backend.apply import applied, base_warning
+from unlearn.diffusers_backend.comfy_names import encoder_modules, network_modules, view
+from unlearn.diffusers_backend.lora import loras, save_lora, save_peft
 from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.methods.domain_correction import DomainCorrectionSettings, domain_correction
-from unlearn.core.erasure import NETWORK, Erasure, ErasureError
 from unlearn.methods.few_shot import FewShotSettings, few_shot
-from unlearn.core.denoising import denoising_loss
-from unlearn.diffusers_backend.comfy_names import encoder_modules, network_modules, view
 from unlearn.methods.key_step import KeyStepSettings, key_step
-from unlearn.diffusers_backend.lora import loras, save_lora, save_peft
-from unlearn.core.conditioning import Conditioning
-from unlearn.core.edit import Edit
 
 PROMPTS = ["a photo of a cat", "", "two red mushrooms, ink style"]
 SELECTIONS = {
@@ -934,7 +934,9 @@ def test_one_file_serves_both(
         patched_model, patched_clip = pack.nodes.backend.apply.erased(loaded[0], loaded[1], theirs)
         own = loaded[0] if part == "unet" else loaded[1].patcher
         assert pack.nodes.backend.apply.base_warning(own, theirs, list(theirs.deltas)) == ""
-        comfy = pack.nodes.backend.model.ComfyModel(patched_model, patched_clip, loaded[2], (128, 128))
+        comfy = pack.nodes.backend.model.ComfyModel(
+            patched_model, patched_clip, loaded[2], (128, 128)
+        )
         with comfy.training(), torch.no_grad(), applied(model, found):
             _, _, t, x = noisy(model, 2)
             cross, wanted = model.encode(PROMPTS[:2]), comfy.encode(PROMPTS[:2])

@@ -14,14 +14,22 @@ import torch
 from tiny import Cancelled, OutOfMemoryAtTheEnd, TinyNetworkModel, cancel_at, same
 from torch import nn
 
-from unlearn.methods.domain_correction import Anchors, Discriminator, DomainCorrectionSettings, discriminator_loss, domain_correction, generator_loss, paired_prompts
-from unlearn.core.erasure import NETWORK, Erasure
-from unlearn.methods.parts.concepts import STOP_WINDOW
-from unlearn.methods.parts.retention import Held
 from unlearn.core.edit import Diverged, Edit
-from unlearn.prompts.sampler import Neighbourhood
+from unlearn.core.erasure import NETWORK, Erasure
 from unlearn.core.resume import Resume
 from unlearn.core.trainable import network_weights
+from unlearn.methods.domain_correction import (
+    Anchors,
+    Discriminator,
+    DomainCorrectionSettings,
+    discriminator_loss,
+    domain_correction,
+    generator_loss,
+    paired_prompts,
+)
+from unlearn.methods.parts.concepts import STOP_WINDOW
+from unlearn.methods.parts.retention import Held
+from unlearn.prompts.sampler import Neighbourhood
 
 PAPER = DomainCorrectionSettings(mode="paper", pictures=6, iterations=12, batch=3)
 BALANCED = DomainCorrectionSettings(pictures=6, iterations=14, batch=3)

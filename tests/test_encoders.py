@@ -80,7 +80,9 @@ def node_body() -> Iterator[None]:
 
 
 def comfy_model(pack: ModuleType, loaded: Loaded, **options: Any) -> Any:
-    return pack.nodes.backend.model.ComfyModel(loaded.model, loaded.clip, None, (SIDE, SIDE), **options)
+    return pack.nodes.backend.model.ComfyModel(
+        loaded.model, loaded.clip, None, (SIDE, SIDE), **options
+    )
 
 
 def selected(pack: ModuleType, loaded: Loaded, trainable: str) -> dict[str, torch.Tensor]:

@@ -139,7 +139,9 @@ def test_an_encoder_in_which_nothing_was_erased_is_said_to_be_one(
 ) -> None:
     """As in a checkpoint whose network alone was erased; rounding to another precision is none."""
     save_file(whole(parts[1], dtype), loras / "theirs.safetensors")
-    _, erasure, summary = run(pack.nodes.erasures.LoadErasedClip, parts[1], "theirs.safetensors", 1.0)
+    _, erasure, summary = run(
+        pack.nodes.erasures.LoadErasedClip, parts[1], "theirs.safetensors", 1.0
+    )
     assert erasure.deltas == {}
     assert summary.startswith(
         "theirs, strength 1. Nothing is erased: the file differs in no weight"
@@ -155,7 +157,9 @@ def test_an_encoder_of_which_one_weight_was_erased_has_one_change(
     tensors = whole(parts[1], torch.bfloat16)
     change(tensors, 0.25)
     save_file(tensors, loras / "theirs.safetensors")
-    _, erasure, summary = run(pack.nodes.erasures.LoadErasedClip, parts[1], "theirs.safetensors", 1.0)
+    _, erasure, summary = run(
+        pack.nodes.erasures.LoadErasedClip, parts[1], "theirs.safetensors", 1.0
+    )
     assert set(erasure.deltas) == {KEY}
     assert erasure.delta(KEY).mean() == pytest.approx(0.25, abs=1e-3)
     assert summary == "theirs, strength 1."
@@ -203,7 +207,9 @@ def test_a_strength_that_is_no_number_is_refused(
         lambda: apply.erased_clip(clip, encoder, strength),
         lambda: apply.erased_model(model, network, strength),
     ):
-        with pytest.raises(pack.unlearn.core.erasure.ErasureError, match="give a number, for example 1"):
+        with pytest.raises(
+            pack.unlearn.core.erasure.ErasureError, match="give a number, for example 1"
+        ):
             put_on()
     encoder.save(loras / "encoder.safetensors")
     network.save(loras / "network.safetensors")
@@ -268,7 +274,9 @@ def test_what_cannot_be_read_of_a_record_is_said_in_the_node(
 ) -> None:
     record = {"measured": {"receipt": [1], "probe": None}}
     of_the_encoder(pack, parts[1], **record).save(loras / "a.safetensors")
-    found, erasure, summary = run(pack.nodes.erasures.LoadErasedClip, parts[1], "a.safetensors", 1.0)
+    found, erasure, summary = run(
+        pack.nodes.erasures.LoadErasedClip, parts[1], "a.safetensors", 1.0
+    )
     said = (
         "Its record has what cannot be read and counts as absent: measured.probe (is None); "
         "measured.receipt (is [1])."
@@ -285,7 +293,8 @@ def test_combining_factors_of_a_network_forms_no_large_product(
     """No MODEL is connected, so nothing says how large a weight may be: it would take 360 GB."""
     thin = {"lora_up": torch.full((300_000, 1), 0.25), "lora_down": torch.full((1, 300_000), 0.25)}
     one, other = (
-        pack.unlearn.core.erasure.Erasure({NETWORK: thin}, {"concepts": [c]}) for c in ("fox", "owl")
+        pack.unlearn.core.erasure.Erasure({NETWORK: thin}, {"concepts": [c]})
+        for c in ("fox", "owl")
     )
     *_, report, _ = run(
         pack.nodes.erasures.CombineErasedClip, parts[1], erasure_1=one, erasure_2=other

@@ -12,7 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import unlearn.core.erasure
-from unlearn.core.erasure import FORMAT, Erasure, ErasureError, combine, fingerprint, images_hash, is_erasure
+from unlearn.core.erasure import (
+    FORMAT,
+    Erasure,
+    ErasureError,
+    combine,
+    fingerprint,
+    images_hash,
+    is_erasure,
+)
 
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 BIAS = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.bias"

@@ -18,13 +18,13 @@ import torch
 from conftest import input_folder
 from test_workflows import assert_fits, executed
 
-from testbed.model import drawings
 from testbed.host import evolved
+from testbed.host.server import Server, api_prompt
+from testbed.model import drawings
+from testbed.model.judge import Judge
+from testbed.model.vocabulary import FRAMES
 from testbed.motion import motion
 from testbed.showcase import thumbnails, video_thumbnails
-from testbed.model.judge import Judge
-from testbed.host.server import Server, api_prompt
-from testbed.model.vocabulary import FRAMES
 
 pytestmark = pytest.mark.skipif(bool(evolved.missing()), reason=f"not run: {evolved.missing()}")
 WORKFLOW = video_thumbnails.ANIMATEDIFF

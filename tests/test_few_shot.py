@@ -10,11 +10,17 @@ import pytest
 import torch
 from tiny import Cancelled, LinearModel, TinyModel
 
-from unlearn.methods.parts.concepts import STOP_WINDOW, concept_latents
-from unlearn.methods.few_shot import FewShotSettings, bounded_loss, check_settings, few_shot, reached
-from unlearn.core.denoising import ascent_loss, denoising_loss
 from unlearn.core.conditioning import Conditioning
+from unlearn.core.denoising import ascent_loss, denoising_loss
 from unlearn.core.edit import Diverged
+from unlearn.methods.few_shot import (
+    FewShotSettings,
+    bounded_loss,
+    check_settings,
+    few_shot,
+    reached,
+)
+from unlearn.methods.parts.concepts import STOP_WINDOW, concept_latents
 from unlearn.prompts.sampler import Neighbourhood
 from unlearn.prompts.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 
@@ -238,7 +244,7 @@ def test_pictures_are_drawn_a_few_at_a_time_each_with_its_own_seed(
         return torch.tensor([[float(seed + i)] for i in range(len(prompts))])
 
     monkeypatch.setattr(model, "sample", sample)
-    (x0,) = concept_latents(model, ["cat"], None, FewShotSettings(shots=shots, seed=7))
+    (x0,) = concept_latents(model, ["cat"], None, "object", shots, 7)
     assert x0.flatten().tolist() == [7.0 + i for i in range(shots)]
     assert max(asked) <= 4
 

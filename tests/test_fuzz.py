@@ -7,7 +7,8 @@ from random import Random
 
 import pytest
 
-from testbed.fuzz import __main__ as fuzz, changes as fuzz_changes
+from testbed.fuzz import __main__ as fuzz
+from testbed.fuzz import changes as fuzz_changes
 from testbed.fuzz.readers import READERS
 from unlearn.render.text_table import columns
 

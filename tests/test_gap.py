@@ -13,8 +13,8 @@ import torch
 
 import testbed.model.pack
 from testbed.motion import pipeline as diffusers_pipeline
-from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.core.token_slots import Vocabulary, beside, places, shared_words, twice, whole_words
+from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.prompts.sampler import Neighbourhood
 
 SENTENCES = ["{} a photo of a fox", "a painting, {} style", "{}"]
@@ -74,7 +74,9 @@ def test_a_short_word_of_a_name_is_no_part_of_others() -> None:
 @contextmanager
 def host_model(pack: ModuleType) -> Iterator[Any]:
     with torch.inference_mode():
-        model = pack.nodes.backend.model.ComfyModel(*testbed.model.pack.checkpoint(), size=(128, 128))
+        model = pack.nodes.backend.model.ComfyModel(
+            *testbed.model.pack.checkpoint(), size=(128, 128)
+        )
         with model.training():
             yield model
 

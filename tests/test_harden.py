@@ -12,15 +12,14 @@ from tiny import Cancelled, TinyModel, TinyNetworkModel, cancel_at, same
 
 import testbed.model.pack
 from testbed.motion import pipeline as diffusers_pipeline
+from unlearn.core.edit import Edit
+from unlearn.core.resume import Resume
 from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.methods.few_shot import FewShotSettings, few_shot
-from unlearn.methods.parts.adversarial import LEAST, WARM_UP, Hardening
-from unlearn.methods.parts.retention import Held
 from unlearn.methods.key_step import KeyStepSettings, key_step
-from unlearn.core.edit import Edit
+from unlearn.methods.parts.adversarial import LEAST, STEP, WARM_UP, Hardening, soft_prefix
+from unlearn.methods.parts.retention import Held
 from unlearn.prompts.sampler import Neighbourhood
-from unlearn.core.resume import Resume
-from unlearn.methods.parts.soft_prefix import STEP, soft_prefix
 
 CONCEPT = "mushroom"
 IMAGES = torch.rand(4, 4, 4, 3, generator=torch.Generator().manual_seed(0))

@@ -51,7 +51,9 @@ def node_body() -> Iterator[None]:
 
 
 def comfy_model(pack: ModuleType, loaded: Loaded, **options: Any) -> Any:
-    return pack.nodes.backend.model.ComfyModel(loaded.model, loaded.clip, loaded.vae, size=SIZE, **options)
+    return pack.nodes.backend.model.ComfyModel(
+        loaded.model, loaded.clip, loaded.vae, size=SIZE, **options
+    )
 
 
 def train(

@@ -16,14 +16,14 @@ from small_erasures import run
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from unlearn.cli.cpdm.build import check_run
-from unlearn.cli.cpdm.measure import load_clip
 from unlearn.cli.cpdm.dataset import read_captions
+from unlearn.cli.cpdm.measure import load_clip
 from unlearn.cli.output import Failure
-from unlearn.evaluate.cpdm.metric import Metric, Pair
 from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.diffusers_backend.model_folder import ModelError
 from unlearn.evaluate.classifier import parse_words
 from unlearn.evaluate.cpdm.inception import load_inception
-from unlearn.diffusers_backend.model_folder import ModelError
+from unlearn.evaluate.cpdm.metric import Metric, Pair
 
 CPU = torch.device("cpu")
 

@@ -15,17 +15,17 @@ from conftest import ROOT
 from graphs import loader, node, text
 from tiny import TinyModel, TinyNetworkModel
 
-from testbed.model import drawings
-from testbed.studies.identify import objects, styles, views
 from testbed.host.server import Interrupted, Progress, PromptError, Server
+from testbed.model import drawings
 from testbed.model.vocabulary import HELD_OUT, OBJECTS, STYLES
+from testbed.studies.identify import objects, styles, views
+from unlearn.core.conditioning import Conditioning
 from unlearn.core.erasure import Erasure
 from unlearn.evaluate.classifier import TIMES, Ranking, Word, identify, parse_words, rounds
 from unlearn.evaluate.classifier_report import verdict
-from unlearn.prompts.translations import ELSEWHERE
-from unlearn.core.conditioning import Conditioning
 from unlearn.evaluate.collateral import neighbours
 from unlearn.evaluate.detection import remains, rivals
+from unlearn.prompts.translations import ELSEWHERE
 from unlearn.prompts.vocabulary import VOCABULARY
 
 BLACK = torch.zeros(2, 2, 2, 3)

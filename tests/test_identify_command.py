@@ -12,8 +12,8 @@ import torch
 from commands import CPU, sentence
 from PIL import Image
 
-from testbed.motion import pipeline as diffusers_pipeline
 from testbed.model import samples
+from testbed.motion import pipeline as diffusers_pipeline
 from unlearn.__main__ import main
 from unlearn.core.erasure import Erasure
 

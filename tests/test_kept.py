@@ -14,7 +14,7 @@ FLOAT = 4  # bytes
 
 @pytest.fixture
 def kept(pack: ModuleType) -> ModuleType:
-    return pack.nodes.backend.saved_tensors
+    return pack.nodes.backend.memory
 
 
 def test_inputs_of_trained_layers_are_kept_and_of_others_not(kept: ModuleType) -> None:

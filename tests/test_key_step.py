@@ -12,16 +12,29 @@ import tiny
 import torch
 from tiny import Cancelled, OutOfMemoryAtTheEnd, TinyNetworkModel, cancel_at, same
 
-from unlearn.core.erasure import NETWORK, Erasure
-from unlearn.methods.parts.concepts import STOP_WINDOW
-from unlearn.methods.parts.key_step_search import KeySteps, find_key_steps
-from unlearn.methods.key_step import KINDS, TASKS, KeyStepSettings, check_settings, empty_term, empty_weights, erase_term, key_step, noise_share, noisy, predictions, schedule
 from unlearn.core.conditioning import Conditioning
+from unlearn.core.ddim import Trajectory, at, timesteps
 from unlearn.core.edit import Diverged, Edit
-from unlearn.prompts.templates import TASK_TEMPLATES, augmented
+from unlearn.core.erasure import NETWORK, Erasure
 from unlearn.core.resume import Resume
 from unlearn.core.trainable import network_weights
-from unlearn.core.ddim import Trajectory, at, timesteps
+from unlearn.methods.key_step import (
+    KINDS,
+    TASKS,
+    KeyStepSettings,
+    check_settings,
+    empty_term,
+    empty_weights,
+    erase_term,
+    key_step,
+    noise_share,
+    noisy,
+    predictions,
+    schedule,
+)
+from unlearn.methods.parts.concepts import STOP_WINDOW
+from unlearn.methods.parts.key_step_search import KeySteps, find_key_steps
+from unlearn.prompts.templates import TASK_TEMPLATES, augmented
 
 PAPER = KeyStepSettings(mode="paper", steps=10, iterations=16, learning_rate=1e-4)
 BALANCED = KeyStepSettings(steps=10, iterations=16)

@@ -37,7 +37,9 @@ def node_body() -> Iterator[None]:
 
 
 def comfy_model(pack: ModuleType, loaded: Loaded, **options: Any) -> Any:
-    return pack.nodes.backend.model.ComfyModel(loaded.model, loaded.clip, None, (SIDE, SIDE), **options)
+    return pack.nodes.backend.model.ComfyModel(
+        loaded.model, loaded.clip, None, (SIDE, SIDE), **options
+    )
 
 
 def batch(model: Any, count: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -369,7 +371,10 @@ def weights(patcher: Any) -> dict[str, torch.Tensor]:
 def random_erasure(pack: ModuleType, loaded: Loaded, rank: int) -> Any:
     """Of every linear and convolution layer of the network."""
     root = loaded.model.model.diffusion_model
-    network_weights, prefix = pack.unlearn.core.trainable.network_weights, pack.unlearn.core.erasure.NETWORK
+    network_weights, prefix = (
+        pack.unlearn.core.trainable.network_weights,
+        pack.unlearn.core.erasure.NETWORK,
+    )
     every = {**network_weights(root, SELECTIONS[0]), **network_weights(root, SELECTIONS[2])}
     generator = torch.Generator().manual_seed(2)
     with torch.inference_mode(False):

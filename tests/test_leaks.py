@@ -124,7 +124,9 @@ def test_what_a_run_left_free_goes_back_to_the_system(pack: ModuleType) -> None:
 
 def test_planning_keeps_nothing(pack: ModuleType, parts: tuple) -> None:
     def prepare() -> None:
-        pack.nodes.backend.model.ComfyModel(*parts, size=(32, 32)).prepare("encoder", "all", 0, 2, 10)
+        pack.nodes.backend.model.ComfyModel(*parts, size=(32, 32)).prepare(
+            "encoder", "all", 0, 2, 10
+        )
 
     def prepare_attack() -> None:
         pack.nodes.backend.model.ComfyModel(*parts, size=(32, 32)).prepare_attack(2, 2)
@@ -256,7 +258,8 @@ def test_a_probe_keeps_nothing(pack: ModuleType, parts: tuple) -> None:
 
     def probed() -> None:
         models = [
-            pack.nodes.backend.model.ComfyModel(original, one, vae, (32, 32)) for one in (clip, edited)
+            pack.nodes.backend.model.ComfyModel(original, one, vae, (32, 32))
+            for one in (clip, edited)
         ]
         chosen = pack.nodes.probe.fitting(models[1], settings)
         science.probe(

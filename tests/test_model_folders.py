@@ -20,11 +20,12 @@ from commands import sentence
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from unlearn.diffusers_backend import load as diffusers_files, model as diffusers_model
 from unlearn.cli.cpdm.measure import load_clip
+from unlearn.core.erasure import Erasure
+from unlearn.diffusers_backend import load as diffusers_files
+from unlearn.diffusers_backend import model as diffusers_model
 from unlearn.diffusers_backend.load import ModelError, load_pipeline
 from unlearn.diffusers_backend.model import DiffusersModel
-from unlearn.core.erasure import Erasure
 from unlearn.diffusers_backend.model_folder import pickled
 
 CODE = """

@@ -15,10 +15,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from testbed.motion import clips, motion, estimate as motion_estimate
-from testbed.model import data, drawings
 from testbed.host import evolved
+from testbed.model import data, drawings
 from testbed.model.vocabulary import CHARACTERS, FRAMES, MOTIONS, STYLES, moving
+from testbed.motion import clips, motion
+from testbed.motion import estimate as motion_estimate
 
 KINDS = ("weight", "bias")
 NAMES = ("car", "fox", "donut", "anchor")
@@ -265,8 +266,8 @@ def test_words_are_put_into_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_under_much_noise_the_word_is_right_not_what_shines_through(networks: tuple) -> None:
-    from testbed.motion import train as train_motion
     from testbed.model.train import noise_schedule
+    from testbed.motion import train as train_motion
 
     _, text = networks
     told = torch.randn(2, FRAMES, 4, 16, 16)
@@ -479,9 +480,9 @@ def test_shots_cover_words_and_styles() -> None:
 
 
 def test_report_by_hand() -> None:
-    from testbed.motion import report
     from testbed.model.measure import portrait, styled
     from testbed.model.vocabulary import HELD_OUT
+    from testbed.motion import report
 
     word, style = sorted(HELD_OUT)[0]
     other = next(s for s in STYLES if (word, s) not in HELD_OUT)

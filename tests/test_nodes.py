@@ -16,8 +16,8 @@ from graphs import cached, distance, files, loader, node, text
 from PIL import Image
 from safetensors.torch import save_file
 
-from testbed.model.judge import Judge
 from testbed.host.server import Interrupted, Progress, PromptError, Server
+from testbed.model.judge import Judge
 from testbed.model.vocabulary import STYLES
 from unlearn.core.erasure import Erasure
 

@@ -120,7 +120,9 @@ def node_body() -> Iterator[None]:
 def comfy_model(pack: ModuleType, loaded: Loaded, **options: Any) -> Any:
     # PixArt's network divides by its side in pieces of 512 pixels, rounded.
     side = 320 if "PixArt" in loaded.name else 64
-    return pack.nodes.backend.model.ComfyModel(loaded.model, loaded.clip, None, (side, side), **options)
+    return pack.nodes.backend.model.ComfyModel(
+        loaded.model, loaded.clip, None, (side, side), **options
+    )
 
 
 def given(model: Any) -> list[torch.Tensor]:
@@ -163,7 +165,9 @@ def gradients_of(
 def test_gradient_reaches_every_selected_weight(pack: ModuleType, loaded: Loaded) -> None:
     """And is the same where memory is short and the encoder's layers are computed again."""
     root = loaded.clip.cond_stage_model
-    weights = pack.unlearn.core.trainable.encoder_weights(root, "mlp-final-attn", UNREAD[loaded.name])
+    weights = pack.unlearn.core.trainable.encoder_weights(
+        root, "mlp-final-attn", UNREAD[loaded.name]
+    )
     kept = gradients_of(pack, loaded, checkpointing=False)
     assert kept.keys() == weights.keys()
     for key, gradient in kept.items():
@@ -212,7 +216,9 @@ def test_conditioning_changes_by_exactly_the_delta(
 ) -> None:
     """An erasure from a file against weights replaced by hand; the base stays what it is."""
     root = loaded.clip.cond_stage_model
-    weights = pack.unlearn.core.trainable.encoder_weights(root, "mlp-final-attn", UNREAD[loaded.name])
+    weights = pack.unlearn.core.trainable.encoder_weights(
+        root, "mlp-final-attn", UNREAD[loaded.name]
+    )
     random_erasure(pack, weights).save(tmp_path / "a.safetensors", torch.float32)
     erasure = pack.unlearn.core.erasure.Erasure.load(tmp_path / "a.safetensors")
     original = conditioning(loaded.clip)

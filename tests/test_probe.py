@@ -18,13 +18,13 @@ from small_probe import small_probe
 
 import testbed.model.pack
 from testbed.host.server import Interrupted, Progress, PromptError, Server
+from unlearn.attacks.token_search import search
 from unlearn.core.token_slots import Vocabulary
-from unlearn.prompts.translations import ELSEWHERE, translations
-from unlearn.prompts.paraphrases import OWN, Given, misspellings, phrasings, plural, spread
 from unlearn.evaluate.probe import ATTACKS, CANNOT, Asked, Probe, ProbeSettings, probe, settings
 from unlearn.evaluate.probe_sheet import COLUMNS, SHOWN, framed, probe_sheet, rows
 from unlearn.evaluate.receipt import receipt
-from unlearn.attacks.token_search import search
+from unlearn.prompts.paraphrases import OWN, Given, misspellings, phrasings, plural, spread
+from unlearn.prompts.translations import ELSEWHERE, translations
 
 RING, PREFIX, TOKEN = ATTACKS
 
@@ -658,8 +658,8 @@ def test_the_command_on_diffusers(tmp_path: Path, capsys: pytest.CaptureFixture[
 
     from testbed.motion import pipeline as diffusers_pipeline
     from unlearn.__main__ import main
-    from unlearn.diffusers_backend.model import DiffusersModel
     from unlearn.core.erasure import Erasure
+    from unlearn.diffusers_backend.model import DiffusersModel
 
     folder, file = diffusers_pipeline.write(tmp_path / "model"), tmp_path / "none.safetensors"
     model = DiffusersModel(diffusers_pipeline.pipeline())

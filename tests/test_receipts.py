@@ -14,9 +14,9 @@ from commands import CPU, sentence
 from testbed.motion import pipeline as diffusers_pipeline
 from unlearn.__main__ import main
 from unlearn.cli.output import rewrite
+from unlearn.core.erasure import Erasure, combine
 from unlearn.diffusers_backend.apply import ways
 from unlearn.diffusers_backend.model import DiffusersModel
-from unlearn.core.erasure import Erasure, combine
 from unlearn.evaluate.probe import ATTACKS, ProbeSettings, probe
 from unlearn.evaluate.receipt import FIGURES, Figure, count_tolerance, near, receipt
 

@@ -16,8 +16,8 @@ from safetensors.torch import save, save_file
 from unlearn.__main__ import main
 from unlearn.cli.output import rewrite
 from unlearn.core.erasure import FORMAT, HEADER, Erasure, ErasureError, combine, dot, full, parse
-from unlearn.evaluate.receipt import measured_again, probed_again, recorded
 from unlearn.core.record import CONTROL, PARTS_DEPTH, checked
+from unlearn.evaluate.receipt import measured_again, probed_again, recorded
 
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1"
 KEY = FC1 + ".weight"

@@ -14,10 +14,10 @@ import torch
 from test_resume import Parts
 from tiny import Cancelled, TinyNetworkModel, cancel_at, same
 
-from unlearn.methods.domain_correction import DomainCorrectionSettings, domain_correction
-from unlearn.methods.parts.key_step_search import KeySteps
-from unlearn.methods.key_step import KeyStepSettings, found_start, key_step
 from unlearn.core.resume import Resume
+from unlearn.methods.domain_correction import DomainCorrectionSettings, domain_correction
+from unlearn.methods.key_step import KeyStepSettings, found_start, key_step
+from unlearn.methods.parts.key_step_search import KeySteps
 
 NAN = torch.tensor([1.0, math.nan, 1.0, 1.0])
 

@@ -53,7 +53,9 @@ def test_functions_that_write_in_text_encoders_are_known(pack: ModuleType) -> No
         for line, function in written(tree)
         if function not in known
     ]
-    assert not unknown, f"Add these functions to WRITING in nodes/backend/differentiable.py: {'; '.join(unknown)}."
+    assert not unknown, (
+        f"Add these functions to WRITING in nodes/backend/differentiable.py: {'; '.join(unknown)}."
+    )
 
 
 def test_what_is_compiled_in_networks_can_be_turned_off(host: ModuleType) -> None:
@@ -91,7 +93,9 @@ def test_attention_that_files_ask_for_can_be_set_aside(pack: ModuleType) -> None
     encoder.own = kind()
     encoder.own.function = own = lambda *_: None
     with pack.nodes.backend.differentiable.own_attention(encoder):
-        assert encoder.own.function is not own, "see `own_attention` in nodes/backend/differentiable.py"
+        assert encoder.own.function is not own, (
+            "see `own_attention` in nodes/backend/differentiable.py"
+        )
     assert encoder.own.function is own
 
 

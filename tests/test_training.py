@@ -101,7 +101,9 @@ def test_the_noise_schedule_stays_while_the_host_has_the_network_unloaded(
     import comfy.model_management as management
 
     model, clip, _ = testbed.model.pack.checkpoint(checkpoint)
-    host = pack.nodes.backend.model.ComfyModel(with_schedule(model, *settings), clip, None, (64, 64))
+    host = pack.nodes.backend.model.ComfyModel(
+        with_schedule(model, *settings), clip, None, (64, 64)
+    )
     generator, t = torch.Generator().manual_seed(0), torch.tensor([100.0, 500.0, 999.0])
     x0, noise = host.noise(3, generator), host.noise(3, generator)
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from testbed.model.vocabulary import FRAMES, MOTIONS
 from testbed.motion import motion
 from testbed.studies import together, transfer, transfer_report
 from testbed.studies.transfer import Job, clips_for, job_of
-from testbed.model.vocabulary import FRAMES, MOTIONS
 from unlearn.diffusers_backend.apply import applied
 from unlearn.diffusers_backend.model import DiffusersModel
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from tiny import TinyModel, TinyNetworkModel
 
+from unlearn.core.token_reading import Reading, reading
+from unlearn.evaluate.probe import probe
+from unlearn.methods.baselines.gradient_ascent import gradient_ascent
+from unlearn.methods.baselines.weight_pruning import weight_pruning
 from unlearn.methods.domain_correction import DomainCorrectionSettings, domain_correction
 from unlearn.methods.few_shot import FewShotSettings, few_shot
-from unlearn.methods.baselines.gradient_ascent import gradient_ascent
 from unlearn.methods.key_step import KeyStepSettings, key_step
 from unlearn.prompts.paraphrases import Given
-from unlearn.evaluate.probe import probe
-from unlearn.core.token_reading import Reading, reading
-from unlearn.prompts.word_checks import check_typed, words_read
 from unlearn.prompts.typed import cleaned, joined, one_word, split_concepts, split_words
-from unlearn.methods.baselines.weight_pruning import weight_pruning
 from unlearn.prompts.vocabulary import VOCABULARY
+from unlearn.prompts.word_checks import check_typed, words_read
 
 FOX = "\U0001f98a"
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"

@@ -23,14 +23,15 @@ from tiny import TinyModel, TinyNetworkModel
 
 import testbed.model.pack
 from testbed.model import samples
-from unlearn.evaluate import picture_check as pictured, verdict
 from unlearn.__main__ import main
 from unlearn.cli import erase
-from unlearn.core.erasure import Erasure
-from unlearn.methods.key_step import KeyStepSettings, key_step
 from unlearn.core.conditioning import Conditioning
+from unlearn.core.erasure import Erasure
+from unlearn.evaluate import picture_check as pictured
+from unlearn.evaluate import verdict
 from unlearn.evaluate.collateral import COMMON
 from unlearn.evaluate.picture_check import check_pictures
+from unlearn.methods.key_step import KeyStepSettings, key_step
 
 KNOWN = (*COMMON, "mushroom", "flower", "fox", "ink", "Zorvik")
 
@@ -440,7 +441,9 @@ def test_summary_and_file_begin_with_what_was_measured(
     assert second == "The text encoder was trained on: cat (object)."
     assert "Erased" not in summary
     assert "Suppressed" not in summary
-    monkeypatch.setattr(pack.unlearn.evaluate.verdict, "measured", lambda *_: pytest.fail("it was there"))
+    monkeypatch.setattr(
+        pack.unlearn.evaluate.verdict, "measured", lambda *_: pytest.fail("it was there")
+    )
     *_, again, _ = unlearn(concept="cat", size=128)
     assert again.splitlines()[:2] == [
         first,
@@ -508,7 +511,12 @@ def test_pictures_of_another_thing_stop_the_node_before_it_trains(
     assert not list(folder.rglob("*.safetensors"))
     model = pack.nodes.backend.model.ComfyModel(*parts, (128, 128))
     with model.training():
-        assert pack.unlearn.evaluate.picture_check.check_pictures(model, ["mushroom"], images, "object", "") == []
+        assert (
+            pack.unlearn.evaluate.picture_check.check_pictures(
+                model, ["mushroom"], images, "object", ""
+            )
+            == []
+        )
     *_, record = unlearn(concept="cat", images=images, verdict=False)
     assert not {"verdict", "doubts"} & record["measured"].keys()
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from graphs import distance, drawn
 
-from testbed.showcase import thumbnails
 from testbed.host.server import Server, api_prompt, extended
+from testbed.showcase import thumbnails
 
 TESTS = Path(__file__).resolve().parent
 pytestmark = pytest.mark.slow

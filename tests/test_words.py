@@ -17,12 +17,12 @@ from small_erasures import of_the_encoder, run
 from tiny import Cancelled
 
 import testbed.model.pack
-from testbed.motion import pipeline as diffusers_pipeline
 from testbed.model import samples
+from testbed.motion import pipeline as diffusers_pipeline
 from unlearn.__main__ import main
+from unlearn.core.erasure import Erasure
 from unlearn.diffusers_backend.load import load_pipeline
 from unlearn.diffusers_backend.model import DiffusersModel
-from unlearn.core.erasure import Erasure
 
 NAME = "guitar_(music)"
 SENTENCES = [f"a photo of a {NAME}", "a photo of a guitar"]

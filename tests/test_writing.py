@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from unlearn.files import writing
 from unlearn.cli.output import Failure, save
 from unlearn.core.erasure import Erasure
 from unlearn.core.resume import Resume
+from unlearn.files import writing
 from unlearn.files.writing import MARK, check_writable, whole_file, whole_folder
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,14 +19,14 @@ from typing import Literal
 import torch
 from torch import nn
 
-from unlearn.core.erasure import NETWORK, Erasure, fingerprint
-from unlearn.core.token_slots import Vocabulary
 from unlearn.core.conditioning import Conditioning
-from unlearn.core.edit import Edit
-from unlearn.prompts.common_words import COMMON_WORDS
-from unlearn.core.token_reading import Reading
-from unlearn.core.trainable import encoder_weights, network_weights
 from unlearn.core.ddim import ddim_step, guided, timesteps
+from unlearn.core.edit import Edit
+from unlearn.core.erasure import NETWORK, Erasure, fingerprint
+from unlearn.core.token_reading import Reading
+from unlearn.core.token_slots import Vocabulary
+from unlearn.core.trainable import encoder_weights, network_weights
+from unlearn.prompts.common_words import COMMON_WORDS
 
 
 class Attention(nn.Module):

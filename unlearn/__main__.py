@@ -43,8 +43,8 @@ def _sentence(error: Exception, command: str) -> str:
     from safetensors import SafetensorError
 
     from .cli.output import Failure
-    from .diffusers_backend.model_folder import first_line
     from .core.peak_memory import is_too_little
+    from .diffusers_backend.model_folder import first_line
 
     if is_too_little(error):
         return (

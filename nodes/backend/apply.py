@@ -11,7 +11,15 @@ import comfy.utils
 import torch
 from torch.utils._pytree import tree_leaves
 
-from ...unlearn.core.erasure import NETWORK, Erasure, ErasureError, check_range, check_strength, matrix_shape, name_of
+from ...unlearn.core.erasure import (
+    NETWORK,
+    Erasure,
+    ErasureError,
+    check_range,
+    check_strength,
+    matrix_shape,
+    name_of,
+)
 from ...unlearn.core.record import name_of as printed
 from .checks import check_clip
 from .identity import OFTEN_MISSING, fingerprints, own_weight

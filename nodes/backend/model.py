@@ -16,23 +16,22 @@ import torch
 from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ...unlearn.core.conditioning import Conditioning
+from ...unlearn.core.edit import HALF_GRADIENT_SCALE, Edit, scale_gradient
 from ...unlearn.core.erasure import NETWORK
 from ...unlearn.core.first_token import first_token_detached
-from ...unlearn.core.token_slots import Vocabulary, beside, places, shared_words, twice
-from ...unlearn.core.edit import HALF_GRADIENT_SCALE, Edit, scale_gradient
-from ...unlearn.core.conditioning import Conditioning
 from ...unlearn.core.model import Part
 from ...unlearn.core.token_reading import Reading
+from ...unlearn.core.token_slots import Vocabulary, beside, places, shared_words, twice
 from ...unlearn.core.trainable import encoder_weights, network_weights
-from .attention import differentiable
 from .checks import autoencoder, check_clip, check_patcher, check_vae, check_vae_fits
-from .patching import aliased, checkpointed, edited
-from .identity import fingerprints, without_hooks
-from .differentiable import trainable_kernels
-from .packed import unpacked_for_products
-from .memory_plan import MEASURED, Planned
-from .read_depth import check_read, handed_on_besides, is_spoilt, spoilt, unread_layers
+from .differentiable import differentiable, trainable_kernels
 from .dynamic_vram import static_clip, static_model
+from .identity import fingerprints, without_hooks
+from .memory import MEASURED, Planned
+from .packed import unpacked_for_products
+from .patching import aliased, checkpointed, edited
+from .read_depth import check_read, handed_on_besides, is_spoilt, spoilt, unread_layers
 from .version import told_with_version
 from .words import encoder_names, part_named, readings, tokenized
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from ...unlearn.core.token_reading import Read, Reading, reading
-from ...unlearn.prompts.word_checks import check_words, words_read
 from ...unlearn.prompts.typed import split_concepts
+from ...unlearn.prompts.word_checks import check_words, words_read
 from .checks import check_clip
 
 

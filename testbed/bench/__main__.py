@@ -16,7 +16,8 @@ import argparse
 import json
 from pathlib import Path
 
-from ..host import process as host, workers
+from ..host import process as host
+from ..host import workers
 from .pictures import page_of_modes, page_of_pictures
 from .plan import METHODS, job_key, jobs_of
 from .plot import save_plot
@@ -127,8 +128,8 @@ def run_jobs(jobs: list[dict]) -> None:
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
     from ..model import pack
-    from .row import draw_before, measure_job
     from ..model.judge import Judge
+    from .row import draw_before, measure_job
 
     package = pack.load()
     parts = pack.checkpoint()

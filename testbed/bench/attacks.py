@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import torch
 
+from ..host.precision import fast
 from ..model import drawings
 from ..model.measure import GUIDANCE, STEPS, kind_of
-from ..host.precision import fast
 
 
 def probed(package, parts, edited, judge, concept: str, level: str, attack: bool = True, **more):

@@ -9,13 +9,13 @@ from importlib import import_module
 
 import torch
 
+from ..host.machine import machine
+from ..host.precision import fast
 from ..model import drawings, measure, vocabulary
+from ..model.vocabulary import CHARACTERS, STYLES
 from .attacks import attacked
 from .pictures import save_strip, strip_file
 from .plan import EPOCHS, epochs_of
-from ..host.machine import machine
-from ..host.precision import fast
-from ..model.vocabulary import CHARACTERS, STYLES
 
 BASELINES = {
     "gradient_ascent": "GradientAscentSettings",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import mean, median
 
-from .plan import EPOCHS, FEW, METHODS, SEEDS
 from ..host.machine import measured_on
+from .plan import EPOCHS, FEW, METHODS, SEEDS
 
 
 def write_table(file: Path, rows: list[dict]) -> None:

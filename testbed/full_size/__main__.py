@@ -20,10 +20,11 @@ import sys
 import time
 from pathlib import Path
 
-from . import unet as full_size_unet, wan as full_size_wan
-from ..model import pack
-from .model import random_model
 from ..host.machine import machine
+from ..model import pack
+from . import unet as full_size_unet
+from . import wan as full_size_wan
+from .model import random_model
 
 # Each runs in a process of its own, so that peaks do not mix.
 CASES = {

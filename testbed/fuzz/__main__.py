@@ -25,10 +25,11 @@ from tempfile import TemporaryDirectory
 import psutil
 import torch
 
-from . import changes as fuzz_changes
-from ..host.tether import end_with_parent
-from unlearn.render.text_table import columns
 from unlearn.core.peak_memory import PeakMemory
+from unlearn.render.text_table import columns
+
+from ..host.tether import end_with_parent
+from . import changes as fuzz_changes
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS, MEMORY = 10.0, 2**30

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import testbed.host.process
+
 from . import changes as change
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,11 +21,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from . import changes as change
-from unlearn.cli.cpdm import build as cpdm_build, dataset as cpdm_set
-from unlearn.cli import pictures
 from unlearn.cli import identify as identify_command
+from unlearn.cli import pictures
+from unlearn.cli.cpdm import build as cpdm_build
+from unlearn.cli.cpdm import dataset as cpdm_set
 from unlearn.prompts.typed import split_concepts
+
+from . import changes as change
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT / "tests") not in sys.path:
@@ -183,9 +185,9 @@ class States:
     def __init__(self, folder: Path) -> None:
         from tiny import Cancelled, TinyNetworkModel, cancel_at
 
+        from unlearn.core.resume import Resume
         from unlearn.methods.domain_correction import DomainCorrectionSettings, domain_correction
         from unlearn.methods.key_step import KeyStepSettings, key_step
-        from unlearn.core.resume import Resume
 
         plain = {"batch": 1, "start_solved": False}
         self.ways = {

@@ -36,8 +36,9 @@ import websocket
 from PIL import Image
 
 from dev import child_environment, host_command
-from .process import path
+
 from .patience import Patience
+from .process import path
 
 POLL_SECONDS = 5
 TETHER = Path(__file__).with_name("tether.py")

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import process as host
 from ..model.drawings import SIZE
+from ..model.vocabulary import OBJECTS
+from . import process as host
 from .machine import machine
 from .server import Interrupted, Progress, PromptError, Server, extended
-from ..model.vocabulary import OBJECTS
 
 PAGE = host.ROOT / "docs" / "soak.md"
 LIVE = host.ROOT / "testbed" / "live"

@@ -15,8 +15,8 @@ from typing import Literal
 
 import torch
 
-from .judge import Judge
 from ..host.precision import fast
+from .judge import Judge
 from .vocabulary import CHARACTERS, OBJECTS, STYLES
 
 Kind = Literal["object", "style", "character"]

@@ -16,9 +16,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..host import process as host
+from ..host.machine import machine
 from . import pack
 from .judge import Judge
-from ..host.machine import machine
 from .measure import GUIDANCE, Prompt, draw, portrait, styled
 from .vocabulary import CHARACTERS, DRAWINGS, HELD_OUT, OBJECTS, STYLES, resembles
 

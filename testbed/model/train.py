@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from . import data, models, tokens
 from ..host.precision import fast
-from .vocabulary import HELD_OUT, STYLES, SYNONYMS, caption, other_drawing
 from ..host.workers import at_once
+from . import data, models, tokens
+from .vocabulary import HELD_OUT, STYLES, SYNONYMS, caption, other_drawing
 
 SAVE_EVERY = 180.0  # seconds
 WORKERS = at_once()

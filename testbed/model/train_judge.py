@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from ..host.precision import fast
 from . import data
 from .judge import HEADS, WEIGHTS, JudgeNetwork, augmented, labels, to_images
-from ..host.precision import fast
 from .train import DEVICE, WORKERS, Stage
 from .vocabulary import STYLES, resembles
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .clips import courses
 from ..model.vocabulary import MOTIONS
+from .clips import courses
 
 GRIDS = (16, 32)  # pixels a side: from coarse, where the ways are short, to fine
 ITERATIONS = 8  # on each grid

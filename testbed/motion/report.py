@@ -18,15 +18,16 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from . import clips, motion, estimate as motion_estimate
-from ..model import drawings, pack
 from ..host import process as host
-from ..model.judge import Judge
 from ..host.machine import machine
+from ..host.workers import processes
+from ..model import drawings, pack
+from ..model.judge import Judge
 from ..model.measure import GUIDANCE, Prompt, draw, portrait, styled
 from ..model.report import DOCS, STEPS, grid
 from ..model.vocabulary import CHARACTERS, FRAMES, HELD_OUT, MOTIONS, OBJECTS, STYLES, moving
-from ..host.workers import processes
+from . import clips, motion
+from . import estimate as motion_estimate
 
 BARS = {"object": 0.90, "motion": 0.80}
 FEW = 4  # the other way to normalise is measured on every fourth clip

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from ..model import checkpoint, models, tokens
-from . import motion
-from .clips import training_clips
-from .batches import ClipBatches
-from .words import MotionWords
 from ..host.precision import fast
+from ..model import checkpoint, models, tokens
 from ..model.train import DEVICE, WORKERS, Stage, attention, noise_schedule
 from ..model.vocabulary import FRAMES
+from . import motion
+from .batches import ClipBatches
+from .clips import training_clips
+from .words import MotionWords
 
 # From this time of 1000 on the word, not what shines through the noise, shall tell the motion.
 MUCH_NOISE = 800

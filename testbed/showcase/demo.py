@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from ..host import process as host
+from ..host.server import Progress, Server, api_prompt
 from ..model import measure
 from ..model.judge import Judge
-from ..host.server import Progress, Server, api_prompt
 
 CONCEPT = "mushroom"
 WORKFLOW = host.ROOT / "workflows" / "few_shot_encoder_unlearn.json"

@@ -18,8 +18,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ..host import process as host
-from ..model import samples
 from ..host.server import Server, api_prompt
+from ..model import samples
 
 FOLDER = host.ROOT / "workflows"
 # In this order: the second loads what the first saves.
@@ -89,7 +89,7 @@ def write(
 ) -> list[Path]:
     """Run the workflows and write <workflow>.jpg for each into folder; returns the files.
 
-    args are further options of ComfyUI's main.py. Raises what testbed.host.server.Server.run raises.
+    args: further options of ComfyUI's main.py. Raises what Server.run raises.
     """
     files = []
     with tempfile.TemporaryDirectory() as temporary:

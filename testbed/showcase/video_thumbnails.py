@@ -15,10 +15,10 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ..host import evolved
-from ..motion import motion
-from ..model import samples
-from . import thumbnails
 from ..host.server import Server, api_prompt
+from ..model import samples
+from ..motion import motion
+from . import thumbnails
 
 ANIMATEDIFF = "erased_clip_animatediff"
 WAN = ("erased_clip_wan", "image_to_video_unlearn")

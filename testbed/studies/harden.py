@@ -18,11 +18,12 @@ from statistics import mean
 
 import torch
 
-from ..model import drawings, measure, pack
-from ..host import process as host, workers
 from ..bench.row import SHOTS, draw_before
+from ..host import process as host
+from ..host import workers
 from ..host.machine import machine, measured_on
 from ..host.precision import fast
+from ..model import drawings, measure, pack
 
 DOCS = host.ROOT / "docs"
 KEPT = host.ROOT / "output" / "harden"

@@ -20,10 +20,11 @@ from statistics import mean
 import torch
 import torch.nn.functional as F
 
-from ..model import drawings, pack
-from ..host import process as host, workers
+from ..host import process as host
+from ..host import workers
 from ..host.machine import machine, measured_on
 from ..host.precision import fast
+from ..model import drawings, pack
 from ..model.vocabulary import DRAWINGS, HELD_OUT, OBJECTS, STYLES
 
 DOCS = host.ROOT / "docs"

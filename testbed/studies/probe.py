@@ -21,11 +21,12 @@ from statistics import mean
 
 import torch
 
-from ..model import drawings, pack
-from ..host import process as host, workers
 from ..bench.attacks import posts, probed
 from ..bench.plan import CONCEPTS as BENCH_CONCEPTS
+from ..host import process as host
+from ..host import workers
 from ..host.machine import machine, measured_on
+from ..model import drawings, pack
 from ..model.measure import kind_of, known
 
 DOCS = host.ROOT / "docs"

@@ -27,21 +27,23 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from unlearn.core.erasure import Erasure
 from unlearn.diffusers_backend.apply import applied
 from unlearn.diffusers_backend.model import DiffusersModel
-from unlearn.core.erasure import Erasure
 from unlearn.methods.few_shot import FewShotSettings, few_shot
 
-from ..model import checkpoint, drawings
-from ..motion import pipeline as diffusers_pipeline, motion, estimate as motion_estimate
-from . import together
-from ..host.process import ROOT
-from ..model.judge import Judge
 from ..host.machine import machine
-from ..model.measure import GUIDANCE, STEPS, Prompt, kind_of, known, prompts_for
 from ..host.precision import fast
-from ..model.vocabulary import FRAMES, MOTIONS, moving
+from ..host.process import ROOT
 from ..host.workers import processes
+from ..model import checkpoint, drawings
+from ..model.judge import Judge
+from ..model.measure import GUIDANCE, STEPS, Prompt, kind_of, known, prompts_for
+from ..model.vocabulary import FRAMES, MOTIONS, moving
+from ..motion import estimate as motion_estimate
+from ..motion import motion
+from ..motion import pipeline as diffusers_pipeline
+from . import together
 
 SHOTS = (1, 2, 4, 8)
 SOURCES = ("real", "drawn")

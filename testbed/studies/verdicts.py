@@ -21,14 +21,14 @@ from statistics import mean
 
 import torch
 
-from ..model import drawings, pack
-from ..host import process as host
 from ..bench.row import TASKS
+from ..host import process as host
 from ..host.machine import machine, measured_on
+from ..host.workers import write_rows
+from ..model import drawings, pack
 from ..model.measure import kind_of
 from ..model.vocabulary import CHARACTERS
 from ..model.vocabulary import OBJECTS as THINGS
-from ..host.workers import write_rows
 
 DOCS = host.ROOT / "docs"
 KEPT = host.ROOT / "output" / "verdict"

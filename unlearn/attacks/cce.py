@@ -8,14 +8,15 @@ concept and the token finds the way to it: no edit of the encoder can stop that.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import torch
 
-from ..methods.few_shot import FewShotSettings
-from ..core.denoising import Sampler, denoising_loss
-from ..core.model import DiffusionModel
+from ..core.denoising import NoiseSampler, denoising_loss
 from ..core.kind import ANCHORS, Kind
+from ..core.model import DiffusionModel
+from ..prompts.templates import named
 from .token_search import OnAttack
 
 NAME = "CCE"
@@ -50,11 +51,13 @@ def cce(
     # In units of each encoder's own spread.
     token = (begin / vocabulary.scale)[None, None].requires_grad_()
     optimiser = torch.optim.Adam([token], settings.rate)
-    draw = Sampler(model, FewShotSettings(kind=kind, seed=settings.seed))
+    draw, rng = NoiseSampler(model, settings.seed), random.Random(settings.seed)
     for step in range(settings.steps):
-        chosen = [draw.rng.randrange(len(targets)) for _ in range(settings.batch)]
+        chosen = [rng.randrange(len(targets)) for _ in range(settings.batch)]
         x_t, t, target = draw.noised(targets[chosen])
-        prompts = model.encode_filled(draw.prompts("{}", settings.batch), token * vocabulary.scale)
+        prompts = model.encode_filled(
+            named(rng, kind, "{}", settings.batch), token * vocabulary.scale
+        )
         loss = denoising_loss(model, x_t, t, target, prompts).mean()
         optimiser.zero_grad()
         loss.backward()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..core.denoising import denoising_loss
-from ..core.denoising import GOLDEN
 from ..core.conditioning import Conditioning
-from ..core.model import DiffusionModel
+from ..core.denoising import GOLDEN, denoising_loss
 from ..core.kind import Kind
+from ..core.model import DiffusionModel
 
 # Timesteps that tell most of a concept: what a thing is shows in much noise, how it is drawn in
 # less.

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from ..core.conditioning import Conditioning
-from ..core.model import DiffusionModel
 from ..core.kind import Kind
+from ..core.model import DiffusionModel
 from ..prompts.sampler import Neighbourhood
 from .token_search import OnAttack, search
 

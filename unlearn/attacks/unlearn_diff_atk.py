@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from ..core.conditioning import Conditioning
-from ..core.model import DiffusionModel
 from ..core.kind import Kind
+from ..core.model import DiffusionModel
 from .denoising_targets import Targets
 from .token_search import OnAttack, search
 

@@ -14,30 +14,30 @@ from typing import get_args
 import torch
 from tqdm import tqdm
 
+from ..core.edit import Diverged, Edit
+from ..core.erasure import Erasure
+from ..core.gradient_projection import Projection
+from ..core.kind import Kind
+from ..core.model import Part
+from ..core.peak_memory import PeakMemory
+from ..core.resume import Resume
+from ..core.token_reading import Read
+from ..core.trainable import NetworkTrainable, Trainable
 from ..evaluate import verdict
+from ..evaluate.picture_check import check_pictures
 from ..files import writing
 from ..methods.domain_correction import DomainCorrectionSettings, domain_correction
 from ..methods.domain_correction import check_settings as check_domain_correction
-from ..core.erasure import Erasure
 from ..methods.few_shot import FewShotSettings, few_shot
 from ..methods.few_shot import check_settings as check_few_shot
-from ..methods.parts.adversarial import SECONDS
 from ..methods.key_step import KeyStepSettings, key_step
 from ..methods.key_step import check_settings as check_key_step
-from ..core.edit import Diverged, Edit
-from ..core.model import Part
-from ..core.kind import Kind
-from ..core.peak_memory import PeakMemory
-from ..evaluate.picture_check import check_pictures
-from ..core.gradient_projection import Projection
-from ..core.token_reading import Read
+from ..methods.parts.adversarial import SECONDS
 from ..prompts.word_checks import words_read
-from ..core.resume import Resume
-from ..core.trainable import NetworkTrainable, Trainable
 from . import options
-from .progress import Bar
 from .output import Failure, check_output, check_space, save
 from .pictures import AS_SEEN, batch, read_pictures
+from .progress import Bar
 
 HELP = "train an erasure of one or several concepts and write it to a file"
 EXAMPLES = """

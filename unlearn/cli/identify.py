@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import get_args
 
 from ..core.erasure import NETWORK, Erasure, check_changes
+from ..core.kind import Kind
 from ..evaluate.classifier import Ranking, check_candidates, identify, parse_words
 from ..evaluate.classifier_report import bars, cost, table, verdict
-from ..core.kind import Kind
 from ..evaluate.collateral import Neighbour, neighbours, proposal, to_protect
-from ..prompts.word_checks import check_words, words_read
 from ..prompts.typed import split_words
+from ..prompts.word_checks import check_words, words_read
 from . import options
-from .progress import Bar
 from .output import Failure
 from .pictures import AS_SEEN, batch, check_png, picture_files, read_pictures, write_png
+from .progress import Bar
 from .texts import read_text
 
 HELP = "say what a model calls the thing in some pictures: the word to unlearn"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from ..core.erasure import Erasure, combine
 from ..diffusers_backend.load import load_pipeline
 from ..diffusers_backend.model import DiffusersModel
-from ..core.erasure import Erasure, combine
 from ..diffusers_backend.model_folder import first_line
 from .output import Failure
 

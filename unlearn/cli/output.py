@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..files import writing
 from ..core.erasure import Erasure, ErasureError
+from ..files import writing
 
 RECEIPT = "concept_unlearn.json"
 """In every folder that is written: what was put on, and where it came from."""

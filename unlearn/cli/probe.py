@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import get_args
 
 from ..core.erasure import NETWORK, Erasure
-from ..core.model import Part
 from ..core.kind import Kind
-from ..prompts.paraphrases import Given
+from ..core.model import Part
 from ..evaluate.probe import ATTACKS, Level, check_asked, probe, settings
 from ..evaluate.probe_sheet import probe_sheet
+from ..prompts.paraphrases import Given
 from ..prompts.word_checks import words_read
 from . import options
-from .progress import Bar
 from .output import Failure, rewrite
 from .pictures import check_png, write_png
+from .progress import Bar
 
 HELP = "look for what is left of a concept after an erasure, with and without attacks"
 EXAMPLES = """

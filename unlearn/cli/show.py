@@ -10,15 +10,15 @@ from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 
-from ..render.text_table import columns
 from ..core.erasure import NETWORK, Erasure
 from ..evaluate.probe import settings
 from ..evaluate.receipt import FIGURES, Figure, measured_again, probed_again, receipt, recorded
 from ..evaluate.verdict import told
+from ..render.text_table import columns
 from . import options
-from .progress import Bar
 from .output import Failure, rewrite
 from .probe import kind_of
+from .progress import Bar
 
 HELP = "print what an erasure is, how it was made and what was measured; measure it again"
 EXAMPLES = """

@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from . import record as records
 from ..files.writing import whole_file
+from . import record as records
 
 FORMAT = "concept-unlearn/1"
 VERSION = "0.1.0"

@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 from torch.utils._pytree import tree_leaves
 
-from ..files import state_checks as fitting, torch_files
-from .erasure import VERSION
+from ..files import state_checks as fitting
+from ..files import torch_files
 from ..files.state_checks import Misfit
-from .model import DiffusionModel
-from .edit import Edit
 from ..files.writing import free_bytes, reason, whole_file
+from .edit import Edit
+from .erasure import VERSION
+from .model import DiffusionModel
 
 log = logging.getLogger(__name__)
 

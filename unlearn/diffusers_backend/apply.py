@@ -7,10 +7,10 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from .model import DiffusersModel
 from ..core.erasure import Erasure, ErasureError, check_range, check_strength, matrix_shape, name_of
 from ..core.model import Open
 from ..core.record import name_of as printed
+from .model import DiffusersModel
 
 
 @contextmanager

@@ -12,9 +12,16 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint_file import CheckpointFile
-from .model_folder import ModelError, check_folder, first_line, load_folder, pipeline_class, read_index
 from ..core.peak_memory import is_too_little
+from .checkpoint_file import CheckpointFile
+from .model_folder import (
+    ModelError,
+    check_folder,
+    first_line,
+    load_folder,
+    pipeline_class,
+    read_index,
+)
 
 PACKAGES = ("diffusers", "transformers", "accelerate", "peft")
 

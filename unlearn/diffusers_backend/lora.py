@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from .model import DiffusersModel
 from ..core.erasure import NETWORK, Erasure, ErasureError, full
+from .model import DiffusersModel
 
 KEPT = 0.9999  # share of the squared change that is kept where no rank is given
 PARTS = {"clip_l": "text_encoder", "clip_h": "text_encoder", "clip_g": "text_encoder_2"}

@@ -1,7 +1,7 @@
 """DiffusersModel: a diffusers pipeline as a DiffusionModel, for use without ComfyUI.
 
-It computes what ComfyUI's backend computes (nodes/backend/model.py), in the same order and under the same
-names of weights, so that the same seed gives the same erasure in both, and one file serves both.
+It computes what ComfyUI's backend (nodes/backend/model.py) computes, in the same order and under
+the same weight names. So one seed gives one erasure in both, and one file serves both. It takes
 Stable Diffusion 1.x, 2.x and XL, and AnimateDiff on any of them.
 """
 
@@ -14,16 +14,16 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .dpm_solver import draw, noise_levels
+from ..core.conditioning import Conditioning
+from ..core.edit import HALF_GRADIENT_SCALE, Edit, scale_gradient
 from ..core.erasure import NETWORK, fingerprint
 from ..core.first_token import first_token_detached
-from ..core.token_slots import Vocabulary, beside, places, shared_words, twice
-from .comfy_names import encoder_modules, network_modules, view
-from ..core.edit import HALF_GRADIENT_SCALE, Edit, scale_gradient
-from ..core.conditioning import Conditioning
 from ..core.model import Part
 from ..core.token_reading import Reading, reading
+from ..core.token_slots import Vocabulary, beside, places, shared_words, twice
 from ..core.trainable import encoder_weights, network_weights
+from .comfy_names import encoder_modules, network_modules, view
+from .dpm_solver import draw, noise_levels
 
 SIDE = 8  # pixels a side that one place of the latents stands for
 # Of a schedule that ends in pure noise; without it the last noise level would be infinite.

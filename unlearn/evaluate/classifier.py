@@ -20,9 +20,10 @@ from typing import TypeVar
 import torch
 
 from ..core.conditioning import Conditioning
-from ..core.model import DiffusionModel
+from ..core.denoising import GOLDEN
 from ..core.images import check_images
 from ..core.kind import Kind
+from ..core.model import DiffusionModel
 from ..prompts.templates import SENTENCES
 from ..prompts.typed import split_words
 from ..prompts.vocabulary import VOCABULARY
@@ -41,7 +42,6 @@ IN_FULL = 10  # as many words get every draw; more of them are halved down to it
 AT_ONCE = 65536  # pixels of latents that the network works on at once: 16 of 64 x 64...
 ROWS_AT_ONCE = 64  # ... but no more than these
 ENCODED_AT_ONCE = 32  # prompts
-GOLDEN = (math.sqrt(5) - 1) / 2
 
 Rows = TypeVar("Rows", list, torch.Tensor)
 OnRow = Callable[[int, int, str], None]

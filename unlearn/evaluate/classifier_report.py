@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from PIL import Image, ImageDraw
 
-from ..render.text_table import columns
 from ..render.fonts import drawable, font_for
-from .classifier import Ranking
 from ..render.sheet import DARK, PALE, as_images
+from ..render.text_table import columns
+from .classifier import Ranking
 
 SHOWN = 10  # words
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..core.prompt_spread import is_padded
 from ..core.conditioning import Conditioning
 from ..core.kind import ANCHORS, Kind
-from ..prompts.templates import sentence
-from ..prompts import templates
+from ..core.prompt_spread import is_padded
+from ..prompts.templates import sentence, templates
 
 Encode = Callable[[Sequence[str]], Conditioning]
 ENCODED_AT_ONCE = 32  # prompts

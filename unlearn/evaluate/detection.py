@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .classifier import OnRow, identify
-from ..core.model import DiffusionModel
 from ..core.kind import ANCHORS, Kind
+from ..core.model import DiffusionModel
 from ..prompts.vocabulary import VOCABULARY
+from .classifier import OnRow, identify
 
 OTHERS = 11  # words that a concept is weighed against, beside the neutral one
 THINGS = VOCABULARY["object"][::20]  # what a picture may show beside the things that are given

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import torch
 
-from .classifier import alone, explained, identify
-from ..core.model import DiffusionModel
 from ..core.kind import Kind
-from .probe import OnProbe
+from ..core.model import DiffusionModel
 from ..prompts.vocabulary import VOCABULARY
+from .classifier import alone, explained, identify
+from .probe import OnProbe
 
 CONCEPTS = 4  # that are asked for, at most
 PICTURES = 4  # of each

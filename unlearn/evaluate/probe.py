@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -19,24 +18,21 @@ from ..attacks import cce as token_attack
 from ..attacks import ring_a_bell as nameless_attack
 from ..attacks import unlearn_diff_atk as prefix_attack
 from ..attacks.cce import CCESettings, cce
-from ..render.text_table import columns
-from ..core.token_slots import check_takes_vectors
-from ..core.conditioning import Conditioning
-from ..core.model import DiffusionModel, Part
-from ..core.kind import Kind
-from ..prompts.paraphrases import NOTHING, OWN, Given, phrasings, spread
-from ..prompts import templates
-from ..core.token_reading import Read
-from ..prompts.word_checks import check_words
-from .detection import OTHERS, remains, rivals
 from ..attacks.ring_a_bell import RingABellSettings, ring_a_bell
-from ..prompts.typed import check_no_syntax, cleaned
 from ..attacks.unlearn_diff_atk import UnlearnDiffAtkSettings, unlearn_diff_atk
+from ..core.conditioning import Conditioning
+from ..core.kind import Kind
+from ..core.model import DiffusionModel, Open, Part
+from ..core.token_reading import Read
+from ..core.token_slots import check_takes_vectors
+from ..prompts.paraphrases import NOTHING, OWN, Given, phrasings, spread
+from ..prompts.templates import templates
+from ..prompts.typed import check_no_syntax, cleaned
+from ..prompts.word_checks import check_words
+from ..render.text_table import columns
+from .detection import OTHERS, remains, rivals
 
 Level = Literal["quick", "full"]
-Open = Callable[[], AbstractContextManager[DiffusionModel]]
-"""A way into a model: `with open() as model`. Two of one host share its weights, so that only one
-can be open at a time."""
 Judge = Callable[[torch.Tensor], Sequence[bool]]
 """Another opinion: of pictures (N, H, W, 3) in 0..1, whether each shows the concept."""
 OnProbe = Callable[[str, int, int], None]

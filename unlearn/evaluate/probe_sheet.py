@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .probe import Asked, Probe
 from ..render.sheet import Row, sheet
+from .probe import Asked, Probe
 
 COLUMNS = 4
 SHOWN = (0.85, 0.1, 0.1)  # the frame of a picture in which the concept is seen

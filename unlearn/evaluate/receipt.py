@@ -14,14 +14,13 @@ import torch
 
 from ..core.erasure import Erasure, ErasureError
 from ..core.kind import Kind
-from .collateral import near_prompts
-from ..prompts.paraphrases import spread
-from .probe import ATTACKS, OnProbe, ProbeSettings, drawn, painted
 from ..core.model import Open
-from ..prompts.templates import sentence
-from ..prompts import templates
 from ..core.record import PROBE, RECEIPT, Check, Unfit
+from ..prompts.paraphrases import spread
+from ..prompts.templates import sentence, templates
+from .collateral import near_prompts
 from .detection import Seen, remains, rivals
+from .probe import ATTACKS, OnProbe, ProbeSettings, drawn, painted
 
 PROTECTED = 4  # words at most, of which others are drawn beside the usual ones
 TOKEN = ATTACKS[-1]  # whose prompts cannot be drawn again: it trains a token

@@ -18,18 +18,16 @@ from difflib import get_close_matches
 
 import torch
 
-from .classifier import Asking, Context, alone, beside, explained
-from ..core.model import DiffusionModel
 from ..core.kind import Kind
-from .collateral import COMMON
-from ..prompts.paraphrases import spread
-from .probe import OnProbe, ProbeSettings, drawn
-from ..core.model import Open
+from ..core.model import DiffusionModel, Open
 from ..prompts.common_words import COMMON_WORDS
-from ..prompts.templates import sentence
-from ..prompts import templates
-from .detection import THINGS, rivals
+from ..prompts.paraphrases import spread
+from ..prompts.templates import sentence, templates
 from ..prompts.vocabulary import VOCABULARY
+from .classifier import Asking, Context, alone, beside, explained
+from .collateral import COMMON
+from .detection import THINGS, rivals
+from .probe import OnProbe, ProbeSettings, drawn
 
 PICTURES = 4  # of each concept, before and after
 CONCEPTS = 4  # that are measured, at most

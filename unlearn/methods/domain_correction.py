@@ -17,22 +17,22 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from .parts import closed_form
-from ..files import state_checks as fitting
+from ..core.conditioning import Conditioning
+from ..core.edit import Edit
 from ..core.erasure import Erasure
+from ..core.gradient_projection import Projection
+from ..core.kind import Kind
+from ..core.model import DiffusionModel
+from ..core.progress import OnStep, preparing
+from ..core.resume import Resume, Run
+from ..core.token_reading import Read
+from ..core.trainable import NetworkTrainable
+from ..files import state_checks as fitting
+from ..prompts.sampler import Neighbourhood
+from ..prompts.word_checks import as_read, check_typed
+from .parts import closed_form
 from .parts.concepts import STOP_WINDOW, check_concepts
 from .parts.retention import Encoded, Held
-from ..core.conditioning import Conditioning
-from ..core.model import DiffusionModel
-from ..core.edit import Edit
-from ..core.progress import OnStep, preparing
-from ..core.kind import Kind
-from ..prompts.sampler import Neighbourhood
-from ..core.gradient_projection import Projection
-from ..core.token_reading import Read
-from ..prompts.word_checks import as_read, check_typed
-from ..core.resume import Resume, Run
-from ..core.trainable import NetworkTrainable
 from .parts.run import trained
 
 

@@ -18,29 +18,28 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from ..core.prompt_spread import apart
-from ..core.erasure import Erasure, images_hash
-from ..core.token_slots import check_takes_vectors
-from .parts.adversarial import OTHERS, SENTENCES, Hardening, check_hardening
 from ..core.conditioning import Conditioning
-from ..core.model import DiffusionModel
+from ..core.denoising import NoiseSampler, ascent_loss, denoising_loss
 from ..core.edit import Edit
-from ..core.progress import OnStep, preparing
-from ..core.images import check_images
-from ..core.kind import Kind
-from ..prompts.sampler import Neighbourhood
+from ..core.erasure import Erasure, images_hash
 from ..core.gradient_projection import Projection
-from ..prompts import templates
+from ..core.kind import Kind
+from ..core.model import DiffusionModel
+from ..core.progress import OnStep
+from ..core.prompt_spread import apart
 from ..core.token_reading import Read
-from ..prompts.word_checks import as_read, check_typed
+from ..core.token_slots import check_takes_vectors
 from ..core.trainable import Trainable
+from ..prompts.sampler import Neighbourhood
+from ..prompts.templates import named
+from ..prompts.word_checks import as_read, check_typed
+from .parts.adversarial import OTHERS, SENTENCES, Hardening, check_hardening
+from .parts.concepts import STOP_WINDOW, check_concepts, concept_latents
 from .parts.run import trained
 
 # A picture has some style whatever the prompt says, so away from one there must be a push.
 PUSH = {"object": 0.0, "style": 0.5, "character": 0.0}
 HELD, NAMED = 6, 2  # prompts of a step: of other things, and with the neutral word in place
-DRAWN_AT_ONCE = 4  # pictures
-STOP_WINDOW = 10  # steps over which the concept's loss is averaged for stopping
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,9 @@ def few_shot(
     concepts, settings = as_read(concepts, settings, model.readings)
     if settings.harden:
         check_takes_vectors(model)
-    pictures = concept_latents(model, concepts, images, settings, on_step)
+    pictures = concept_latents(
+        model, concepts, images, settings.kind, settings.shots, settings.seed, on_step
+    )
     run = paper if settings.mode == "paper" else balanced
     return trained(
         model,
@@ -153,86 +154,6 @@ def check_settings(
     check_hardening(settings.mode, settings.harden)
 
 
-def check_concepts(concepts: Sequence[str], images: torch.Tensor | None) -> None:
-    """Raises ValueError with one sentence where concepts or images cannot be used."""
-    if isinstance(concepts, str):
-        raise ValueError(
-            f"The concepts are a list, but this is one text; give [{concepts!r}] for one concept."
-        )
-    if not concepts or not all(concept.strip() for concept in concepts):
-        raise ValueError(
-            "No concept is named: type the word or name to unlearn, for example: Zorvik"
-        )
-    check_images(images)
-    if images is not None and len(images) % len(concepts):
-        raise ValueError(
-            f"{len(images)} images cannot be shared evenly among {len(concepts)} "
-            "concepts; give the same number of each, in the concepts' order, or none and the model "
-            "draws them."
-        )
-
-
-def concept_latents(
-    model: DiffusionModel,
-    concepts: Sequence[str],
-    images: torch.Tensor | None,
-    settings: FewShotSettings,
-    on_step: OnStep | None = None,
-) -> list[torch.Tensor]:
-    """Clean latents of each concept's pictures, given or drawn from its own prompts."""
-    if images is not None:
-        return list(model.latents(images).chunk(len(concepts)))
-    rng = random.Random(settings.seed)
-    drawn = []
-    for concept in concepts:
-        prompts = [
-            rng.choice(templates(settings.kind)).format(concept) for _ in range(settings.shots)
-        ]
-        parts = []
-        for i in range(0, len(prompts), DRAWN_AT_ONCE):
-            preparing(on_step, f"drawing pictures of {concept}", i, len(prompts))
-            parts.append(model.sample(prompts[i : i + DRAWN_AT_ONCE], settings.seed + i))
-        drawn.append(torch.cat(parts))
-    return drawn
-
-
-class Sampler:
-    """Random batches of one concept: noised latents, what to predict, and a prompt for each."""
-
-    def __init__(self, model: DiffusionModel, settings: FewShotSettings) -> None:
-        self.model, self.settings = model, settings
-        self.rng = random.Random(settings.seed)
-        self.noise = torch.Generator().manual_seed(settings.seed)
-
-    def prompts(self, concept: str, count: int) -> list[str]:
-        return [
-            self.rng.choice(templates(self.settings.kind)).format(concept) for _ in range(count)
-        ]
-
-    def noised(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(x_t, t, target), t uniform over 0..999; drawn on the CPU, so alike on every device."""
-        t = torch.randint(0, 1000, (len(x0),), generator=self.noise).float().to(x0.device)
-        noise = torch.randn(x0.shape, generator=self.noise).to(x0)
-        return self.model.noised(x0, noise, t), t, self.model.target(x0, noise, t)
-
-
-def denoising_loss(
-    model: DiffusionModel,
-    x_t: torch.Tensor,
-    t: torch.Tensor,
-    target: torch.Tensor,
-    conditioning: Conditioning,
-) -> torch.Tensor:
-    """(N,) mean squared error of the network's prediction."""
-    error = model.predict(x_t, t, conditioning).float() - target.float()
-    return error.square().flatten(1).mean(1)
-
-
-def ascent_loss(d: torch.Tensor) -> torch.Tensor:
-    """The paper's: minus the denoising loss. It has no lower bound."""
-    return -d.mean()
-
-
 def bounded_loss(d: torch.Tensor, d_ref: torch.Tensor, beta: float) -> torch.Tensor:
     """Ours: (2 / beta) softplus(beta (1 - d / d_ref)), in the shape of NPO (arXiv 2404.05868).
 
@@ -255,8 +176,8 @@ def paper(
 
     Its latents are the mean of what the autoencoder says of it, where the authors draw a sample.
     """
-    rng = random.Random(settings.seed)
-    draw = Sampler(model, settings)
+    rng, prompt_rng = random.Random(settings.seed), random.Random(settings.seed)
+    draw = NoiseSampler(model, settings.seed)
     words = Neighbourhood(concepts, settings.kind, random.Random(settings.seed))
     optimiser = edit.adam((0.9, 0.98), 1e-6, rate=settings.learning_rate)
     # Flipped with p = 0.5, once, as the authors' loader does (a flip of latents, here).
@@ -272,7 +193,7 @@ def paper(
         for i in range(0, len(items), settings.batch):
             batch = items[i : i + settings.batch]
             x_t, t, target = draw.noised(torch.stack([x0 for _, x0 in batch]))
-            prompts = [draw.prompts(concept, 1)[0] for concept, _ in batch]
+            prompts = [named(prompt_rng, settings.kind, concept, 1)[0] for concept, _ in batch]
             loss = ascent_loss(denoising_loss(model, x_t, t, target, model.encode(prompts)))
             keep = None
             if settings.projection != "off":
@@ -296,7 +217,7 @@ def balanced(
     on_step: OnStep | None,
 ) -> None:
     """Ours: bounded ascent, other prompts held in place, until the concept is far enough gone."""
-    draw = Sampler(model, settings)
+    draw = NoiseSampler(model, settings.seed)
     words = Neighbourhood(
         concepts, settings.kind, random.Random(settings.seed), settings.anchor, settings.protect
     )

@@ -17,29 +17,29 @@ from typing import Literal
 
 import torch
 
-from .parts import closed_form
-from ..files import state_checks as fitting
+from ..core.conditioning import Conditioning
+from ..core.ddim import Trajectory, at, timesteps
+from ..core.edit import Edit
 from ..core.erasure import Erasure
+from ..core.gradient_projection import Projection
+from ..core.kind import Kind
+from ..core.model import DiffusionModel
+from ..core.progress import OnStep
+from ..core.resume import Resume, Run
+from ..core.token_reading import Read
+from ..core.token_slots import check_takes_vectors
+from ..core.trainable import NetworkTrainable
+from ..files import state_checks as fitting
+from ..prompts.common_words import COMMON_STYLES, COMMON_WORDS
+from ..prompts.sampler import Neighbourhood
+from ..prompts.templates import augmented
+from ..prompts.word_checks import as_read, check_typed
+from .parts import closed_form
+from .parts.adversarial import Hardening, check_hardening
 from .parts.concepts import STOP_WINDOW, check_concepts
 from .parts.key_step_search import KeySteps, find_key_steps, points_of
-from ..core.token_slots import check_takes_vectors
-from .parts.adversarial import Hardening, check_hardening
 from .parts.retention import Encoded, Held, drawn
-from ..core.conditioning import Conditioning
-from ..core.model import DiffusionModel
-from ..core.edit import Edit
-from ..core.progress import OnStep
-from ..core.kind import Kind
-from ..prompts.sampler import Neighbourhood
-from ..core.gradient_projection import Projection
-from ..prompts.common_words import COMMON_STYLES, COMMON_WORDS
-from ..prompts.templates import augmented
-from ..core.token_reading import Read
-from ..prompts.word_checks import as_read, check_typed
-from ..core.resume import Resume, Run
-from ..core.trainable import NetworkTrainable
 from .parts.run import trained
-from ..core.ddim import Trajectory, at, timesteps
 
 Task = Literal["object", "style", "instance", "nudity"]
 KINDS = {"object": "object", "style": "style", "instance": "character", "nudity": "object"}

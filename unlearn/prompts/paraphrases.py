@@ -12,11 +12,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from ..core.token_slots import Vocabulary
-from .translations import translations
 from ..core.kind import Kind
-from .templates import TASK_TEMPLATES, sentence
-from . import templates
+from ..core.token_slots import Vocabulary
+from .templates import TASK_TEMPLATES, sentence, templates
+from .translations import translations
 from .typed import cleaned
 
 OWN = "own prompts"

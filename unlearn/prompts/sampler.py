@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from ..core.kind import ANCHORS, Kind
 from .common_words import COMMON_STYLES, COMMON_WORDS
-from .templates import in_context
-from . import templates
+from .templates import in_context, templates
 
 if TYPE_CHECKING:
     from ..core.model import DiffusionModel
-
-Kind = Literal["object", "style", "character"]
-
-ANCHORS = {"object": "picture", "style": "plain", "character": "person"}
 
 
 class Neighbourhood:

@@ -14,11 +14,11 @@ import torch
 from ...core.erasure import fingerprint
 from ...files.writing import whole_file
 from .. import options
-from ..progress import Bar
-from .dataset import COUNT, Caption, read_captions
 from ..output import Failure
 from ..pictures import write_png
+from ..progress import Bar
 from ..texts import read_text
+from .dataset import COUNT, Caption, read_captions
 
 HELP = "draw pictures from the prompts of a set; an interrupted run goes on where it was"
 AT_ONCE = 3  # pictures drawn together

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from . import build as cpdm_build, measure as cpdm_measure
+from . import build as cpdm_build
+from . import measure as cpdm_measure
 
 HELP = "measure how near to originals a model draws: CPDM's copyright metric"
 EXAMPLES = """

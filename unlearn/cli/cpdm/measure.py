@@ -14,11 +14,11 @@ from ...evaluate.cpdm.metric import Embed, Metric, Pair
 from ...evaluate.cpdm.report import Report
 from ...evaluate.cpdm.sheet import SHOWN, cpdm_sheet
 from .. import options
-from ..progress import Bar
-from .dataset import Work, check_same, read_works
 from ..output import Failure
 from ..pictures import batch, check_png, read_pictures, write_png
+from ..progress import Bar
 from ..texts import read_text
+from .dataset import Work, check_same, read_works
 
 if TYPE_CHECKING:
     from ...evaluate.cpdm.inception import Inception

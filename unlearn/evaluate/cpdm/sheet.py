@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from ...render.sheet import Row, sheet
 from .metric import Distance, Pair
 from .report import Report
-from ...render.sheet import Row, sheet
 
 SHOWN = 12  # pairs in the picture, and of each side
 COLUMNS = ("original", "generated")

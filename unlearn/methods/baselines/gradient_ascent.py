@@ -13,17 +13,17 @@ from dataclasses import dataclass
 
 import torch
 
+from ...core.denoising import NoiseSampler, ascent_loss, denoising_loss
+from ...core.edit import Edit
 from ...core.erasure import Erasure, images_hash
-from ..few_shot import FewShotSettings
-from ...core.denoising import Sampler, ascent_loss, denoising_loss
+from ...core.kind import Kind
+from ...core.model import DiffusionModel
+from ...core.progress import OnStep
+from ...core.trainable import Baseline, NetworkTrainable
+from ...prompts.templates import named
+from ...prompts.word_checks import check_words, words_read
 from ..parts.concepts import check_concepts, concept_latents
 from ..parts.retention import Encoded
-from ...core.model import DiffusionModel
-from ...core.edit import Edit
-from ...core.progress import OnStep
-from ...core.kind import Kind
-from ...prompts.word_checks import check_words, words_read
-from ...core.trainable import Baseline, NetworkTrainable
 from ..parts.run import trained
 
 WEIGHT_DECAY = 1e-2  # AdamW's own
@@ -45,11 +45,6 @@ class GradientAscentSettings:
     batch: int = 2
     seed: int = 0
 
-    @property
-    def pictures(self) -> FewShotSettings:
-        """How pictures and prompts are drawn."""
-        return FewShotSettings(kind=self.kind, shots=self.shots, seed=self.seed)
-
 
 def gradient_ascent(
     model: DiffusionModel,
@@ -68,7 +63,9 @@ def gradient_ascent(
     check_concepts(concepts, images)
     check_words(concepts, read=model.readings)
     concepts = words_read(concepts, model.readings)
-    pictures = concept_latents(model, concepts, images, settings.pictures)
+    pictures = concept_latents(
+        model, concepts, images, settings.kind, settings.shots, settings.seed
+    )
     return trained(
         model,
         "unet",
@@ -95,14 +92,14 @@ def ascend(
     on_step: OnStep | None,
 ) -> None:
     """AdamW up the denoising loss; of several concepts in turn."""
-    draw, encoded = Sampler(model, settings.pictures), Encoded(model)
-    rng = random.Random(settings.seed)
+    draw, encoded = NoiseSampler(model, settings.seed), Encoded(model)
+    rng, prompt_rng = random.Random(settings.seed), random.Random(settings.seed)
     optimiser = edit.adam((0.9, 0.999), 1e-8, rate=settings.learning_rate)
     for step in range(settings.iterations):
         concept, latents = concepts[step % len(concepts)], pictures[step % len(concepts)]
         chosen = [rng.randrange(len(latents)) for _ in range(settings.batch)]
         x_t, t, target = draw.noised(latents[chosen])
-        prompts = encoded(*draw.prompts(concept, len(chosen)))
+        prompts = encoded(*named(prompt_rng, settings.kind, concept, len(chosen)))
         loss = ascent_loss(denoising_loss(model, x_t, t, target, prompts))
         edit.shrink(settings.learning_rate * WEIGHT_DECAY)
         value = edit.step(optimiser, loss)

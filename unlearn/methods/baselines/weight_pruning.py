@@ -16,16 +16,16 @@ from typing import ClassVar, Literal
 
 import torch
 
+from ...core.denoising import NoiseSampler, denoising_loss
+from ...core.edit import Edit
 from ...core.erasure import NETWORK, Erasure, images_hash
-from ..few_shot import FewShotSettings
-from ...core.denoising import Sampler, denoising_loss
+from ...core.kind import Kind
+from ...core.model import DiffusionModel
+from ...core.progress import OnStep
+from ...prompts.templates import named
+from ...prompts.word_checks import check_words, words_read
 from ..parts.concepts import check_concepts, concept_latents
 from ..parts.retention import Encoded
-from ...core.model import DiffusionModel
-from ...core.edit import Edit
-from ...core.progress import OnStep
-from ...core.kind import Kind
-from ...prompts.word_checks import check_words, words_read
 from ..parts.run import trained
 
 
@@ -47,11 +47,6 @@ class WeightPruningSettings:
     seed: int = 0
     rank: ClassVar[int] = 0  # no thin matrices set single weights to zero
 
-    @property
-    def pictures(self) -> FewShotSettings:
-        """How pictures and prompts are drawn."""
-        return FewShotSettings(kind=self.kind, shots=self.shots, seed=self.seed)
-
 
 def weight_pruning(
     model: DiffusionModel,
@@ -70,7 +65,9 @@ def weight_pruning(
     check_words(concepts, read=model.readings)
     concepts = words_read(concepts, model.readings)
     check_settings(settings)
-    pictures = concept_latents(model, concepts, images, settings.pictures)
+    pictures = concept_latents(
+        model, concepts, images, settings.kind, settings.shots, settings.seed
+    )
     return trained(
         model,
         "unet",
@@ -107,15 +104,15 @@ def prune(
     on_step: OnStep | None,
 ) -> None:
     """Look up what to set to zero, in all draws, then set it; of several concepts in turn."""
-    draw, encoded = Sampler(model, settings.pictures), Encoded(model)
-    rng = random.Random(settings.seed)
+    draw, encoded = NoiseSampler(model, settings.seed), Encoded(model)
+    rng, prompt_rng = random.Random(settings.seed), random.Random(settings.seed)
     filters = {key: delta for key, delta in edit.deltas.items() if key.endswith(".weight")}
     cut = {key: torch.zeros_like(delta.full, dtype=torch.bool) for key, delta in filters.items()}
     for number in range(settings.draws):
         concept, latents = concepts[number % len(concepts)], pictures[number % len(concepts)]
         chosen = [rng.randrange(len(latents)) for _ in range(settings.batch)]
         x_t, t, target = draw.noised(latents[chosen])
-        prompts = encoded(*draw.prompts(concept, len(chosen)))
+        prompts = encoded(*named(prompt_rng, settings.kind, concept, len(chosen)))
         for parameter in edit.parameters():
             parameter.grad = None
         with answers(model.layers, filters, settings.pooling) as stages:

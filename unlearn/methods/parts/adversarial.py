@@ -16,16 +16,15 @@ from dataclasses import dataclass
 
 import torch
 
-from ...core.prompt_spread import apart
-from .retention import Held
 from ...core.conditioning import Conditioning
-from ...core.model import DiffusionModel
-from ...core.edit import Edit
-from ...core.progress import OnStep
-from ...core.kind import Kind
-from ...prompts.sampler import Neighbourhood
-from .soft_prefix import soft_prefix
 from ...core.ddim import at
+from ...core.edit import Edit
+from ...core.kind import Kind
+from ...core.model import DiffusionModel
+from ...core.progress import OnStep
+from ...core.prompt_spread import apart
+from ...prompts.sampler import Neighbourhood
+from .retention import Held
 
 TOKENS: dict[Kind, int] = {"object": 3, "style": 3, "character": 5}  # as UnlearnDiffAtk has
 SENTENCES, OTHERS = 4, 8  # prompts attacked, and prompts held, in a step of the encoder's
@@ -187,3 +186,33 @@ class Hardening:
         x = torch.cat([x for x, _ in asked])
         prompts = Conditioning.joined([prompts for _, prompts in asked])
         return self.model.predict(x, at(t, x), prompts).split([len(x) for x, _ in asked])
+
+
+STEPS = 10
+STEP = 0.3  # of the size of a token vector, at first; it falls to nothing
+
+
+# The inner attack. AdvUnlearn (Zhang et al., arXiv 2405.15234, NeurIPS 2024) seeks one soft token
+# with Adam, 30 steps at 1e-3. Ours are as many as an attacker has words, and a step is a share of
+# the size of the token vectors, which differs from encoder to encoder.
+def soft_prefix(
+    losses_of: Callable[[torch.Tensor], torch.Tensor],
+    start: torch.Tensor,
+    steps: int = STEPS,
+    scale: torch.Tensor | float = 1.0,
+) -> torch.Tensor:
+    """The vectors that `steps` steps of normalised gradient descent lead to from `start`.
+
+    losses_of: (N, tokens, width) to (N,) losses, each of its own vectors. start: token vectors of
+    words. scale: Vocabulary.scale, so that one encoder's larger numbers do not outweigh another's.
+    Gradients go to the vectors alone; what is being trained gets none.
+    """
+    vectors = start.detach() / scale
+    size = vectors.square().mean().sqrt() * start.shape[-1] ** 0.5
+    for step in range(steps):
+        vectors.requires_grad_()
+        (gradient,) = torch.autograd.grad(losses_of(vectors * scale).sum(), vectors)
+        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)  # of what overflowed in half precision
+        length = gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        vectors = (vectors - STEP * (1 - step / steps) * size * gradient / length).detach()
+    return vectors * scale

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 
 import torch
 
-from ...core.erasure import NETWORK
 from ...core.conditioning import Conditioning
-from ...core.model import DiffusionModel
 from ...core.edit import Edit
+from ...core.erasure import NETWORK
 from ...core.kind import Kind
-from ...prompts.sampler import Neighbourhood
+from ...core.model import DiffusionModel
 from ...core.trainable import reads_prompt
+from ...prompts.sampler import Neighbourhood
 
 PUSH: dict[Kind, float] = {"object": 0.0, "style": 0.6, "character": 0.0}
 # A picture has some style whatever the prompt says, so for a style the neutral word is not enough.

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from ...core.conditioning import Conditioning
+from ...core.ddim import at, ddim_step, guided, timesteps
 from ...core.model import DiffusionModel
 from ...core.progress import OnStep, preparing
-from ...core.ddim import at, ddim_step, guided, timesteps
 
 POINTS = 13  # steps at which a trajectory is continued with the neutral prompt
 JUDGED_AT = (300.0, 400.0, 500.0, 600.0, 700.0, 800.0)  # timesteps of the classifier

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 
 from ...core.conditioning import Conditioning
-from ...core.model import DiffusionModel
-from ...core.edit import Edit
-from ...core.progress import OnStep, preparing
-from ...core.kind import Kind
-from ...prompts.sampler import Neighbourhood
-from ...core.resume import Resume
 from ...core.ddim import at
+from ...core.edit import Edit
+from ...core.kind import Kind
+from ...core.model import DiffusionModel
+from ...core.progress import OnStep, preparing
+from ...core.resume import Resume
+from ...prompts.sampler import Neighbourhood
 
 
 class Encoded:

@@ -8,10 +8,10 @@ from datetime import date
 
 import torch
 
-from ...core.erasure import NETWORK, VERSION, Erasure
-from ...core.model import DiffusionModel, Part
 from ...core.edit import Diverged, Edit
+from ...core.erasure import NETWORK, VERSION, Erasure
 from ...core.kind import Kind
+from ...core.model import DiffusionModel, Part
 from ...prompts.templates import sentence
 
 
