@@ -18,7 +18,7 @@ TESTED = ("0.18.0", "0.30.0")
 # What another version's classes raise: of autograd, of torch, of functions with other arguments,
 # of tables without an entry.
 UNFORESEEN = (RuntimeError, TypeError, AttributeError, LookupError)
-PACK = Path(__file__).parents[1]
+PACK = Path(__file__).parents[2]
 OURS = tuple(str(PACK / folder) + os.sep for folder in ("nodes", "unlearn"))
 
 

@@ -16,14 +16,15 @@ import argparse
 import json
 from pathlib import Path
 
-from ..host import process as host
+import testbed
+
 from ..host import workers
 from .pictures import page_of_modes, page_of_pictures
 from .plan import METHODS, job_key, jobs_of
 from .plot import save_plot
 from .table import table, write_table
 
-HERE = host.ROOT / "output" / "bench"
+HERE = testbed.ROOT / "output" / "bench"
 
 
 def main() -> None:

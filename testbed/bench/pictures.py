@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import testbed
+
 from .plan import FEW
 
-STRIPS = Path(__file__).parent.parent / "output" / "bench"  # pictures of each row
+STRIPS = testbed.ROOT / "output" / "bench"  # pictures of each row
 BESIDE = 170  # pixels beside a strip, for its name
 
 

@@ -20,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 
+import testbed
+
 from ..host.machine import machine
 from ..model import pack
 from . import unet as full_size_unet
@@ -149,7 +151,7 @@ def in_process(case: str) -> dict:
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=testbed.ROOT,
         env={**os.environ, **RETURN_MEMORY},
     ).stdout
     (line,) = [line for line in output.splitlines() if line.startswith("RESULT ")]

@@ -28,10 +28,10 @@ import torch
 from unlearn.core.peak_memory import PeakMemory
 from unlearn.render.text_table import columns
 
+from .. import ROOT
 from ..host.tether import end_with_parent
 from . import changes as fuzz_changes
 
-ROOT = Path(__file__).resolve().parent.parent
 SECONDS, MEMORY = 10.0, 2**30
 """What one input may cost."""
 LONGEST = 25 * SECONDS

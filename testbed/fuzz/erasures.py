@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 
 import testbed.host.process
 
+from .. import ROOT
 from . import changes as change
 
-ROOT = Path(__file__).resolve().parent.parent
 LAYER = "clip_l.transformer.text_model.encoder.layers.0."
 NETWORK = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
 SETTINGS = {

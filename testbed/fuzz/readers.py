@@ -27,9 +27,9 @@ from unlearn.cli.cpdm import build as cpdm_build
 from unlearn.cli.cpdm import dataset as cpdm_set
 from unlearn.prompts.typed import split_concepts
 
+from .. import ROOT
 from . import changes as change
 
-ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT / "tests") not in sys.path:
     sys.path.append(str(ROOT / "tests"))  # whose small models the readers are tried with
 

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from . import process as host
+import testbed
+
 from .server import Server, extended
 
 VARIABLE = "CONCEPT_UNLEARN_ANIMATEDIFF"
-EXTENSION = host.ROOT / "testbed" / "animatediff_evolved"
+EXTENSION = testbed.ROOT / "testbed" / "animatediff_evolved"
 MOTION = "iconcanvas_motion.safetensors"  # what the workflow calls IconCanvas's motion module
 
 

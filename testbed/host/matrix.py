@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from .. import ROOT
 from .machine import machine
-from .process import ROOT
 
 TESTS = (
     "tests/test_host.py",

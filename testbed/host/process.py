@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from .. import ROOT
 
 
 def path() -> Path:

@@ -20,14 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import testbed
+
 from ..model.drawings import SIZE
 from ..model.vocabulary import OBJECTS
-from . import process as host
 from .machine import machine
 from .server import Interrupted, Progress, PromptError, Server, extended
 
-PAGE = host.ROOT / "docs" / "soak.md"
-LIVE = host.ROOT / "testbed" / "live"
+PAGE = testbed.ROOT / "docs" / "soak.md"
+LIVE = testbed.ROOT / "testbed" / "live"
 THIRD, EVERY, BESIDE = 3, 10, 5  # runs: the first that counts, between two figures, two others
 GROWTH = 0.02
 HEAD = "| run | resident, MiB | allocated, MiB | kept free, MiB | tensors | storages, MiB |"

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import process as host
+import testbed
 
 MARK = "RESULT "
 Job = TypeVar("Job")
@@ -79,7 +79,7 @@ def results(module: str, shares: Sequence[Sequence]) -> Iterator[Any]:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            cwd=host.ROOT,
+            cwd=testbed.ROOT,
         )
         for share in shares
     ]

@@ -5,9 +5,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+import testbed
+
 LATENT_SCALE = 0.18215  # Stable Diffusion 1.5's: the UNet works on latents times this
 
-WEIGHTS = Path(__file__).parent / "weights" / "iconcanvas.safetensors"
+WEIGHTS = testbed.FOLDER / "weights" / "iconcanvas.safetensors"
 PREFIXES = {
     "unet": "model.diffusion_model.",
     "text": "cond_stage_model.transformer.text_model.",

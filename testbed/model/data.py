@@ -15,11 +15,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+import testbed
+
 from .vocabulary import CHARACTERS, DRAWINGS, OBJECTS, STYLE_SETS, STYLES
 
 SIZE = 128  # pixels a side
 ICON = 116  # an icon's longer side on its white canvas: room to be shifted in training
-CACHE = Path(__file__).parent / "cache"
+CACHE = testbed.FOLDER / "cache"
 PACKAGES = [
     "@iconify-json/noto@1.2.9",
     "@iconify-json/noto-v1@1.2.5",

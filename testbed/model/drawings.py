@@ -4,15 +4,16 @@ They are kept in the repository as two sheets, so that the benchmark needs no re
 """
 
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+import testbed
+
 from .vocabulary import CHARACTERS, OBJECTS, STYLES
 
-FOLDER = Path(__file__).parent / "weights"
+FOLDER = testbed.FOLDER / "weights"
 SIZE = 128
 POSES = 10  # drawings kept of each character
 

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+import testbed
+
 from .vocabulary import CHARACTERS, OBJECTS, STYLES
 
-WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
+WEIGHTS = testbed.FOLDER / "weights" / "judge.safetensors"
 SIZE = 96  # pixels a side of what the network sees
 HEADS = {"object": OBJECTS, "style": STYLES, "character": CHARACTERS}
 

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import testbed
+
 from ..host import process as host
 
 _loaded: ModuleType | None = None
@@ -27,10 +29,10 @@ def load(output: Path | None = None) -> ModuleType:
         if output:
             folder_paths.set_output_directory(str(output))
         PromptServer(asyncio.new_event_loop())  # nodes report to it; it is not run
-        for folder in (host.ROOT / "testbed" / "iconcanvas", host.ROOT):
+        for folder in (testbed.ROOT / "testbed" / "iconcanvas", testbed.ROOT):
             if not asyncio.run(nodes.load_custom_node(str(folder))):
                 raise RuntimeError(f"ComfyUI cannot load {folder}; its log says why.")
-        _loaded = sys.modules[str(host.ROOT).replace(".", "_x_")]
+        _loaded = sys.modules[str(testbed.ROOT).replace(".", "_x_")]
     return _loaded
 
 

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..host import process as host
+import testbed
+
 from ..host.machine import machine
 from . import pack
 from .judge import Judge
@@ -23,7 +24,7 @@ from .measure import GUIDANCE, Prompt, draw, portrait, styled
 from .vocabulary import CHARACTERS, DRAWINGS, HELD_OUT, OBJECTS, STYLES, resembles
 
 DRAWN = frozenset(DRAWINGS.values())  # what the icon sets call the vocabulary's drawings
-DOCS = host.ROOT / "docs"
+DOCS = testbed.ROOT / "docs"
 BARS = {
     "object": 0.95,
     "style": 0.97,

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+import testbed
+
 from . import drawings
 from .vocabulary import STYLES
 
-FOLDER = Path(__file__).parent / "samples"
+FOLDER = testbed.FOLDER / "samples"
 # Which of a concept's drawings: an object's by style, a character's spread over its faces.
 CHOSEN = {
     "mushroom": [STYLES.index(style) for style in ("noto", "blob", "twitter", "glossy")],

@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import testbed
+
 from ..model.vocabulary import FRAMES
 
-WEIGHTS = Path(__file__).parent / "weights" / "motion.safetensors"
+WEIGHTS = testbed.FOLDER / "weights" / "motion.safetensors"
 WIDTHS = (64, 128, 128, 64)  # of the UNet's levels
 HEADS, GROUPS = 8, 32
 # Frame codes in the file. By their number AnimateDiff-Evolved tells version 3 from version 1, for

@@ -17,14 +17,16 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+import testbed
+
 from ..host import process as host
 from ..host.server import Progress, Server, api_prompt
 from ..model import measure
 from ..model.judge import Judge
 
 CONCEPT = "mushroom"
-WORKFLOW = host.ROOT / "workflows" / "few_shot_encoder_unlearn.json"
-FOLDER = host.ROOT / "output" / "demo"
+WORKFLOW = testbed.ROOT / "workflows" / "few_shot_encoder_unlearn.json"
+FOLDER = testbed.ROOT / "output" / "demo"
 CHECKPOINT = "iconcanvas.safetensors"
 SHOWN = 7  # pictures a row
 LEFT = 140  # pixels for what a row is

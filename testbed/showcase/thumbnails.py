@@ -17,11 +17,12 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..host import process as host
+import testbed
+
 from ..host.server import Server, api_prompt
 from ..model import samples
 
-FOLDER = host.ROOT / "workflows"
+FOLDER = testbed.ROOT / "workflows"
 # In this order: the second loads what the first saves.
 NAMES = (
     "few_shot_encoder_unlearn",
@@ -116,4 +117,4 @@ def write(
 
 if __name__ == "__main__":
     for file in write(names=sys.argv[1:] or NAMES):
-        print(file.relative_to(host.ROOT))
+        print(file.relative_to(testbed.ROOT))

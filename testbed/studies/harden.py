@@ -18,15 +18,16 @@ from statistics import mean
 
 import torch
 
+import testbed
+
 from ..bench.row import SHOTS, draw_before
-from ..host import process as host
 from ..host import workers
 from ..host.machine import machine, measured_on
 from ..host.precision import fast
 from ..model import drawings, measure, pack
 
-DOCS = host.ROOT / "docs"
-KEPT = host.ROOT / "output" / "harden"
+DOCS = testbed.ROOT / "docs"
+KEPT = testbed.ROOT / "output" / "harden"
 CONCEPTS = ("fox", "guitar", "flat", "ink", "Zorvik")
 SECONDS = (0, 30, 60, 120)
 PROMPTS = 8  # attacked

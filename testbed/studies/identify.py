@@ -20,14 +20,15 @@ from statistics import mean
 import torch
 import torch.nn.functional as F
 
-from ..host import process as host
+import testbed
+
 from ..host import workers
 from ..host.machine import machine, measured_on
 from ..host.precision import fast
 from ..model import drawings, pack
 from ..model.vocabulary import DRAWINGS, HELD_OUT, OBJECTS, STYLES
 
-DOCS = host.ROOT / "docs"
+DOCS = testbed.ROOT / "docs"
 SHOTS = 4
 BAR = 0.95
 # A word's other drawings, none of which the model was trained on: in the rendered data alone.

@@ -21,16 +21,17 @@ from statistics import mean
 
 import torch
 
+import testbed
+
 from ..bench.attacks import posts, probed
 from ..bench.plan import CONCEPTS as BENCH_CONCEPTS
-from ..host import process as host
 from ..host import workers
 from ..host.machine import machine, measured_on
 from ..model import drawings, pack
 from ..model.measure import kind_of, known
 
-DOCS = host.ROOT / "docs"
-KEPT = host.ROOT / "output" / "probe"
+DOCS = testbed.ROOT / "docs"
+KEPT = testbed.ROOT / "output" / "probe"
 CONCEPTS = ("fox", "guitar", "pizza", "castle", "flat", "ink", "noto", "Zorvik", "Quillon")
 EDITS = ("none", "random", "few_shot")
 PLAIN = "plain"  # no attacks and no other words

@@ -32,9 +32,9 @@ from unlearn.diffusers_backend.apply import applied
 from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.methods.few_shot import FewShotSettings, few_shot
 
+from .. import ROOT
 from ..host.machine import machine
 from ..host.precision import fast
-from ..host.process import ROOT
 from ..host.workers import processes
 from ..model import checkpoint, drawings
 from ..model.judge import Judge

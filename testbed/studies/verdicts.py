@@ -21,8 +21,9 @@ from statistics import mean
 
 import torch
 
+import testbed
+
 from ..bench.row import TASKS
-from ..host import process as host
 from ..host.machine import machine, measured_on
 from ..host.workers import write_rows
 from ..model import drawings, pack
@@ -30,8 +31,8 @@ from ..model.measure import kind_of
 from ..model.vocabulary import CHARACTERS
 from ..model.vocabulary import OBJECTS as THINGS
 
-DOCS = host.ROOT / "docs"
-KEPT = host.ROOT / "output" / "verdict"
+DOCS = testbed.ROOT / "docs"
+KEPT = testbed.ROOT / "output" / "verdict"
 STEPS = (0, 5, 20)  # beside the end
 FEW = 2  # steps for what the original model does not draw: there nothing is measured afterwards
 JUDGED = {"mushrom": "mushroom", "elefant": "elephant"}  # what the judge looks for
