@@ -54,6 +54,15 @@ OTHER_HOSTS = {
     ),
 }
 
+# What a task runs in the virtual environment.
+MODULES = {
+    "test": "pytest",
+    "demo": "testbed.showcase.demo",
+    "bench": "testbed.bench",
+    "soak": "testbed.host.soak",
+    "fuzz": "testbed.fuzz",
+}
+
 TORCH = "torch==2.13.0"
 # Installed without their dependencies, and before all else: they, or packages that want them,
 # would bring in a second torch.
@@ -582,12 +591,11 @@ def main() -> int:
         except SetupError as error:
             print(f"\n{error}", file=sys.stderr)
             return 1
-    module = "pytest" if options.task == "test" else f"testbed.{options.task}"
     arguments = options.arguments
     if options.task == "test" and not arguments:
         # Two at a time, each whole files: what the tests of a file share is made once.
         arguments = ["-n", "2", "--dist", "loadfile"]
-    return start(host, ["-m", module, *arguments])
+    return start(host, ["-m", MODULES[options.task], *arguments])
 
 
 if __name__ == "__main__":

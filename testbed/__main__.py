@@ -21,7 +21,7 @@ STAGES = ("data", "train", "judge", "report", "motion", "motion-report", "transf
 def main() -> None:
     if sys.argv[1:2] in (["transfer"], ["verdicts"]):
         # They have options of their own.
-        import_module(f".{sys.argv[1]}", __package__).main(sys.argv[2:])
+        import_module(f".studies.{sys.argv[1]}", __package__).main(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(
         prog="python -m testbed",
