@@ -24,7 +24,7 @@ from .sockets import (
     size_input,
     verdict_input,
 )
-from .training import Trained, Training, outputs, summary
+from .training import TrainingRun, TrainingSpec, outputs, summary
 
 
 class DomainCorrectionUNetUnlearn(TrainingNode):
@@ -99,7 +99,7 @@ class DomainCorrectionUNetUnlearn(TrainingNode):
             protect=tuple(split_words(protect)),
         )
         check_settings(concepts, settings, reader(clip))
-        training = Training(
+        training = TrainingRun(
             "domain_correction",
             concepts,
             settings,
@@ -114,7 +114,7 @@ class DomainCorrectionUNetUnlearn(TrainingNode):
         )
         erasure, file, again = training.run(
             cls.hidden.unique_id,
-            Trained("unet", settings.trainable, rank, settings.rows),
+            TrainingSpec("denoiser", settings.trainable, rank, settings.rows),
             lambda host, progress, resume: domain_correction(
                 host, concepts, settings, progress, resume
             ),

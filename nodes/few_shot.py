@@ -26,7 +26,7 @@ from .sockets import (
     size_input,
     verdict_input,
 )
-from .training import Trained, Training, outputs, summary
+from .training import TrainingRun, TrainingSpec, outputs, summary
 
 
 class FewShotEncoderUnlearn(TrainingNode):
@@ -160,7 +160,7 @@ class FewShotEncoderUnlearn(TrainingNode):
             batch=batch,
         )
         check_settings(concepts, images, settings, reader(clip))
-        training = Training(
+        training = TrainingRun(
             "few_shot",
             concepts,
             settings,
@@ -175,7 +175,7 @@ class FewShotEncoderUnlearn(TrainingNode):
         )
         erasure, file, again = training.run(
             cls.hidden.unique_id,
-            Trained("encoder", trainable, rank, settings.batch, settings.prompts),
+            TrainingSpec("encoder", trainable, rank, settings.batch, settings.prompts),
             lambda host, progress, _: few_shot(host, concepts, images, settings, progress),
         )
         result, _ = erased_clip(clip, erasure)

@@ -22,7 +22,7 @@ from .sockets import (
     size_input,
     verdict_input,
 )
-from .training import Trained, Training, outputs, summary
+from .training import TrainingRun, TrainingSpec, outputs, summary
 
 WEIGHTS = ["by task", "cross-attention", "cross-attention-kv", "outside-cross-attention"]
 
@@ -144,7 +144,7 @@ class KeyStepUNetUnlearn(TrainingNode):
             harden=harden_seconds if harden else 0.0,
         )
         check_settings(concepts, settings, reader(clip))
-        training = Training(
+        training = TrainingRun(
             "key_step",
             concepts,
             settings,
@@ -160,7 +160,7 @@ class KeyStepUNetUnlearn(TrainingNode):
         # Teacher and tuned network each predict for several prompts at once.
         erasure, file, again = training.run(
             cls.hidden.unique_id,
-            Trained("unet", settings.weights, rank, settings.rows),
+            TrainingSpec("denoiser", settings.weights, rank, settings.rows),
             lambda host, progress, resume: key_step(host, concepts, settings, progress, resume),
         )
         result, _ = erased_model(model, erasure)

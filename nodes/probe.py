@@ -148,7 +148,7 @@ class ProbeErasure(UnlearnNode):
             warning = warning or other_base(model, clip, erasure)
         said = [] if concept.strip() or erasure is None else said_by(erasure, kind)
         concepts = usable(clip, said) if said else typed_concepts(clip, concept)
-        changed = {"unet": erased_model, "encoder": erased_clip}
+        changed = {"denoiser": erased_model, "encoder": erased_clip}
         parts = frozenset(part for part, connected in changed.items() if connected is not None)
         size = height, width
         original = ComfyModel(model, clip, vae, size)

@@ -54,7 +54,7 @@ def file_bytes(planned: MemoryPlan) -> int:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingSpec:
     """Which weights a run trains, and with how many latents and prompts at once."""
 
     part: Part
@@ -65,7 +65,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingRun:
     """One training node's work: from what it is given to an erasure and the file it lies in."""
 
     method: str
@@ -89,7 +89,7 @@ class Training:
     def run(
         self,
         node_id: str | None,
-        trained: Trained,
+        trained: TrainingSpec,
         learn: Callable[[ComfyModel, Progress, Resume], Erasure],
     ) -> tuple[Erasure, Path | None, str]:
         """(erasure, its file, lines for the user where there is something to say, first the

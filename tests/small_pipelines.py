@@ -122,7 +122,7 @@ def checkpoint(pipeline: DiffusionPipeline) -> dict[str, torch.Tensor]:
     model, to_file = DiffusersModel(pipeline), _conversion()
     tensors = {
         f"model.diffusion_model.{name}": weight
-        for name, weight in model.views["unet"].state_dict().items()
+        for name, weight in model.views["denoiser"].state_dict().items()
     }
     tensors |= {
         f"first_stage_model.{name}": weight

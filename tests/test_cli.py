@@ -251,7 +251,9 @@ def test_a_checkpoint_file_is_the_same_model(folder: Path, full: Path, tmp_path:
     assert main(["show", str(full), *options]) == 0
     single = DiffusersModel(load_pipeline(checkpoint, folder))
     assert isinstance(single.vae, AutoencoderTiny)
-    assert single.base(single.weights) == DiffusersModel(load_pipeline(folder)).base(single.weights)
+    assert single.fingerprints(single.weights) == DiffusersModel(
+        load_pipeline(folder)
+    ).fingerprints(single.weights)
 
 
 @pytest.mark.parametrize(

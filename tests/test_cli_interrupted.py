@@ -24,7 +24,7 @@ from unlearn.core.erasure import Erasure
 from unlearn.core.resume import Resume
 from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.methods.parts import closed_form
-from unlearn.methods.parts.retention import Held
+from unlearn.methods.parts.retention import RetentionSet
 
 STEPS, CUT = 4, 3
 METHODS = {
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Held, "COUNT", Held.AT_ONCE)
+    monkeypatch.setattr(RetentionSet, "COUNT", RetentionSet.AT_ONCE)
     monkeypatch.setattr(closed_form, "SENTENCES", 8)
     monkeypatch.setattr(closed_form, "OTHERS", 16)
 

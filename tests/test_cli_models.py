@@ -182,7 +182,9 @@ def test_what_sd2_predicts_is_read_as_its_own_scheduler_reads_it(folders: dict[s
     scheduler.set_timesteps(1000)
     noisy = scheduler.add_noise(x0, noise, t.long())
     theirs = scheduler.step(v + 0.1, 600, noisy).pred_original_sample
-    assert torch.allclose(model.clean(model.noised(x0, noise, t), t, v + 0.1), theirs, atol=1e-4)
+    assert torch.allclose(
+        model.predict_x0(model.add_noise(x0, noise, t), t, v + 0.1), theirs, atol=1e-4
+    )
 
 
 def test_an_sd2_erasure_does_the_same_in_comfyui(

@@ -64,7 +64,7 @@ def cut(step: int, *others: Any) -> None:
 def test_image_network_is_trained_and_a_run_resumed_there(
     pack: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, method: str
 ) -> None:
-    monkeypatch.setattr(pack.unlearn.methods.parts.retention.Held, "COUNT", 4)
+    monkeypatch.setattr(pack.unlearn.methods.parts.retention.RetentionSet, "COUNT", 4)
     methods = getattr(pack.unlearn, method)
     settings = (
         methods.KeyStepSettings(steps=6, start=2, iterations=4)
@@ -136,7 +136,7 @@ def test_model_that_does_not_fit_is_trained_there(
         pack.unlearn.methods.key_step,
         testbed.model.drawings.of("fox")[:4],
     )
-    monkeypatch.setattr(pack.unlearn.methods.parts.retention.Held, "COUNT", 4)
+    monkeypatch.setattr(pack.unlearn.methods.parts.retention.RetentionSet, "COUNT", 4)
     free = int(management.minimum_inference_memory()) + 12 * 2**20
     with elsewhere(monkeypatch), torch.inference_mode():
         monkeypatch.setattr(

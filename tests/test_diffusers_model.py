@@ -49,7 +49,7 @@ from unlearn.methods.key_step import KeyStepSettings, key_step
 PROMPTS = ["a photo of a cat", "", "two red mushrooms, ink style"]
 SELECTIONS = {
     "encoder": ("mlp-final-attn", "mlp", "attention", "all"),
-    "unet": ("cross-attention", "cross-attention-kv", "outside-cross-attention"),
+    "denoiser": ("cross-attention", "cross-attention-kv", "outside-cross-attention"),
 }
 FC1 = "clip_l.transformer.text_model.encoder.layers.2.mlp.fc1.weight"
 
@@ -91,7 +91,7 @@ def noisy(
     generator = torch.Generator().manual_seed(seed)
     x0, noise = model.noise(count, generator), model.noise(count, generator)
     t = torch.linspace(1.0, 990.25, count)
-    return x0, noise, t, model.noised(x0, noise, t)
+    return x0, noise, t, model.add_noise(x0, noise, t)
 
 
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -107,7 +107,7 @@ def random_erasure(model: DiffusersModel, part: str, select: str, rank: int = 0)
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.data.copy_(0.1 * noise * (delta.scale if delta.full is not None else 0.3))
     deltas = {key: delta.tensors() for key, delta in edit.deltas.items()}
-    return Erasure(deltas, {"concepts": ["cat"], "base": model.base(deltas)})
+    return Erasure(deltas, {"concepts": ["cat"], "base": model.fingerprints(deltas)})
 
 
 def of_several_ranks(erasure: Erasure) -> Erasure:
@@ -254,7 +254,7 @@ def test_encoders_weights_have_the_hosts_names_order_and_shapes(
 
 
 def test_view_holds_the_pipelines_own_modules(model: DiffusersModel) -> None:
-    middle = model.views["unet"].get_submodule("middle_block.1.transformer_blocks.0.attn2.to_k")
+    middle = model.views["denoiser"].get_submodule("middle_block.1.transformer_blocks.0.attn2.to_k")
     assert middle is model.network.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
     ids = {id(weight) for weight in model.weights.values()}
     assert ids == {
@@ -333,7 +333,7 @@ def test_recomputing_activations_changes_no_gradient(pipeline: StableDiffusionPi
     for checkpointing in (False, True):
         model = DiffusersModel(pipeline, checkpointing=checkpointing)
         try:
-            with model.edit("unet", "cross-attention") as edit:
+            with model.edit("denoiser", "cross-attention") as edit:
                 unreached(model, edit)
                 found.append({key: delta.full.grad for key, delta in edit.deltas.items()})
         finally:
@@ -345,7 +345,7 @@ def test_recomputing_activations_changes_no_gradient(pipeline: StableDiffusionPi
 
 def test_first_token_takes_no_gradient_in_keys_and_values(model: DiffusersModel) -> None:
     _, _, t, x = noisy(model, 1)
-    with model.edit("unet", "cross-attention-kv") as edit:
+    with model.edit("denoiser", "cross-attention-kv") as edit:
         first = Conditioning(model.encode(PROMPTS[:1]).cross[:, :1])
         model.predict(x, t, first).square().mean().backward()
         assert all(not delta.full.grad.any() for delta in edit.deltas.values())
@@ -355,7 +355,7 @@ def test_first_token_takes_no_gradient_in_keys_and_values(model: DiffusersModel)
 def test_clean_undoes_noised_and_target(pipeline: StableDiffusionPipeline, prediction: str) -> None:
     model = DiffusersModel(rescheduled(pipeline, prediction_type=prediction))
     x0, noise, t, x = noisy(model, 5)
-    assert torch.allclose(model.clean(x, t, model.target(x0, noise, t)), x0, atol=1e-4)
+    assert torch.allclose(model.predict_x0(x, t, model.target(x0, noise, t)), x0, atol=1e-4)
 
 
 def rescheduled(pipeline: StableDiffusionPipeline, **options: Any) -> StableDiffusionPipeline:
@@ -371,7 +371,7 @@ def test_schedule_that_ends_in_pure_noise_stays_finite(pipeline: StableDiffusion
     assert model.sigmas[-1] > 4000
     x0, noise, _, _ = noisy(model, 1)
     t = torch.tensor([999.0])
-    assert model.noised(x0, noise, t).isfinite().all()
+    assert model.add_noise(x0, noise, t).isfinite().all()
     assert model.target(x0, noise, t).isfinite().all()
 
 
@@ -445,10 +445,10 @@ def test_half_precision_is_the_same_base(
     pipeline: StableDiffusionPipeline, dtype: torch.dtype
 ) -> None:
     model = DiffusersModel(copy.deepcopy(pipeline), size=(64, 64))
-    before = model.base(model.weights)
+    before = model.fingerprints(model.weights)
     model.halve(dtype)
     assert next(model.network.parameters()).dtype == dtype
-    assert model.base(model.weights) == before
+    assert model.fingerprints(model.weights) == before
 
 
 @pytest.mark.parametrize("rank", [0, 4])
@@ -481,7 +481,7 @@ def test_lora_of_the_network_loads_through_diffusers(
     pipeline: StableDiffusionPipeline, model: DiffusersModel, select: str, tmp_path: Path
 ) -> None:
     """Convolutions, too, layers that have no bias beside ones that do, and of several ranks."""
-    found = of_several_ranks(random_erasure(model, "unet", select, rank=3))
+    found = of_several_ranks(random_erasure(model, "denoiser", select, rank=3))
     _, _, t, x = noisy(model, 2)
     prompts = model.encode(PROMPTS[:2])
     with torch.no_grad(), applied(model, found):
@@ -500,7 +500,7 @@ def test_lora_of_the_network_loads_through_diffusers(
 
 def test_a_lora_says_how_each_of_its_ranks_is_scaled(model: DiffusersModel, tmp_path: Path) -> None:
     """diffusers before 0.40, which guesses by the first, reads it here, too."""
-    found = of_several_ranks(random_erasure(model, "unet", "cross-attention", rank=3))
+    found = of_several_ranks(random_erasure(model, "denoiser", "cross-attention", rank=3))
     (lora,) = loras(model, found)
     save_lora([lora], tmp_path / "a.safetensors", found.record)
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
@@ -634,7 +634,7 @@ def test_xl_gradient_reaches_every_selected_weight_of_both_encoders(
             missing = unreached(xl, edit)
             names = {key.partition(".")[0] for key in edit.deltas}
         assert [key for key in missing if not key.startswith(unread)] == []
-        assert part == "unet" or names == {"clip_l", "clip_g"}
+        assert part == "denoiser" or names == {"clip_l", "clip_g"}
     assert all(torch.equal(xl.weights[key], value) for key, value in before.items())
 
 
@@ -777,13 +777,13 @@ def test_both_predict_and_draw_alike(pair: Pair, pictures: torch.Tensor) -> None
         prompts = ours.encode([*PROMPTS, "a dog", "ink"])
         theirs = pair.pack.unlearn.core.model.Conditioning(prompts.cross)
         wanted = comfy.predict(x, t, theirs)
-        assert relative(ours.noised(x0, noise, t), x) < 1e-5
+        assert relative(ours.add_noise(x0, noise, t), x) < 1e-5
         assert relative(ours.predict(x, t, prompts), wanted) < 1e-6
         assert relative(ours.target(x0, noise, t), comfy.target(x0, noise, t)) < 1e-6
-        assert relative(ours.clean(x, t, wanted), comfy.clean(x, t, wanted)) < 1e-6
-        latents = comfy.latents(pictures)
-        assert relative(ours.latents(pictures), latents) < 1e-7
-        assert relative(ours.images(latents), comfy.images(latents)) < 1e-4
+        assert relative(ours.predict_x0(x, t, wanted), comfy.predict_x0(x, t, wanted)) < 1e-6
+        latents = comfy.encode_images(pictures)
+        assert relative(ours.encode_images(pictures), latents) < 1e-7
+        assert relative(ours.decode_latents(latents), comfy.decode_latents(latents)) < 1e-4
         drawn = comfy.sample(PROMPTS, seed=3, steps=6)
         assert relative(ours.sample(PROMPTS, seed=3, steps=6), drawn) < 1e-4
 
@@ -802,7 +802,7 @@ def test_both_mean_the_same_by_v_prediction(
         wanted = comfy.predict(x, t, pack.unlearn.core.model.Conditioning(prompts.cross))
         assert relative(ours.predict(x, t, prompts), wanted) < 1e-4
         assert relative(ours.target(x0, noise, t), comfy.target(x0, noise, t)) < 1e-4
-        assert relative(ours.clean(x, t, wanted), comfy.clean(x, t, wanted)) < 1e-4
+        assert relative(ours.predict_x0(x, t, wanted), comfy.predict_x0(x, t, wanted)) < 1e-4
 
 
 @pytest.mark.parametrize("part", SELECTIONS)
@@ -812,7 +812,7 @@ def test_both_select_the_same_weights_in_the_same_order(pair: Pair, part: str) -
         # CLIP-L's projection takes no gradient: no pipeline has it.
         wanted = [key for key in theirs if "text_projection" not in key]
         assert list(ours) == wanted
-        assert pair.ours.base(wanted) == pair.comfy.base(wanted)
+        assert pair.ours.fingerprints(wanted) == pair.comfy.fingerprints(wanted)
 
 
 @pytest.fixture
@@ -926,13 +926,13 @@ def test_one_file_serves_both(
     rank: int,
     tmp_path: Path,
 ) -> None:
-    part = "encoder" if select == "mlp-final-attn" else "unet"
+    part = "encoder" if select == "mlp-final-attn" else "denoiser"
     found = random_erasure(model, part, select, rank)
     found.save(tmp_path / "a.safetensors", torch.float32)
     theirs = pack.unlearn.core.erasure.Erasure.load(tmp_path / "a.safetensors")
     with torch.inference_mode():
         patched_model, patched_clip = pack.nodes.backend.apply.erased(loaded[0], loaded[1], theirs)
-        own = loaded[0] if part == "unet" else loaded[1].patcher
+        own = loaded[0] if part == "denoiser" else loaded[1].patcher
         assert pack.nodes.backend.apply.base_warning(own, theirs, list(theirs.deltas)) == ""
         comfy = pack.nodes.backend.model.ComfyModel(
             patched_model, patched_clip, loaded[2], (128, 128)

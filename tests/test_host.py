@@ -183,7 +183,7 @@ def test_noised_and_target_are_the_schedules(pack: ModuleType, loaded: Loaded) -
     alphas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0)
     kept = alphas[t.long()].view(3, 1, 1, 1)
     with comfy_model(pack, loaded).training() as model:
-        x_t, target = model.noised(x0, noise, t), model.target(x0, noise, t)
+        x_t, target = model.add_noise(x0, noise, t), model.target(x0, noise, t)
     # The host's x_t is the textbook's divided by the share of x0 in it.
     textbook = kept.sqrt() * x0 + (1 - kept).sqrt() * noise
     assert torch.allclose(x_t * kept.sqrt(), textbook, atol=1e-3)
@@ -235,7 +235,7 @@ def test_patches_that_ask_the_sampler_are_told(pack: ModuleType, loaded: Loaded)
 def test_samples_are_the_stock_samplers(pack: ModuleType, loaded: Loaded) -> None:
     with comfy_model(pack, loaded).training() as model:
         latents = model.sample(["a photo of a cat"], seed=5, steps=4)
-        picture = model.images(latents)
+        picture = model.decode_latents(latents)
     stock = sampled(loaded, steps=4)
     assert torch.allclose(loaded.model.model.process_latent_out(latents), stock, atol=1e-4)
     assert torch.allclose(picture, loaded.vae.decode(stock).clamp(0, 1), atol=1e-4)
@@ -245,7 +245,7 @@ def test_samples_are_the_stock_samplers(pack: ModuleType, loaded: Loaded) -> Non
 def test_latents_are_the_stock_autoencoders(pack: ModuleType, loaded: Loaded) -> None:
     images = torch.rand(2, 128, 128, 4)
     with comfy_model(pack, loaded).training() as model:
-        latents = model.latents(images)
+        latents = model.encode_images(images)
     stock = loaded.model.model.process_latent_in(loaded.vae.encode(images[..., :3]))
     assert torch.allclose(latents, stock, atol=1e-5)  # it encodes both at once
 
@@ -259,7 +259,7 @@ def test_encoder_with_a_lora_trains_as_it_is(
         with edit.off():
             encoded = model.encode(["a photo of a cat"]).cross
         assert torch.allclose(encoded, conditioning(patched), atol=1e-5)
-        base = model.base(["clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"])
+        base = model.fingerprints(["clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"])
     assert base.items() <= erasure.record["base"].items(), "the checkpoint's, not the LoRA's"
 
 
@@ -272,7 +272,7 @@ def gradients(pack: ModuleType, loaded: Loaded, checkpointing: bool, **options: 
     x0, noise = (torch.randn(2, 4, 16, 16, generator=generator) for _ in range(2))
     t = torch.tensor([300.0, 600.0])
     with comfy_model(pack, loaded, checkpointing=checkpointing).training() as model:
-        x_t, target = model.noised(x0.clone(), noise.clone(), t.clone()), noise.clone()
+        x_t, target = model.add_noise(x0.clone(), noise.clone(), t.clone()), noise.clone()
         with model.edit("encoder", options.get("select", "mlp-final-attn")) as edit:
             both = model.encode(["a photo of a cat", "a photo of the cool cat"])
             loss = (model.predict(x_t, t.clone(), both) - target).square().mean()

@@ -265,7 +265,7 @@ def test_pictures_that_are_too_small_for_a_pipeline(height: int, width: int) -> 
     """It is said before the model is looked at."""
     said = f"have {width} x {height} pixels, and 8 x 8 are the fewest"
     with pytest.raises(ValueError, match=said) as error:
-        DiffusersModel.latents(None, torch.rand(1, height, width, 3))
+        DiffusersModel.encode_images(None, torch.rand(1, height, width, 3))
     say(error)
 
 

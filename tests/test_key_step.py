@@ -240,10 +240,10 @@ def test_first_paper_step_by_hand() -> None:
     erasure = key_step(TinyNetworkModel(), ["cat"], settings)
     model, t = TinyNetworkModel(), timesteps(10)[0]
     noise = model.noise(1, torch.Generator().manual_seed(0))
-    x = model.noised(torch.zeros_like(noise), noise, at(t, noise))
+    x = model.add_noise(torch.zeros_like(noise), noise, at(t, noise))
     own, none = (model.predict(x, at(t, x), model.encode([prompt])) for prompt in ("cat", ""))
     turn = 2e-5 * (1000 - t)
-    with model.edit("unet", "cross-attention") as edit:
+    with model.edit("denoiser", "cross-attention") as edit:
         student, student_none = (
             model.predict(x, at(t, x), model.encode([prompt])) for prompt in ("cat", "")
         )

@@ -47,7 +47,7 @@ def batch(model: Any, count: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch
     generator = torch.Generator().manual_seed(1)
     x0, noise = model.noise(count, generator), model.noise(count, generator)
     t = torch.linspace(300, 700, count, device=model.device)
-    return model.noised(x0, noise, t), t, model.target(x0, noise, t)
+    return model.add_noise(x0, noise, t), t, model.target(x0, noise, t)
 
 
 def test_a_network_that_is_told_its_guidance_draws_by_that_alone(
@@ -64,7 +64,7 @@ def test_a_prompt_with_weights_stands_beside_others(pack: ModuleType, loaded: Lo
     with comfy_model(pack, loaded).training() as model, torch.no_grad():
         both = one_by_one(pack, model, ("a (cat:1.2)", "a dog"))
         x_t, t, _ = batch(model)
-        swapped = pack.unlearn.core.model.Conditioning.joined([both.single(1), both.single(0)])
+        swapped = pack.unlearn.core.model.Conditioning.cat([both.single(1), both.single(0)])
         found = model.predict(x_t, t, both)
         assert found.isfinite().all()
         other = model.predict(x_t.flip(0), t.flip(0), swapped).flip(0)
@@ -74,7 +74,7 @@ def test_a_prompt_with_weights_stands_beside_others(pack: ModuleType, loaded: Lo
 def one_by_one(pack: ModuleType, model: Any, prompts: tuple[str, ...] = PROMPTS) -> Any:
     """Conditioning of prompts, each encoded by itself, as the network's methods have it."""
     parts = [model.encode([prompt]) for prompt in prompts]
-    return pack.unlearn.core.model.Conditioning.joined(parts)
+    return pack.unlearn.core.model.Conditioning.cat(parts)
 
 
 def loss_of(pack: ModuleType, model: Any) -> torch.Tensor:
@@ -95,7 +95,7 @@ def gradients(
     """
     with (
         comfy_model(pack, loaded, **options).training() as model,
-        model.edit("unet", select, rank) as edit,
+        model.edit("denoiser", select, rank) as edit,
     ):
         loss_of(pack, model).backward()
         return {key: delta.parameters()[0].grad for key, delta in edit.deltas.items()}
@@ -125,7 +125,7 @@ def test_first_token_teaches_keys_and_values_nothing(pack: ModuleType, loaded: L
         pytest.skip("It is padded in front: its first token is none of the prompt's.")
     with (
         comfy_model(pack, loaded).training() as model,
-        model.edit("unet", "cross-attention-kv") as edit,
+        model.edit("denoiser", "cross-attention-kv") as edit,
     ):
         whole = model.encode(PROMPTS[:1])
         extra = {k: v[:, :1] if torch.is_tensor(v) else v for k, v in whole.extra.items()}
@@ -196,7 +196,7 @@ def test_projected_step_has_the_gradients_of_a_plain_one(
     for projection in ("off", "orthogonal"):
         with (
             comfy_model(pack, loaded, checkpointing=checkpointing).training() as model,
-            model.edit("unet", "cross-attention") as edit,
+            model.edit("denoiser", "cross-attention") as edit,
         ):
             loss, keep = loss_of(pack, model), loss_of(pack, model)
             optimiser = torch.optim.SGD(edit.parameters(), 0.0)
@@ -214,7 +214,7 @@ def test_steps_leave_nothing_behind(pack: ModuleType, loaded: Loaded) -> None:
 
     with (
         comfy_model(pack, loaded).training() as model,
-        model.edit("unet", "cross-attention") as edit,
+        model.edit("denoiser", "cross-attention") as edit,
     ):
         optimiser = torch.optim.SGD(edit.parameters(), 0.0)
         counts = []
@@ -257,7 +257,7 @@ def test_edit_that_is_off_and_one_that_is_over_are_the_original(
         x_t, t, _ = batch(model)
         original = model.predict(x_t, t, prompts)
         for select in SELECTIONS:
-            with model.edit("unet", select) as edit:
+            with model.edit("denoiser", select) as edit:
                 for delta in edit.deltas.values():
                     delta.full.data.fill_(0.01)
                 changed = model.predict(x_t, t, prompts)
@@ -280,7 +280,7 @@ def test_clean_undoes_noised_and_target(pack: ModuleType, loaded: Loaded) -> Non
         x0, noise = model.noise(count, generator), model.noise(count, generator)
         t = torch.tensor(TIMESTEPS, device=model.device)
         target = model.target(x0, noise, t)
-        found = model.clean(model.noised(x0, noise, t), t, target)
+        found = model.predict_x0(model.add_noise(x0, noise, t), t, target)
     for one, means, wanted, time in zip(found, target, x0, TIMESTEPS):
         assert means.isfinite().all(), time
         assert torch.allclose(one, wanted, rtol=1e-3, atol=1e-3), time
@@ -299,7 +299,7 @@ def test_timesteps_cover_the_hosts_noise_levels(pack: ModuleType, loaded: Loaded
     with comfy_model(pack, loaded).training() as model:
         t = torch.tensor((*TIMESTEPS, 1000.0), device=model.device)
         nothing = torch.zeros_like(model.noise(len(t), torch.Generator()))
-        level = model.noised(nothing, torch.ones_like(nothing), t).flatten(1)[:, 0]
+        level = model.add_noise(nothing, torch.ones_like(nothing), t).flatten(1)[:, 0]
         sampling = model.network.model_sampling
     assert (level.diff() >= 0).all()
     assert level[1] < 0.05, "the last step of a trajectory is nearly clean"
@@ -322,7 +322,9 @@ def test_prompts_predict_together_as_each_alone(pack: ModuleType, loaded: Loaded
 
 def test_memory_is_planned(pack: ModuleType, loaded: Loaded) -> None:
     model = comfy_model(pack, loaded)
-    full, low_rank = (model.prepare("unet", "cross-attention", rank, batch=4) for rank in (0, 2))
+    full, low_rank = (
+        model.prepare("denoiser", "cross-attention", rank, batch=4) for rank in (0, 2)
+    )
     assert full.activations > 0
     assert full.state > low_rank.state > 0
 
@@ -354,7 +356,7 @@ class VideoVae:
 def test_pictures_are_no_frames_of_one_video(pack: ModuleType, loaded: Loaded) -> None:
     model = pack.nodes.backend.model.ComfyModel(loaded.model, loaded.clip, VideoVae(), (SIDE, SIDE))
     with model.training():
-        assert model.latents(torch.zeros(3, SIDE, SIDE, 3)).shape == (3, 16, 1, 8, 8)
+        assert model.encode_images(torch.zeros(3, SIDE, SIDE, 3)).shape == (3, 16, 1, 8, 8)
 
 
 # What an erasure changes
@@ -446,7 +448,7 @@ def run_domain_correction(pack: ModuleType, model: Any, mode: str) -> Any:
 def test_method_runs_and_moves_the_prediction(
     pack: ModuleType, loaded: Loaded, run: Callable, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pack.unlearn.methods.parts.retention.Held, "COUNT", 4)
+    monkeypatch.setattr(pack.unlearn.methods.parts.retention.RetentionSet, "COUNT", 4)
     before = weights(loaded.model)
     with comfy_model(pack, loaded, checkpointing=True).training() as model:
         erasure = run(pack, model, mode)

@@ -66,7 +66,7 @@ def erase(pack: ModuleType, parts: tuple) -> Callable[..., Any]:
             given, planned = (PICTURES, settings), ("encoder", settings.trainable, 0, 1, 9)
         else:
             select = getattr(settings, "weights", None) or settings.trainable
-            given, planned = (settings,), ("unet", select, 0, settings.rows)
+            given, planned = (settings,), ("denoiser", select, 0, settings.rows)
         model.prepare(*planned)
         with model.training():
             return getattr(science, method)(model, ["fox"], *given, on_step)

@@ -374,7 +374,7 @@ def test_of_an_autoencoders_four_channels_three_are_the_picture(
     host = pack.nodes.backend.model.ComfyModel(model, clip, vae, (64, 64))
     with host.training():
         latent = host.noise(1, torch.Generator().manual_seed(0))
-        wanted = host.images(latent)
+        wanted = host.decode_latents(latent)
         decode = vae.decode
 
         def with_opacity(*args: Any) -> torch.Tensor:
@@ -382,8 +382,8 @@ def test_of_an_autoencoders_four_channels_three_are_the_picture(
             return torch.cat([pictures, torch.full_like(pictures[..., :1], 0.5)], -1)
 
         monkeypatch.setattr(vae, "decode", with_opacity)
-        assert torch.equal(host.images(latent), wanted)
-        progress = pack.nodes.progress.Progress(None, "", lambda: host.images(latent))
+        assert torch.equal(host.decode_latents(latent), wanted)
+        progress = pack.nodes.progress.Progress(None, "", lambda: host.decode_latents(latent))
         kind, picture, _ = progress._preview()
         assert kind == "JPEG"
         assert picture.mode == "RGB"

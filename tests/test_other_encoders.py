@@ -204,9 +204,9 @@ def test_vectors_of_words_are_read_as_the_words(pack: ModuleType, loaded: Loaded
         words, vectors = vocabulary.words[:2], vocabulary.vectors[None, :2]
         if "Lens" in loaded.name:  # of which the host takes no vectors
             with pytest.raises(ValueError, match="neither be attacked by words nor hardened"):
-                model.encode_filled(["a photo of a {}"], vectors)
+                model.encode_with_embeddings(["a photo of a {}"], vectors)
             return
-        found = model.encode_filled(["a photo of a {}"], vectors)
+        found = model.encode_with_embeddings(["a photo of a {}"], vectors)
         wanted = model.encode([f"a photo of a {' '.join(words)}"])
     assert torch.allclose(found.cross, wanted.cross, atol=1e-5)
 

@@ -72,7 +72,7 @@ def test_products_in_fp8_are_not_taken_while_training(
     _, clip, vae = testbed.model.pack.checkpoint()
     before = comfy.ops.fp8_linear
     model = pack.nodes.backend.model.ComfyModel(network, clip, vae, (128, 128))
-    with model.training(), model.edit("unet", "cross-attention") as edit:
+    with model.training(), model.edit("denoiser", "cross-attention") as edit:
         x, t = model.noise(1, torch.Generator()), torch.tensor([700.0])
         prompt = model.encode(["a photo of a cat"])
         with edit.off():

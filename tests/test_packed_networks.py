@@ -78,7 +78,7 @@ def gradients(pack: ModuleType, model: Any, clip: Any, part: str) -> dict[str, t
         generator = torch.Generator().manual_seed(1)
         x0, noise = host.noise(1, generator), host.noise(1, generator)
         t = torch.tensor([500.0], device=host.device)
-        predicted = host.predict(host.noised(x0, noise, t), t, host.encode(["a photo of a cat"]))
+        predicted = host.predict(host.add_noise(x0, noise, t), t, host.encode(["a photo of a cat"]))
         (predicted - host.target(x0, noise, t)).square().mean().backward()
         return {key: delta.full.grad.flatten() for key, delta in edit.deltas.items()}
 
@@ -104,7 +104,7 @@ def test_gradients_are_those_of_the_unpacked_network(
     model = packed(flux, form)
     before = kernels(model)
     assert before
-    for part in ("encoder", "unet"):
+    for part in ("encoder", "denoiser"):
         whole = gradients(pack, flux.model, flux.clip, part)
         few = gradients(pack, model, flux.clip, part)
         assert few.keys() == whole.keys()

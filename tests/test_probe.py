@@ -224,7 +224,7 @@ def test_an_attack_that_was_not_run_is_not_reported() -> None:
 def test_an_encoder_edit_cannot_stop_a_trained_token() -> None:
     said = probed(NO, NO, NO, YES).sentences()
     assert said[1] == f"With a token trained for it (CCE, 60 steps): 100%. {CANNOT}"
-    both = probed(NO, NO, NO, NO, parts=frozenset(["encoder", "unet"])).sentences()
+    both = probed(NO, NO, NO, NO, parts=frozenset(["encoder", "denoiser"])).sentences()
     assert both[1].endswith("CCE, 60 steps): 0%.")
 
 
@@ -426,7 +426,7 @@ class Drawing:
     def sample(self, prompts: list[str], *settings: Any) -> torch.Tensor:
         return torch.full((len(prompts), 4, 2, 2), self.latents)
 
-    def images(self, x0: torch.Tensor) -> torch.Tensor:
+    def decode_latents(self, x0: torch.Tensor) -> torch.Tensor:
         return torch.full((len(x0), 16, 16, 3), self.pictures)
 
 

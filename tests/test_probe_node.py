@@ -104,7 +104,7 @@ def test_figures_on_another_base_are_not_its_own(
     assert "Warning: 1 of 1 weights differ from those this erasure was trained on" in found.report
     assert NOT_RECORDED in found.report
     assert found.probed is erasure
-    assert asked[0].parts == {"unet"}
+    assert asked[0].parts == {"denoiser"}
 
 
 def test_an_erased_model_alone_is_probed_as_a_style(

@@ -70,7 +70,7 @@ def shaken(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     model = DiffusersModel(load_pipeline(folder))
     change = 0.1 * torch.randn(768, 192, generator=torch.Generator().manual_seed(0))
-    record = {"concepts": ["guitar"], "kind": "object", "base": model.base([FC1])}
+    record = {"concepts": ["guitar"], "kind": "object", "base": model.fingerprints([FC1])}
     file = tmp_path_factory.mktemp("erasures") / "shaken.safetensors"
     Erasure({FC1: {"diff": change}}, record).save(file)
     both = ways(model, Erasure.load(file))

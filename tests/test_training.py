@@ -108,8 +108,8 @@ def test_the_noise_schedule_stays_while_the_host_has_the_network_unloaded(
     x0, noise = host.noise(3, generator), host.noise(3, generator)
 
     def seen() -> list[torch.Tensor]:
-        x_t = host.noised(x0, noise, t)
-        return [x_t, host.target(x0, noise, t), host.clean(x_t, t, noise)]
+        x_t = host.add_noise(x0, noise, t)
+        return [x_t, host.target(x0, noise, t), host.predict_x0(x_t, t, noise)]
 
     with host.training():
         before = seen()
@@ -133,7 +133,7 @@ def test_model_that_is_unloaded_while_it_trains_keeps_no_lora(
     assert len(lora.add_patches({k: (torch.ones_like(before[k]),) for k in (key, other)})) == 2
     management.load_models_gpu([lora])  # it has drawn before
     host = pack.nodes.backend.model.ComfyModel(lora, clip, None, (64, 64))
-    with host.training(), host.edit("unet", "cross-attention"):
+    with host.training(), host.edit("denoiser", "cross-attention"):
         assert not torch.equal(model.model.state_dict()[key], before[key])
         management.unload_all_models()
     after = model.model.state_dict()
@@ -142,7 +142,7 @@ def test_model_that_is_unloaded_while_it_trains_keeps_no_lora(
     assert not any(getattr(m, "weight_function", None) for m in model.model.modules())
 
 
-@pytest.mark.parametrize("part", ["unet", "encoder"])
+@pytest.mark.parametrize("part", ["denoiser", "encoder"])
 def test_training_goes_on_where_the_host_has_unloaded_the_model(
     pack: ModuleType, checkpoint: Path, part: str
 ) -> None:
@@ -153,7 +153,7 @@ def test_training_goes_on_where_the_host_has_unloaded_the_model(
     lora = model.clone()
     key = next(key for key in model.model.state_dict() if key.endswith("attn2.to_q.weight"))
     assert lora.add_patches({key: (0.01 * torch.ones(model.model.state_dict()[key].shape),)})
-    select = "cross-attention" if part == "unet" else "mlp-final-attn"
+    select = "cross-attention" if part == "denoiser" else "mlp-final-attn"
     host = pack.nodes.backend.model.ComfyModel(lora, clip, None, (64, 64))
     with host.training(), host.edit(part, select) as edit:
         for delta in edit.deltas.values():
@@ -214,7 +214,7 @@ def test_what_the_host_adds_to_a_trained_weight_meanwhile_stays(
     model, clip, _ = testbed.model.pack.checkpoint(checkpoint)
     host = pack.nodes.backend.model.ComfyModel(model, clip, None, (64, 64))
     with host.training():
-        with host.edit("unet", "cross-attention") as edit:
+        with host.edit("denoiser", "cross-attention") as edit:
             key = next(key for key in edit.deltas if key.endswith("attn2.to_q.weight"))
             module = model.model.get_submodule(key.rpartition(".")[0])
             module.weight_function.append(abs)

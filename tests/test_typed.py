@@ -328,6 +328,6 @@ def test_probe_refuses_before_any_work(concept: str, given: Given, said: str) ->
             pass
 
     with pytest.raises(ValueError, match=r".") as error:
-        probe(Open, Open, concept, frozenset({"unet"}), given=given, attacks=())
+        probe(Open, Open, concept, frozenset({"denoiser"}), given=given, attacks=())
     assert said in str(error.value)
     assert not model.encoded

@@ -83,11 +83,11 @@ class Drawer(TinyModel):
             found.append(self.named(prompt))
         return torch.tensor(found)[..., None, None]
 
-    def latents(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """The pictures' first pixel holds the number."""
         return (images[:, :1, :1, :2].movedim(-1, 1) * 1e4).round()
 
-    def noised(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return x0
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -88,7 +88,7 @@ def test_parentheses_reach_the_encoder(pack: ModuleType, layouts: dict, name: st
         torch.testing.assert_close(together, found.expand(2, -1, -1), rtol=1e-4, atol=1e-4)
         if name != QWEN:  # its vectors are not of the words that it has alone
             vectors = model.vocabulary().of("cat")[None, None]
-            filled = model.encode_filled([f"{{}} {SENTENCES[0]}"], vectors).cross
+            filled = model.encode_with_embeddings([f"{{}} {SENTENCES[0]}"], vectors).cross
             torch.testing.assert_close(
                 filled, drawn_by(loaded.clip, f"cat {escaped}").to(filled), rtol=1e-4, atol=1e-4
             )

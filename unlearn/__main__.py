@@ -24,14 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _at_once():
             # It imports PyTorch, which takes seconds.
             from .cli.program import COMMANDS, parser
-        given = parser().parse_args(arguments)
+        args = parser().parse_args(arguments)
         try:
-            COMMANDS[given.command].run(given)
+            COMMANDS[args.command].run(args)
             sys.stdout.flush()
         except Exception as error:  # noqa: BLE001 (the last resort)
-            if given.traceback:
+            if args.traceback:
                 traceback.print_exc()
-            print(_sentence(error, given.command), file=sys.stderr)
+            print(_sentence(error, args.command), file=sys.stderr)
             return 1
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)

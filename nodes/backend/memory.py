@@ -48,7 +48,7 @@ class Planned:
             for w in weights.values()
         )
         # Autograd keeps each edited weight as it was used: an encoder's in float32.
-        used = self.network.get_dtype_inference().itemsize if part == "unet" else 4
+        used = self.network.get_dtype_inference().itemsize if part == "denoiser" else 4
         copies = self._cast() + sum(w.numel() * used for w in weights.values())
         encoding = self._encoding(weights, prompts) if part == "encoder" and prompts else (0, 0)
         needed = need(self.network, part, self._latents(batch), trained, copies, encoding)
@@ -155,7 +155,7 @@ class Planned:
 
     def _kept(self, weights: dict[str, torch.Tensor]) -> tuple[int, int]:
         """Bytes that autograd keeps of the encoding of one and of two prompts."""
-        touched = Touched(weights)
+        touched = GradientTracer(weights)
         with self.training(), edited(self.clip.patcher, self.encoder, touched, ""):
             own = [w for w in self.encoder.parameters() if not is_quantised(w)]
             one, two = (
@@ -165,7 +165,7 @@ class Planned:
         return one, two
 
 
-class Touched:
+class GradientTracer:
     """An edit, to `frozen.edited`, that trains weights without holding a delta of their size."""
 
     def __init__(self, keys: Iterable[str]) -> None:
@@ -186,7 +186,7 @@ class Touched:
 
 
 def kept_bytes(
-    forward: Callable[[], object], weights: Iterable[torch.Tensor], touched: Touched
+    forward: Callable[[], object], weights: Iterable[torch.Tensor], touched: GradientTracer
 ) -> int:
     """Bytes that autograd keeps of a forward pass, without the weights and their changed copies.
 
@@ -219,7 +219,7 @@ def _place(tensor: torch.Tensor) -> int:
 # is trained: in full, and with every block recomputed. The first are measured on Stable Diffusion
 # 1.5 at batch 1 (python -m testbed.full_size; docs/full_size.json), a tenth added; of the second
 # only the recomputed one is.
-UNITS = {"encoder": (31.0, 11.5), "unet": (36.0, 12.0)}
+UNITS = {"encoder": (31.0, 11.5), "denoiser": (36.0, 12.0)}
 TRAINING_STATE = 16  # bytes a trained value: delta, gradient and Adam's two moments in float32
 
 

@@ -22,7 +22,13 @@ from ...unlearn.core.erasure import NETWORK
 from ...unlearn.core.first_token import first_token_detached
 from ...unlearn.core.model import Part
 from ...unlearn.core.token_reading import Reading
-from ...unlearn.core.token_slots import Vocabulary, beside, places, shared_words, twice
+from ...unlearn.core.token_slots import (
+    Vocabulary,
+    beside,
+    fill_with_two_fillers,
+    shared_words,
+    slot_positions,
+)
 from ...unlearn.core.trainable import encoder_weights, network_weights
 from .checks import autoencoder, check_clip, check_patcher, check_vae, check_vae_fits
 from .differentiable import differentiable, trainable_kernels
@@ -50,7 +56,7 @@ class ComfyModel(Planned):
     """A DiffusionModel (see unlearn.core.model) on what a ComfyUI graph hands over.
 
     Use it inside `with model.training():`, in which gradients are possible and after which every
-    weight is what it was. vae is needed for `latents` and `images` only.
+    weight is what it was. vae is needed for `encode_images` and `decode_latents` only.
     """
 
     def __init__(
@@ -171,7 +177,7 @@ class ComfyModel(Planned):
         patchers = self.patcher, self.clip.patcher
         return all(p.model.current_weight_patches_uuid == p.patches_uuid for p in patchers)
 
-    def forget(self) -> None:
+    def release_saved_tensors(self) -> None:
         """Let go of activations saved for backward passes that are over or never came.
 
         They hold the very graphs that hold them: without this a graph that is not gone through to
@@ -196,7 +202,7 @@ class ComfyModel(Planned):
             if "attention_mask" in output:
                 output["attention_mask"] = output["attention_mask"].view(len(tokens), -1)
             return self._here(cross, None, output)
-        return Conditioning.joined([self._one(t) for t in tokens])
+        return Conditioning.cat([self._one(t) for t in tokens])
 
     @torch.no_grad()
     def vocabulary(self) -> Vocabulary:
@@ -219,7 +225,9 @@ class ComfyModel(Planned):
     def token_count(self, words: str) -> int:
         return max(len(one.tokens) for one in self.readings(words))
 
-    def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
+    def encode_with_embeddings(
+        self, sentences: Sequence[str], vectors: torch.Tensor
+    ) -> Conditioning:
         """The host takes a token's vector where its number would stand, as it does for textual
         inversions."""
         vectors = vectors.expand(len(sentences), -1, -1)
@@ -238,13 +246,15 @@ class ComfyModel(Planned):
 
     def _filled(self, sentence: str, vectors: torch.Tensor) -> dict:
         """Tokens of a sentence with vectors (tokens, width) in its gap."""
-        one, other = (tokenized(self.clip, text) for text in twice(sentence, len(vectors)))
+        one, other = (
+            tokenized(self.clip, text) for text in fill_with_two_fillers(sentence, len(vectors))
+        )
         names = encoder_names(self.clip, one)
         widths = [self._embedding(name).weight.shape[1] for name in names]
         for name, part in zip(names, vectors.split(widths, 1)):
             flat = [(s, i) for s, section in enumerate(one[name]) for i in range(len(section))]
             ids = ([tokens[name][s][i][0] for s, i in flat] for tokens in (one, other))
-            for place, vector in zip(places(*ids, len(vectors)), part):
+            for place, vector in zip(slot_positions(*ids, len(vectors)), part):
                 s, i = flat[place]
                 one[name][s][i] = (vector, *one[name][s][i][1:])
         return one
@@ -317,7 +327,7 @@ class ComfyModel(Planned):
         leaves = tree_leaves([cond.cond for cond in conds.values()])
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
-    def latents(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         check_vae(self.vae)
         with torch.no_grad():
             # One by one: a video model's VAE would take several for the frames of one video.
@@ -325,7 +335,7 @@ class ComfyModel(Planned):
             self._make_room()
             return self.network.process_latent_in(torch.cat(parts).float()).to(self.device)
 
-    def images(self, x0: torch.Tensor) -> torch.Tensor:
+    def decode_latents(self, x0: torch.Tensor) -> torch.Tensor:
         check_vae(self.vae)
         with torch.no_grad():
             pictures = self.vae.decode(self.network.process_latent_out(x0.float()))
@@ -355,13 +365,13 @@ class ComfyModel(Planned):
     def _like(sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return sigma.to(x).view(-1, *[1] * (x.ndim - 1))
 
-    def noised(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return self.sampling.noise_scaling(self._like(self._sigma(t), x0), noise, x0)
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         if type(self.sampling).calculate_denoised is comfy.model_sampling.EPS.calculate_denoised:
             return noise
-        return self._prediction(self.noised(x0, noise, t), t, x0)
+        return self._prediction(self.add_noise(x0, noise, t), t, x0)
 
     def _prediction(self, x_t: torch.Tensor, t: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
         """The network's output that means x0: epsilon (or a flow's velocity), or v."""
@@ -373,7 +383,9 @@ class ComfyModel(Planned):
             return (x_t * data**2 / total**2 - x0) * total / (sigma * data)
         return (x_t - x0) / sigma
 
-    def clean(self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+    def predict_x0(
+        self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor
+    ) -> torch.Tensor:
         sigma = self._like(self._sigma(t), x_t)
         sampling = self.sampling
         if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
@@ -518,7 +530,7 @@ class ComfyModel(Planned):
 
     def preview(self, prompt: str, seed: int) -> torch.Tensor:
         """One quick picture (1, H, W, 3) of what the prompt draws at the moment."""
-        return self.images(self.sample([prompt], seed, steps=8))
+        return self.decode_latents(self.sample([prompt], seed, steps=8))
 
     @staticmethod
     def _listed(conditioning: Conditioning) -> list:
@@ -537,15 +549,15 @@ class ComfyModel(Planned):
         else:
             patcher, root, prefix = self.patcher, self.layers, NETWORK
         edit = Edit(self._weights(part, select), rank, seed, self.device)
-        edit.after_step = self.forget
-        if part == "unet":
+        edit.after_step = self.release_saved_tensors
+        if part == "denoiser":
             edit.gradient_scale = 1 / self._gradient_scale
         layers = {key.removeprefix(prefix).rpartition(".")[0] for key in edit.weights}
         without_first = layers if select == "cross-attention-kv" else ()
         with edited(patcher, root, edit, prefix), first_token_detached(root, without_first):
             yield edit
 
-    def base(self, keys: Iterable[str]) -> dict[str, str]:
+    def fingerprints(self, keys: Iterable[str]) -> dict[str, str]:
         """Fingerprints of the model's own values of weights, without any LoRA or hook on top."""
         keys = list(keys)
         network = [key for key in keys if key.startswith(NETWORK)]

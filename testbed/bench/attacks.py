@@ -32,7 +32,7 @@ def probed(package, parts, edited, judge, concept: str, level: str, attack: bool
         return [seen[kind] == concept for seen in judge(images.float())]
 
     settings = probing.settings(level, kind, steps=STEPS, guidance=GUIDANCE, **more)
-    changed = {"unet": edited[0] is not parts[0], "encoder": edited[1] is not parts[1]}
+    changed = {"denoiser": edited[0] is not parts[0], "encoder": edited[1] is not parts[1]}
     with torch.inference_mode():
         return probing.probe(
             *((lambda model=model: opened(model)) for model in models),

@@ -116,7 +116,7 @@ def draw(model, prompts: list[Prompt], seed: int, steps: int = STEPS) -> torch.T
     """
     with fast(model.device):
         x0 = model.sample([p.text for p in prompts], seed, steps, GUIDANCE)
-        return model.images(x0.float()).float()
+        return model.decode_latents(x0.float()).float()
 
 
 def score(

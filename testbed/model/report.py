@@ -70,7 +70,9 @@ def psnr(model) -> float:
     ratios = []
     for part in np.array_split(unseen, max(1, len(unseen) // 16)):
         target = torch.from_numpy(np.ascontiguousarray(part)).float() / 255
-        error = (model.images(model.latents(target)) - target).square().mean((1, 2, 3))
+        error = (
+            (model.decode_latents(model.encode_images(target)) - target).square().mean((1, 2, 3))
+        )
         ratios.append(-10 * error.log10())
     return torch.cat(ratios).mean().item()
 

@@ -63,7 +63,9 @@ def attack(
         targets = drawn(original, own)
     with edited.training(), fast(edited.device):
         attacked = science.unlearn_diff_atk.unlearn_diff_atk(edited, own, wanted, targets, kind)
-        pictures = [edited.images(drawn(edited, prompts)).float() for prompts in (own, attacked)]
+        pictures = [
+            edited.decode_latents(drawn(edited, prompts)).float() for prompts in (own, attacked)
+        ]
     keep(pictures, f"{concept}_{seconds:g}")
     plain, found = ([seen[kind] == concept for seen in judge(some)] for some in pictures)
     return plain, found
@@ -90,7 +92,7 @@ def unasked(concept: str) -> float:
     neutral = science.neighbourhood.ANCHORS[kind]
     prompts = [templates[i % PROMPTS].format(neutral) for i in range(UNASKED)]
     with torch.no_grad(), model.training(), fast(model.device):
-        pictures = model.images(drawn(model, prompts)).float()
+        pictures = model.decode_latents(drawn(model, prompts)).float()
     return mean(seen[kind] == concept for seen in Judge()(pictures))
 
 

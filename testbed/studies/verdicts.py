@@ -207,7 +207,7 @@ def measure(package, parts, judge, case: Case, step: int, erasure, end) -> dict:
             with torch.inference_mode(), way.opened() as model:
                 model.sample(prompts, 0, verdict.STEPS, 7.5)
         with torch.inference_mode(), way.opened() as model:
-            sides.append(model.images(torch.stack([way.drawn[p] for p in prompts])).float())
+            sides.append(model.decode_latents(torch.stack([way.drawn[p] for p in prompts])).float())
         wanted = JUDGED.get(case.concept, case.concept)
         row[f"judge_{when}"] = sum(seen[case.kind] == wanted for seen in judge(sides[-1]))
     keep(torch.cat(sides), f"{case.name}@{step}", len(prompts) * 2)

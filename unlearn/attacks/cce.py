@@ -41,7 +41,7 @@ def cce(
     settings: CCESettings = CCESettings(),
     on_attack: OnAttack | None = None,
 ) -> torch.Tensor:
-    """(1, 1, width): the token's vector, for `encode_filled`. It begins as the neutral word's.
+    """(1, 1, width): the token's vector, for `encode_with_embeddings`. It begins as the neutral word's.
 
     model: the erased one. targets: (N, ...) latents that the original drew of the concept.
     """
@@ -54,8 +54,8 @@ def cce(
     draw, rng = NoiseSampler(model, settings.seed), random.Random(settings.seed)
     for step in range(settings.steps):
         chosen = [rng.randrange(len(targets)) for _ in range(settings.batch)]
-        x_t, t, target = draw.noised(targets[chosen])
-        prompts = model.encode_filled(
+        x_t, t, target = draw.add_noise(targets[chosen])
+        prompts = model.encode_with_embeddings(
             named(rng, kind, "{}", settings.batch), token * vocabulary.scale
         )
         loss = denoising_loss(model, x_t, t, target, prompts).mean()
@@ -64,7 +64,7 @@ def cce(
         # In half precision a gradient may overflow, which would spoil the token for good.
         token.grad.nan_to_num_(0.0, 0.0, 0.0)
         optimiser.step()
-        model.forget()
+        model.release_saved_tensors()
         if on_attack:
             on_attack(step + 1, settings.steps, NAME)
     return token.detach() * vocabulary.scale

@@ -30,7 +30,7 @@ class Targets:
         low, high = TIMES[kind]
         share = (0.5 + torch.arange(len(self.x0)) * GOLDEN) % 1
         self.t = (low + (high - low) * share).to(x0.device)
-        self.x_t = model.noised(self.x0, noise, self.t)
+        self.x_t = model.add_noise(self.x0, noise, self.t)
         self.target = model.target(self.x0, noise, self.t)
 
     def losses(self, conditioning: Conditioning) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch
 from ..core.conditioning import Conditioning
 from ..core.kind import Kind
 from ..core.model import DiffusionModel
-from ..prompts.sampler import Neighbourhood
+from ..prompts.sampler import PromptSampler
 from .token_search import OnAttack, search
 
 NAME = "Ring-A-Bell"
@@ -43,7 +43,7 @@ def concept_direction(
     model: DiffusionModel, concept: str, kind: Kind, pairs: int, seed: int
 ) -> Conditioning:
     """The mean difference that the concept makes to a neutral word's sentences."""
-    words = Neighbourhood([concept], kind, random.Random(seed))
+    words = PromptSampler([concept], kind, random.Random(seed))
     sentences = words.sentences(pairs)
     with_it = model.encode([sentence.format(concept) for sentence in sentences])
     without = model.encode([sentence.format(words.anchor) for sentence in sentences])
@@ -67,10 +67,10 @@ def ring_a_bell(
         aim = model.encode(list(prompts)).moved(direction, settings.strength)
 
     def losses(vectors: torch.Tensor) -> torch.Tensor:
-        return model.encode_filled(["{}"] * len(prompts), vectors).distance(aim)
+        return model.encode_with_embeddings(["{}"] * len(prompts), vectors).distance(aim)
 
     def on_step(step: int) -> None:
-        model.forget()
+        model.release_saved_tensors()
         if on_attack:
             on_attack(step, settings.steps, NAME)
 

@@ -69,12 +69,12 @@ def unlearn_diff_atk(
         sentences = ["{} " + prompt for prompt in some]
 
         def distance(vectors: torch.Tensor, sentences=sentences, aim=aim) -> torch.Tensor:
-            return model.encode_filled(sentences, vectors).distance(aim)
+            return model.encode_with_embeddings(sentences, vectors).distance(aim)
 
         def losses(
             vectors: torch.Tensor, sentences=sentences, pictures=pictures, before=before
         ) -> torch.Tensor:
-            return pictures.relative(model.encode_filled(sentences, vectors), before)
+            return pictures.relative(model.encode_with_embeddings(sentences, vectors), before)
 
         found: list[list[str]] = []
         done = i // settings.at_once * each
@@ -84,7 +84,7 @@ def unlearn_diff_atk(
         ):
 
             def on_step(step: int, done: int = done) -> None:
-                model.forget()
+                model.release_saved_tensors()
                 if on_attack:
                     on_attack(done + step, total, NAME)
 

@@ -28,32 +28,32 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_precision(parser, "float32")
 
 
-def run(given: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     from ..diffusers_backend.apply import applied, base_warning, check_fit
     from ..diffusers_backend.lora import PARTS
     from ..diffusers_backend.save import with_usual_names
     from .models import load_erasures, load_model
 
-    check_output(given.output, given.force, is_folder=True)
-    check_apart(given.output, [given.model, given.config, *given.erasures])
-    erasure = load_erasures(given.erasures, given.strength)
+    check_output(args.output, args.force, is_folder=True)
+    check_apart(args.output, [args.model, args.config, *args.erasures])
+    erasure = load_erasures(args.erasures, args.strength)
     check_changes(erasure, "What is given")
-    model = load_model(given.model, given.config, whole=True)
+    model = load_model(args.model, args.config, whole=True)
     check_fit(model, erasure)
-    precision = getattr(torch, given.precision)
+    precision = getattr(torch, args.precision)
     parts = [part for part in model.pipeline.components.values() if hasattr(part, "parameters")]
     count = sum(weight.numel() for part in parts for weight in part.parameters())
-    check_space(given.output, count * precision.itemsize)
+    check_space(args.output, count * precision.itemsize)
     warning = base_warning(model, erasure)
-    with applied(model, erasure), new_folder(given.output, erasure.record) as folder:
+    with applied(model, erasure), new_folder(args.output, erasure.record) as folder:
         check_finite((model.weights[key] for key in erasure.deltas), precision)
         model.pipeline.to(dtype=precision).save_pretrained(folder)
         for name in model.encoders:
             with_usual_names(folder / PARTS[name])
     if warning:
         print(warning, file=sys.stderr)
-    print(f"{given.output}: {', '.join(erasure.concepts)} erased at strength {_text(given)}.")
+    print(f"{args.output}: {', '.join(erasure.concepts)} erased at strength {_text(args)}.")
 
 
-def _text(given: argparse.Namespace) -> str:
-    return ", ".join(f"{strength:g}" for strength in given.strength)
+def _text(args: argparse.Namespace) -> str:
+    return ", ".join(f"{strength:g}" for strength in args.strength)

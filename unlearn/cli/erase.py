@@ -211,47 +211,46 @@ class Method:
 
     @property
     def part(self) -> Part:
-        return "encoder" if self.name == "few_shot" else "unet"
+        return "encoder" if self.name == "few_shot" else "denoiser"
 
     @property
     def select(self) -> str:
         return getattr(self.settings, "weights", None) or self.settings.trainable
 
 
-def run(given: argparse.Namespace) -> None:
-    method = chosen(given)
-    if given.output.suffix != ".safetensors":
+def run(args: argparse.Namespace) -> None:
+    method = chosen(args)
+    if args.output.suffix != ".safetensors":
         raise Failure(
-            f"{given.output} must end in .safetensors, with a name before it; name such an "
-            "--output."
+            f"{args.output} must end in .safetensors, with a name before it; name such an --output."
         )
-    check_output(given.output, given.force)
-    pictures = read_pictures(given.images) if given.images else None
+    check_output(args.output, args.force)
+    pictures = read_pictures(args.images) if args.images else None
     shown = None if pictures is None else len(pictures)
-    check(method, given.concepts, shown)
+    check(method, args.concepts, shown)
 
     from .models import given_model
 
-    model = given_model(given)
-    check(method, given.concepts, shown, model.readings)
-    given.concepts = words_read(given.concepts, model.readings)
+    model = given_model(args)
+    check(method, args.concepts, shown, model.readings)
+    args.concepts = words_read(args.concepts, model.readings)
     weights = model.selected(method.part, method.select)
     rank = method.settings.rank
     count = sum(
         rank * (weight.shape[0] + weight[0].numel()) if rank and weight.ndim > 1 else weight.numel()
         for weight in weights.values()
     )
-    check_space(given.output, 2 * count * getattr(torch, given.precision).itemsize)
+    check_space(args.output, 2 * count * getattr(torch, args.precision).itemsize)
     images = None if pictures is None else batch(pictures, model.size)
-    doubts = looked_at(given, method, model, images)
+    doubts = looked_at(args, method, model, images)
     began = time.monotonic()
-    resume = Resume() if method.name == "few_shot" else Resume(resume_file(given, method, model))
+    resume = Resume() if method.name == "few_shot" else Resume(resume_file(args, method, model))
     if resume.file:
         line = f"Going on with an interrupted run ({resume.file.name})."
         resume.on_use = lambda: tqdm.write(line, file=sys.stderr)
     try:
         with PeakMemory(model.device) as memory:
-            erasure = trained(given, method, model, images, resume)
+            erasure = trained(args, method, model, images, resume)
     except KeyboardInterrupt:
         if not resume.began():
             raise
@@ -260,38 +259,38 @@ def run(given: argparse.Namespace) -> None:
     erasure = erasure.with_measured(
         seconds=round(resume.before + time.monotonic() - began, 2),
         peak_mb=memory.peak >> 20,
-        recomputed=given.save_memory,
+        recomputed=args.save_memory,
         **({"doubts": doubts} if doubts else {}),
     )
-    precision = getattr(torch, given.precision)
-    save(erasure, given.output, precision, resume.began())
+    precision = getattr(torch, args.precision)
+    save(erasure, args.output, precision, resume.began())
     resume.close()
     record = erasure.record
     print(
-        f"{given.output}: {', '.join(erasure.concepts)}, {record['steps']} steps, "
+        f"{args.output}: {', '.join(erasure.concepts)}, {record['steps']} steps, "
         f"{record['measured']['seconds']:.1f} s, peak memory {memory.peak >> 20} MiB, "
-        f"file {given.output.stat().st_size / 1e6:.1f} MB.",
+        f"file {args.output.stat().st_size / 1e6:.1f} MB.",
         flush=True,
     )
     said = ""
-    if given.verdict:
-        erasure, said = judged(given, method, model, erasure)
+    if args.verdict:
+        erasure, said = judged(args, method, model, erasure)
         try:
-            erasure.save(given.output, precision)
+            erasure.save(args.output, precision)
         except writing.ERRORS:
             said += " It could not be written into the file."
     print(" ".join(filter(None, (said, verdict.advice(erasure.record)))))
 
 
-def looked_at(given: argparse.Namespace, method: Method, model, images) -> list[str]:
+def looked_at(args: argparse.Namespace, method: Method, model, images) -> list[str]:
     """What is doubtful of the pictures, told on stderr, too. Raises Failure where they clearly
     show another thing than the concept."""
-    if not given.verdict or images is None:
+    if not args.verdict or images is None:
         return []
     kind = method.settings.kind
     try:
         with Bar() as bar:
-            doubts = check_pictures(model, given.concepts, images, kind, "add --no-verdict", bar)
+            doubts = check_pictures(model, args.concepts, images, kind, "add --no-verdict", bar)
     except ValueError as error:
         raise Failure(str(error)) from error
     for doubt in doubts:
@@ -300,7 +299,7 @@ def looked_at(given: argparse.Namespace, method: Method, model, images) -> list[
 
 
 def judged(
-    given: argparse.Namespace, method: Method, model, erasure: Erasure
+    args: argparse.Namespace, method: Method, model, erasure: Erasure
 ) -> tuple[Erasure, str]:
     """The erasure with the verdict in its record, and a line that tells it.
 
@@ -313,18 +312,18 @@ def judged(
         with Bar() as bar:
             found = verdict.measured(
                 *ways(model, erasure),
-                given.concepts,
+                args.concepts,
                 s.kind,
                 s.anchor,
                 s.seed,
-                bool(given.images),
+                bool(args.images),
                 bar,
             )
     except verdict.NOT_MEASURED as error:
         return erasure, verdict.not_measured(error)
     except KeyboardInterrupt:
         print(
-            f"\nInterrupted; {given.output} is written, and what is left was not measured.",
+            f"\nInterrupted; {args.output} is written, and what is left was not measured.",
             file=sys.stderr,
         )
         raise SystemExit(130) from None
@@ -332,32 +331,32 @@ def judged(
     return erasure, verdict.told(erasure.record)
 
 
-def chosen(given: argparse.Namespace) -> Method:
+def chosen(args: argparse.Namespace) -> Method:
     """The method with the settings that were given; the others are its own.
 
     Raises Failure for an option that this method or mode has no use for.
     """
-    names = SETTINGS[given.method]
+    names = SETTINGS[args.method]
     every = dict.fromkeys(name for settings in SETTINGS.values() for name in settings)
-    values = {name: getattr(given, name) for name in every if getattr(given, name) is not None}
+    values = {name: getattr(args, name) for name in every if getattr(args, name) is not None}
     for name in values:
         if name not in names:
-            raise Failure(f"{given.method} has no setting --{name}; leave it out.")
-    unused, other = UNUSED.get((given.method, given.mode or "balanced"), ((), ""))
+            raise Failure(f"{args.method} has no setting --{name}; leave it out.")
+    unused, other = UNUSED.get((args.method, args.mode or "balanced"), ((), ""))
     for name in unused:
         if name in values:
             raise Failure(f"--{name} is a setting of mode {other}; leave it or change --mode.")
-    known = get_args(Trainable if given.method == "few_shot" else NetworkTrainable)
+    known = get_args(Trainable if args.method == "few_shot" else NetworkTrainable)
     if values.get("trainable", known[0]) not in known:
-        raise Failure(f"{given.method} trains one of {', '.join(known)}; correct --trainable.")
-    if given.images and given.method != "few_shot":
-        raise Failure(f"{given.method} takes no pictures, it draws its own; leave out --images.")
-    if given.images and "shots" in values:
+        raise Failure(f"{args.method} trains one of {', '.join(known)}; correct --trainable.")
+    if args.images and args.method != "few_shot":
+        raise Failure(f"{args.method} takes no pictures, it draws its own; leave out --images.")
+    if args.images and "shots" in values:
         raise Failure("--shots is for pictures that the model draws; leave out it or --images.")
-    if given.method == "key_step" and "kind" in values:
+    if args.method == "key_step" and "kind" in values:
         values["kind"] = TASKS[values["kind"]]
-    settings = CLASSES[given.method](**{names[name]: value for name, value in values.items()})
-    return Method(given.method, settings)
+    settings = CLASSES[args.method](**{names[name]: value for name, value in values.items()})
+    return Method(args.method, settings)
 
 
 def check(
@@ -373,9 +372,9 @@ def check(
         check_few_shot(concepts, images, method.settings, read)
 
 
-def trained(given: argparse.Namespace, method: Method, model, images, resume: Resume) -> Erasure:
+def trained(args: argparse.Namespace, method: Method, model, images, resume: Resume) -> Erasure:
     """The erasure; of a loss that diverged, what was good is kept beside the output."""
-    with tqdm(desc=f"unlearning {', '.join(given.concepts)}", disable=None, unit="step") as bar:
+    with tqdm(desc=f"unlearning {', '.join(args.concepts)}", disable=None, unit="step") as bar:
 
         def on_step(step: int, total: int, loss: float, edit: Edit) -> None:
             bar.total = total
@@ -385,9 +384,9 @@ def trained(given: argparse.Namespace, method: Method, model, images, resume: Re
         on_step.preparing = lambda what, done, total: bar.set_postfix_str(f"{what}: {done}/{total}")
         try:
             if method.name == "few_shot":
-                return few_shot(model, given.concepts, images, method.settings, on_step)
+                return few_shot(model, args.concepts, images, method.settings, on_step)
             learn = key_step if method.name == "key_step" else domain_correction
-            return learn(model, given.concepts, method.settings, on_step, resume)
+            return learn(model, args.concepts, method.settings, on_step, resume)
         except Diverged as error:
             resume.close()
             if not error.history:
@@ -395,23 +394,23 @@ def trained(given: argparse.Namespace, method: Method, model, images, resume: Re
                     f"{error} Nothing was learnt, so nothing is kept. If it is so at every try, "
                     "what the network predicts is not finite: leave out --half."
                 ) from error
-            aside = given.output.with_name(f"{given.output.stem}_unfinished.safetensors")
+            aside = args.output.with_name(f"{args.output.stem}_unfinished.safetensors")
             save(error.erasure, aside, torch.float16)
             raise Failure(
                 f"{error} What was reached after step {len(error.history)} is kept in {aside}."
             ) from error
 
 
-def resume_file(given: argparse.Namespace, method: Method, model) -> Path:
+def resume_file(args: argparse.Namespace, method: Method, model) -> Path:
     """Where a long run keeps its state: one file for each set of inputs."""
     inputs = {
         "method": method.name,
         "settings": asdict(method.settings),
-        "concepts": given.concepts,
+        "concepts": args.concepts,
         "size": model.size,
         "clip_skip": model.clip_skip,
         "dtype": str(model.network.dtype),
-        "base": model.base(model.weights),
+        "base": model.fingerprints(model.weights),
     }
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
-    return given.output.with_name(f"{given.output.stem}_{key}.resume")
+    return args.output.with_name(f"{args.output.stem}_{key}.resume")

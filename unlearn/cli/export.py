@@ -51,28 +51,27 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_precision(parser, "float32")
 
 
-def run(given: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     from ..diffusers_backend.apply import base_warning, check_fit
     from .models import load_erasures, load_model
 
-    if given.form == "lora" and given.output.suffix != ".safetensors":
+    if args.form == "lora" and args.output.suffix != ".safetensors":
         raise Failure(
-            f"{given.output} must end in .safetensors, with a name before it; name such an "
-            "--output."
+            f"{args.output} must end in .safetensors, with a name before it; name such an --output."
         )
-    check_output(given.output, given.force, is_folder=given.form != "lora")
-    check_apart(given.output, [given.model, given.config, *given.erasures])
-    erasure = load_erasures(given.erasures, given.strength)
-    if given.form == "text-encoder":
+    check_output(args.output, args.force, is_folder=args.form != "lora")
+    check_apart(args.output, [args.model, args.config, *args.erasures])
+    erasure = load_erasures(args.erasures, args.strength)
+    if args.form == "text-encoder":
         _check_encoder_only(erasure)
     check_changes(erasure, "What is given")
-    model = load_model(given.model, given.config)
+    model = load_model(args.model, args.config)
     check_fit(model, erasure)
     warning = base_warning(model, erasure)
-    if given.form == "text-encoder":
-        _text_encoders(given, model, erasure)
+    if args.form == "text-encoder":
+        _text_encoders(args, model, erasure)
     else:
-        _lora(given, model, erasure)
+        _lora(args, model, erasure)
     if warning:
         print(warning, file=sys.stderr)
 
@@ -86,40 +85,40 @@ def _check_encoder_only(erasure: Erasure) -> None:
         )
 
 
-def _text_encoders(given: argparse.Namespace, model, erasure: Erasure) -> None:
+def _text_encoders(args: argparse.Namespace, model, erasure: Erasure) -> None:
     from ..diffusers_backend.apply import applied
     from ..diffusers_backend.lora import PARTS
     from ..diffusers_backend.save import with_usual_names
 
-    precision = getattr(torch, given.precision)
+    precision = getattr(torch, args.precision)
     count = sum(w.numel() for encoder, _ in model.encoders.values() for w in encoder.parameters())
-    check_space(given.output, count * precision.itemsize)
-    with applied(model, erasure), new_folder(given.output, erasure.record) as folder:
+    check_space(args.output, count * precision.itemsize)
+    with applied(model, erasure), new_folder(args.output, erasure.record) as folder:
         check_finite((model.weights[key] for key in erasure.deltas), precision)
         for name, (encoder, _) in model.encoders.items():
             encoder.to(precision).save_pretrained(folder / PARTS[name], max_shard_size="20GB")
             with_usual_names(folder / PARTS[name])
     names = " and ".join(PARTS[name] for name in model.encoders)
-    print(f"{given.output}: {names}, {', '.join(erasure.concepts)} erased.")
+    print(f"{args.output}: {names}, {', '.join(erasure.concepts)} erased.")
 
 
-def _lora(given: argparse.Namespace, model, erasure: Erasure) -> None:
+def _lora(args: argparse.Namespace, model, erasure: Erasure) -> None:
     from ..diffusers_backend.lora import loras, save_lora, save_peft
 
-    precision = getattr(torch, given.precision)
-    parts = [lora.to(precision) for lora in loras(model, erasure, given.rank)]
+    precision = getattr(torch, args.precision)
+    parts = [lora.to(precision) for lora in loras(model, erasure, args.rank)]
     check_finite((t for lora in parts for t in lora.tensors("").values()), precision)
-    check_space(given.output, sum(lora.nbytes for lora in parts))
-    if given.form == "lora":
-        with told(given.output), whole_file(given.output) as file:
+    check_space(args.output, sum(lora.nbytes for lora in parts))
+    if args.form == "lora":
+        with told(args.output), whole_file(args.output) as file:
             save_lora(parts, file, erasure.record)
     else:
-        with new_folder(given.output, erasure.record) as folder:
+        with new_folder(args.output, erasure.record) as folder:
             save_peft(parts, folder)
     for lora in parts:
         ranks = sorted({len(down) for down, _, _ in lora.layers.values()})
         print(
-            f"{given.output}: {lora.part}, {len(lora.layers)} layers of rank "
+            f"{args.output}: {lora.part}, {len(lora.layers)} layers of rank "
             f"{ranks[0] if len(ranks) == 1 else f'{ranks[0]} to {ranks[-1]}'}, which hold "
             f"{lora.kept:.2%} of the change."
         )

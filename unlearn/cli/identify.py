@@ -98,21 +98,21 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_machine(parser)
 
 
-def run(given: argparse.Namespace) -> None:
-    check_png(given.chart, "--chart", picture_files(given.pictures))
-    words = candidates(given)
-    pictures = read_pictures(given.pictures)
-    erasure = None if given.erasure is None else encoder_erasure(given.erasure)
+def run(args: argparse.Namespace) -> None:
+    check_png(args.chart, "--chart", picture_files(args.pictures))
+    words = candidates(args)
+    pictures = read_pictures(args.pictures)
+    erasure = None if args.erasure is None else encoder_erasure(args.erasure)
 
     from ..diffusers_backend.apply import base_warning, check_fit
     from .models import given_model
 
-    model = given_model(given)
+    model = given_model(args)
     if erasure is not None:
         check_fit(model, erasure)
         if warning := base_warning(model, erasure):
             print(warning, file=sys.stderr)
-    if (given.words, given.words_file) != (None, None):
+    if (args.words, args.words_file) != (None, None):
         check_words(words, "candidate", model.readings)
         words = check_candidates(words_read(words, model.readings))
     images = batch(pictures, model.size)
@@ -122,40 +122,38 @@ def run(given: argparse.Namespace) -> None:
             model,
             images,
             words,
-            given.kind,
-            given.draws,
-            given.seed,
+            args.kind,
+            args.draws,
+            args.seed,
             lambda done, total, leader: bar(
                 f"ahead: {leader}" if leader else "asking", done, total
             ),
         )
-    found = None if erasure is None else moved_along(model, erasure, words, given.kind, ranking)
+    found = None if erasure is None else moved_along(model, erasure, words, args.kind, ranking)
     seconds = time.monotonic() - began
-    if given.json:
-        print(
-            json.dumps(figures(given, ranking, found, len(images), seconds), indent=1), flush=True
-        )
+    if args.json:
+        print(json.dumps(figures(args, ranking, found, len(images), seconds), indent=1), flush=True)
     else:
         print("\n".join([verdict(ranking), "", table(ranking), ""]))
         if found is not None:
             print(proposal(to_protect(found)))
         print(f"{cost(ranking, len(images))[:-1]}, {seconds:.1f} s.", flush=True)
     # After the figures are told: a disk may be full.
-    if given.chart is not None:
-        write_png(given.chart, bars(ranking))
+    if args.chart is not None:
+        write_png(args.chart, bars(ranking))
 
 
 LARGEST = 2**18  # bytes of a file of words
 
 
-def candidates(given: argparse.Namespace) -> list[str]:
+def candidates(args: argparse.Namespace) -> list[str]:
     """The words that were named, or the built-in ones.
 
     Raises Failure for a file that cannot be read or that names none, ValueError for one word.
     """
-    text, named = given.words, "--words"
-    if given.words_file is not None:
-        named = given.words_file
+    text, named = args.words, "--words"
+    if args.words_file is not None:
+        named = args.words_file
         try:
             text = read_text(named, LARGEST).replace("\r", "\n")
         except ValueError:
@@ -165,7 +163,7 @@ def candidates(given: argparse.Namespace) -> list[str]:
             ) from None
     if text is not None and not split_words(text, "candidate"):
         raise Failure(f"{named} names no word; name at least two, or none for the built-in words.")
-    return parse_words(text or "", given.kind)
+    return parse_words(text or "", args.kind)
 
 
 def encoder_erasure(file: Path) -> Erasure:
@@ -195,7 +193,7 @@ def moved_along(
 
 
 def figures(
-    given: argparse.Namespace,
+    args: argparse.Namespace,
     ranking: Ranking,
     found: list[Neighbour] | None,
     pictures: int,
@@ -208,10 +206,10 @@ def figures(
     return {
         "word": ranking.best,
         "confidence": ranking.confidence,
-        "kind": given.kind,
+        "kind": args.kind,
         "pictures": pictures,
-        "draws": given.draws,
-        "seed": given.seed,
+        "draws": args.draws,
+        "seed": args.seed,
         "evaluations": ranking.evaluations,
         "seconds": round(seconds, 2),
         "words": words,

@@ -38,17 +38,17 @@ def load_model(path: Path, config: Path | None = None, whole: bool = False, **op
         ) from error
 
 
-def given_model(given: argparse.Namespace) -> DiffusersModel:
+def given_model(args: argparse.Namespace) -> DiffusersModel:
     """The model that a command was given, where and how it is to run."""
-    device = device_of(given.device)
+    device = device_of(args.device)
     model = load_model(
-        given.model,
-        given.config,
-        size=None if given.size is None else (given.size, given.size),
-        clip_skip=given.clip_skip,
-        checkpointing=given.save_memory,
+        args.model,
+        args.config,
+        size=None if args.size is None else (args.size, args.size),
+        clip_skip=args.clip_skip,
+        checkpointing=args.save_memory,
     )
-    place(model, device, given.half)
+    place(model, device, args.half)
     return model
 
 

@@ -94,44 +94,44 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_machine(parser)
 
 
-def run(given: argparse.Namespace) -> None:
-    if given.record and (len(given.erasures) > 1 or given.strength != [1.0]):
+def run(args: argparse.Namespace) -> None:
+    if args.record and (len(args.erasures) > 1 or args.strength != [1.0]):
         raise Failure("--record needs one erasure at strength 1; leave it out for several.")
-    check_png(given.picture, "--picture")
+    check_png(args.picture, "--picture")
     from ..diffusers_backend.apply import base_warning, check_fit, ways
     from .models import given_model, load_erasures
 
-    erasure = load_erasures(given.erasures, given.strength)
-    kind = given.kind or kind_of(erasure)
+    erasure = load_erasures(args.erasures, args.strength)
+    kind = args.kind or kind_of(erasure)
     several = len(erasure.kinds) > 1
-    concepts = given.concept or (erasure.concepts_of(kind) if several else erasure.concepts)
+    concepts = args.concept or (erasure.concepts_of(kind) if several else erasure.concepts)
     if not concepts:
         raise Failure("The erasure does not say what it is of; name it with --concept.")
-    known = Given(given.synonyms, given.translations, tuple(given.description))
+    known = Given(args.synonyms, args.translations, tuple(args.description))
     check_asked(concepts, known)
-    model = given_model(given)
+    model = given_model(args)
     check_fit(model, erasure)
     warning = base_warning(model, erasure)
-    if warning and given.record:
+    if warning and args.record:
         raise Failure(
-            f"{given.model} is not the model that {given.erasures[0].name} was made with, so these "
+            f"{args.model} is not the model that {args.erasures[0].name} was made with, so these "
             "figures do not belong into its file; leave out --record or name its own model."
         )
     chosen = settings(
-        given.level,
+        args.level,
         kind,
-        steps=given.steps,
-        guidance=given.guidance,
-        seed=given.seed,
+        steps=args.steps,
+        guidance=args.guidance,
+        seed=args.seed,
     )
-    if len(concepts) > 1 and (given.synonyms or given.translations or given.description):
+    if len(concepts) > 1 and (args.synonyms or args.translations or args.description):
         raise Failure(
             f"Synonyms, translations and descriptions are of one concept, but there are "
             f"{len(concepts)}; name one with --concept, or leave these out."
         )
     check_asked(concepts, known, model.readings)
     concepts = words_read(concepts, model.readings)
-    attacks = [name for key, name in ATTACK_NAMES.items() if key in given.attacks]
+    attacks = [name for key, name in ATTACK_NAMES.items() if key in args.attacks]
     probes = []
     for concept in concepts:
         with Bar() as bar:
@@ -147,20 +147,20 @@ def run(given: argparse.Namespace) -> None:
                 )
             )
     records = [{**found.record(), "clip_skip": model.clip_skip} for found in probes]
-    if given.json:
+    if args.json:
         print(json.dumps(records, indent=1), flush=True)
     else:
         for found in probes:
             print("\n".join([*found.sentences(), found.success(), found.table(), ""]))
         seconds = sum(found.seconds for found in probes)
-        print(f"{given.level} probe, {seconds:.1f} s.", flush=True)
+        print(f"{args.level} probe, {seconds:.1f} s.", flush=True)
     if warning:
         print(warning, file=sys.stderr)
     # After the figures are told: a disk may be full.
-    if given.picture is not None:
-        write_png(given.picture, probe_sheet(probes))
-    if given.record:
-        rewrite(given.erasures[0], lambda erasure: erasure.with_probes(records))
+    if args.picture is not None:
+        write_png(args.picture, probe_sheet(probes))
+    if args.record:
+        rewrite(args.erasures[0], lambda erasure: erasure.with_probes(records))
 
 
 def kind_of(erasure: Erasure) -> Kind:
@@ -179,4 +179,4 @@ def kind_of(erasure: Erasure) -> Kind:
 
 
 def parts_of(erasure: Erasure) -> frozenset[Part]:
-    return frozenset("unet" if key.startswith(NETWORK) else "encoder" for key in erasure.deltas)
+    return frozenset("denoiser" if key.startswith(NETWORK) else "encoder" for key in erasure.deltas)

@@ -61,43 +61,42 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_machine(parser)
 
 
-def run(given: argparse.Namespace) -> None:
-    option = "--measure" if given.measure else "--record" if given.record else ""
-    if option and given.base is None:
+def run(args: argparse.Namespace) -> None:
+    option = "--measure" if args.measure else "--record" if args.record else ""
+    if option and args.base is None:
         raise Failure(f"{option} needs the model that it was made with; name it with --base.")
-    erasure = Erasure.load(given.file)
-    check_record(given, erasure)
-    if given.json and not option:
+    erasure = Erasure.load(args.file)
+    check_record(args, erasure)
+    if args.json and not option:
         print(json.dumps(erasure.record, indent=1, sort_keys=True))
         if erasure.remark:
             print(erasure.remark, file=sys.stderr)
-    elif not given.json:
-        print("\n".join(lines(erasure, given.file)), flush=True)
-    if given.base is None:
+    elif not args.json:
+        print("\n".join(lines(erasure, args.file)), flush=True)
+    if args.base is None:
         return
-    model = base_model(given, erasure)
-    if given.record:
-        write_receipt(given, model, erasure)
-    elif given.measure:
-        compare(given, model, erasure)
+    model = base_model(args, erasure)
+    if args.record:
+        write_receipt(args, model, erasure)
+    elif args.measure:
+        compare(args, model, erasure)
 
 
-def check_record(given: argparse.Namespace, erasure: Erasure) -> None:
+def check_record(args: argparse.Namespace, erasure: Erasure) -> None:
     """Raises Failure where there is nothing to measure again, or nothing to write anew."""
     found = recorded(erasure)
-    if given.measure and not found:
+    if args.measure and not found:
         raise Failure(
-            f"{given.file.name} records no figures that can be measured again; write them into it "
+            f"{args.file.name} records no figures that can be measured again; write them into it "
             f"with --record in place of --measure. {erasure.remark}".strip()
         )
-    if given.record and "receipt" in dict(found):
+    if args.record and "receipt" in dict(found):
         raise Failure(
-            f"{given.file.name} has a receipt already; check it with --measure in place of "
-            "--record."
+            f"{args.file.name} has a receipt already; check it with --measure in place of --record."
         )
-    if given.record and not erasure.concepts:
+    if args.record and not erasure.concepts:
         raise Failure(
-            f"{given.file.name} does not say what it is of, so nothing can be asked for; use probe "
+            f"{args.file.name} does not say what it is of, so nothing can be asked for; use probe "
             "with --concept."
         )
 
@@ -183,35 +182,35 @@ def _figure(value: float, count: int) -> str:
     return f"{value:g} of {count}" if count else f"{value:.1%}"
 
 
-def base_model(given: argparse.Namespace, erasure: Erasure):
+def base_model(args: argparse.Namespace, erasure: Erasure):
     """The model if it is the one that the erasure was trained on; raises Failure if not."""
     from ..diffusers_backend.apply import check_fit, differing
     from .models import load_model
 
     model = load_model(
-        given.base, given.config, clip_skip=given.clip_skip, checkpointing=given.save_memory
+        args.base, args.config, clip_skip=args.clip_skip, checkpointing=args.save_memory
     )
     check_fit(model, erasure)
     wrong, known = differing(model, erasure)
     if not known:
-        raise Failure(f"{given.file.name} has no fingerprints, so its base cannot be told.")
+        raise Failure(f"{args.file.name} has no fingerprints, so its base cannot be told.")
     if wrong:
         raise Failure(
-            f"{given.base} is not the model that {given.file.name} was made with: {wrong} of "
+            f"{args.base} is not the model that {args.file.name} was made with: {wrong} of "
             f"{known} weights differ, so what was measured may not hold for it."
         )
-    if not given.json:
-        text = f"\n{given.base} is its base: all {known} recorded weights are the same."
+    if not args.json:
+        text = f"\n{args.base} is its base: all {known} recorded weights are the same."
         print(text, flush=True)
     return model
 
 
-def write_receipt(given: argparse.Namespace, model, erasure: Erasure) -> None:
+def write_receipt(args: argparse.Namespace, model, erasure: Erasure) -> None:
     """Measure, and write it into the file."""
     from ..diffusers_backend.apply import ways
     from .models import device_of, place
 
-    place(model, device_of(given.device), given.half)
+    place(model, device_of(args.device), args.half)
     protect = erasure.record.get("settings", {}).get("protect", ())
     with Bar() as bar:
         found = receipt(
@@ -222,32 +221,32 @@ def write_receipt(given: argparse.Namespace, model, erasure: Erasure) -> None:
             bar,
         )
     found["clip_skip"] = model.clip_skip
-    if given.json:
+    if args.json:
         written = erasure.with_measured(receipt=found).record
         print(json.dumps(written, indent=1, sort_keys=True), flush=True)
     else:
         print("\n".join(["", *_measured({"receipt": found})]), flush=True)
-    rewrite(given.file, lambda erasure: erasure.with_measured(receipt=found))
-    if not given.json:
-        print(f"Written into {given.file.name}.")
+    rewrite(args.file, lambda erasure: erasure.with_measured(receipt=found))
+    if not args.json:
+        print(f"Written into {args.file.name}.")
 
 
-def compare(given: argparse.Namespace, model, erasure: Erasure) -> None:
+def compare(args: argparse.Namespace, model, erasure: Erasure) -> None:
     """Measure again, and print it beside what was recorded; raises Failure where they disagree."""
     from ..diffusers_backend.apply import ways
     from .models import device_of, place
 
-    place(model, device_of(given.device), given.half)
+    place(model, device_of(args.device), args.half)
     own_size, figures = model.size, []
     with Bar() as bar:
         for what, record in recorded(erasure):
             model.size = tuple(record.get("size", own_size))
-            model.clip_skip = record.get("clip_skip", given.clip_skip)
+            model.clip_skip = record.get("clip_skip", args.clip_skip)
             model.check_clip_skip()
             again = measured_again if what == "receipt" else probed_again
             figures += again(*ways(model, erasure), record, bar)
     wrong = sum(not figure.agrees for figure in figures)
-    if given.json:
+    if args.json:
         found = [{**asdict(figure), "agrees": figure.agrees} for figure in figures]
         print(
             json.dumps({**erasure.record, "measured_again": found}, indent=1, sort_keys=True),
@@ -258,9 +257,9 @@ def compare(given: argparse.Namespace, model, erasure: Erasure) -> None:
     if wrong:
         raise Failure(
             f"{wrong} of {len(figures)} figures differ by more than they may: what "
-            f"{given.file.name} records is not what it does; probe it anew before you rely on it."
+            f"{args.file.name} records is not what it does; probe it anew before you rely on it."
         )
-    if not given.json:
+    if not args.json:
         print(f"All {len(figures)} figures come out again.")
 
 

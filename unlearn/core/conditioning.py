@@ -20,7 +20,7 @@ class Conditioning:
     extra: dict = field(default_factory=dict)
     """Whatever else the model's encoder hands its network, for one prompt as for all."""
     tokens: torch.Tensor | None = None
-    """(N,): how many tokens are each prompt's own, where `joined` has padded some; else None."""
+    """(N,): how many tokens are each prompt's own, where `cat` has padded some; else None."""
 
     def __len__(self) -> int:
         return len(self.cross)
@@ -51,7 +51,7 @@ class Conditioning:
         return self[torch.zeros(count, dtype=torch.long, device=self.cross.device)]
 
     @staticmethod
-    def joined(parts: Sequence[Conditioning]) -> Conditioning:
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """One batch of several; those with fewer tokens are padded with zeros.
 
         All parts come of one model: what the first has beside its tokens, the others have, too. But
@@ -73,7 +73,7 @@ class Conditioning:
             torch.cat([part._counts() for part in parts]) if padded else None,
         )
 
-    def beyond(self, other: Conditioning, amount: float) -> Conditioning:
+    def extrapolate_from(self, other: Conditioning, amount: float) -> Conditioning:
         """This one moved away from another by a share of their difference."""
         return self.moved(self.difference(other), amount)
 

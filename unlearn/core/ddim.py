@@ -32,7 +32,7 @@ def guided(
     scale: float,
 ) -> torch.Tensor:
     """The prediction under classifier-free guidance (arXiv 2207.12598); both halves at once."""
-    both = Conditioning.joined([prompt, empty])
+    both = Conditioning.cat([prompt, empty])
     yes, no = model.predict(torch.cat([x, x]), at(t, torch.cat([x, x])), both).chunk(2)
     return no + scale * (yes - no)
 
@@ -46,14 +46,14 @@ def ddim_step(
 ) -> torch.Tensor:
     """x at the next, less noisy timestep; None is no noise at all."""
     now = at(t, x)
-    x0 = model.clean(x, now, prediction)
+    x0 = model.predict_x0(x, now, prediction)
     if t_next is None:
         return x0
     # x = noised(x0, noise, t) is linear in the noise.
     nothing = torch.zeros_like(x)
-    without = model.noised(x0, nothing, now)
-    amount = model.noised(nothing, torch.ones_like(x), now)
-    return model.noised(x0, (x - without) / amount, at(t_next, x))
+    without = model.add_noise(x0, nothing, now)
+    amount = model.add_noise(nothing, torch.ones_like(x), now)
+    return model.add_noise(x0, (x - without) / amount, at(t_next, x))
 
 
 class Trajectory:
@@ -81,7 +81,7 @@ class Trajectory:
         """x_t at `step` (0 is the noisiest), on the way of `prompt`: (count, ...)."""
         if self.x is None or step != self.step + 1:
             noise = self.model.noise(self.count, self.generator)
-            self.x = self.model.noised(torch.zeros_like(noise), noise, at(self.times[0], noise))
+            self.x = self.model.add_noise(torch.zeros_like(noise), noise, at(self.times[0], noise))
             self.step = 0
         while self.step < step:
             t = self.times[self.step]

@@ -20,11 +20,11 @@ class NoiseSampler:
         self.model = model
         self.noise = torch.Generator().manual_seed(seed)
 
-    def noised(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def add_noise(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(x_t, t, target), t uniform over 0..999; drawn on the CPU, so alike on every device."""
         t = torch.randint(0, 1000, (len(x0),), generator=self.noise).float().to(x0.device)
         noise = torch.randn(x0.shape, generator=self.noise).to(x0)
-        return self.model.noised(x0, noise, t), t, self.model.target(x0, noise, t)
+        return self.model.add_noise(x0, noise, t), t, self.model.target(x0, noise, t)
 
 
 def denoising_loss(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from ..files import state_checks as fitting
-from .gradient_projection import Projection, preserved
+from .gradient_projection import Projection, project_gradients
 
 
 class Delta:
@@ -249,7 +249,7 @@ class Edit:
         parameters = list(self.parameters())
         one = self._gradients(loss, retain=True)
         other = self._gradients(keep, retain=False)
-        for parameter, gradient in zip(parameters, preserved(one, other, projection, clip)):
+        for parameter, gradient in zip(parameters, project_gradients(one, other, projection, clip)):
             parameter.grad = gradient
 
     def _gradients(self, loss: torch.Tensor, retain: bool) -> list[torch.Tensor | None]:

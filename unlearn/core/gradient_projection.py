@@ -15,7 +15,7 @@ Projection = Literal["off", "orthogonal", "as_released"]
 Gradients = Sequence[torch.Tensor | None]
 
 
-def preserved(
+def project_gradients(
     erase: Gradients, keep: Gradients, projection: Projection, clip: float = 0.0
 ) -> list[torch.Tensor | None]:
     """The erasing gradients without what works against the keeping ones, tensor by tensor.

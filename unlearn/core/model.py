@@ -17,7 +17,7 @@ from .edit import Edit
 from .token_reading import Reading
 from .token_slots import Vocabulary
 
-Part = Literal["encoder", "unet"]
+Part = Literal["encoder", "denoiser"]
 
 
 class DiffusionModel(Protocol):
@@ -45,20 +45,22 @@ class DiffusionModel(Protocol):
     def token_count(self, words: str) -> int:
         """How many tokens the words are within a prompt; of several text encoders, the most."""
 
-    def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
+    def encode_with_embeddings(
+        self, sentences: Sequence[str], vectors: torch.Tensor
+    ) -> Conditioning:
         """Conditioning of sentences with a gap each, `{}`, filled with token vectors.
 
         vectors: (N or 1, tokens, width), as wide as the vocabulary's; differentiable in them.
         Raises ValueError where a sentence is too long for them.
         """
 
-    def latents(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Clean latents x0 of images."""
 
-    def images(self, x0: torch.Tensor) -> torch.Tensor:
+    def decode_latents(self, x0: torch.Tensor) -> torch.Tensor:
         """Pictures of clean latents, on the CPU."""
 
-    def noised(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x_t: clean latents with noise mixed in for timesteps t (N,)."""
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -70,7 +72,9 @@ class DiffusionModel(Protocol):
     ) -> torch.Tensor:
         """The network's prediction, in float32."""
 
-    def clean(self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+    def predict_x0(
+        self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor
+    ) -> torch.Tensor:
         """x0 that a prediction at x_t means."""
 
     def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -85,7 +89,7 @@ class DiffusionModel(Protocol):
     ) -> torch.Tensor:
         """Clean latents drawn from the prompts, one each, the noise of each its own."""
 
-    def forget(self) -> None:
+    def release_saved_tensors(self) -> None:
         """Let go of what was kept for backward passes that are over, between two steps of an attack
         (an Edit does it by itself)."""
 
@@ -94,7 +98,7 @@ class DiffusionModel(Protocol):
     ) -> AbstractContextManager[Edit]:
         """Make weights of a part trainable for the duration; see `Edit`."""
 
-    def base(self, keys: Iterable[str]) -> dict[str, str]:
+    def fingerprints(self, keys: Iterable[str]) -> dict[str, str]:
         """Fingerprints of the original values of weights, for provenance."""
 
 

@@ -11,7 +11,7 @@ from .model import DiffusionModel
 
 
 @torch.no_grad()
-def apart(model: DiffusionModel, prompts: Sequence[str]) -> float:
+def prompt_spread(model: DiffusionModel, prompts: Sequence[str]) -> float:
     """The mean distance of prompts from the empty one; of an encoder that does not pad, from one
     another.
 

@@ -65,7 +65,7 @@ class Vocabulary:
 def check_takes_vectors(model) -> None:
     """Raises ValueError where a model's text encoder takes no vectors at the beginning of a prompt:
     to be asked before there is work to lose."""
-    model.encode_filled(["{} a photo"], model.vocabulary().vectors[:1][None])
+    model.encode_with_embeddings(["{} a photo"], model.vocabulary().vectors[:1][None])
 
 
 def beside(words: list[str], tables: Sequence[torch.Tensor]) -> Vocabulary:
@@ -74,7 +74,7 @@ def beside(words: list[str], tables: Sequence[torch.Tensor]) -> Vocabulary:
     return Vocabulary(words, torch.cat(list(tables), 1), scale)
 
 
-def twice(sentence: str, count: int) -> tuple[str, str]:
+def fill_with_two_fillers(sentence: str, count: int) -> tuple[str, str]:
     """The sentence with each of two words in its gap, `count` times.
 
     The gap is the first: what a user typed may hold braces, too, and stands behind it.
@@ -83,8 +83,8 @@ def twice(sentence: str, count: int) -> tuple[str, str]:
     return one, other
 
 
-def places(one: Sequence, other: Sequence, count: int) -> list[int]:
-    """Where the gap's tokens are in the tokens of `twice`.
+def slot_positions(one: Sequence, other: Sequence, count: int) -> list[int]:
+    """Where the gap's tokens are in the two sentences of `fill_with_two_fillers`.
 
     Raises ValueError with one sentence where they are not `count`.
     """

@@ -70,7 +70,7 @@ def differing(model: DiffusersModel, erasure: Erasure) -> tuple[int, int]:
         for key, value in erasure.record.get("base", {}).items()
         if key in model.weights and key in erasure.deltas
     }
-    found = model.base(recorded)
+    found = model.fingerprints(recorded)
     return sum(found[key] != value for key, value in recorded.items()), len(recorded)
 
 

@@ -53,7 +53,7 @@ def load_pipeline(path: Path, config: Path | None = None, whole: bool = False):
         check_folder(config, weights=False)
     content = None if path.is_dir() else CheckpointFile(path)
     try:
-        hush()
+        silence_libraries()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             return load_folder(path, whole) if content is None else _load_file(content, config)
@@ -71,7 +71,7 @@ def load_pipeline(path: Path, config: Path | None = None, whole: bool = False):
         raise ModelError(_why(error, path, config)) from error
 
 
-def hush() -> None:
+def silence_libraries() -> None:
     """No progress bars and no advice from diffusers and transformers: errors are told here."""
     import diffusers
     import transformers

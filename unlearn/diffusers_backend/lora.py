@@ -106,7 +106,7 @@ def _place(model: DiffusersModel, key: str) -> tuple[str, str, nn.Module]:
     """(part, name in it, module) of one of the host's names of weights."""
     if key.startswith(NETWORK):
         part, root = "unet", model.network
-        module = model.views["unet"].get_submodule(key.removeprefix(NETWORK).rpartition(".")[0])
+        module = model.views["denoiser"].get_submodule(key.removeprefix(NETWORK).rpartition(".")[0])
     else:
         encoder = key.partition(".")[0]
         part, root = PARTS[encoder], model.encoders[encoder][0]

@@ -20,7 +20,13 @@ from ..core.erasure import NETWORK, fingerprint
 from ..core.first_token import first_token_detached
 from ..core.model import Part
 from ..core.token_reading import Reading, reading
-from ..core.token_slots import Vocabulary, beside, places, shared_words, twice
+from ..core.token_slots import (
+    Vocabulary,
+    beside,
+    fill_with_two_fillers,
+    shared_words,
+    slot_positions,
+)
 from ..core.trainable import encoder_weights, network_weights
 from .comfy_names import encoder_modules, network_modules, view
 from .dpm_solver import draw, noise_levels
@@ -66,7 +72,7 @@ class DiffusersModel:
         if checkpointing:
             self.network.enable_gradient_checkpointing()
         self.views = {
-            "unet": view(network_modules(self.network)),
+            "denoiser": view(network_modules(self.network)),
             "encoder": view(
                 (f"{name}.transformer.{part}", module)
                 for name, (encoder, _) in self.encoders.items()
@@ -74,7 +80,7 @@ class DiffusersModel:
             ),
         }
         """Both parts' modules under the host's names."""
-        self.weights = _named(self.views["encoder"], "") | _named(self.views["unet"], NETWORK)
+        self.weights = _named(self.views["encoder"], "") | _named(self.views["denoiser"], NETWORK)
         """The original weights by the host's names."""
         self._rounded: dict[str, str] = {}
 
@@ -95,7 +101,7 @@ class DiffusersModel:
 
     @property
     def layers(self) -> nn.Module:
-        return self.views["unet"]
+        return self.views["denoiser"]
 
     @property
     def is_xl(self) -> bool:
@@ -147,17 +153,19 @@ class DiffusersModel:
     def token_count(self, words: str) -> int:
         return max(len(one.tokens) for one in self.readings(words))
 
-    def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
+    def encode_with_embeddings(
+        self, sentences: Sequence[str], vectors: torch.Tensor
+    ) -> Conditioning:
         count = vectors.shape[1]
         vectors = vectors.expand(len(sentences), -1, -1)
-        ones, others = zip(*(twice(sentence, count) for sentence in sentences))
+        ones, others = zip(*(fill_with_two_fillers(sentence, count) for sentence in sentences))
         tables = [encoder.get_input_embeddings() for encoder, _ in self.encoders.values()]
         widths, tokens = [table.weight.shape[1] for table in tables], []
         with ExitStack() as stack:
             for name, table, part in zip(self.encoders, tables, vectors.split(widths, 2)):
                 tokens.append(self._tokens(name, ones))
                 pairs = zip(tokens[-1].tolist(), self._tokens(name, others).tolist())
-                columns = torch.tensor([places(*pair, count) for pair in pairs])
+                columns = torch.tensor([slot_positions(*pair, count) for pair in pairs])
                 rows = torch.arange(len(columns))[:, None]
 
                 def fill(module, given, output, at=(rows, columns), part=part):
@@ -185,7 +193,7 @@ class DiffusersModel:
         return Conditioning(cross, None if pooled is None else pooled.float())
 
     @torch.no_grad()
-    def latents(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         height, width = (side // SIDE * SIDE for side in images.shape[1:3])
         if not height or not width:
             raise ValueError(
@@ -204,7 +212,7 @@ class DiffusersModel:
         return output.latents if "latents" in output else output.latent_dist.mode()
 
     @torch.no_grad()
-    def images(self, x0: torch.Tensor) -> torch.Tensor:
+    def decode_latents(self, x0: torch.Tensor) -> torch.Tensor:
         config = self.vae.config
         latents = x0.float() / config.scaling_factor + (config.shift_factor or 0.0)
         parts = [self.vae.decode(one.to(self.vae.dtype)).sample for one in latents.split(1)]
@@ -222,7 +230,7 @@ class DiffusersModel:
     def _like(sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return sigma.to(x).view(-1, *[1] * (x.ndim - 1))
 
-    def noised(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return x0 + self._like(self._sigma(t), x0) * noise
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -231,7 +239,9 @@ class DiffusersModel:
         sigma = self._like(self._sigma(t), x0)
         return (noise - sigma * x0) / (sigma**2 + 1).sqrt()
 
-    def clean(self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+    def predict_x0(
+        self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor
+    ) -> torch.Tensor:
         return self._clean(x_t, self._like(self._sigma(t), x_t), prediction)
 
     def _clean(
@@ -293,7 +303,7 @@ class DiffusersModel:
         backend uses."""
         count = len(prompts)
         own = prompts if isinstance(prompts, Conditioning) else self.encode(prompts)
-        both = Conditioning.joined([own, self.encode([""]).repeated(count)])
+        both = Conditioning.cat([own, self.encode([""]).repeated(count)])
         seeds = range(seed, seed + count)
         noise = torch.cat([self.noise(1, torch.Generator().manual_seed(one)) for one in seeds])
         sigmas = noise_levels(steps, self.sigmas[0].item(), self.sigmas[-1].item())
@@ -311,7 +321,7 @@ class DiffusersModel:
         shape = self.network.config.in_channels, *(side // SIDE for side in self.size)
         return torch.randn(count, *shape, generator=generator).to(self.device)
 
-    def forget(self) -> None:
+    def release_saved_tensors(self) -> None:
         """Autograd keeps nothing here but what its graphs hold."""
 
     @contextmanager
@@ -323,7 +333,7 @@ class DiffusersModel:
         """
         edit = Edit(self.selected(part, select), rank, seed)
         root, prefix = self.views[part], "" if part == "encoder" else NETWORK
-        if part == "unet":
+        if part == "denoiser":
             edit.gradient_scale = 1 / self._gradient_scale
         names = {key.removeprefix(prefix).rpartition(".")[0] for key in edit.deltas}
         without_first = names if select == "cross-attention-kv" else ()
@@ -332,8 +342,8 @@ class DiffusersModel:
 
     def selected(self, part: Part, select: str) -> dict[str, torch.Tensor]:
         """What `select` means in a part, by the host's names."""
-        if part == "unet":
-            found = network_weights(self.views["unet"], select)
+        if part == "denoiser":
+            found = network_weights(self.views["denoiser"], select)
             return {NETWORK + name: weight for name, weight in found.items()}
         weights = {}
         for name in self.encoders:
@@ -349,7 +359,7 @@ class DiffusersModel:
         # The pooled vector goes through all of CLIP-G.
         return 0 if encoder == "clip_g" else 1 + self.clip_skip
 
-    def base(self, keys: Iterable[str]) -> dict[str, str]:
+    def fingerprints(self, keys: Iterable[str]) -> dict[str, str]:
         """Fingerprints of the pipeline's own values of weights; KeyError for one it lacks."""
         return {key: self._rounded.get(key) or fingerprint(self.weights[key]) for key in keys}
 
@@ -358,7 +368,7 @@ class DiffusersModel:
         were."""
         keys = [key for key in self.weights if key.startswith(NETWORK)]
         if dtype == torch.bfloat16:  # float16 is what is hashed: it changes nothing
-            self._rounded = self.base(keys)
+            self._rounded = self.fingerprints(keys)
         self.network.to(dtype)
 
 

@@ -35,7 +35,7 @@ TIMES = (400.0, 1000.0)
 TIMES_BESIDE_A_THING = (100.0, 800.0)
 # How much of what a word changes in the prediction is believed. Of pictures unlike those that it
 # learnt from, a network overstates what a word for the whole picture says.
-BELIEVED = {"object": 0.5, "style": 1.0, "character": 0.5}
+CONDITIONAL_WEIGHT = {"object": 0.5, "style": 1.0, "character": 0.5}
 THING_DRAWS = 32  # with which the thing in a picture is found, before its style is asked for
 MOST_WORDS = 2000  # candidates: each is asked for at least once
 IN_FULL = 10  # as many words get every draw; more of them are halved down to it
@@ -173,7 +173,7 @@ def identify(
         spent, times = before, TIMES_BESIDE_A_THING
     else:
         contexts = [alone(kind)] * len(images)
-    noised = _in_turns(model, model.latents(images), times, draws, seed)
+    noised = _in_turns(model, model.encode_images(images), times, draws, seed)
     prompts = _Prompts(model, contexts, words)
     # Rows: no word, which is never dropped, and the words.
     losses = torch.full((len(words) + 1, draws), torch.nan)
@@ -185,7 +185,7 @@ def identify(
         for some in _batches(rows, noised.at_once):
             row, at = torch.tensor(some).T
             conditioning = prompts.of(row, noised.picture[at])
-            losses[row, at] = noised.loss(at, conditioning, row == 0, BELIEVED[kind])
+            losses[row, at] = noised.loss(at, conditioning, row == 0, CONDITIONAL_WEIGHT[kind])
             spent += len(some)
             if on_row:
                 complete = int(at[-1]) + (row[-1] == left[-1])  # draws that all have had
@@ -275,7 +275,7 @@ class Asking:
         )
         self.prompts = _Prompts(model, contexts, words)
         self.losses = torch.full((len(x0), len(words) + 1, draws), torch.nan)
-        self.believed, self.on_row = BELIEVED[kind], on_row
+        self.believed, self.on_row = CONDITIONAL_WEIGHT[kind], on_row
 
     @torch.no_grad()
     def shares(
@@ -351,7 +351,7 @@ class _Draws:
         """
         x0 = self.x0[self.picture[at].to(self.x0.device)]
         noise, t = self.noise[at].to(x0), self.t[at].to(x0.device)
-        predicted = self.model.predict(self.model.noised(x0, noise, t), t, conditioning).float()
+        predicted = self.model.predict(self.model.add_noise(x0, noise, t), t, conditioning).float()
         self.plain[at[without]] = predicted[without.to(x0.device)].cpu()
         if not predicted.isfinite().all():
             raise ValueError(
@@ -379,7 +379,7 @@ class _Prompts:
         ]
         self.device = model.device
         # Kept on the CPU: T5's of some hundred words are gigabytes.
-        self.conditioning = Conditioning.joined(
+        self.conditioning = Conditioning.cat(
             [
                 model.encode(sentences[i : i + ENCODED_AT_ONCE]).to("cpu")
                 for i in range(0, len(sentences), ENCODED_AT_ONCE)

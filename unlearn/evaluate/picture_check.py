@@ -43,7 +43,7 @@ def check_pictures(
     found = []
     for concept, some in list(zip(concepts, images.chunk(len(concepts))))[:CONCEPTS]:
         some = some[:PICTURES]
-        x0 = model.latents(some)
+        x0 = model.encode_images(some)
         contexts = [alone(kind)] * len(some)
         own = explained(model, x0, contexts, [concept], range(DRAWS), kind)
         if _is_positive(own[:, 0]):

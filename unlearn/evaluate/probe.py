@@ -184,7 +184,7 @@ class Probe:
         if trained is not None:
             found.append(
                 f"With a token trained for it (CCE, {self.settings.cce.steps} steps): "
-                f"{trained:.0%}." + ("" if "unet" in self.parts else f" {CANNOT}")
+                f"{trained:.0%}." + ("" if "denoiser" in self.parts else f" {CANNOT}")
             )
         return found
 
@@ -297,7 +297,7 @@ def probe(
             gaps = spread(templates(s.kind), len(own))
             asked[token] = [gap.format("<token>") for gap in gaps]
             with torch.no_grad():
-                prompts = model.encode_filled(gaps, learnt)
+                prompts = model.encode_with_embeddings(gaps, learnt)
             latents = drawn(model, prompts, s, f"drawing {token}, edited", on_probe)
             after[token] = painted(model, latents, f"{token}, edited")
     found = [
@@ -356,7 +356,7 @@ def drawn(
 
 def painted(model: DiffusionModel, x0: torch.Tensor, what: str) -> torch.Tensor:
     """The pictures of latents. Raises ValueError where one is not finite."""
-    pictures = model.images(x0)
+    pictures = model.decode_latents(x0)
     _check_finite(pictures, what)
     return pictures
 

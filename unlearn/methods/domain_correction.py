@@ -28,12 +28,12 @@ from ..core.resume import Resume, Run
 from ..core.token_reading import Read
 from ..core.trainable import NetworkTrainable
 from ..files import state_checks as fitting
-from ..prompts.sampler import Neighbourhood
+from ..prompts.sampler import PromptSampler
 from ..prompts.word_checks import as_read, check_typed
 from .parts import closed_form
 from .parts.concepts import STOP_WINDOW, check_concepts
-from .parts.retention import Encoded, Held
-from .parts.run import trained
+from .parts.retention import EncodeCache, RetentionSet
+from .parts.run import run_method
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class DomainCorrectionSettings:
     def rows(self) -> int:
         """Latents that are kept for one backward pass, at most: the concept's and those held."""
         size = self.of("batch", 8, 4)
-        return 2 * size if self.mode == "paper" else 2 * size + Held.AT_ONCE
+        return 2 * size if self.mode == "paper" else 2 * size + RetentionSet.AT_ONCE
 
     def of(self, name: str, paper: int, balanced: int) -> int:
         """A number of this run: the user's own, or the mode's."""
@@ -106,9 +106,9 @@ def domain_correction(
     check_settings(concepts, settings, model.readings)
     concepts, settings = as_read(concepts, settings, model.readings)
     resume = resume or Resume()
-    return trained(
+    return run_method(
         model,
-        "unet",
+        "denoiser",
         settings.trainable,
         "domain_correction",
         list(concepts),
@@ -157,20 +157,20 @@ class Discriminator(torch.nn.Sequential):
 
 def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     """Scores of the anchor's predictions are to be high, of the concept's low."""
-    return (_says(real, 1.0) + _says(fake, 0.0)) / 2
+    return (bce_against(real, 1.0) + bce_against(fake, 0.0)) / 2
 
 
 def generator_loss(fake: torch.Tensor) -> torch.Tensor:
     """The concept's predictions are to be taken for the anchor's."""
-    return _says(fake, 1.0)
+    return bce_against(fake, 1.0)
 
 
-def _says(score: torch.Tensor, truth: float) -> torch.Tensor:
+def bce_against(score: torch.Tensor, truth: float) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(score, torch.full_like(score, truth))
 
 
 def paired_prompts(
-    rng: random.Random, words: Neighbourhood, settings: DomainCorrectionSettings, concept: str
+    rng: random.Random, words: PromptSampler, settings: DomainCorrectionSettings, concept: str
 ) -> tuple[str, str]:
     """(anchor prompt, the same with the concept in it).
 
@@ -201,7 +201,7 @@ class Anchors:
     ) -> None:
         rng = random.Random(settings.seed)
         protect = settings.protect if settings.mode == "balanced" else ()
-        words = Neighbourhood(concepts, settings.kind, rng, settings.anchor, protect)
+        words = PromptSampler(concepts, settings.kind, rng, settings.anchor, protect)
         self.count = settings.of("pictures", 1000, 32)
         self.pairs: list[list[tuple[str, str]]] = []
         for _ in range(min(settings.prompts, self.count)):
@@ -262,7 +262,7 @@ def correct(
 
     parts = {"judge": judge, "judging": judging, "rng": rng, "noise": noise}
     run = Run(resume, edit, steps=total, check=check, optimiser=optimiser, **parts)
-    encoded = Encoded(model)
+    encoded = EncodeCache(model)
     if not run.more:
         erasing.begin()
 
@@ -272,14 +272,14 @@ def correct(
         x0 = anchors.x0[chosen]
         fresh = torch.randn(x0.shape, generator=noise).to(x0)
         t = torch.randint(0, 1000, (size,), generator=noise).float().to(x0.device)
-        x_t = model.noised(x0, fresh, t)
+        x_t = model.add_noise(x0, fresh, t)
         wanted, asked = encoded(*(a for a, _ in pairs)), encoded(*(c for _, c in pairs))
         with edit.off():
             anchor = model.predict(x_t, t, wanted)
-            real = model.clean(x_t, t, anchor)
+            real = model.predict_x0(x_t, t, anchor)
         with torch.set_grad_enabled(number >= alone):
             student = model.predict(x_t, t, asked)
-            fake = model.clean(x_t, t, student)
+            fake = model.predict_x0(x_t, t, student)
         judged = discriminator_loss(judge(real), judge(fake.detach()))
         judging.zero_grad()
         judged.backward()
@@ -347,7 +347,9 @@ class Balanced:
         self.model, self.edit, self.settings = model, edit, settings
         self.optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=settings.rate)
         around = concepts, settings.kind
-        self.held = Held(model, edit, around, settings.protect, settings.seed, resume, on_step)
+        self.held = RetentionSet(
+            model, edit, around, settings.protect, settings.seed, resume, on_step
+        )
         self.left = 1.0
         self.around = around
 
@@ -356,16 +358,16 @@ class Balanced:
         settings, (concepts, kind) = self.settings, self.around
         if settings.start_solved:
             rng = random.Random(settings.seed)
-            words = Neighbourhood(concepts, kind, rng, settings.anchor, settings.protect)
+            words = PromptSampler(concepts, kind, rng, settings.anchor, settings.protect)
             closed_form.start(
                 self.model, self.edit, self.optimiser, words, concepts, closed_form.PUSH[kind]
             )
 
     def step(self, batch: Batch, deceived: torch.Tensor, rng, noise) -> float:
-        t = torch.randint(0, 1000, (Held.AT_ONCE,), generator=noise).float().to(batch.t)
-        others, prompts = self.held.noised(rng, noise, t)
+        t = torch.randint(0, 1000, (RetentionSet.AT_ONCE,), generator=noise).float().to(batch.t)
+        others, prompts = self.held.add_noise(rng, noise, t)
         inputs, times = torch.cat([batch.x_t, others]), torch.cat([batch.t, t])
-        kept_prompts = Conditioning.joined([batch.wanted, prompts])
+        kept_prompts = Conditioning.cat([batch.wanted, prompts])
         with self.edit.off():
             own = self.model.predict(batch.x_t, batch.t, batch.asked)
             was = torch.cat([batch.anchor, self.model.predict(others, t, prompts)])

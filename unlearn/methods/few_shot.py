@@ -26,19 +26,19 @@ from ..core.gradient_projection import Projection
 from ..core.kind import Kind
 from ..core.model import DiffusionModel
 from ..core.progress import OnStep
-from ..core.prompt_spread import apart
+from ..core.prompt_spread import prompt_spread
 from ..core.token_reading import Read
 from ..core.token_slots import check_takes_vectors
 from ..core.trainable import Trainable
-from ..prompts.sampler import Neighbourhood
+from ..prompts.sampler import PromptSampler
 from ..prompts.templates import named
 from ..prompts.word_checks import as_read, check_typed
 from .parts.adversarial import OTHERS, SENTENCES, Hardening, check_hardening
 from .parts.concepts import STOP_WINDOW, check_concepts, concept_latents
-from .parts.run import trained
+from .parts.run import run_method
 
 # A picture has some style whatever the prompt says, so away from one there must be a push.
-PUSH = {"object": 0.0, "style": 0.5, "character": 0.0}
+OVERSHOOT = {"object": 0.0, "style": 0.5, "character": 0.0}
 HELD, NAMED = 6, 2  # prompts of a step: of other things, and with the neutral word in place
 
 
@@ -96,7 +96,7 @@ class FewShotSettings:
 
     @property
     def further(self) -> float:
-        return PUSH[self.kind] if self.push is None else self.push
+        return OVERSHOOT[self.kind] if self.push is None else self.push
 
 
 def few_shot(
@@ -124,7 +124,7 @@ def few_shot(
         model, concepts, images, settings.kind, settings.shots, settings.seed, on_step
     )
     run = paper if settings.mode == "paper" else balanced
-    return trained(
+    return run_method(
         model,
         "encoder",
         settings.trainable,
@@ -178,7 +178,7 @@ def paper(
     """
     rng, prompt_rng = random.Random(settings.seed), random.Random(settings.seed)
     draw = NoiseSampler(model, settings.seed)
-    words = Neighbourhood(concepts, settings.kind, random.Random(settings.seed))
+    words = PromptSampler(concepts, settings.kind, random.Random(settings.seed))
     optimiser = edit.adam((0.9, 0.98), 1e-6, rate=settings.learning_rate)
     # Flipped with p = 0.5, once, as the authors' loader does (a flip of latents, here).
     items = [
@@ -192,7 +192,7 @@ def paper(
         rng.shuffle(items)
         for i in range(0, len(items), settings.batch):
             batch = items[i : i + settings.batch]
-            x_t, t, target = draw.noised(torch.stack([x0 for _, x0 in batch]))
+            x_t, t, target = draw.add_noise(torch.stack([x0 for _, x0 in batch]))
             prompts = [named(prompt_rng, settings.kind, concept, 1)[0] for concept, _ in batch]
             loss = ascent_loss(denoising_loss(model, x_t, t, target, model.encode(prompts)))
             keep = None
@@ -218,13 +218,13 @@ def balanced(
 ) -> None:
     """Ours: bounded ascent, other prompts held in place, until the concept is far enough gone."""
     draw = NoiseSampler(model, settings.seed)
-    words = Neighbourhood(
+    words = PromptSampler(
         concepts, settings.kind, random.Random(settings.seed), settings.anchor, settings.protect
     )
     optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=settings.rate)
     with edit.off():
         # Changes of conditioning count relative to how far prompts lie apart in this encoder.
-        spread = apart(model, words.common[:16])
+        spread = prompt_spread(model, words.common[:16])
     # Of the last steps on each concept: its loss ratio, its distance from the neutral prompts.
     recent = {concept: deque(maxlen=STOP_WINDOW) for concept in concepts}
     neutral_words = {concept: words.neutral(concept, model) for concept in concepts}
@@ -232,7 +232,7 @@ def balanced(
     for step in range(total):
         concept, latents = concepts[step % len(concepts)], pictures[step % len(concepts)]
         chosen = [words.rng.randrange(len(latents)) for _ in range(settings.batch)]
-        x_t, t, target = draw.noised(latents[chosen])
+        x_t, t, target = draw.add_noise(latents[chosen])
         own = [words.prompt(concept) for _ in chosen]
         others, sentences = words.others(HELD), words.sentences(NAMED)
         named = [sentence.format(concept) for sentence in sentences]
@@ -245,7 +245,7 @@ def balanced(
             d_ref = denoising_loss(model, x_t, t, target, own_was)
         own_is, others_is, named_is = encoded(model, own, others, named)
         d = denoising_loss(model, x_t, t, target, own_is)
-        aim = neutral_was.beyond(named_was, settings.further)
+        aim = neutral_was.extrapolate_from(named_was, settings.further)
         kept = others_is.distance(others_was).mean() / spread
         from_neutral = named_is.distance(aim).mean() / spread
         loss = (

@@ -31,15 +31,15 @@ from ..core.token_slots import check_takes_vectors
 from ..core.trainable import NetworkTrainable
 from ..files import state_checks as fitting
 from ..prompts.common_words import COMMON_STYLES, COMMON_WORDS
-from ..prompts.sampler import Neighbourhood
+from ..prompts.sampler import PromptSampler
 from ..prompts.templates import augmented
 from ..prompts.word_checks import as_read, check_typed
 from .parts import closed_form
 from .parts.adversarial import Hardening, check_hardening
 from .parts.concepts import STOP_WINDOW, check_concepts
 from .parts.key_step_search import KeySteps, find_key_steps, points_of
-from .parts.retention import Encoded, Held, drawn
-from .parts.run import trained
+from .parts.retention import EncodeCache, RetentionSet, drawn
+from .parts.run import run_method
 
 Task = Literal["object", "style", "instance", "nudity"]
 KINDS = {"object": "object", "style": "style", "instance": "character", "nudity": "object"}
@@ -146,7 +146,7 @@ class KeyStepSettings:
         """Latents that are kept for one backward pass, at most."""
         if self.mode == "paper":
             return 2 if self.projection == "off" else 4
-        return 2 * self.batch + Held.AT_ONCE
+        return 2 * self.batch + RetentionSet.AT_ONCE
 
     @property
     def beyond(self) -> float:
@@ -187,9 +187,9 @@ def key_step(
         record["key_steps"] = asdict(found)
         run_settings = replace(settings, start=found.start)
     run = paper if settings.mode == "paper" else balanced
-    return trained(
+    return run_method(
         model,
-        "unet",
+        "denoiser",
         settings.weights,
         "key_step",
         list(concepts),
@@ -230,7 +230,7 @@ def found_start(
 ) -> KeySteps:
     """The key steps measured; of several concepts, those of the one that is decided first."""
     kind = KINDS[settings.task]
-    words = Neighbourhood(concepts, kind, random.Random(settings.seed), settings.anchor)
+    words = PromptSampler(concepts, kind, random.Random(settings.seed), settings.anchor)
     neighbours = {"style": COMMON_STYLES, "character": ("man", "woman", "child")}
     own = {word.strip().lower() for word in (*concepts, words.anchor)}
     others = [word for word in neighbours.get(kind, COMMON_WORDS) if word not in own][:3]
@@ -290,9 +290,7 @@ def predictions(
 ) -> tuple[torch.Tensor, ...]:
     """The network's prediction at the same x_t for each of several prompts, in one pass."""
     together = torch.cat([x] * len(prompts))
-    return model.predict(together, at(t, together), Conditioning.joined(prompts)).chunk(
-        len(prompts)
-    )
+    return model.predict(together, at(t, together), Conditioning.cat(prompts)).chunk(len(prompts))
 
 
 def erase_term(
@@ -328,7 +326,7 @@ def noise_share(model: DiffusionModel, t: float) -> float:
     one = torch.ones(1, 1, 1, 1, device=model.device)
     none, middle = torch.zeros_like(one), at(500.0, one)
     if abs(model.target(one, none, middle).item() + 1) < 1e-3:
-        return model.noised(none, one, at(t, one)).item()
+        return model.add_noise(none, one, at(t, one)).item()
     return t / 1000
 
 
@@ -365,8 +363,8 @@ def paper(
         trajectory=trajectory,
         rng=rng,
     )
-    words = Neighbourhood(concepts, KINDS[settings.task], rng)
-    shares, encoded = [noise_share(model, t) for t in times], Encoded(model)
+    words = PromptSampler(concepts, KINDS[settings.task], rng)
+    shares, encoded = [noise_share(model, t) for t in times], EncodeCache(model)
 
     def iteration(number: int, which: int, step: int) -> None:
         concept, t = concepts[which], times[step]
@@ -433,12 +431,12 @@ def balanced(
         rng=rng,
     )
     around = concepts, KINDS[settings.task]
-    words = Neighbourhood(*around, rng, settings.anchor, settings.protect)
-    encoded = Encoded(model)
+    words = PromptSampler(*around, rng, settings.anchor, settings.protect)
+    encoded = EncodeCache(model)
     push = settings.beyond
     if settings.start_solved and not run.done:
         closed_form.start(model, edit, optimiser, words, concepts, push)
-    held = Held(model, edit, around, settings.protect, settings.seed, resume, on_step)
+    held = RetentionSet(model, edit, around, settings.protect, settings.seed, resume, on_step)
     recent = run.more.setdefault("recent", [[] for _ in concepts])
 
     def iteration(number: int, which: int, step: int) -> None:
@@ -451,8 +449,8 @@ def balanced(
         sentences = words.sentences(count)
         own = encoded(*(sentence.format(concept) for sentence in sentences))
         neutral = encoded(*(sentence.format(words.anchor) for sentence in sentences))
-        others, others_prompts = held.noised(rng, noise, t)
-        prompts = Conditioning.joined([own, neutral, others_prompts])
+        others, others_prompts = held.add_noise(rng, noise, t)
+        prompts = Conditioning.cat([own, neutral, others_prompts])
         inputs = torch.cat([x, x, others])
         with edit.off():
             was = model.predict(inputs, at(t, inputs), prompts)

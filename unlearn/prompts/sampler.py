@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..core.model import DiffusionModel
 
 
-class Neighbourhood:
+class PromptSampler:
     """The prompts of one run: the concept's own, others to hold in place, and neutral ones.
 
     anchor: the neutral word; empty: by kind. protect: words to hold in place before all others.

@@ -58,23 +58,23 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_machine(parser)
 
 
-def run(given: argparse.Namespace) -> None:
-    captions = read_captions(given.folder / given.captions)
+def run(args: argparse.Namespace) -> None:
+    captions = read_captions(args.folder / args.captions)
     from ...diffusers_backend.apply import applied, base_warning, check_fit
     from ..models import given_model, load_erasures
 
-    erasure = load_erasures(given.erasure, given.strength) if given.erasure else None
-    model = given_model(given)
+    erasure = load_erasures(args.erasure, args.strength) if args.erasure else None
+    model = given_model(args)
     if erasure is not None:
         check_fit(model, erasure)
-    target = given.folder / given.generated
+    target = args.folder / args.generated
     with ExitStack() as stack:
         if erasure is not None:
             if warning := base_warning(model, erasure):
                 print(warning)
             stack.enter_context(applied(model, erasure))
         run = {
-            **settings(given, model),
+            **settings(args, model),
             # Pictures are numbered by their captions' place.
             "captions": digest([[caption.image, caption.prompt] for caption in captions]),
             # As they draw: another model or erasure is another run.
@@ -83,21 +83,21 @@ def run(given: argparse.Namespace) -> None:
         check_run(target, run)
         with Bar() as bar:
             try:
-                drawn = draw(model, captions, target, given, bar)
+                drawn = draw(model, captions, target, args, bar)
             except KeyboardInterrupt:
                 print("\nInterrupted; the same command goes on from here.")
                 raise SystemExit(130) from None
     print(
-        f"{target}: {len(captions)} prompts, {given.count} pictures each, {drawn} of them new; "
-        f"{given.steps} steps of DPM-Solver++(2M) where CPDM has DDIM, guidance {given.guidance}, "
-        f"seed {given.seed}."
+        f"{target}: {len(captions)} prompts, {args.count} pictures each, {drawn} of them new; "
+        f"{args.steps} steps of DPM-Solver++(2M) where CPDM has DDIM, guidance {args.guidance}, "
+        f"seed {args.seed}."
     )
 
 
-def settings(given: argparse.Namespace, model) -> dict:
+def settings(args: argparse.Namespace, model) -> dict:
     """All but the captions and the weights that decides what is drawn."""
     names = ("count", "steps", "guidance", "seed", "clip_skip", "half")
-    return {**{name: getattr(given, name) for name in names}, "size": list(model.size)}
+    return {**{name: getattr(args, name) for name in names}, "size": list(model.size)}
 
 
 def every_weight(model) -> dict[str, torch.Tensor]:
@@ -142,24 +142,24 @@ def drawn_before(file: Path) -> dict:
 
 
 def draw(
-    model, captions: Sequence[Caption], target: Path, given: argparse.Namespace, bar: Bar
+    model, captions: Sequence[Caption], target: Path, args: argparse.Namespace, bar: Bar
 ) -> int:
     """Draw what is not there yet; returns how many pictures."""
-    drawn, total = 0, len(captions) * given.count
+    drawn, total = 0, len(captions) * args.count
     for row, caption in enumerate(captions):
         # Numbered over the whole set, as the released code does.
-        first = row * given.count
-        missing = [i for i in range(given.count) if not (target / caption.file(first + i)).exists()]
-        bar(caption.name, first + given.count - len(missing), total)
-        for i in range(0, given.count, AT_ONCE):
-            some = range(i, min(i + AT_ONCE, given.count))
+        first = row * args.count
+        missing = [i for i in range(args.count) if not (target / caption.file(first + i)).exists()]
+        bar(caption.name, first + args.count - len(missing), total)
+        for i in range(0, args.count, AT_ONCE):
+            some = range(i, min(i + AT_ONCE, args.count))
             # Together as in a run that is not interrupted: a batch decides on the last digits.
             if not set(some) & set(missing):
                 continue
             x0 = model.sample(
-                [caption.prompt] * len(some), given.seed + i, given.steps, given.guidance
+                [caption.prompt] * len(some), args.seed + i, args.steps, args.guidance
             )
-            for number, picture in zip(some, model.images(x0)):
+            for number, picture in zip(some, model.decode_latents(x0)):
                 write_png(target / caption.file(first + number), picture[None])
             drawn += len(some)
             bar(caption.name, first + some.stop, total)

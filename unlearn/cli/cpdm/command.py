@@ -31,5 +31,5 @@ def add(parser: argparse.ArgumentParser) -> None:
         task.add(tasks.add_parser(name, help=task.HELP, description=task.__doc__))
 
 
-def run(given: argparse.Namespace) -> None:
-    TASKS[given.task].run(given)
+def run(args: argparse.Namespace) -> None:
+    TASKS[args.task].run(args)

@@ -55,15 +55,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=options.DEVICES, default="auto")
 
 
-def run(given: argparse.Namespace) -> None:
-    sides = [given.generated, *([given.after] if given.after else [])]
-    works = [read_works(given.folder / given.anchors, given.folder / side) for side in sides]
-    if given.after:
+def run(args: argparse.Namespace) -> None:
+    sides = [args.generated, *([args.after] if args.after else [])]
+    works = [read_works(args.folder / args.anchors, args.folder / side) for side in sides]
+    if args.after:
         check_same(*works)
     files = (file for side in works for work in side for file in (work.anchor, *work.generated))
-    check_png(given.picture, "--picture", files)
+    check_png(args.picture, "--picture", files)
 
-    embed, inception = networks(given)
+    embed, inception = networks(args)
     metric = Metric(embed, inception)
     shown: list[list[Pair]] = [[] for _ in sides]
 
@@ -78,7 +78,7 @@ def run(given: argparse.Namespace) -> None:
         found = [list(metric.measure(looked_at(side, bar))) for side in range(len(sides))]
     names = [file.stem for work in works[0] for file in work.generated]
     report = Report(names, *found, width=metric.width, is_fid=inception.is_fid)
-    if given.json:
+    if args.json:
         print(json.dumps(report.record(), indent=1), flush=True)
     else:
         print("\n".join([report.table(), "", *report.sentences()]), flush=True)
@@ -88,8 +88,8 @@ def run(given: argparse.Namespace) -> None:
                 "out."
             )
     # After the figures are told: a disk may be full.
-    if given.picture is not None:
-        write_png(given.picture, cpdm_sheet(report, *shown))
+    if args.picture is not None:
+        write_png(args.picture, cpdm_sheet(report, *shown))
 
 
 def pairs(works: Sequence[Work]) -> Iterator[Pair]:
@@ -106,7 +106,7 @@ def read(file: Path) -> torch.Tensor:
     return batch([picture], picture.size[::-1])[0]
 
 
-def networks(given: argparse.Namespace) -> tuple[Embed, Inception]:
+def networks(args: argparse.Namespace) -> tuple[Embed, Inception]:
     """The two networks that look. Raises Failure or ValueError where one cannot be had."""
     try:
         import torchvision  # noqa: F401
@@ -119,13 +119,13 @@ def networks(given: argparse.Namespace) -> tuple[Embed, Inception]:
     from ...evaluate.cpdm.inception import load_inception
     from ..models import device_of
 
-    device = device_of(given.device)
-    return load_clip(given.clip, device), load_inception(given.inception).to(device)
+    device = device_of(args.device)
+    return load_clip(args.clip, device), load_inception(args.inception).to(device)
 
 
 def load_clip(folder: Path, device: torch.device) -> Embed:
     """CLIP's image encoder of a folder. Raises Failure or ModelError where there is none."""
-    from ...diffusers_backend.load import hush
+    from ...diffusers_backend.load import silence_libraries
     from ...diffusers_backend.model_folder import check_part
 
     if not (folder / "config.json").is_file():
@@ -134,7 +134,7 @@ def load_clip(folder: Path, device: torch.device) -> Embed:
             "has it, such as openai/clip-vit-large-patch14."
         )
     check_part(folder)
-    hush()
+    silence_libraries()
     try:
         check_clip_files(folder)
         model = clip_of(folder)

@@ -23,8 +23,8 @@ from ...core.trainable import Baseline, NetworkTrainable
 from ...prompts.templates import named
 from ...prompts.word_checks import check_words, words_read
 from ..parts.concepts import check_concepts, concept_latents
-from ..parts.retention import Encoded
-from ..parts.run import trained
+from ..parts.retention import EncodeCache
+from ..parts.run import run_method
 
 WEIGHT_DECAY = 1e-2  # AdamW's own
 
@@ -66,9 +66,9 @@ def gradient_ascent(
     pictures = concept_latents(
         model, concepts, images, settings.kind, settings.shots, settings.seed
     )
-    return trained(
+    return run_method(
         model,
-        "unet",
+        "denoiser",
         settings.trainable,
         "gradient_ascent",
         list(concepts),
@@ -92,13 +92,13 @@ def ascend(
     on_step: OnStep | None,
 ) -> None:
     """AdamW up the denoising loss; of several concepts in turn."""
-    draw, encoded = NoiseSampler(model, settings.seed), Encoded(model)
+    draw, encoded = NoiseSampler(model, settings.seed), EncodeCache(model)
     rng, prompt_rng = random.Random(settings.seed), random.Random(settings.seed)
     optimiser = edit.adam((0.9, 0.999), 1e-8, rate=settings.learning_rate)
     for step in range(settings.iterations):
         concept, latents = concepts[step % len(concepts)], pictures[step % len(concepts)]
         chosen = [rng.randrange(len(latents)) for _ in range(settings.batch)]
-        x_t, t, target = draw.noised(latents[chosen])
+        x_t, t, target = draw.add_noise(latents[chosen])
         prompts = encoded(*named(prompt_rng, settings.kind, concept, len(chosen)))
         loss = ascent_loss(denoising_loss(model, x_t, t, target, prompts))
         edit.shrink(settings.learning_rate * WEIGHT_DECAY)

@@ -25,8 +25,8 @@ from ...core.progress import OnStep
 from ...prompts.templates import named
 from ...prompts.word_checks import check_words, words_read
 from ..parts.concepts import check_concepts, concept_latents
-from ..parts.retention import Encoded
-from ..parts.run import trained
+from ..parts.retention import EncodeCache
+from ..parts.run import run_method
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ def weight_pruning(
     pictures = concept_latents(
         model, concepts, images, settings.kind, settings.shots, settings.seed
     )
-    return trained(
+    return run_method(
         model,
-        "unet",
+        "denoiser",
         "convolution",
         "weight_pruning",
         list(concepts),
@@ -104,22 +104,22 @@ def prune(
     on_step: OnStep | None,
 ) -> None:
     """Look up what to set to zero, in all draws, then set it; of several concepts in turn."""
-    draw, encoded = NoiseSampler(model, settings.seed), Encoded(model)
+    draw, encoded = NoiseSampler(model, settings.seed), EncodeCache(model)
     rng, prompt_rng = random.Random(settings.seed), random.Random(settings.seed)
     filters = {key: delta for key, delta in edit.deltas.items() if key.endswith(".weight")}
     cut = {key: torch.zeros_like(delta.full, dtype=torch.bool) for key, delta in filters.items()}
     for number in range(settings.draws):
         concept, latents = concepts[number % len(concepts)], pictures[number % len(concepts)]
         chosen = [rng.randrange(len(latents)) for _ in range(settings.batch)]
-        x_t, t, target = draw.noised(latents[chosen])
+        x_t, t, target = draw.add_noise(latents[chosen])
         prompts = encoded(*named(prompt_rng, settings.kind, concept, len(chosen)))
         for parameter in edit.parameters():
             parameter.grad = None
-        with answers(model.layers, filters, settings.pooling) as stages:
+        with record_activations(model.layers, filters, settings.pooling) as stages:
             loss = denoising_loss(model, x_t, t, target, prompts).mean()
             loss.backward()
         for stage in stages.values():
-            for key, channels in loudest(stage, settings.channels).items():
+            for key, channels in top_channels(stage, settings.channels).items():
                 gradient = filters[key].full.grad[channels]
                 cut[key][channels] |= largest(gradient.abs().flatten(1), settings.weights).view_as(
                     gradient
@@ -136,7 +136,7 @@ def prune(
 
 
 @contextmanager
-def answers(
+def record_activations(
     layers: torch.nn.Module, keys: Sequence[str], pooling: str
 ) -> Iterator[dict[tuple, dict[str, torch.Tensor]]]:
     """What the channels of the named convolutions answer while it is open: (N, C) by key, for each
@@ -144,12 +144,12 @@ def answers(
     stages: dict[tuple, dict[str, torch.Tensor]] = defaultdict(dict)
 
     def listening(key: str, part: str):
-        def heard(module, given, output: torch.Tensor) -> None:
+        def hook(module, given, output: torch.Tensor) -> None:
             size = output.detach().float().abs().flatten(2)
             pooled = size.mean(2) if pooling == "avg" else size.amax(2)
             stages[part, output.shape[2:]][key] = pooled
 
-        return heard
+        return hook
 
     with ExitStack() as stack:
         for key in keys:
@@ -159,13 +159,13 @@ def answers(
         yield stages
 
 
-def loudest(stage: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
+def top_channels(stage: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
     """Of a stage's answers (N, C) by key, the channels (k,) of each key that are among the largest
     share of all, in any of the N."""
     every = torch.cat([one.flatten() for one in stage.values()])
     least = every.topk(max(1, int(share * every.numel()))).values[-1]
-    heard = {key: (one >= least).any(0).nonzero().flatten() for key, one in stage.items()}
-    return {key: channels for key, channels in heard.items() if len(channels)}
+    hook = {key: (one >= least).any(0).nonzero().flatten() for key, one in stage.items()}
+    return {key: channels for key, channels in hook.items() if len(channels)}
 
 
 def largest(rows: torch.Tensor, share: float) -> torch.Tensor:

@@ -22,9 +22,9 @@ from ...core.edit import Edit
 from ...core.kind import Kind
 from ...core.model import DiffusionModel
 from ...core.progress import OnStep
-from ...core.prompt_spread import apart
-from ...prompts.sampler import Neighbourhood
-from .retention import Held
+from ...core.prompt_spread import prompt_spread
+from ...prompts.sampler import PromptSampler
+from .retention import RetentionSet
 
 TOKENS: dict[Kind, int] = {"object": 3, "style": 3, "character": 5}  # as UnlearnDiffAtk has
 SENTENCES, OTHERS = 4, 8  # prompts attacked, and prompts held, in a step of the encoder's
@@ -55,7 +55,7 @@ class Hardening:
     model: DiffusionModel
     edit: Edit
     concepts: Sequence[str]
-    words: Neighbourhood
+    words: PromptSampler
     push: float
     rate: float
     seconds: float
@@ -77,7 +77,7 @@ class Hardening:
         """
         model, words = self.model, self.words
         with self.edit.off():
-            spread = apart(model, words.common[:16])
+            spread = prompt_spread(model, words.common[:16])
         neutral_words = {concept: words.neutral(concept, model) for concept in self.concepts}
         for concept in self._steps():
             named, neutral = self._sentences(concept, SENTENCES, neutral_words[concept])
@@ -87,8 +87,8 @@ class Hardening:
                 wanted = self._after(start, named)
                 # Before the neutral prompts stand the words that the attack begins with, not those
                 # it ends with, which may tell of the concept themselves.
-                aim = self._after(start, neutral).beyond(wanted, self.push)
-                plain_aim = model.encode(neutral).beyond(model.encode(named), self.push)
+                aim = self._after(start, neutral).extrapolate_from(wanted, self.push)
+                plain_aim = model.encode(neutral).extrapolate_from(model.encode(named), self.push)
                 held, held_after = model.encode(others), self._after(beside, others)
 
             def missed(vectors: torch.Tensor, named=named, wanted=wanted) -> torch.Tensor:
@@ -102,7 +102,7 @@ class Hardening:
             self._step((PULL * (attacked + plain) + RETENTION / 2 * kept) / spread)
 
     def network(
-        self, held: Held, pictures: torch.Tensor, times: Sequence[float], retention: float
+        self, held: RetentionSet, pictures: torch.Tensor, times: Sequence[float], retention: float
     ) -> None:
         """Harden an edit of the denoising network.
 
@@ -118,10 +118,10 @@ class Hardening:
                 model.device
             )
             noise = torch.randn(x0.shape, generator=self.generator).to(x0)
-            x = model.noised(x0, noise, at(t, x0))
+            x = model.add_noise(x0, noise, at(t, x0))
             named, neutral = self._sentences(concept, len(x), self.words.anchor)
             start = self._some_words(len(x))
-            other_x, other_prompts = held.noised(self.words.rng, self.generator, t)
+            other_x, other_prompts = held.add_noise(self.words.rng, self.generator, t)
             plain = model.encode(named)
             with self.edit.off():
                 own, aim = self._predictions(
@@ -177,14 +177,14 @@ class Hardening:
 
     def _after(self, vectors: torch.Tensor, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of prompts with tokens before them."""
-        return self.model.encode_filled(["{} " + prompt for prompt in prompts], vectors)
+        return self.model.encode_with_embeddings(["{} " + prompt for prompt in prompts], vectors)
 
     def _predictions(
         self, t: float, *asked: tuple[torch.Tensor, Conditioning]
     ) -> tuple[torch.Tensor, ...]:
         """The network's prediction of each (x_t, prompts), in one pass."""
         x = torch.cat([x for x, _ in asked])
-        prompts = Conditioning.joined([prompts for _, prompts in asked])
+        prompts = Conditioning.cat([prompts for _, prompts in asked])
         return self.model.predict(x, at(t, x), prompts).split([len(x) for x, _ in asked])
 
 

@@ -21,9 +21,9 @@ from ...core.erasure import NETWORK
 from ...core.kind import Kind
 from ...core.model import DiffusionModel
 from ...core.trainable import reads_prompt
-from ...prompts.sampler import Neighbourhood
+from ...prompts.sampler import PromptSampler
 
-PUSH: dict[Kind, float] = {"object": 0.0, "style": 0.6, "character": 0.0}
+OVERSHOOT: dict[Kind, float] = {"object": 0.0, "style": 0.6, "character": 0.0}
 # A picture has some style whatever the prompt says, so for a style the neutral word is not enough.
 RETENTION = 25.0  # weight of other prompts
 REST = 0.2  # of the rate, once the solution is in
@@ -38,7 +38,7 @@ def start(
     model: DiffusionModel,
     edit: Edit,
     optimiser: torch.optim.Optimizer,
-    words: Neighbourhood,
+    words: PromptSampler,
     concepts: Sequence[str],
     push: float,
 ) -> bool:
@@ -65,7 +65,7 @@ def start(
 
 def erasing_map(
     model: DiffusionModel,
-    words: Neighbourhood,
+    words: PromptSampler,
     concepts: Sequence[str],
     push: float,
     retention: float = RETENTION,
@@ -111,5 +111,5 @@ def batches(prompts: Sequence) -> list[Sequence]:
 def tokens(model: DiffusionModel, *groups: Sequence[str]) -> list[torch.Tensor]:
     """Of each group of as many prompts, (prompts * tokens, width) in float64 on the CPU; token by
     token, the shorter padded with zeros."""
-    together = Conditioning.joined([model.encode(group) for group in groups]).cross.cpu().double()
+    together = Conditioning.cat([model.encode(group) for group in groups]).cross.cpu().double()
     return [part.flatten(0, 1) for part in together.chunk(len(groups))]

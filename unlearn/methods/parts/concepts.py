@@ -51,7 +51,7 @@ def concept_latents(
     own prompts.
     """
     if images is not None:
-        return list(model.latents(images).chunk(len(concepts)))
+        return list(model.encode_images(images).chunk(len(concepts)))
     rng = random.Random(seed)
     drawn = []
     for concept in concepts:

@@ -75,7 +75,7 @@ def find_key_steps(
     own, neutral, empty = words[[0]], words[[1]], model.encode([""])
     generator = torch.Generator().manual_seed(seed)
     noise = model.noise(count, generator)
-    x = model.noised(torch.zeros_like(noise), noise, at(times[0], noise))
+    x = model.add_noise(torch.zeros_like(noise), noise, at(times[0], noise))
     points = points_of(steps)
     # Rows: the concept's trajectories, then those continued neutrally since each point passed.
     rows = x[:0]
@@ -84,7 +84,7 @@ def find_key_steps(
         if step in points:
             rows = torch.cat([rows, x])
         together = torch.cat([x, rows])
-        prompts = Conditioning.joined([own.repeated(count), neutral.repeated(len(rows))])
+        prompts = Conditioning.cat([own.repeated(count), neutral.repeated(len(rows))])
         prediction = torch.cat(
             [
                 guided(
@@ -130,7 +130,7 @@ def _evidence(
     total = torch.zeros((), device=x0.device)
     for t in JUDGED_AT:
         noise = torch.randn(x0.shape, generator=generator).to(x0)
-        x_t = model.noised(x0, noise, at(t, x0))
+        x_t = model.add_noise(x0, noise, at(t, x0))
         target = model.target(x0, noise, at(t, x0))
         losses = torch.stack(
             [

@@ -14,10 +14,10 @@ from ...core.kind import Kind
 from ...core.model import DiffusionModel
 from ...core.progress import OnStep, preparing
 from ...core.resume import Resume
-from ...prompts.sampler import Neighbourhood
+from ...prompts.sampler import PromptSampler
 
 
-class Encoded:
+class EncodeCache:
     """Conditioning of prompts under a text encoder that stays as it is, each encoded once."""
 
     LARGEST = 2**28  # bytes kept: T5's of one prompt are eight million
@@ -37,7 +37,7 @@ class Encoded:
             found.append(self.kept[prompt])
         while self.size > self.LARGEST:
             self.size -= self.kept.pop(next(iter(self.kept))).cross.nbytes
-        return Conditioning.joined(found)
+        return Conditioning.cat(found)
 
 
 def drawn(
@@ -45,13 +45,13 @@ def drawn(
 ) -> torch.Tensor:
     """Latents of prompts, a few at a time, on the CPU; `on_step` hears what is being done."""
     parts = []
-    for i in range(0, len(prompts), Held.AT_ONCE):
+    for i in range(0, len(prompts), RetentionSet.AT_ONCE):
         preparing(on_step, what, i, len(prompts))
-        parts.append(model.sample(prompts[i : i + Held.AT_ONCE], seed + i).cpu())
+        parts.append(model.sample(prompts[i : i + RetentionSet.AT_ONCE], seed + i).cpu())
     return torch.cat(parts)
 
 
-class Held:
+class RetentionSet:
     """Other prompts, and pictures of them by the original model, on which it is to stay as it is.
 
     Held on their own pictures, since on the concept's a network is seldom asked for anything else.
@@ -69,8 +69,8 @@ class Held:
         resume: Resume,
         on_step: OnStep | None = None,
     ) -> None:
-        self.model, self.encoded = model, Encoded(model)
-        words = Neighbourhood(*around, random.Random(seed), protect=protect)
+        self.model, self.encoded = model, EncodeCache(model)
+        words = PromptSampler(*around, random.Random(seed), protect=protect)
         self.prompts = words.others(self.COUNT)
 
         with edit.off():
@@ -81,7 +81,7 @@ class Held:
                 lambda: drawn(model, self.prompts, seed, on_step, "drawing pictures to hold"),
             ).to(model.device)
 
-    def noised(
+    def add_noise(
         self, rng: random.Random, generator: torch.Generator, t: float | torch.Tensor
     ) -> tuple[torch.Tensor, Conditioning]:
         """(x_t, prompts) of some of them; t is one timestep, or one for each (AT_ONCE,)."""
@@ -89,4 +89,4 @@ class Held:
         x0 = self.x0[chosen]
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         t = at(t, x0) if isinstance(t, float) else t
-        return self.model.noised(x0, noise, t), self.encoded(*(self.prompts[i] for i in chosen))
+        return self.model.add_noise(x0, noise, t), self.encoded(*(self.prompts[i] for i in chosen))

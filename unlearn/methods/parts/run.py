@@ -15,7 +15,7 @@ from ...core.model import DiffusionModel, Part
 from ...prompts.templates import sentence
 
 
-def trained(
+def run_method(
     model: DiffusionModel,
     part: Part,
     select: str,
@@ -48,7 +48,7 @@ def trained(
         )
 
     with model.edit(part, select, settings.rank, settings.seed) as edit:
-        base = model.base(edit.deltas)
+        base = model.fingerprints(edit.deltas)
         try:
             loop(edit)
             if any(key.startswith(NETWORK) for key in edit.deltas):
@@ -68,7 +68,7 @@ def moved(model: DiffusionModel, edit: Edit, concepts: list[str], kind: Kind) ->
     """
     noise = model.noise(1, torch.Generator().manual_seed(0))
     t = torch.full((2,), 700.0, device=noise.device)
-    x = model.noised(torch.zeros_like(noise), noise, t[:1]).repeat(2, *[1] * (noise.ndim - 1))
+    x = model.add_noise(torch.zeros_like(noise), noise, t[:1]).repeat(2, *[1] * (noise.ndim - 1))
     result = {}
     for concept in concepts:
         prompts = model.encode([sentence(kind, concept), ""])
