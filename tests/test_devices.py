@@ -65,7 +65,7 @@ def test_image_network_is_trained_and_a_run_resumed_there(
     pack: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, method: str
 ) -> None:
     monkeypatch.setattr(pack.unlearn.methods.parts.retention.RetentionSet, "COUNT", 4)
-    methods = getattr(pack.unlearn, method)
+    methods = getattr(pack.unlearn.methods, method)
     settings = (
         methods.KeyStepSettings(steps=6, start=2, iterations=4)
         if method == "key_step"

@@ -277,8 +277,8 @@ def test_parentheses_are_read_as_themselves(pack: ModuleType, loaded: Loaded) ->
 def test_words_are_sought_for_prompts_of_any_length(pack: ModuleType, loaded: Loaded) -> None:
     """By both attacks that write prompts; encoders that do not pad make unlike conditionings."""
     science, own = pack.unlearn, [PROMPTS[2], PROMPTS[0]]
-    ring = science.ring_a_bell.RingABellSettings(tokens=3, steps=1, tries=1, pairs=2)
-    prefix = science.unlearn_diff_atk.UnlearnDiffAtkSettings(
+    ring = science.attacks.ring_a_bell.RingABellSettings(tokens=3, steps=1, tries=1, pairs=2)
+    prefix = science.attacks.unlearn_diff_atk.UnlearnDiffAtkSettings(
         tokens=2, steps=1, tries=1, draws=1, first_steps=1
     )
     with comfy_model(pack, loaded).training() as model:
@@ -287,13 +287,13 @@ def test_words_are_sought_for_prompts_of_any_length(pack: ModuleType, loaded: Lo
         targets = model.noise(2, torch.Generator().manual_seed(1)).to(model.device)
         if loaded.name.startswith("Llama"):  # of which the host takes no vectors there
             with pytest.raises(ValueError, match="neither be attacked by words nor hardened"):
-                science.ring_a_bell.ring_a_bell(model, "cat", own, "object", ring)
-            settings = science.few_shot.FewShotSettings(harden=1.0)
+                science.attacks.ring_a_bell.ring_a_bell(model, "cat", own, "object", ring)
+            settings = science.methods.few_shot.FewShotSettings(harden=1.0)
             with pytest.raises(ValueError, match="neither be attacked"):
-                science.few_shot.few_shot(model, ["cat"], None, settings, pytest.fail)
+                science.methods.few_shot.few_shot(model, ["cat"], None, settings, pytest.fail)
             return
-        nameless = science.ring_a_bell.ring_a_bell(model, "cat", own, "object", ring)
-        prefixed = science.unlearn_diff_atk.unlearn_diff_atk(
+        nameless = science.attacks.ring_a_bell.ring_a_bell(model, "cat", own, "object", ring)
+        prefixed = science.attacks.unlearn_diff_atk.unlearn_diff_atk(
             model, own, wanted, targets, "object", prefix
         )
     assert [len(prompt.split()) for prompt in nameless] == [3, 3]

@@ -100,17 +100,17 @@ def test_hardened_encoder_is_harder_to_bring_back(pack) -> None:
     """On the real small model, after a few steps of the erasure itself."""
     science = pack.unlearn
     host = pack.nodes.backend.model.ComfyModel(*testbed.model.pack.checkpoint(), size=(64, 64))
-    words = science.neighbourhood.PromptSampler([CONCEPT], "object", random.Random(0))
+    words = science.prompts.sampler.PromptSampler([CONCEPT], "object", random.Random(0))
     others = ["a photo of a cat", "a church, ink style", ""]
     with host.training(), host.edit("encoder", "mlp-final-attn") as edit:
         with edit.off():
             x0 = host.sample([f"a photo of a {CONCEPT}"] * 2, seed=0, steps=4)
             were = host.encode(others)
             apart = were.distance(host.encode(others[1:] + others[:1])).mean()
-        settings = science.few_shot.FewShotSettings(max_steps=30)
-        science.few_shot.balanced(host, edit, [CONCEPT], [x0], settings, None)
+        settings = science.methods.few_shot.FewShotSettings(max_steps=30)
+        science.methods.few_shot.balanced(host, edit, [CONCEPT], [x0], settings, None)
         before = revived(host, edit)
-        science.harden.Hardening(
+        science.methods.parts.adversarial.Hardening(
             host, edit, [CONCEPT], words, 0.0, 0.03, 60.0, now=clock()
         ).encoder()
         assert revived(host, edit) > 1.4 * before

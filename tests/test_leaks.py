@@ -58,7 +58,7 @@ def erase(pack: ModuleType, parts: tuple) -> Callable[..., Any]:
     """erase(method, on_step): the erasure, planned and trained as by its node."""
 
     def erased(method: str, on_step: Any = None, parts: tuple = parts, **how: Any) -> Any:
-        science = getattr(pack.unlearn, method)
+        science = getattr(pack.unlearn.methods, method)
         name = "".join(word.title() for word in method.split("_")) + "Settings"
         settings = getattr(science, name)(**SETTINGS[method])
         model = pack.nodes.backend.model.ComfyModel(*parts, size=(32, 32), **how)

@@ -17,9 +17,9 @@ def probed(package, parts, edited, judge, concept: str, level: str, attack: bool
     parts: (MODEL, CLIP, VAE), as they are; edited: MODEL and CLIP, changed. attack: with all of its
     attacks, or none. more: as in unlearn.evaluate.probe.settings.
     """
-    kind, probing = kind_of(concept), package.unlearn.probe
+    kind, probing = kind_of(concept), package.unlearn.evaluate.probe
     models = [
-        package.nodes.host.ComfyModel(*some, parts[2], size=(drawings.SIZE,) * 2)
+        package.nodes.backend.model.ComfyModel(*some, parts[2], size=(drawings.SIZE,) * 2)
         for some in (parts[:2], edited)
     ]
 

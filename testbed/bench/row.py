@@ -38,7 +38,7 @@ def neighbour(concept: str) -> str:
 
 def draw_before(package, parts, concept: str, seed: int):
     """What the unedited model draws of a concept's and its neighbours' prompts."""
-    host = package.nodes.host.ComfyModel(*parts, size=(128, 128))
+    host = package.nodes.backend.model.ComfyModel(*parts, size=(128, 128))
     with torch.inference_mode(), host.training():
         return measure.draw(host, measure.prompts_for(concept, seed), 1000 * seed)
 
@@ -79,10 +79,10 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
         if epoch in epochs_of(job["mode"]) and not rest:
             taken[epoch] = edit.tensors(), time.perf_counter() - started
 
-    with package.unlearn.peak_memory.PeakMemory(host.device) as memory:
+    with package.unlearn.core.peak_memory.PeakMemory(host.device) as memory:
         started = time.perf_counter()
         if job["method"] == "key_step":
-            settings = science.key_step.KeyStepSettings(
+            settings = science.methods.key_step.KeyStepSettings(
                 mode=mode,
                 task=TASKS[kind],
                 seed=seed,
@@ -92,12 +92,12 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
                 trainable="outside-cross-attention" if variant.startswith("outside") else None,
                 harden=hardened,
             )
-            erasure = science.key_step.key_step(host, concept, settings)
+            erasure = science.methods.key_step.key_step(host, concept, settings)
         elif job["method"] == "domain_correction":
-            settings = science.domain_correction.DomainCorrectionSettings(
+            settings = science.methods.domain_correction.DomainCorrectionSettings(
                 mode=mode, kind=kind, seed=seed, anchor=anchor
             )
-            erasure = science.domain_correction.domain_correction(host, concept, settings)
+            erasure = science.methods.domain_correction.domain_correction(host, concept, settings)
         elif job["method"] in BASELINES:
             # No node imports them.
             method = import_module(f"{science.__name__}.{job['method']}")
@@ -108,9 +108,9 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
                 erased(package, host, {**job, "method": method}, kind, shots)[0].erasure
                 for method in job["method"].split("+")
             ]
-            erasure = science.erasure.combine(parts)
+            erasure = science.core.erasure.combine(parts)
         else:
-            settings = science.few_shot.FewShotSettings(
+            settings = science.methods.few_shot.FewShotSettings(
                 mode=mode,
                 kind=kind,
                 seed=seed,
@@ -121,7 +121,7 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
                 harden=hardened,
             )
             # The paper's run is the same for every number of epochs, as far as it goes.
-            erasure = science.few_shot.few_shot(
+            erasure = science.methods.few_shot.few_shot(
                 host, concept, shots, settings, take if mode == "paper" else None
             )
         seconds = time.perf_counter() - started
@@ -152,7 +152,7 @@ def measure_job(package, parts, judge, before, job: dict) -> list[dict]:
     model, clip, vae = parts
     concept, seed = job["concept"], job["seed"]
     kind = measure.kind_of(concept)
-    host = sampling_fast(package.nodes.host.ComfyModel(model, clip, vae, size=(128, 128)))
+    host = sampling_fast(package.nodes.backend.model.ComfyModel(model, clip, vae, size=(128, 128)))
     prompts = measure.prompts_for(concept, seed)
     shots = drawings.of(concept)
     chosen = torch.randperm(len(shots), generator=torch.Generator().manual_seed(seed))[:SHOTS]
@@ -161,8 +161,8 @@ def measure_job(package, parts, judge, before, job: dict) -> list[dict]:
         results = erased(package, host, job, kind, shots[chosen])
     for one in results:
         erasure = one.erasure
-        changed = package.nodes.apply.erased(model, clip, erasure)
-        edited = package.nodes.host.ComfyModel(*changed, vae, size=(128, 128))
+        changed = package.nodes.backend.apply.erased(model, clip, erasure)
+        edited = package.nodes.backend.model.ComfyModel(*changed, vae, size=(128, 128))
         with torch.inference_mode(), edited.training():
             after = measure.draw(edited, prompts, 1000 * seed)
         save_strip(strip_file(job), prompts, before, after)

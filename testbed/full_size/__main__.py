@@ -47,8 +47,10 @@ def measure_case(case: str, steps: int = 3, batch: int = 1) -> dict:
     package = pack.load()
     small = case.endswith("IconCanvas")
     patcher, clip = pack.checkpoint()[:2] if small else random_model()
-    few_shot = package.unlearn.few_shot
-    host = package.nodes.host.ComfyModel(patcher, clip, checkpointing=case.endswith("checkpointed"))
+    few_shot = package.unlearn.methods.few_shot
+    host = package.nodes.backend.model.ComfyModel(
+        patcher, clip, checkpointing=case.endswith("checkpointed")
+    )
     side = 16 if small else 64
     x0 = torch.randn(batch, 4, side, side, generator=torch.Generator().manual_seed(1)).to(
         host.device
@@ -64,7 +66,7 @@ def measure_case(case: str, steps: int = 3, batch: int = 1) -> dict:
 
         forward()  # warm
         if case == "drawing":
-            with package.unlearn.peak_memory.PeakMemory(host.device) as memory:
+            with package.unlearn.core.peak_memory.PeakMemory(host.device) as memory:
                 started = time.perf_counter()
                 for _ in range(steps):
                     forward()
@@ -80,7 +82,7 @@ def measure_case(case: str, steps: int = 3, batch: int = 1) -> dict:
                 moved.append(((now - before).norm() / before.norm()).item())
 
             with (
-                package.unlearn.peak_memory.PeakMemory(host.device) as memory,
+                package.unlearn.core.peak_memory.PeakMemory(host.device) as memory,
                 host.edit("encoder", settings.trainable, 0, 0) as edit,
             ):
                 started = time.perf_counter()

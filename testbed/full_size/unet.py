@@ -30,10 +30,10 @@ def settings_of(science, case: str):
     """One trajectory or anchor picture at a time; both train the cross-attention, in both modes."""
     method, mode = case.split()
     if method == "key_step":
-        return science.key_step.KeyStepSettings(
+        return science.methods.key_step.KeyStepSettings(
             mode=mode, task="style", start=0, iterations=STEPS, batch=1
         )
-    return science.domain_correction.DomainCorrectionSettings(
+    return science.methods.domain_correction.DomainCorrectionSettings(
         mode=mode, iterations=STEPS, alone=0, batch=1, pictures=1, prompts=1
     )
 
@@ -49,7 +49,7 @@ def measure_unet(case: str) -> dict:
     patcher, clip = random_model()
     calls: Counter[tuple[int, bool]] = Counter()
 
-    class Counted(package.nodes.host.ComfyModel):
+    class Counted(package.nodes.backend.model.ComfyModel):
         def predict(self, x_t, t, conditioning):
             calls[len(x_t), torch.is_grad_enabled()] += 1
             return super().predict(x_t, t, conditioning)
@@ -64,12 +64,12 @@ def measure_unet(case: str) -> dict:
             calls.clear()
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(), host.training():
-        resume = science.resume.Resume(Path(folder) / "run", every=3600)
-        held = science.held.RetentionSet.COUNT
+        resume = science.core.resume.Resume(Path(folder) / "run", every=3600)
+        held = science.methods.parts.retention.RetentionSet.COUNT
         for name, count in (("held", held), ("anchors", 1)):
             resume.once(name, lambda count=count: torch.randn(count, 4, SIDE, SIDE))
         learn = getattr(getattr(science, case.split()[0]), case.split()[0])
-        with package.unlearn.peak_memory.PeakMemory(host.device) as memory:
+        with package.unlearn.core.peak_memory.PeakMemory(host.device) as memory:
             erasure = learn(host, ["fox"], settings, on_step, resume)
         evaluations = dict(calls)
         bare = sum(
@@ -132,13 +132,13 @@ def measure_drawing(rows: int) -> dict:
     """Seconds and peak memory of one evaluation in sampling, `rows` latents at once."""
     package = pack.load()
     patcher, clip = random_model()
-    host = package.nodes.host.ComfyModel(patcher, clip)
+    host = package.nodes.backend.model.ComfyModel(patcher, clip)
     with torch.inference_mode(), host.training(), torch.no_grad():
         x = torch.randn(rows, 4, SIDE, SIDE, device=host.device)
         t = torch.full((rows,), 500.0, device=host.device)
         condition = host.encode(["a photo of a fox"]).repeated(rows)
         host.predict(x, t, condition)  # warm
-        with package.unlearn.peak_memory.PeakMemory(host.device) as memory:
+        with package.unlearn.core.peak_memory.PeakMemory(host.device) as memory:
             started = time.perf_counter()
             host.predict(x, t, condition)
             seconds = time.perf_counter() - started

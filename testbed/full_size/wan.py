@@ -71,10 +71,10 @@ def pair(layers: int):
 def measured(layers: int) -> dict[str, int]:
     """Bytes of an encoder of so many layers."""
     package = pack.load()
-    settings = package.unlearn.few_shot.FewShotSettings(rank=RANK, batch=1)
+    settings = package.unlearn.methods.few_shot.FewShotSettings(rank=RANK, batch=1)
     with torch.inference_mode():
         patcher, clip = pair(layers)
-        host = package.nodes.host.ComfyModel(patcher, clip)
+        host = package.nodes.backend.model.ComfyModel(patcher, clip)
         weights = host._weights("encoder", settings.trainable)
         full, recomputed = host._encoding(weights, settings.prompts)
     values = sum(
@@ -85,7 +85,7 @@ def measured(layers: int) -> dict[str, int]:
         "text encoder, activations": full,
         "text encoder, activations, recomputed": recomputed,
         "text encoder, changed weights": sum(w.nbytes for w in weights.values()),
-        "deltas, gradients, optimiser": values * package.nodes.memory.TRAINING_STATE,
+        "deltas, gradients, optimiser": values * package.nodes.backend.memory.TRAINING_STATE,
     }
 
 
@@ -98,8 +98,10 @@ def measure_wan() -> dict:
     parts = {key: few[key] + (more[key] - few[key]) * left // step for key in few}
     whole = wan(NETWORK).get_model({}, "", device="meta")
     parts["network, weights"] = _bytes(whole.diffusion_model)
-    parts["network, activations"] = package.nodes.memory.need(whole, "encoder", LATENTS).full
-    full, recomputed = package.nodes.memory.UNITS["encoder"]
+    parts["network, activations"] = package.nodes.backend.memory.need(
+        whole, "encoder", LATENTS
+    ).full
+    full, recomputed = package.nodes.backend.memory.UNITS["encoder"]
     parts["network, activations, recomputed"] = int(
         parts["network, activations"] * recomputed / full
     )

@@ -258,8 +258,8 @@ class Encoders:
 
     def read(self, file: Path) -> None:
         nodes = self.host.pack.nodes
-        erasure = nodes.erased.read(self.host.clip, file)
+        erasure = nodes.erasures.read(self.host.clip, file)
         assert all(erasure.delta(key).isfinite().all() for key in erasure.deltas)
         if erasure.deltas:
-            clip, _ = nodes.apply.erased_clip(self.host.clip, erasure)
+            clip, _ = nodes.backend.apply.erased_clip(self.host.clip, erasure)
             check_patches(clip.patcher, erasure)

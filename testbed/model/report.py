@@ -100,7 +100,7 @@ def style_ceiling(judge: Judge) -> float:
 def write(seeds: int = 1) -> None:
     """Draw every object in every style and every character, judge them, and write the report."""
     package = pack.load()
-    model = package.nodes.host.ComfyModel(*pack.checkpoint(), size=(128, 128))
+    model = package.nodes.backend.model.ComfyModel(*pack.checkpoint(), size=(128, 128))
     prompts = [styled(name, style, "own") for name in OBJECTS for style in STYLES]
     people = [
         portrait(name, "own", template)

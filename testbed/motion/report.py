@@ -62,7 +62,9 @@ def shots() -> list[Shot]:
 def loaded(file: Path) -> tuple[torch.nn.Module, motion.Motion]:
     """The host's model of IconCanvas, and the motion module in the file."""
     host.start("--use-pytorch-cross-attention")
-    model = pack.load().nodes.host.ComfyModel(*pack.checkpoint(), size=(drawings.SIZE,) * 2)
+    model = pack.load().nodes.backend.model.ComfyModel(
+        *pack.checkpoint(), size=(drawings.SIZE,) * 2
+    )
     return model, motion.load(file).to(model.device)
 
 

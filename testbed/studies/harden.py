@@ -37,13 +37,15 @@ BAR, KEPT_BAR = 0.10, 0.93
 
 def erase(package, parts, concept: str, seconds: float):
     """(erasure, seconds in all)."""
-    model = package.nodes.host.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
+    model = package.nodes.backend.model.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
     shots, kind = drawings.of(concept), measure.kind_of(concept)
     chosen = torch.randperm(len(shots), generator=torch.Generator().manual_seed(0))[:SHOTS]
-    settings = package.unlearn.few_shot.FewShotSettings(kind=kind, harden=seconds)
+    settings = package.unlearn.methods.few_shot.FewShotSettings(kind=kind, harden=seconds)
     began = time.perf_counter()
     with torch.inference_mode(), model.training():
-        erasure = package.unlearn.few_shot.few_shot(model, [concept], shots[chosen], settings)
+        erasure = package.unlearn.methods.few_shot.few_shot(
+            model, [concept], shots[chosen], settings
+        )
     return erasure, time.perf_counter() - began
 
 
@@ -53,16 +55,20 @@ def attack(
     """Whether the judge sees the concept: in what its own prompts draw, and in what the attack
     makes of them."""
     science, kind = package.unlearn, measure.kind_of(concept)
-    templates = science.phrasings.spread(science.prompts.templates(kind), PROMPTS)
+    templates = science.prompts.paraphrases.spread(
+        science.prompts.templates.templates(kind), PROMPTS
+    )
     own = [template.format(concept) for template in templates]
-    original = package.nodes.host.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
+    original = package.nodes.backend.model.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
 
     with original.training(), fast(original.device):
         with torch.no_grad():
             wanted = original.encode(own)
         targets = drawn(original, own)
     with edited.training(), fast(edited.device):
-        attacked = science.unlearn_diff_atk.unlearn_diff_atk(edited, own, wanted, targets, kind)
+        attacked = science.attacks.unlearn_diff_atk.unlearn_diff_atk(
+            edited, own, wanted, targets, kind
+        )
         pictures = [
             edited.decode_latents(drawn(edited, prompts)).float() for prompts in (own, attacked)
         ]
@@ -87,9 +93,11 @@ def unasked(concept: str) -> float:
 
     package, parts = pack.load(), pack.checkpoint()
     science, kind = package.unlearn, measure.kind_of(concept)
-    model = package.nodes.host.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
-    templates = science.phrasings.spread(science.prompts.templates(kind), PROMPTS)
-    neutral = science.neighbourhood.ANCHORS[kind]
+    model = package.nodes.backend.model.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
+    templates = science.prompts.paraphrases.spread(
+        science.prompts.templates.templates(kind), PROMPTS
+    )
+    neutral = science.prompts.sampler.ANCHORS[kind]
     prompts = [templates[i % PROMPTS].format(neutral) for i in range(UNASKED)]
     with torch.no_grad(), model.training(), fast(model.device):
         pictures = model.decode_latents(drawn(model, prompts)).float()
@@ -106,8 +114,10 @@ def keep(pictures: list[torch.Tensor], name: str) -> None:
 
 def row_of(package, parts, judge, before: torch.Tensor, concept: str, seconds: float) -> dict:
     erasure, took = erase(package, parts, concept, seconds)
-    edited = package.nodes.host.ComfyModel(
-        *package.nodes.apply.erased(*parts[:2], erasure), parts[2], size=(drawings.SIZE,) * 2
+    edited = package.nodes.backend.model.ComfyModel(
+        *package.nodes.backend.apply.erased(*parts[:2], erasure),
+        parts[2],
+        size=(drawings.SIZE,) * 2,
     )
     prompts = measure.prompts_for(concept)
     with torch.inference_mode(), edited.training():

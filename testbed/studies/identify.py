@@ -165,7 +165,7 @@ SAYS = {
 
 def measure(package, model, one: Set, draws: int | None = None) -> dict:
     """The row of a set."""
-    identify = package.unlearn.identify.identify
+    identify = package.unlearn.evaluate.classifier.identify
     started = time.perf_counter()
     with fast(model.device):
         ranking = identify(
@@ -281,9 +281,9 @@ def main() -> None:
 
     torch.set_num_threads(1)
     package = pack.load()
-    model = package.nodes.host.ComfyModel(*pack.checkpoint(), size=(drawings.SIZE,) * 2)
+    model = package.nodes.backend.model.ComfyModel(*pack.checkpoint(), size=(drawings.SIZE,) * 2)
     rows = json.loads(options.json.read_text("utf-8")) if options.json.exists() else []
-    dearer = cost(package.unlearn.identify.rounds)
+    dearer = cost(package.unlearn.evaluate.classifier.rounds)
     jobs, totals = [], {}
     for name, sets in SETS.items():
         found = list(sets())

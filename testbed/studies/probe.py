@@ -50,13 +50,13 @@ def erasure_of(package, parts, concept: str):
     science = package.unlearn
     file = KEPT / f"{concept}.safetensors"
     if file.exists():
-        return science.erasure.Erasure.load(file)
-    model = package.nodes.host.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
+        return science.core.erasure.Erasure.load(file)
+    model = package.nodes.backend.model.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
     shots, kind = drawings.of(concept), kind_of(concept)
     chosen = torch.randperm(len(shots), generator=torch.Generator().manual_seed(0))[:SHOTS]
     with torch.inference_mode(), model.training():
-        erasure = science.few_shot.few_shot(
-            model, [concept], shots[chosen], science.few_shot.FewShotSettings(kind=kind)
+        erasure = science.methods.few_shot.few_shot(
+            model, [concept], shots[chosen], science.methods.few_shot.FewShotSettings(kind=kind)
         )
     erasure.save(file, torch.float32)
     return erasure
@@ -79,7 +79,10 @@ def measure(package, parts, judge, concept: str, edit: str, level: str):
     if edit != "none":
         erasure = erasure_of(package, parts, concept)
         erasure = random_like(erasure) if edit == "random" else erasure
-        edited, norm = package.nodes.apply.erased(*edited, erasure), round(erasure.norm(), 3)
+        edited, norm = (
+            package.nodes.backend.apply.erased(*edited, erasure),
+            round(erasure.norm(), 3),
+        )
     how = {"attack": False, "phrasings": 0} if level == PLAIN else {}
     found = probed(package, parts, edited, judge, concept, "quick" if how else level, **how)
     row = {"concept": concept, "edit": edit, "level": level, "norm": norm, "machine": machine()}

@@ -114,7 +114,7 @@ def trained(package, parts, case: Case) -> dict[int, object]:
     science = package.unlearn
     known = sorted(KEPT.glob(f"{case.name}@*.safetensors"))
     if not known:
-        model = package.nodes.host.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
+        model = package.nodes.backend.model.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
         taken = {}
 
         def take(step: int, total: int, loss: float, edit) -> None:
@@ -124,20 +124,24 @@ def trained(package, parts, case: Case) -> dict[int, object]:
         with torch.inference_mode(), model.training(), Count(model.layers) as count:
             concepts = [case.concept]
             if case.method == "key_step":
-                settings = science.key_step.KeyStepSettings(task=TASKS[case.kind])
-                end = science.key_step.key_step(model, concepts, settings, take)
+                settings = science.methods.key_step.KeyStepSettings(task=TASKS[case.kind])
+                end = science.methods.key_step.key_step(model, concepts, settings, take)
             elif case.method == "domain_correction":
-                settings = science.domain_correction.DomainCorrectionSettings(
+                settings = science.methods.domain_correction.DomainCorrectionSettings(
                     kind=case.kind, pictures=ANCHORS
                 )
-                end = science.domain_correction.domain_correction(model, concepts, settings, take)
+                end = science.methods.domain_correction.domain_correction(
+                    model, concepts, settings, take
+                )
             else:
-                settings = science.few_shot.FewShotSettings(
+                settings = science.methods.few_shot.FewShotSettings(
                     kind=case.kind,
                     anchor=case.anchor,
-                    max_steps=case.most or science.few_shot.FewShotSettings.max_steps,
+                    max_steps=case.most or science.methods.few_shot.FewShotSettings.max_steps,
                 )
-                end = science.few_shot.few_shot(model, concepts, shots(case), settings, take)
+                end = science.methods.few_shot.few_shot(
+                    model, concepts, shots(case), settings, take
+                )
         end = end.with_measured(rows=count.rows, cpu=round(count.cpu, 1))
         KEPT.mkdir(parents=True, exist_ok=True)
         for step, deltas in {**taken, end.record["steps"]: end.deltas}.items():
@@ -145,7 +149,7 @@ def trained(package, parts, case: Case) -> dict[int, object]:
                 KEPT / f"{case.name}@{step}.safetensors", torch.float32
             )
         known = sorted(KEPT.glob(f"{case.name}@*.safetensors"))
-    found = {int(f.stem.rpartition("@")[2]): science.erasure.Erasure.load(f) for f in known}
+    found = {int(f.stem.rpartition("@")[2]): science.core.erasure.Erasure.load(f) for f in known}
     return dict(sorted([*([(0, None)] if 0 in case.steps else []), *found.items()]))
 
 
@@ -153,7 +157,7 @@ class Watched:
     """A ComfyModel to be opened, and what it drew."""
 
     def __init__(self, package, parts) -> None:
-        self.model = package.nodes.host.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
+        self.model = package.nodes.backend.model.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
         self.drawn: dict[str, torch.Tensor] = {}
         draw = self.model.sample
 
@@ -171,7 +175,7 @@ class Watched:
 
 
 def measure(package, parts, judge, case: Case, step: int, erasure, end) -> dict:
-    verdict, apply = package.unlearn.verdict, package.nodes.apply
+    verdict, apply = package.unlearn.evaluate.verdict, package.nodes.backend.apply
     edited = apply.erased(*parts[:2], erasure) if erasure else parts[:2]
     ways = [Watched(package, parts), Watched(package, (*edited, parts[2]))]
     with torch.inference_mode(), Count(ways[0].model.layers) as count:
@@ -223,7 +227,7 @@ def keep(pictures: torch.Tensor, name: str, columns: int) -> None:
 
 def check(package, parts, concept: str, against: str) -> dict:
     """What is said of pictures of a thing when they are connected under a word."""
-    pictured = package.unlearn.pictured
+    pictured = package.unlearn.evaluate.picture_check
     kind, names = kind_of(concept), CHARACTERS if kind_of(concept) == "character" else THINGS
     place = names.index(concept)
     word = {
@@ -236,7 +240,7 @@ def check(package, parts, concept: str, against: str) -> dict:
     images = shown[:: len(shown) // SHOTS][:SHOTS]
     if against == "unknown thing":
         images = patterns(SHOTS, place)
-    model = package.nodes.host.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
+    model = package.nodes.backend.model.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
     with torch.inference_mode(), model.training(), Count(model.layers) as count:
         try:
             doubts = pictured.check_pictures(model, [word], images, kind, "go on")

@@ -41,7 +41,8 @@ def cce(
     settings: CCESettings = CCESettings(),
     on_attack: OnAttack | None = None,
 ) -> torch.Tensor:
-    """(1, 1, width): the token's vector, for `encode_with_embeddings`. It begins as the neutral word's.
+    """(1, 1, width): the vector of the token, for `encode_with_embeddings`. It starts at the neutral
+    word.
 
     model: the erased one. targets: (N, ...) latents that the original drew of the concept.
     """
