@@ -41,8 +41,7 @@ def cce(
     settings: CCESettings = CCESettings(),
     on_attack: OnAttack | None = None,
 ) -> torch.Tensor:
-    """(1, 1, width): the vector of the token, for `encode_with_embeddings`. It starts at the neutral
-    word.
+    """(1, 1, width): the token's vector, for `encode_with_embeddings`. It starts at the anchor's.
 
     model: the erased one. targets: (N, ...) latents that the original drew of the concept.
     """

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import apply, erase, export, identify, probe, show
+from . import IN_PLACE, PROGRAM, apply, erase, export, identify, probe, show
 from .cpdm import command as cpdm
 
 COMMANDS = {
@@ -43,9 +43,16 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{message.rstrip('.')}. See {self.prog} --help\n")
 
 
+def named(text: str) -> str:
+    """The text with the program's name as the user types it."""
+    return text.replace(IN_PLACE, PROGRAM)
+
+
 def parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
-    top = Parser("python -m unlearn", description=__doc__, epilog=EPILOG, formatter_class=formatter)
+    top = Parser(
+        PROGRAM, description=named(__doc__), epilog=named(EPILOG), formatter_class=formatter
+    )
     top.add_argument(
         "--traceback",
         action="store_true",
@@ -57,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
             name,
             help=command.HELP,
             description=command.__doc__,
-            epilog=command.EXAMPLES,
+            epilog=named(command.EXAMPLES),
             formatter_class=formatter,
         )
         command.add(added)
