@@ -283,7 +283,7 @@ def distance(one: Any, other: Any) -> float:
 def test_a_style_is_pushed_beyond_the_neutral_word(pack: ModuleType, parts: tuple) -> None:
     """By half of the way there, where a thing is not: a few steps take it further already."""
     science = pack.unlearn.methods.few_shot
-    assert science.PUSH == {"object": 0.0, "style": 0.5, "character": 0.0}
+    assert science.OVERSHOOT == {"object": 0.0, "style": 0.5, "character": 0.0}
 
     def erased(**settings: Any) -> tuple[Any, float]:
         chosen = science.FewShotSettings(max_steps=6, **settings)

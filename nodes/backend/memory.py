@@ -70,7 +70,7 @@ class Planned:
         return self._plan(needed, "The attacks need", "use a smaller width and height")
 
     def prepare_asking(self) -> None:
-        """Have room left beside the models for what the classifier asks at once (identify.py).
+        """Have room left beside the models for what the classifier asks at once (classifier.py).
 
         By itself the host fills a card with weights but for about a gigabyte. Where the card has no
         such room at all, it stays as it is.

@@ -3,7 +3,7 @@
 A motion module reads no text. It learns the motion words all the same, by the traces that they
 leave in the features of the frozen UNet, whose cross-attention answers to every token: a linear
 classifier on these features names the word behind a prompt in nine cases of ten. The words'
-vectors (motion_words.py) are learnt together with it; the rest of IconCanvas stays as it is.
+vectors (words.py) are learnt together with it; the rest of IconCanvas stays as it is.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from ..host.machine import measured_on
 from ..model.measure import GUIDANCE, kind_of
 from ..model.vocabulary import FRAMES
 from .together import MEASURES
-from .transfer import FULL, GROUP_SHOTS, SINGLES, STRIPS, Effort, Job, job_of
+from .transfer_plan import FULL, GROUP_SHOTS, SINGLES, STRIPS, Effort, Job, job_of
 
 BARS = {"residual": 0.05, "peak": 0.15, "neighbours": 0.95, "motion": 0.95}
 BAR_TOGETHER = "The bar: two concepts lose at most 3 points of each against one, four at most 6."

@@ -1,1 +1,1 @@
-"""What a method may ask of a model, and what it leaves behind: DiffusionModel, Edit, Erasure."""
+"""What a method may ask of a model, and what it leaves: DiffusionModel, Edit, Erasure."""

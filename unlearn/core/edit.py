@@ -202,7 +202,7 @@ class Edit:
         """One step of the optimiser down the loss, whose value it returns.
 
         keep: a loss that the step should not raise; what in the gradient would is taken out by
-        `projection` (see preserve.py). clip > 0: the largest norm of each gradient as a whole.
+        `projection` (gradient_projection.py). clip > 0: the largest norm of each gradient.
 
         A gradient that overflowed on its way, as it may in half precision, is left out. Raises
         Diverged, with the deltas of an earlier step, when the loss is not finite, or OVERFLOWS
@@ -333,6 +333,4 @@ class Edit:
 
 
 OVERFLOWS = 8  # gradients in a row that are not finite, after which a run is given up
-
-
 KEEP_EVERY = 10  # steps between copies of the deltas, kept in case the loss stops being finite

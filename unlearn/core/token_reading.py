@@ -13,8 +13,6 @@ BEFORE = FILLERS[0]  # that typed ones stand behind, as they do in a sentence
 
 # What a tokenizer has beside pieces of text.
 MARK = re.compile(r"<unk>|</?s>|<pad>|<bos>|<eos>|<extra_id_\d+>|<\|.*\|>|\[(UNK|CLS|SEP|PAD)\]")
-
-
 SPACES = "\u2581\u0120\u010a \t\n"  # as tokenizers write them
 
 

@@ -1,1 +1,1 @@
-"""DiffusersModel: the second backend, a diffusers pipeline. Its file readers and writers, too."""
+"""DiffusersModel, the second backend: a diffusers pipeline, with its readers and writers."""

@@ -37,7 +37,7 @@ class Neighbour:
     word: str
     moved: float
     """How far its conditioning moved; 1 is as far as it was from the empty prompt's, or from the
-    neutral word's where the encoder does not pad (see apart.py)."""
+    neutral word's where the encoder does not pad (see prompt_spread.py)."""
 
 
 @torch.no_grad()

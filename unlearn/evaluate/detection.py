@@ -1,4 +1,4 @@
-"""What is left of a concept in pictures: the original model says so, as a classifier (identify.py).
+"""What is left of a concept in pictures. The original model is the judge, as a classifier.
 
 The concept is weighed against a neutral word and a dozen others. A picture shows it if it comes
 first among them and says more about the picture than an empty prompt does. A style need only come

@@ -1,7 +1,7 @@
 """Whether pictures that were given show the concept: the model that is to unlearn it says so.
 
 A word that takes something away of the loss in its pictures is taken as theirs, which a few draws
-tell. Only where it takes nothing away is it looked for what the pictures do show (identify.py).
+tell. Only where it takes nothing away is it looked for what the pictures do show (classifier.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Probe: what is left of a concept after an erasure, from its own prompts to three attacks.
 
 Everything is drawn twice with the same seeds, by the original model and by the edited one, and the
-original says, as a classifier (remains.py), whether a picture still shows the concept. What the
+original says, as a classifier (detection.py), whether a picture still shows the concept. What the
 original does not draw itself, such as a misspelling that it does not read, tells nothing.
 """
 

@@ -1,7 +1,7 @@
 """Verdict: whether an erasure did what it was trained for, in a few pictures and seconds.
 
 Each concept's own prompts are drawn before and after with the same seeds, and the original model
-says, as a classifier (identify.py), which of the pictures show the concept. Latents are judged as
+says, as a classifier (classifier.py), which of the pictures show the concept. Latents are judged as
 they were drawn, so no autoencoder is needed.
 
 A model draws something from any word, and that word then explains it. So a word counts as one that
@@ -148,7 +148,7 @@ def advice(record: Mapping) -> str:
 
 
 def doubts(record: Mapping) -> list[str]:
-    """What was doubtful of the pictures that were given; see pictured.py."""
+    """What was doubtful of the pictures that were given; see picture_check.py."""
     measured = record.get("measured", {})
     found = measured.get("doubts", []) if isinstance(measured, Mapping) else []
     return [line for line in found if isinstance(line, str)] if isinstance(found, list) else []

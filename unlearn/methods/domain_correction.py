@@ -15,7 +15,6 @@ from statistics import mean
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 
 from ..core.conditioning import Conditioning
 from ..core.edit import Edit
@@ -32,6 +31,7 @@ from ..prompts.sampler import PromptSampler
 from ..prompts.word_checks import as_read, check_typed
 from .parts import closed_form
 from .parts.concepts import STOP_WINDOW, check_concepts
+from .parts.discriminator import Discriminator, discriminator_loss, generator_loss
 from .parts.retention import EncodeCache, RetentionSet
 from .parts.run import run_method
 
@@ -59,13 +59,13 @@ class DomainCorrectionSettings:
     batch: int | None = None
     """None: the paper's 8, or 4 in "balanced"."""
     projection: Projection = "orthogonal"
-    """How the concept-preserving gradient is kept (see preserve.py)."""
+    """How the concept-preserving gradient is kept (see gradient_projection.py)."""
     learning_rate: float = 4.8e-5
     """Mode "paper": AdamW's."""
     discriminator_rate: float = 1e-4
     """Adam's, of the discriminator."""
     rate: float = 0.1
-    """Mode "balanced": the size of a step relative to the weights (model.spectral_scale)."""
+    """Mode "balanced": the size of a step relative to the weights (core.edit.spectral_scale)."""
     adversarial: float = 0.1
     """Mode "balanced": weight of deceiving the discriminator."""
     retention: float = 4.0
@@ -100,7 +100,7 @@ def domain_correction(
 
     The same seed gives the same erasure on one machine, also when the run was cut short and went on
     by `resume`, which the caller closes once the erasure is kept. Raises ValueError for bad input,
-    before any work, and model.Diverged, which carries the last good erasure; `on_step` may raise to
+    before any work, and Diverged, which carries the last good erasure; `on_step` may raise to
     cancel. The model is afterwards what it was.
     """
     check_settings(concepts, settings, model.readings)
@@ -126,47 +126,6 @@ def check_settings(
     check_typed(concepts, settings.anchor, settings.protect, settings.kind, read)
     if settings.prompts < 1 or settings.of("pictures", 1000, 32) < 1:
         raise ValueError("It learns from anchor pictures: let the model draw at least one of them.")
-
-
-class Discriminator(torch.nn.Sequential):
-    """PatchGAN (Isola et al., arXiv 1611.07004) on latents: a score for each patch.
-
-    Four halvings as in the paper for latents of 32 and more; fewer where they are smaller, so that
-    a patch remains. A video's frames count as pictures.
-    """
-
-    WIDTHS = (64, 128, 256, 512)
-
-    def __init__(self, channels: int, side: int) -> None:
-        layers: list[torch.nn.Module] = []
-        for i, width in enumerate(self.WIDTHS):
-            if i and side < 4:
-                break
-            layers.append(torch.nn.Conv2d(channels, width, 4, stride=2, padding=1))
-            if i:
-                layers.append(torch.nn.BatchNorm2d(width))
-            layers.append(torch.nn.LeakyReLU(0.2))
-            channels, side = width, side // 2
-        super().__init__(*layers, torch.nn.Conv2d(channels, 1, 4, padding=2))
-
-    def forward(self, x0: torch.Tensor) -> torch.Tensor:
-        if x0.ndim == 5:
-            x0 = x0.transpose(1, 2).flatten(0, 1)
-        return super().forward(x0)
-
-
-def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """Scores of the anchor's predictions are to be high, of the concept's low."""
-    return (bce_against(real, 1.0) + bce_against(fake, 0.0)) / 2
-
-
-def generator_loss(fake: torch.Tensor) -> torch.Tensor:
-    """The concept's predictions are to be taken for the anchor's."""
-    return bce_against(fake, 1.0)
-
-
-def bce_against(score: torch.Tensor, truth: float) -> torch.Tensor:
-    return F.binary_cross_entropy_with_logits(score, torch.full_like(score, truth))
 
 
 def paired_prompts(
@@ -360,7 +319,7 @@ class Balanced:
             rng = random.Random(settings.seed)
             words = PromptSampler(concepts, kind, rng, settings.anchor, settings.protect)
             closed_form.start(
-                self.model, self.edit, self.optimiser, words, concepts, closed_form.PUSH[kind]
+                self.model, self.edit, self.optimiser, words, concepts, closed_form.OVERSHOOT[kind]
             )
 
     def step(self, batch: Batch, deceived: torch.Tensor, rng, noise) -> float:

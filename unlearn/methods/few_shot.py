@@ -37,7 +37,9 @@ from .parts.adversarial import OTHERS, SENTENCES, Hardening, check_hardening
 from .parts.concepts import STOP_WINDOW, check_concepts, concept_latents
 from .parts.run import run_method
 
-# A picture has some style whatever the prompt says, so away from one there must be a push.
+# How far beyond the anchor a concept is drawn, as a share of their distance. A picture always has
+# some style, so the anchor alone does not take a style away. This is a share of conditioning;
+# closed_form.OVERSHOOT is one of keys and values, and was tuned by itself.
 OVERSHOOT = {"object": 0.0, "style": 0.5, "character": 0.0}
 HELD, NAMED = 6, 2  # prompts of a step: of other things, and with the neutral word in place
 
@@ -56,7 +58,7 @@ class FewShotSettings:
     batch: int = 2
     seed: int = 0
     projection: Projection = "off"
-    """What in the gradient works against other prompts is taken out (see preserve.py)."""
+    """How what harms other prompts is taken out of the gradient (gradient_projection.py)."""
     epochs: int = 4
     """Mode "paper": passes over the pictures. The authors' example has 4, their default is 5."""
     learning_rate: float = 1e-5
@@ -64,7 +66,7 @@ class FewShotSettings:
     max_steps: int = 120
     """Mode "balanced": so many for each concept, at most."""
     rate: float = 0.03
-    """Mode "balanced": the size of a step relative to the weights (model.spectral_scale)."""
+    """Mode "balanced": the size of a step relative to the weights (core.edit.spectral_scale)."""
     beta: float = 1.0
     """Mode "balanced": how sharply the erasing gradient fades as the concept's loss grows."""
     target: float = 1.4
@@ -84,7 +86,7 @@ class FewShotSettings:
     """Mode "balanced": words whose prompts must stay what they are."""
     harden: float = 0.0
     """Mode "balanced": seconds of training against words that would bring the concept back
-    (harden.py), once it is gone."""
+    (parts/adversarial.py), once it is gone."""
 
     @property
     def prompts(self) -> int:
@@ -112,7 +114,7 @@ def few_shot(
     are the first concept's); None lets the model draw `settings.shots` of each. The same seed gives
     the same erasure on one machine, unless it is hardened, which goes by the clock.
 
-    Raises ValueError for bad input, before any work, and model.Diverged, which carries the last
+    Raises ValueError for bad input, before any work, and Diverged, which carries the last
     good erasure, when the loss stops being finite; `on_step` may raise to cancel. The model is
     afterwards what it was.
     """

@@ -1,9 +1,8 @@
 """Ways to ask for a concept without any attack, from its own prompts to what goes around its name.
 
-Nothing here knows what a word means: synonyms, names in other languages and descriptions are what
-the user gives, beside a short list of common things (languages.py) and the words that lie nearest
-in the model's own table. Whether a phrasing means the concept the original model says, by drawing
-it.
+No word list can know what a word means. Synonyms, translations and descriptions come from the user.
+A short list of common things (translations.py) and the nearest words of the model's own table add
+to them. Whether a phrasing means the concept is up to the original model, which draws it.
 """
 
 from __future__ import annotations

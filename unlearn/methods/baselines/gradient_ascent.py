@@ -57,7 +57,7 @@ def gradient_ascent(
 
     images: (N, H, W, 3) in 0..1, shared out as few_shot does; None lets the model draw them. The
     same seed gives the same erasure on one machine. Raises ValueError for bad input, before any
-    work, and model.Diverged, which carries the last good erasure; `on_step` may raise to cancel.
+    work, and Diverged, which carries the last good erasure; `on_step` may raise to cancel.
     The model is afterwards what it was.
     """
     check_concepts(concepts, images)

@@ -23,8 +23,9 @@ from ...core.model import DiffusionModel
 from ...core.trainable import reads_prompt
 from ...prompts.sampler import PromptSampler
 
+# How far beyond the anchor a concept is drawn, as a share of their distance in keys and values. A
+# picture always has some style, so the anchor alone does not take a style away.
 OVERSHOOT: dict[Kind, float] = {"object": 0.0, "style": 0.6, "character": 0.0}
-# A picture has some style whatever the prompt says, so for a style the neutral word is not enough.
 RETENTION = 25.0  # weight of other prompts
 REST = 0.2  # of the rate, once the solution is in
 SENTENCES = 128  # of each concept

@@ -9,6 +9,7 @@ diffusion classifier (Li et al., arXiv 2303.16203).
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,13 @@ import torch
 
 from ...core.conditioning import Conditioning
 from ...core.ddim import at, ddim_step, guided, timesteps
+from ...core.kind import Kind
 from ...core.model import DiffusionModel
 from ...core.progress import OnStep, preparing
+from ...core.resume import Resume
+from ...files import state_checks as fitting
+from ...prompts.common_words import COMMON_STYLES, COMMON_WORDS
+from ...prompts.sampler import PromptSampler
 
 POINTS = 13  # steps at which a trajectory is continued with the neutral prompt
 JUDGED_AT = (300.0, 400.0, 500.0, 600.0, 700.0, 800.0)  # timesteps of the classifier
@@ -142,3 +148,52 @@ def _evidence(
         )
         total = total + losses[1:].mean() / losses[0] - 1
     return total / len(JUDGED_AT)
+
+
+def found_start(
+    model: DiffusionModel,
+    concepts: Sequence[str],
+    meant: tuple[Kind, str],
+    steps: int,
+    guidance: float,
+    seed: int,
+    resume: Resume,
+    on_step: OnStep | None = None,
+) -> KeySteps:
+    """The key steps measured; of several concepts, those of the one that is decided first.
+
+    meant: the concepts' kind, and the anchor ("": the kind's own). steps: of a trajectory.
+    """
+    kind, anchor = meant
+    words = PromptSampler(concepts, kind, random.Random(seed), anchor)
+    neighbours = {"style": COMMON_STYLES, "character": ("man", "woman", "child")}
+    own = {word.strip().lower() for word in (*concepts, words.anchor)}
+    others = [word for word in neighbours.get(kind, COMMON_WORDS) if word not in own][:3]
+    sentence = "a photo of a person, {} style" if kind == "style" else "a photo of a {}"
+
+    def measure() -> torch.Tensor:
+        found = [
+            find_key_steps(
+                model,
+                sentence,
+                concept,
+                words.anchor,
+                others,
+                steps,
+                guidance,
+                seed,
+                on_step=on_step,
+            )
+            for concept in concepts
+        ]
+        earliest = min(found, key=lambda one: one.start)
+        return torch.tensor([earliest.points, earliest.left], dtype=torch.float64)
+
+    def check(kept: torch.Tensor) -> None:
+        known = torch.tensor(points_of(steps), dtype=torch.float64)
+        fitting.check_tensor(kept, (2, len(known)), {torch.float64}, "measured start")
+        is_so = bool((kept[0] == known).all() and (kept[1] >= 0).all() and (kept[1] <= 1).all())
+        fitting.check(is_so, "its measured start is of other steps")
+
+    points, left = resume.once("start", measure, check, 2**20).tolist()
+    return KeySteps([int(point) for point in points], left, steps)
