@@ -24,8 +24,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))
+SUPPORT = ROOT / "tests" / "support"
+for folder in (ROOT, SUPPORT):
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+import cpu_seconds  # noqa: E402
 
 import testbed.host  # noqa: E402
 from testbed import samples  # noqa: E402
@@ -40,6 +44,13 @@ def pytest_report_header() -> str | None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the slow tests, too")
+    parser.addoption(
+        "--cpu", metavar="FILE", help="write each file's CPU seconds to FILE: .md or .json"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(cpu_seconds.CpuSeconds(config), "cpu_seconds")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
