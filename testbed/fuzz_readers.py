@@ -27,8 +27,9 @@ from unlearn.commands import identify as identify_command
 from unlearn.typed import split_concepts
 
 ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT / "tests") not in sys.path:
-    sys.path.append(str(ROOT / "tests"))  # whose small models the readers are tried with
+SUPPORT = ROOT / "tests" / "support"  # whose small models the readers are tried with
+if str(SUPPORT) not in sys.path:
+    sys.path.append(str(SUPPORT))
 
 
 def fresh(folder: Path) -> Path:

@@ -25,9 +25,10 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORT = ROOT / "tests" / "support"
-for folder in (ROOT, SUPPORT):
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+if str(SUPPORT) not in sys.path:
+    sys.path.insert(0, str(SUPPORT))
 
 import cpu_seconds  # noqa: E402
 
@@ -45,6 +46,9 @@ def pytest_report_header() -> str | None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the slow tests, too")
     parser.addoption(
+        "--fast", action="store_true", help="only tests that need no ComfyUI and are cheap"
+    )
+    parser.addoption(
         "--cpu", metavar="FILE", help="write each file's CPU seconds to FILE: .md or .json"
     )
 
@@ -56,18 +60,27 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first: those without ComfyUI, then those in its process, then the server's.
 
-    Slow ones only where they are asked for: by --all, by -m, or by name.
+    Slow ones only where they are asked for: by --all, by -m, or by name. With --fast only those
+    that need no ComfyUI, and of them none that is marked as slow or costly.
     """
-    by_name = any("::" in argument for argument in config.args)
-    if not (config.option.all or config.option.markexpr or by_name):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
     def rank(item: pytest.Item) -> int:
+        """What it needs: 0 no ComfyUI, 1 ComfyUI in this process, 2 a server."""
         names = getattr(item, "fixturenames", ())
-        return 2 if "server" in names else 1 if "host" in names else 0
+        folder = item.path.parent.name
+        if "server" in names or folder == "server":
+            return 2
+        return 1 if "host" in names or folder == "comfy" else 0
 
+    def chosen(item: pytest.Item) -> bool:
+        if config.option.fast:
+            return rank(item) == 0 and not any(map(item.get_closest_marker, ("slow", "costly")))
+        return by_name or not item.get_closest_marker("slow")
+
+    by_name = any("::" in argument for argument in config.args)
+    if not (config.option.all or config.option.markexpr):
+        config.hook.pytest_deselected(items=[item for item in items if not chosen(item)])
+        items[:] = filter(chosen, items)
     items.sort(key=rank)
 
 

@@ -764,7 +764,7 @@ INPUTS = {
     "images": None,
     "protect": "",
     "filename_prefix": "loras/erased",
-    "verdict": False,  # tests/test_verdict.py
+    "verdict": False,  # tests/unit/test_verdict.py
 }
 
 

@@ -11,8 +11,8 @@ import test_other_encoders
 
 import testbed.host
 
-# Forms of weights in few bits that were tried: tests/test_packed_networks.py, and for the last two
-# tests/test_newer_hosts.py.
+# Forms of weights in few bits that were tried: in test_packed_networks.py, the last two in
+# test_newer_hosts.py.
 FORMS = {
     *("float8_e4m3fn", "float8_e5m2", "nvfp4", "mxfp8", "int8_tensorwise", "convrot_w4a4"),
     *("awq_w4a16", "asym_w4a8_int8"),
@@ -74,7 +74,7 @@ def test_forms_of_weights_are_known(host: ModuleType) -> None:
     unknown = sorted(QUANT_ALGOS.keys() - FORMS)
     assert not unknown, (
         f"This ComfyUI has weights in forms that no test knows: {', '.join(unknown)}. Add them to "
-        "FORMS here and to tests/test_packed_networks.py."
+        "FORMS here and to tests/comfy/test_packed_networks.py."
     )
 
 

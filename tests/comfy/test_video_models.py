@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "video_models.md"
+PAGE = ROOT / "docs" / "video_models.md"
 SMALL_CLIP = {
     "hidden_size": 32,
     "intermediate_size": 64,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import small_inception
 import torch
+from conftest import ROOT, SUPPORT
 from graphs import node, text
 
 from testbed.server import PromptError, Server, extended
 
-TESTS = Path(__file__).resolve().parent
 FILE, OTHER = "fid.pth", "torchvision.safetensors"
 
 
@@ -27,7 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     small_inception.write(models / FILE)
     small_inception.write(models / OTHER, is_fid=False)
     (models / "notes.txt").write_text("not a file of weights")
-    args = extended(folder, TESTS / "tiny_clip_vision", inception=models)
+    args = extended(folder, SUPPORT / "tiny_clip_vision", inception=models)
     with Server(folder, args=args) as running:
         yield running
 
@@ -155,7 +154,7 @@ def test_pairs_by_their_order(pack: ModuleType) -> None:
 
 def test_every_input_has_a_tooltip_and_the_help_page_names_it(server: Server) -> None:
     schema = server.object_info()["CopyrightMetric"]
-    page = (TESTS.parent / "nodes/web/docs/CopyrightMetric.md").read_text("utf-8")
+    page = (ROOT / "nodes/web/docs/CopyrightMetric.md").read_text("utf-8")
     for group in ("required", "optional"):
         for name, (_, options) in schema["input"][group].items():
             assert len(options["tooltip"]) > 10, name

@@ -55,7 +55,7 @@ def unlearn(concept: str = CONCEPT, **inputs: Any) -> dict[str, Any]:
         "epochs": 4,
         "seed": 0,
         "filename_prefix": "loras/nodes",  # other tests' files are elsewhere
-        "verdict": False,  # tests/test_verdict.py
+        "verdict": False,  # tests/unit/test_verdict.py
     }
     return node("FewShotEncoderUnlearn", **{**values, **inputs})
 
@@ -547,7 +547,7 @@ def test_saving_outside_the_output_folder_is_refused(server: Server) -> None:
 
 
 def test_every_input_has_a_tooltip(server: Server) -> None:
-    """Which nodes there are, and that each has a help page, is tests/test_workflows.py's."""
+    """Which nodes there are, and that each has a help page, is tests/server/test_workflows.py's."""
     info = server.object_info()
     own = {name: node for name, node in info.items() if node["category"] == "unlearn"}
     assert "FewShotEncoderUnlearn" in own

@@ -7,19 +7,18 @@ the erasure reaches the clips and is saved and loaded, and nothing of how well i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
 import torch
+from conftest import SUPPORT
 from graphs import distance, drawn
 
 from testbed import thumbnails
 from testbed.server import Server, api_prompt, extended
 
-TESTS = Path(__file__).resolve().parent
 pytestmark = pytest.mark.slow
 LOADERS = {"UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2}  # and the outputs of TinyWan
 
@@ -27,8 +26,8 @@ LOADERS = {"UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2}  # and the outputs 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("wan")
-    args = extended(folder, TESTS / "tiny_wan")
-    with Server(folder, args=args, environment={"PYTHONPATH": str(TESTS)}) as running:
+    args = extended(folder, SUPPORT / "tiny_wan")
+    with Server(folder, args=args, environment={"PYTHONPATH": str(SUPPORT)}) as running:
         yield running
 
 

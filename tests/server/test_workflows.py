@@ -45,7 +45,7 @@ def executed(workflow: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def native(workflow: dict[str, Any]) -> dict[str, Any]:
-    """Without the nodes of AnimateDiff-Evolved, which tests/test_evolved.py looks at."""
+    """Without the nodes of AnimateDiff-Evolved, which tests/server/test_evolved.py looks at."""
     kept = [node for node in workflow["nodes"] if not node["type"].startswith("ADE_")]
     ids = {node["id"] for node in kept}
     cut = {link[0] for link in workflow["links"] if not {link[1], link[3]} <= ids}

@@ -506,7 +506,7 @@ def test_report_by_hand() -> None:
     assert "objects 100%, motion 0%" in page
 
 
-# AnimateDiff-Evolved, which is on no package index (tests/test_evolved.py has more)
+# AnimateDiff-Evolved, which is on no package index (tests/server/test_evolved.py has more)
 
 
 @pytest.mark.skipif(bool(evolved.missing()), reason=f"not run: {evolved.missing()}")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 
 from unlearn import writing
 from unlearn.commands.output import Failure, save
@@ -21,7 +22,6 @@ from unlearn.erasure import Erasure
 from unlearn.resume import Resume
 from unlearn.writing import MARK, check_writable, whole_file, whole_folder
 
-ROOT = Path(__file__).resolve().parent.parent
 linux = pytest.mark.skipif(os.name == "nt", reason="the rights and signals of POSIX systems")
 
 

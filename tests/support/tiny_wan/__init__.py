@@ -1,7 +1,7 @@
 """A host extension: nodes that give Wan's model, UMT5 and autoencoder, small, weights random.
 
 The host's own classes: the workflows for Wan run on these where its gigabytes are not at hand.
-Needs tests/ on the path.
+Needs tests/support/ on the path.
 """
 
 import comfy.ldm.wan.vae
