@@ -17,6 +17,7 @@ from conftest import ROOT
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from testbed.patience import finish
 from unlearn import __main__ as program
 from unlearn.__main__ import main
 from unlearn.commands import show
@@ -55,7 +56,7 @@ def test_ended_while_it_imports_it_says_so(name: str, tmp_path: Path) -> None:
     if not hasattr(signal, name):
         pytest.skip(f"this system has no {name}")
     (tmp_path / "torch").mkdir()
-    slow = "import time\nprint('importing', flush=True)\ntry:\n    time.sleep(60)\n"
+    slow = "import time\nprint('importing', flush=True)\ntry:\n    time.sleep(3600)\n"
     slow += "except BaseException:\n    raise ImportError('no PyTorch')\n"
     (tmp_path / "torch" / "__init__.py").write_text(slow)
     # What a shell starts in the background is deaf to Ctrl-C, and so would be what it starts.
@@ -71,7 +72,7 @@ def test_ended_while_it_imports_it_says_so(name: str, tmp_path: Path) -> None:
     )
     assert process.stdout.readline() == "importing\n"
     process.send_signal(getattr(signal, name))
-    _, err = process.communicate(timeout=60)
+    _, err = finish(process)
     assert (process.returncode, err) == (130, INTERRUPTED)
 
 

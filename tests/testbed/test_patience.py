@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 
 import pytest
 
-from testbed.patience import Patience
+from testbed.patience import Patience, answer, finish, wait_for_end
 
 
 class Process:
@@ -65,3 +67,38 @@ def test_a_process_that_has_ended_is_not_waited_for(code: str) -> None:
     process = subprocess.Popen([sys.executable, "-c", code])
     process.wait()
     assert Patience(process.pid).ran_out()
+
+
+def started(code: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+def test_what_a_process_wrote_until_it_ended() -> None:
+    process = started("print('a word'); raise SystemExit(3)")
+    assert finish(process) == ("a word\n", None)
+    assert process.returncode == 3
+
+
+@pytest.mark.parametrize(
+    "wait", [finish, lambda process, patience: wait_for_end(process.pid, patience)]
+)
+def test_a_process_that_hangs_is_not_waited_for(wait: Callable) -> None:
+    process = started("import time; time.sleep(3600)")
+    try:
+        with pytest.raises(TimeoutError):
+            wait(process, Patience(process.pid, idle=0.0, used=lambda: 0.0))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_call_is_waited_for_as_long_as_it_takes() -> None:
+    assert answer(lambda: 7, Process().patience()) == 7
+    with pytest.raises(ZeroDivisionError):
+        answer(lambda: 1 / 0, Process().patience())
+    process, end = Process(), threading.Event()
+    patience = process.patience()
+    process.pass_time(301, 0.0)
+    with pytest.raises(TimeoutError):
+        answer(end.wait, patience)
+    end.set()

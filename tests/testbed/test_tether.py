@@ -13,15 +13,16 @@ import psutil
 import pytest
 from conftest import ROOT
 
+from testbed.patience import IDLE_SECONDS, finish, wait_for_end
 from testbed.server import TETHER
 
-SLEEPER = "import time; print('started', flush=True); time.sleep(300)"
+SLEEPER = "import os, time; print(os.getpid(), flush=True); time.sleep(3600)"
 
 # Starts what it is given and waits, as the demo and the benchmark do.
 PARENT = """
 import subprocess, sys, time
 subprocess.Popen([sys.executable, *sys.argv[1:]], stdin=subprocess.PIPE)
-time.sleep(300)
+time.sleep(3600)
 """
 
 SERVES = """
@@ -31,7 +32,7 @@ sys.path.append(sys.argv[1])
 from testbed.server import Server
 with Server(Path(sys.argv[2])) as server:
     print(server.address, flush=True)
-    time.sleep(300)
+    time.sleep(3600)
 """
 
 each_end = pytest.mark.parametrize("end", ["terminate", "kill"])
@@ -54,16 +55,17 @@ def test_script_runs_as_if_python_had_been_given_it(tmp_path: Path) -> None:
         process.stdin.write("not for the script")
         process.stdin.flush()
         said = json.loads(process.stdout.readline())
-        assert process.wait(timeout=600) == 0
+        finish(process)
+    assert process.returncode == 0
     assert said == ["__main__", [str(script), "one", "--two"], "beside", ""]
 
 
 def test_the_scripts_own_exit_code_is_handed_on(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("raise SystemExit(3)")
-    process = subprocess.Popen([sys.executable, TETHER, script], stdin=subprocess.PIPE)
-    assert process.wait(timeout=600) == 3
-    process.stdin.close()
+    with subprocess.Popen([sys.executable, TETHER, script], stdin=subprocess.PIPE) as process:
+        wait_for_end(process.pid)
+    assert process.returncode == 3
 
 
 @each_end
@@ -73,10 +75,9 @@ def test_script_ends_with_a_parent_that_was_ended(tmp_path: Path, end: str) -> N
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, TETHER, script], stdout=subprocess.PIPE, text=True
     ) as parent:
-        assert parent.stdout.readline() == "started\n"
+        sleeper = int(parent.stdout.readline())
         getattr(parent, end)()
-        # Both write there: it ends when both have.
-        parent.communicate(timeout=600)
+        wait_for_end(sleeper)
 
 
 def test_comfyui_ends_with_a_parent_that_was_terminated(checkpoint: Path, tmp_path: Path) -> None:
@@ -84,17 +85,20 @@ def test_comfyui_ends_with_a_parent_that_was_terminated(checkpoint: Path, tmp_pa
         [sys.executable, "-c", SERVES, str(ROOT), str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as parent:
         name, _, port = parent.stdout.readline().strip().partition(":")
-        socket.create_connection((name, int(port)), timeout=600).close()
+        socket.create_connection((name, int(port))).close()
+        (server,) = psutil.Process(parent.pid).children()
         parent.terminate()
-        parent.wait(timeout=600)
+        finish(parent)
+    wait_for_end(server.pid)
     assert gone(name, int(port))
 
 
 def gone(name: str, port: int) -> bool:
-    """Whether nothing answers there any more, now or soon."""
-    for _ in range(600):
+    """Whether nothing answers there any more; the system may take a moment to close a port."""
+    until = time.monotonic() + IDLE_SECONDS
+    while time.monotonic() < until:
         try:
-            socket.create_connection((name, port), timeout=600).close()
+            socket.create_connection((name, port)).close()
         except ConnectionError:
             return True
         time.sleep(0.1)
@@ -109,11 +113,11 @@ from testbed.tether import end_with_parent
 def work():
     end_with_parent()
     print(os.getpid(), flush=True)
-    time.sleep(300)
+    time.sleep(3600)
 
 if __name__ == "__main__":
     multiprocessing.get_context("spawn").Process(target=work).start()
-    time.sleep(300)
+    time.sleep(3600)
 """
 
 
@@ -123,6 +127,6 @@ def test_a_worker_ends_with_its_parent(end: str, tmp_path: Path) -> None:
     script.write_text(FORKS)
     command = [sys.executable, script, str(ROOT)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        worker = psutil.Process(int(parent.stdout.readline()))
+        worker = int(parent.stdout.readline())
         getattr(parent, end)()
-        worker.wait(timeout=60)
+        wait_for_end(worker)

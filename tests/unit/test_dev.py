@@ -19,6 +19,7 @@ import pytest
 
 import dev
 from testbed import matrix
+from testbed.patience import finish
 from testbed.server import Interrupted, Progress, PromptError, Server, api_prompt
 
 
@@ -47,13 +48,15 @@ def archive(tmp_path: Path) -> Path:
 
 
 def run_dev(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, str(dev.ROOT / "dev.py"), *arguments],
         env={**os.environ, **environment},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=600,
     )
+    out, err = finish(process)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.mark.parametrize("version", [(3, 9), (3, 14)])
