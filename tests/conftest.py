@@ -31,8 +31,10 @@ if str(SUPPORT) not in sys.path:
     sys.path.insert(0, str(SUPPORT))
 
 import cpu_seconds  # noqa: E402
+import torch  # noqa: E402
 
 import testbed.host  # noqa: E402
+import testbed.pack  # noqa: E402
 from testbed import samples  # noqa: E402
 from testbed.evolved import missing  # noqa: E402
 from testbed.server import Server  # noqa: E402
@@ -120,6 +122,19 @@ def pack(host: ModuleType) -> ModuleType:
     Its `unlearn` is loaded by path as well, so its classes are not those of `import unlearn`.
     """
     return _load(host, ROOT)
+
+
+@pytest.fixture(scope="session")
+def parts(pack: ModuleType) -> tuple:
+    """The test model's (MODEL, CLIP, VAE), for all who leave them as they are."""
+    return testbed.pack.checkpoint()
+
+
+@pytest.fixture
+def node_body() -> Iterator[None]:
+    """Run the test as the host runs the body of a node."""
+    with torch.inference_mode():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -12,22 +11,11 @@ import torch
 from encoder_layouts import build
 from small_erasures import NETWORK, of_the_encoder, of_the_network, run
 
-import testbed.pack
 from unlearn.sheet import Row
 
+pytestmark = pytest.mark.usefixtures("node_body")
+
 SIDE = 64
-
-
-@pytest.fixture(scope="module")
-def parts(pack: ModuleType) -> tuple:
-    """(MODEL, CLIP, VAE)"""
-    return testbed.pack.checkpoint()
-
-
-@pytest.fixture(autouse=True)
-def node_body() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from encoder_layouts import ENCODERS, LLAMA, build, quantised, text_encoder
 from families import family_first
 from layouts import SMALL_CLIP, Loaded
 
+pytestmark = pytest.mark.usefixtures("node_body")
+
 SIDE = 64  # pixels
 # Two of one length and one that is longer; the last is what guidance is measured against.
 PROMPTS = ("a photo of a cat", "a photo of a dog", "a dog in ink style and a red fox", "")
@@ -71,12 +73,6 @@ UNREAD = {
 def loaded(request: pytest.FixtureRequest, pack: ModuleType) -> Loaded:
     with torch.inference_mode():  # as the host's loader nodes run
         return build(request.param)
-
-
-@pytest.fixture(autouse=True)
-def node_body() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def comfy_model(pack: ModuleType, loaded: Loaded, **options: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,23 +13,11 @@ import torch
 from safetensors.torch import save_file
 from small_erasures import ENCODER, NETWORK, of_the_encoder, of_the_network, run
 
-import testbed.pack
+pytestmark = pytest.mark.usefixtures("node_body")
 
 ROOT = "clip_l.transformer."
 KEY = ENCODER.format(0)
 NAME = "text_encoders." + KEY.removesuffix(".weight")
-
-
-@pytest.fixture(scope="module")
-def parts(pack: ModuleType) -> tuple:
-    """(MODEL, CLIP, VAE)"""
-    return testbed.pack.checkpoint()
-
-
-@pytest.fixture(autouse=True)
-def node_body() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

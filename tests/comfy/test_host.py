@@ -22,6 +22,8 @@ from safetensors.torch import save_file
 
 import testbed.pack
 
+pytestmark = pytest.mark.usefixtures("node_body")
+
 SIZE = (128, 128)
 LAYER = "clip_l.transformer.text_model.encoder.layers"
 
@@ -40,14 +42,8 @@ class Loaded:
 
 
 @pytest.fixture(scope="module")
-def loaded(pack: ModuleType, checkpoint: Path) -> Loaded:
-    return Loaded(*testbed.pack.checkpoint(checkpoint))
-
-
-@pytest.fixture(autouse=True)
-def node_body() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
+def loaded(parts: tuple) -> Loaded:
+    return Loaded(*parts)
 
 
 def comfy_model(pack: ModuleType, loaded: Loaded, **options: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,19 +12,15 @@ from small_erasures import ENCODER, of_the_encoder
 
 import testbed.pack
 
+pytestmark = pytest.mark.usefixtures("node_body")
+
 FC1 = ENCODER.format(0)
 PROMPT = "a photo of a cat"
 
 
-@pytest.fixture(autouse=True)
-def node_body() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
-
-
 @pytest.fixture(scope="module")
-def model(pack: ModuleType, checkpoint: Path) -> Any:
-    return testbed.pack.checkpoint(checkpoint)[0]
+def model(parts: tuple) -> Any:
+    return parts[0]
 
 
 @pytest.fixture

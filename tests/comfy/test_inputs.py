@@ -19,8 +19,9 @@ from PIL import Image
 from prompts import executed, load, refused, said
 from small_erasures import of_the_encoder, run
 
-import testbed.pack
 from unlearn.erasure import Erasure
+
+pytestmark = pytest.mark.usefixtures("node_body")
 
 NODES = (
     "IdentifyConcept",
@@ -36,18 +37,6 @@ NODES = (
     "ProbeErasure",
     "CopyrightMetric",
 )
-
-
-@pytest.fixture(scope="module")
-def parts(pack: ModuleType) -> tuple:
-    """(MODEL, CLIP, VAE)"""
-    return testbed.pack.checkpoint()
-
-
-@pytest.fixture(autouse=True)
-def node_body() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ as one: the small ones of layouts.py do here.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +16,8 @@ import pytest
 import torch
 from families import family_first
 from layouts import LAYOUTS, Loaded, build
+
+pytestmark = pytest.mark.usefixtures("node_body")
 
 SIDE = 64  # pixels
 SELECTIONS = ("cross-attention", "cross-attention-kv", "outside-cross-attention")
@@ -28,12 +30,6 @@ TIMESTEPS = (0.0, 1.0, 21.0, 500.0, 981.0, 999.0)
 def loaded(request: pytest.FixtureRequest, pack: ModuleType) -> Loaded:
     with torch.inference_mode():  # as the host's loader nodes run
         return build(request.param)
-
-
-@pytest.fixture(autouse=True)
-def node_body() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def comfy_model(pack: ModuleType, loaded: Loaded, **options: Any) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -20,9 +20,10 @@ import torch
 from small_erasures import of_the_encoder, run
 from small_probe import small_probe
 
-import testbed.pack
 from testbed.live import allocated, kept_free, tensors
 from unlearn import inception
+
+pytestmark = pytest.mark.usefixtures("node_body")
 
 PICTURES = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
 SETTINGS = {
@@ -39,18 +40,12 @@ each_method = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def parts(pack: ModuleType) -> tuple:
+def parts(parts: tuple) -> tuple:
     """(MODEL, CLIP, VAE), the only ones that the host has loaded: others would go meanwhile."""
     import comfy.model_management
 
     comfy.model_management.unload_all_models()
-    return testbed.pack.checkpoint()
-
-
-@pytest.fixture(autouse=True)
-def node_body() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
+    return parts
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from threading import Thread
 from types import ModuleType
@@ -18,16 +17,12 @@ from layouts import Loaded
 from test_encoders import comfy_model, run_node
 from test_packed_networks import flux, gradients, kernels, packed  # noqa: F401
 
+pytestmark = pytest.mark.usefixtures("node_body")
+
 PROMPTS = ("a photo of a cat", "a dog in ink style and a red fox")
 LAYOUTS = [*encoder_layouts.ENCODERS, *other_encoder_layouts.OTHERS]
 # One of each family of blocks that changed.
 FEW = ["Qwen 3, Z-Image", "Gemma 3, Lumina 2"]  # and Qwen 3.5, below
-
-
-@pytest.fixture(autouse=True)
-def node_body() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def build(name: str) -> Loaded:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from small_erasures import run
 
-import testbed.pack
 from unlearn.harden import SECONDS
 from unlearn.sheet import DARK
+
+pytestmark = pytest.mark.usefixtures("node_body")
 
 PICTURES = torch.rand(4, 64, 64, 3, generator=torch.Generator().manual_seed(0))
 FEW_SHOT = {
@@ -53,18 +54,6 @@ DOMAIN_CORRECTION = {
     "seed": 0,
 }
 BAND = torch.tensor([235, 240, 250]) / 255  # behind the steps that were trained on
-
-
-@pytest.fixture(scope="module")
-def parts(pack: ModuleType) -> tuple:
-    """(MODEL, CLIP, VAE)"""
-    return testbed.pack.checkpoint()
-
-
-@pytest.fixture(autouse=True)
-def node_body() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +27,8 @@ from test_encoders import (
     random_erasure,
     run_node,
 )
+
+pytestmark = pytest.mark.usefixtures("node_body")
 
 QWEN3VL_8B = "qwen3vl_8b.transformer.model.layers"
 QWEN3VL_4B = "qwen3vl_4b.transformer.model.layers"
@@ -109,12 +111,6 @@ UNTESTED = {
 def loaded(request: pytest.FixtureRequest, pack: ModuleType) -> Loaded:
     with torch.inference_mode():  # as the host's loader nodes run
         return build(request.param)
-
-
-@pytest.fixture(autouse=True)
-def node_body() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 def comfy_model(pack: ModuleType, loaded: Loaded, **options: Any) -> Any:

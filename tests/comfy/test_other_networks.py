@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 
 import layouts
@@ -13,11 +12,7 @@ from test_layouts import comfy_model
 import testbed.pack
 from testbed import checkpoint
 
-
-@pytest.fixture(autouse=True)
-def node_body() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("node_body")
 
 
 def test_an_inpainting_network_is_asked_to_keep_nothing(pack: ModuleType) -> None:

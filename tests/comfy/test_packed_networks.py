@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 import torch
 from layouts import Loaded
 
-pytestmark = pytest.mark.usefixtures("host")
+pytestmark = pytest.mark.usefixtures("host", "node_body")
 FORMS = [
     "float8_e4m3fn",
     "float8_e5m2",
@@ -23,12 +22,6 @@ FORMS = [
     "int8 rotated",
     "convrot_w4a4",
 ]
-
-
-@pytest.fixture(autouse=True)
-def node_body() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

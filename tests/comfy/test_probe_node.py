@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -14,21 +13,9 @@ import torch
 from small_erasures import of_the_encoder, of_the_network, run
 from small_probe import small_probe
 
-import testbed.pack
+pytestmark = pytest.mark.usefixtures("node_body")
 
 NOT_RECORDED = "The figures are not put into its record."
-
-
-@pytest.fixture(scope="module")
-def parts(pack: ModuleType) -> tuple:
-    """(MODEL, CLIP, VAE)"""
-    return testbed.pack.checkpoint()
-
-
-@pytest.fixture(autouse=True)
-def node_body() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

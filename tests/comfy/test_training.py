@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,22 +12,12 @@ import torch
 
 import testbed.pack
 
-
-@pytest.fixture(scope="module")
-def loaded(pack: ModuleType, checkpoint: Path) -> tuple:
-    """(MODEL, CLIP, VAE)"""
-    return testbed.pack.checkpoint(checkpoint)
+pytestmark = pytest.mark.usefixtures("node_body")
 
 
 @pytest.fixture(scope="module")
-def model(loaded: tuple) -> Any:
-    return loaded[0]
-
-
-@pytest.fixture(autouse=True)
-def node_body() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
+def model(parts: tuple) -> Any:
+    return parts[0]
 
 
 def with_schedule(model: Any, *settings: Any) -> Any:
@@ -221,12 +210,12 @@ def test_what_the_host_adds_to_a_trained_weight_meanwhile_stays(
 
 
 def test_weights_that_a_run_fetches_come_in_the_stream_that_computes(
-    pack: ModuleType, loaded: tuple, monkeypatch: pytest.MonkeyPatch
+    pack: ModuleType, parts: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import comfy.model_management as management
 
     monkeypatch.setattr(management, "NUM_STREAMS", 2)
-    model, clip, _ = loaded
+    model, clip, _ = parts
     with pack.nodes.host.ComfyModel(model, clip, None, (64, 64)).training():
         assert management.NUM_STREAMS == 0
     assert management.NUM_STREAMS == 2
@@ -240,18 +229,18 @@ def test_weights_that_a_run_fetches_come_in_the_stream_that_computes(
     ],
 )
 def test_what_a_loader_did_not_find_gets_a_sentence_before_any_work(
-    pack: ModuleType, loaded: tuple, missing: str, sentence: str
+    pack: ModuleType, parts: tuple, missing: str, sentence: str
 ) -> None:
     """It hands on None in place of a text encoder, and an empty autoencoder."""
     from comfy.sd import VAE
 
     empty = {"clip": None, "vae": VAE(sd={})}[missing]
-    parts = dict(zip(("model", "clip", "vae"), loaded)) | {missing: empty}
+    given = dict(zip(("model", "clip", "vae"), parts)) | {missing: empty}
     training = pack.nodes.training.Training(
         method="few_shot",
         concepts=["cat"],
         settings=pack.unlearn.few_shot.FewShotSettings(),
-        **parts,
+        **given,
         size=64,
         images=torch.zeros(1, 64, 64, 3),
         prefix="loras/erased",
@@ -293,24 +282,24 @@ def test_a_cancel_while_a_live_picture_is_drawn_goes_through(pack: ModuleType) -
 
 
 def test_a_folder_that_cannot_be_written_to_is_named_before_any_work(
-    pack: ModuleType, loaded: tuple
+    pack: ModuleType, parts: tuple
 ) -> None:
     import folder_paths
 
     taken = Path(folder_paths.get_output_directory()) / "taken"
     taken.parent.mkdir(parents=True, exist_ok=True)
     taken.write_text("a file")
-    training = a_training(pack, loaded, "taken/below")
+    training = a_training(pack, parts, "taken/below")
     with pytest.raises(ValueError, match="choose another filename_prefix"):
         training.run(None, trained_weights(pack), lambda *_: pytest.fail("it began"))
 
 
-def a_training(pack: ModuleType, loaded: tuple, prefix: str) -> Any:
+def a_training(pack: ModuleType, parts: tuple, prefix: str) -> Any:
     return pack.nodes.training.Training(
         method="few_shot",
         concepts=["cat"],
         settings=pack.unlearn.few_shot.FewShotSettings(),
-        **dict(zip(("model", "clip", "vae"), loaded)),
+        **dict(zip(("model", "clip", "vae"), parts)),
         size=64,
         images=None,
         prefix=prefix,
@@ -330,8 +319,8 @@ def learnt(pack: ModuleType, value: float = 1.0) -> Any:
     )
 
 
-def test_what_cannot_be_written_is_handed_on(pack: ModuleType, loaded: tuple) -> None:
-    training, erasure = a_training(pack, loaded, "no_file"), learnt(pack)
+def test_what_cannot_be_written_is_handed_on(pack: ModuleType, parts: tuple) -> None:
+    training, erasure = a_training(pack, parts, "no_file"), learnt(pack)
     _, file, said = training.run(None, trained_weights(pack), lambda *_: erasure)
     assert file.is_file()
     assert not said
@@ -346,9 +335,9 @@ def test_what_cannot_be_written_is_handed_on(pack: ModuleType, loaded: tuple) ->
     assert pack.nodes.training.described(kept) == "File: none, see above."
 
 
-def test_what_is_taken_away_while_it_trains_is_handed_on(pack: ModuleType, loaded: tuple) -> None:
+def test_what_is_taken_away_while_it_trains_is_handed_on(pack: ModuleType, parts: tuple) -> None:
     """The folder, in whose place there is then a file; and the file, once it is written."""
-    training, erasure = a_training(pack, loaded, "taken_away/below"), learnt(pack)
+    training, erasure = a_training(pack, parts, "taken_away/below"), learnt(pack)
 
     def learn(host: Any, progress: Any, resume: Any) -> Any:
         parent = resume.file.parent.parent
@@ -364,28 +353,28 @@ def test_what_is_taken_away_while_it_trains_is_handed_on(pack: ModuleType, loade
 
 
 def test_a_run_whose_result_the_disk_has_no_room_for_does_not_begin(
-    pack: ModuleType, loaded: tuple, monkeypatch: pytest.MonkeyPatch
+    pack: ModuleType, parts: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("usage", (), {"free": 1_000_000})
     monkeypatch.setattr(pack.unlearn.writing.shutil, "disk_usage", lambda _: usage)
-    training = a_training(pack, loaded, "no_room")
+    training = a_training(pack, parts, "no_room")
     with pytest.raises(ValueError, match=r"will take . MB in output/no_room and 1 MB are free"):
         training.run(None, trained_weights(pack), lambda *_: pytest.fail("it began"))
 
 
 def test_changes_too_large_for_half_precision_are_kept_in_full(
-    pack: ModuleType, loaded: tuple
+    pack: ModuleType, parts: tuple
 ) -> None:
-    training = a_training(pack, loaded, "large")
+    training = a_training(pack, parts, "large")
     _, file, said = training.run(None, trained_weights(pack), lambda *_: learnt(pack, 1e6))
     assert not said
     assert pack.unlearn.erasure.Erasure.load(file).delta("a.weight")[0, 0].item() == 1e6
 
 
 def test_what_a_diverged_run_reached_is_told_to_be_lost_where_it_is(
-    pack: ModuleType, loaded: tuple
+    pack: ModuleType, parts: tuple
 ) -> None:
-    training = a_training(pack, loaded, "diverged")
+    training = a_training(pack, parts, "diverged")
     _, file, _ = training.run(None, trained_weights(pack), lambda *_: learnt(pack))
     file.unlink()
     aside = file.with_name(f"{file.stem}_unfinished.safetensors")

@@ -30,7 +30,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-import testbed.pack
 from testbed import diffusers_pipeline, samples
 from unlearn.commands.pictures import batch, read_pictures
 from unlearn.diffusers_apply import applied, base_warning
@@ -739,26 +738,21 @@ class Pair:
     ours: DiffusersModel
 
 
-@pytest.fixture(scope="module")
-def loaded(pack: ModuleType, checkpoint: Path) -> tuple:
-    return testbed.pack.checkpoint(checkpoint)
-
-
 @pytest.fixture
-def pair(pack: ModuleType, loaded: tuple, model: DiffusersModel) -> Iterator[Pair]:
-    host_model = pack.nodes.host.ComfyModel(*loaded, size=(128, 128))
+def pair(pack: ModuleType, parts: tuple, model: DiffusersModel) -> Iterator[Pair]:
+    host_model = pack.nodes.host.ComfyModel(*parts, size=(128, 128))
     with torch.inference_mode(), host_model.training():  # as in the body of a node
         yield Pair(pack, host_model, model)
 
 
 @pytest.mark.parametrize("clip_skip", [0, 1])
 def test_both_encode_alike(
-    pack: ModuleType, loaded: tuple, model: DiffusersModel, clip_skip: int
+    pack: ModuleType, parts: tuple, model: DiffusersModel, clip_skip: int
 ) -> None:
     ours = DiffusersModel(model.pipeline, clip_skip=clip_skip)
-    clip = loaded[1].clone()
+    clip = parts[1].clone()
     clip.clip_layer(-1 - clip_skip)
-    theirs = pack.nodes.host.ComfyModel(loaded[0], clip, loaded[2])
+    theirs = pack.nodes.host.ComfyModel(parts[0], clip, parts[2])
     with torch.inference_mode(), theirs.training(), torch.no_grad():
         wanted, found = theirs.encode(PROMPTS).cross, ours.encode(PROMPTS).cross
         assert list(theirs._weights("encoder", "mlp-final-attn")) == list(
@@ -786,13 +780,13 @@ def test_both_predict_and_draw_alike(pair: Pair, pictures: torch.Tensor) -> None
 
 
 def test_both_mean_the_same_by_v_prediction(
-    pack: ModuleType, loaded: tuple, model: DiffusersModel
+    pack: ModuleType, parts: tuple, model: DiffusersModel
 ) -> None:
     import comfy_extras.nodes_model_advanced as sampling
 
-    (patched,) = sampling.ModelSamplingDiscrete().patch(loaded[0], "v_prediction", zsnr=False)
+    (patched,) = sampling.ModelSamplingDiscrete().patch(parts[0], "v_prediction", zsnr=False)
     ours = DiffusersModel(rescheduled(model.pipeline, prediction_type="v_prediction"))
-    comfy = pack.nodes.host.ComfyModel(patched, *loaded[1:], size=(128, 128))
+    comfy = pack.nodes.host.ComfyModel(patched, *parts[1:], size=(128, 128))
     with torch.inference_mode(), comfy.training(), torch.no_grad():
         x0, noise, t, x = noisy(comfy, 5)
         prompts = ours.encode([*PROMPTS, "a dog", "ink"])
@@ -917,7 +911,7 @@ def test_both_learn_the_same_domain_correction(pair: Pair) -> None:
 @pytest.mark.parametrize("rank", [0, 4])
 def test_one_file_serves_both(
     pack: ModuleType,
-    loaded: tuple,
+    parts: tuple,
     model: DiffusersModel,
     select: str,
     rank: int,
@@ -928,10 +922,10 @@ def test_one_file_serves_both(
     found.save(tmp_path / "a.safetensors", torch.float32)
     theirs = pack.unlearn.erasure.Erasure.load(tmp_path / "a.safetensors")
     with torch.inference_mode():
-        patched_model, patched_clip = pack.nodes.apply.erased(loaded[0], loaded[1], theirs)
-        own = loaded[0] if part == "unet" else loaded[1].patcher
+        patched_model, patched_clip = pack.nodes.apply.erased(parts[0], parts[1], theirs)
+        own = parts[0] if part == "unet" else parts[1].patcher
         assert pack.nodes.apply.base_warning(own, theirs, list(theirs.deltas)) == ""
-        comfy = pack.nodes.host.ComfyModel(patched_model, patched_clip, loaded[2], (128, 128))
+        comfy = pack.nodes.host.ComfyModel(patched_model, patched_clip, parts[2], (128, 128))
         with comfy.training(), torch.no_grad(), applied(model, found):
             _, _, t, x = noisy(model, 2)
             cross, wanted = model.encode(PROMPTS[:2]), comfy.encode(PROMPTS[:2])
@@ -942,7 +936,7 @@ def test_one_file_serves_both(
 
 
 def test_erasure_made_in_comfyui_applies_here(
-    pair: Pair, loaded: tuple, pictures: torch.Tensor, tmp_path: Path
+    pair: Pair, parts: tuple, pictures: torch.Tensor, tmp_path: Path
 ) -> None:
     methods = pair.pack.unlearn.few_shot
     made = methods.few_shot(
@@ -951,7 +945,7 @@ def test_erasure_made_in_comfyui_applies_here(
     made.save(tmp_path / "a.safetensors")
     found = Erasure.load(tmp_path / "a.safetensors")
     assert base_warning(pair.ours, found) == ""
-    clip, _ = pair.pack.nodes.apply.erased_clip(loaded[1], made)
+    clip, _ = pair.pack.nodes.apply.erased_clip(parts[1], made)
     wanted = clip.encode_from_tokens(clip.tokenize("a photo of a mushroom"))
     with applied(pair.ours, found):
         ours = conditioning(pair.ours, "a photo of a mushroom")

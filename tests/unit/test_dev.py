@@ -452,3 +452,34 @@ def test_matrix_fails_where_a_test_does(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "argv", ["matrix", str(tmp_path), "--page", str(tmp_path / "page.md")])
     assert matrix.main() == 1
     assert "| 9.9.9 | 0 | 1; no test ran | " in (tmp_path / "page.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("given", "on_two_cores"),
+    [
+        ([], True),
+        (["--fast"], True),
+        (["--all"], True),
+        (["--fast", "--cpu", "table.md"], True),
+        (["-k", "few_shot"], False),
+        (["--all", "tests/unit"], False),
+        (["--all", "-x"], False),
+    ],
+)
+def test_a_whole_tier_runs_on_two_cores(given: list[str], on_two_cores: bool) -> None:
+    arguments = dev.pytest_arguments(given)
+    assert arguments[len(arguments) - len(given) :] == given
+    assert (arguments[:2] == ["-n", "2"]) is on_two_cores
+    assert on_two_cores or arguments == given
+
+
+def test_pytest_is_started_with_what_a_tier_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(dev, "set_up", lambda: dev.HOST)
+    monkeypatch.setattr(dev, "start", lambda host, command: started.append(command) or 3)
+    for arguments in (["--fast"], ["-k", "few_shot"]):
+        monkeypatch.setattr(sys, "argv", ["dev.py", "test", *arguments])
+        assert dev.main() == 3
+    assert started[0][:2] == started[1][:2] == ["-m", "pytest"]
+    assert started[0][-1] == "--fast"
+    assert started[1][2:] == ["-k", "few_shot"]

@@ -245,9 +245,9 @@ SIZES = pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 2), (1, 512), 
 
 @SIZES
 def test_pictures_that_are_too_small_for_a_model(
-    pack: ModuleType, iconcanvas: tuple, height: int, width: int
+    pack: ModuleType, parts: tuple, height: int, width: int
 ) -> None:
-    model, clip, vae = iconcanvas
+    model, clip, vae = parts
     images = torch.rand(2, height, width, 3)
     said = f"^The pictures have {width} x {height} pixels, and 8 x 8 are the fewest that this MODEL"
     with pytest.raises(ValueError, match=said) as error:
@@ -278,10 +278,3 @@ def test_pictures_that_are_too_small_to_be_compared(height: int, width: int) -> 
         match=f"{width} x {height} pixels cannot be compared; use pictures of at least 8 x 8",
     ):
         list(metric.measure([pair]))
-
-
-@pytest.fixture(scope="module")
-def iconcanvas(pack: ModuleType, checkpoint: Path) -> tuple:
-    import comfy.sd
-
-    return comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]

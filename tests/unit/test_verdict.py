@@ -21,7 +21,6 @@ from small_erasures import of_the_encoder, of_the_network, run
 from test_node_settings import FEW_SHOT, KEY_STEP
 from tiny import TinyModel, TinyNetworkModel
 
-import testbed.pack
 from testbed import samples
 from unlearn import pictured, verdict
 from unlearn.__main__ import main
@@ -393,12 +392,6 @@ MEASURED = {
     "seconds": 1.0,
 }
 GONE = "fox is gone: its own prompts show it in 0 of 4 pictures, 4 before."
-
-
-@pytest.fixture(scope="module")
-def parts(pack: ModuleType) -> tuple:
-    """(MODEL, CLIP, VAE)"""
-    return testbed.pack.checkpoint()
 
 
 @pytest.fixture
