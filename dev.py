@@ -1,7 +1,8 @@
 """Set up, try, test, serve and measure Concept Unlearn.
 
     python dev.py demo     erase a concept in a real ComfyUI and show before and after
-    python dev.py test     run the tests: test --all, or what else pytest takes: test -k few_shot
+    python dev.py test     run the tests; test --fast: those that need no ComfyUI and are cheap;
+                           test --all: slow ones, too; or what else pytest takes: test -k few_shot
     python dev.py serve    start ComfyUI with the pack, for a browser: serve --port 8188
     python dev.py bench    run the benchmark: bench --quick
     python dev.py soak     erase 150 times in one ComfyUI: does memory stay? soak --runs 10
@@ -56,7 +57,6 @@ OTHER_HOSTS = {
 
 # What a task runs in the virtual environment.
 MODULES = {
-    "test": "pytest",
     "demo": "testbed.showcase.demo",
     "bench": "testbed.bench",
     "soak": "testbed.host.soak",
@@ -591,11 +591,21 @@ def main() -> int:
         except SetupError as error:
             print(f"\n{error}", file=sys.stderr)
             return 1
-    arguments = options.arguments
-    if options.task == "test" and not arguments:
-        # Two at a time, each whole files: what the tests of a file share is made once.
-        arguments = ["-n", "2", "--dist", "loadfile"]
-    return start(host, ["-m", MODULES[options.task], *arguments])
+    if options.task == "test":
+        return start(host, ["-m", "pytest", *pytest_arguments(options.arguments)])
+    return start(host, ["-m", MODULES[options.task], *options.arguments])
+
+
+def pytest_arguments(arguments: list[str]) -> list[str]:
+    """What pytest is given for `test`. A whole tier runs on two cores, whatever else as it is."""
+    tier = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    tier.add_argument("--fast", action="store_true")
+    tier.add_argument("--all", action="store_true")
+    tier.add_argument("--cpu")
+    if tier.parse_known_args(arguments)[1]:
+        return arguments
+    # Each takes whole files, so what the tests of a file share is made once; fast ones first.
+    return ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *arguments]
 
 
 if __name__ == "__main__":

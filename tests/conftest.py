@@ -24,10 +24,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 ROOT = Path(__file__).resolve().parent.parent
+SUPPORT = ROOT / "tests" / "support"
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
+if str(SUPPORT) not in sys.path:
+    sys.path.insert(0, str(SUPPORT))
+
+import cpu_seconds  # noqa: E402
+import torch  # noqa: E402
 
 import testbed.host.process  # noqa: E402
+import testbed.model.pack  # noqa: E402
 from testbed.host.evolved import missing  # noqa: E402
 from testbed.host.server import Server  # noqa: E402
 from testbed.model import samples  # noqa: E402
@@ -40,23 +47,42 @@ def pytest_report_header() -> str | None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the slow tests, too")
+    parser.addoption(
+        "--fast", action="store_true", help="only tests that need no ComfyUI and are cheap"
+    )
+    parser.addoption(
+        "--cpu", metavar="FILE", help="write each file's CPU seconds to FILE: .md or .json"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(cpu_seconds.CpuSeconds(config), "cpu_seconds")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first: those without ComfyUI, then those in its process, then the server's.
 
-    Slow ones only where they are asked for: by --all, by -m, or by name.
+    Slow ones only where they are asked for: by --all, by -m, or by name. With --fast only those
+    that need no ComfyUI, and of them none that is marked as slow or costly.
     """
-    by_name = any("::" in argument for argument in config.args)
-    if not (config.option.all or config.option.markexpr or by_name):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
     def rank(item: pytest.Item) -> int:
+        """What it needs: 0 no ComfyUI, 1 ComfyUI in this process, 2 a server."""
         names = getattr(item, "fixturenames", ())
-        return 2 if "server" in names else 1 if "host" in names else 0
+        folder = item.path.parent.name
+        if "server" in names or folder == "server":
+            return 2
+        return 1 if "host" in names or folder == "comfy" else 0
 
+    def chosen(item: pytest.Item) -> bool:
+        if config.option.fast:
+            return rank(item) == 0 and not any(map(item.get_closest_marker, ("slow", "costly")))
+        return by_name or not item.get_closest_marker("slow")
+
+    by_name = any("::" in argument for argument in config.args)
+    if not (config.option.all or config.option.markexpr):
+        config.hook.pytest_deselected(items=[item for item in items if not chosen(item)])
+        items[:] = filter(chosen, items)
     items.sort(key=rank)
 
 
@@ -96,6 +122,19 @@ def pack(host: ModuleType) -> ModuleType:
     Its `unlearn` is loaded by path as well, so its classes are not those of `import unlearn`.
     """
     return _load(host, ROOT)
+
+
+@pytest.fixture(scope="session")
+def parts(pack: ModuleType) -> tuple:
+    """The test model's (MODEL, CLIP, VAE), for all who leave them as they are."""
+    return testbed.model.pack.checkpoint()
+
+
+@pytest.fixture
+def node_body() -> Iterator[None]:
+    """Run the test as the host runs the body of a node."""
+    with torch.inference_mode():
+        yield
 
 
 @pytest.fixture(scope="session")

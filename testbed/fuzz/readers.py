@@ -30,8 +30,9 @@ from unlearn.prompts.typed import split_concepts
 from .. import ROOT
 from . import changes as change
 
-if str(ROOT / "tests") not in sys.path:
-    sys.path.append(str(ROOT / "tests"))  # whose small models the readers are tried with
+SUPPORT = ROOT / "tests" / "support"  # whose small models the readers are tried with
+if str(SUPPORT) not in sys.path:
+    sys.path.append(str(SUPPORT))
 
 
 def fresh(folder: Path) -> Path:

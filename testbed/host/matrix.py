@@ -22,22 +22,22 @@ from .. import ROOT
 from .machine import machine
 
 TESTS = (
-    "tests/test_host.py",
-    "tests/test_training.py",
-    "tests/test_attention.py",
-    "tests/test_sentinels.py",
-    "tests/test_encoders.py::test_gradient_reaches_every_selected_weight",
-    "tests/test_other_encoders.py::test_gradient_reaches_every_selected_weight",
+    "tests/comfy/test_host.py",
+    "tests/comfy/test_training.py",
+    "tests/comfy/test_attention.py",
+    "tests/comfy/test_sentinels.py",
+    "tests/comfy/test_encoders.py::test_gradient_reaches_every_selected_weight",
+    "tests/comfy/test_other_encoders.py::test_gradient_reaches_every_selected_weight",
 )
-FORM = "tests/test_packed_networks.py::test_gradients_are_those_of_the_unpacked_network"
+FORM = "tests/comfy/test_packed_networks.py::test_gradients_are_those_of_the_unpacked_network"
 QUICK = (
-    "tests/test_attention.py",
-    "tests/test_sentinels.py",
+    "tests/comfy/test_attention.py",
+    "tests/comfy/test_sentinels.py",
     f"{FORM}[float8_e4m3fn]",
     f"{FORM}[int8_tensorwise]",
-    "tests/test_host.py::test_gradients_reach_exactly_the_selected_weights",
-    "tests/test_host.py::test_checkpointed_gradients_equal_unchecked_ones",
-    "tests/test_host.py::test_node_hands_on_all_its_outputs",
+    "tests/comfy/test_host.py::test_gradients_reach_exactly_the_selected_weights",
+    "tests/comfy/test_host.py::test_checkpointed_gradients_equal_unchecked_ones",
+    "tests/comfy/test_host.py::test_node_hands_on_all_its_outputs",
 )
 
 
@@ -108,7 +108,7 @@ What passes on which, by `python dev.py matrix{quick} --page docs/hosts.md`, on 
 
 {table}
 
-What later versions do otherwise, as far as it is known, is put into the newest of these in tests/test_newer_hosts.py. On any ComfyUI that the environment variable `COMFYUI_PATH` names, `python dev.py matrix` runs the same tests, and tests/test_sentinels.py says what it does that no test has tried.
+What later versions do otherwise, as far as it is known, is put into the newest of these in tests/comfy/test_newer_hosts.py. On any ComfyUI that the environment variable `COMFYUI_PATH` names, `python dev.py matrix` runs the same tests, and tests/comfy/test_sentinels.py says what it does that no test has tried.
 
 Run on {machine}.
 """  # noqa: E501

