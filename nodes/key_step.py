@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..unlearn.methods.key_step import TASKS, KeyStepSettings, check_settings, check_start, key_step
+from ..unlearn.methods.key_step import KeyStepSettings, check_settings, check_start, key_step
 from ..unlearn.methods.parts.adversarial import SECONDS
+from ..unlearn.methods.parts.key_step_settings import TASKS
 from ..unlearn.prompts.typed import one_word, split_words
 from .backend.apply import erased_model
 from .backend.words import reader, typed_concepts
