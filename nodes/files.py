@@ -11,7 +11,8 @@ import folder_paths
 import torch
 
 from ..unlearn import writing
-from ..unlearn.erasure import VERSION, Erasure, ErasureError, images_hash
+from ..unlearn.erasure import Erasure, ErasureError, images_hash
+from ..unlearn.version import VERSION
 from .identity import signature
 
 LONGEST = 120  # bytes of a file's name that the concepts take

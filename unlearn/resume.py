@@ -17,9 +17,9 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from . import fitting, torch_files
-from .erasure import VERSION
 from .fitting import Misfit
 from .model import DiffusionModel, Edit
+from .version import VERSION
 from .writing import free_bytes, reason, whole_file
 
 log = logging.getLogger(__name__)

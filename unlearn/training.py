@@ -8,10 +8,11 @@ from datetime import date
 
 import torch
 
-from .erasure import NETWORK, VERSION, Erasure
+from .erasure import NETWORK, Erasure
 from .model import DiffusionModel, Diverged, Edit, Part
 from .neighbourhood import Kind
 from .prompts import sentence
+from .version import VERSION
 
 
 def trained(
