@@ -62,6 +62,13 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 
 
 @each_page
+def test_pages_of_figures_say_what_made_them(page: Path) -> None:
+    text = read(page)
+    if re.search(r"^(Measured|Run) on ", text, re.M):
+        assert "made by `python" in text.lower() or "| made by |" in text
+
+
+@each_page
 def test_code_that_is_named_exists(page: Path) -> None:
     for name in re.findall(r"`?\b((?:nodes|unlearn|testbed|tests)/[\w/]+\.\w+)", read(page)):
         assert (ROOT / name).exists(), f"{page.name} names {name}, which does not exist"
