@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageChops, ImageStat
 
+from testbed import graph_picture
 from testbed.bench_table import table
 from unlearn.program import COMMANDS
 
@@ -100,6 +103,17 @@ def test_the_guide_names_every_node() -> None:
         assert title in readme
 
 
+def test_the_graph_is_that_of_the_workflow() -> None:
+    """Its picture is made again, and is the same but for smoothing."""
+    workflow = json.loads(read(ROOT / "workflows" / "compare.json"))
+    shown = set(graph_picture.WIDGETS)
+    made = graph_picture.picture(workflow, graph_picture.names(ROOT), shown)
+    with Image.open(DOCS / "graph.png") as kept:
+        assert kept.size == made.size
+        difference = ImageChops.difference(kept.convert("RGB"), made)
+    assert max(ImageStat.Stat(difference).mean) < 1  # of 255
+
+
 def test_the_guide_names_every_workflow() -> None:
     guide = read(DOCS / "guide.md")
     assert all(file.stem in guide for file in (ROOT / "workflows").glob("*.json"))
@@ -125,8 +139,6 @@ def test_figures_of_the_readme_are_the_benchmarks() -> None:
 
 
 def test_tables_of_the_benchmark_are_those_of_its_rows() -> None:
-    import json
-
     rows = json.loads(read(DOCS / "bench.json"))
     assert f"<!-- bench -->\n{table(rows, brief=True)}\n<!-- /bench -->" in read(
         DOCS / "results.md"
