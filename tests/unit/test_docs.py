@@ -15,7 +15,7 @@ from testbed import graph_picture
 from testbed.bench_table import table
 from unlearn.program import COMMANDS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md")])
 CODE = [
@@ -89,6 +89,13 @@ def test_the_drawing_names_code_that_exists() -> None:
     assert names
     for name in names:
         assert any((ROOT / folder / name).exists() for folder in ("", "unlearn")), name
+
+
+def test_the_way_of_a_concept_ends_where_the_page_says() -> None:
+    (step,) = re.findall(r"^6\. .*$", read(DOCS / "architecture.md"), re.M)
+    (file,) = re.findall(r"`(unlearn/\S+\.py)`", step)
+    (line,) = re.findall(r'`("concepts".+?)`', step)
+    assert line in read(ROOT / file)
 
 
 def test_the_guide_names_every_node() -> None:

@@ -10,7 +10,7 @@ import pytest
 from unlearn import version
 from unlearn.version import own_version
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def declared() -> str:
