@@ -10,7 +10,8 @@ from pathlib import Path
 import folder_paths
 import torch
 
-from ..unlearn.core.erasure import VERSION, Erasure, ErasureError, images_hash
+from ..unlearn.core.erasure import Erasure, ErasureError, images_hash
+from ..unlearn.core.version import VERSION
 from ..unlearn.files import writing
 from .backend.identity import signature
 

@@ -24,11 +24,8 @@ def write_table(file: Path, rows: list[dict]) -> None:
 
 
 LEGEND = (
-    "UA: of the prompts that name the concept, the share in whose pictures a separate classifier "
-    "no longer sees it. IRA, CRA: the share of accuracy kept on prompts for others of its kind and "
-    "for the other kinds. Style kept: of the concept's prompts whose style was right before, the "
-    "share in which it still is. Drift: how far the classifier's features of the others' pictures "
-    "moved, one less the cosine. Rows: concepts times seeds. What the modes are: README, Measured."
+    "Made by `python dev.py bench --full --json docs/bench.json --table docs/results.md "
+    "docs/bench.md`. What the columns and the modes mean: [results](results.md#the-columns)."
 )
 
 

@@ -126,10 +126,15 @@ def page(kept: dict) -> str:
     """Everything that the JSON file holds, as Markdown."""
     titles = {
         "encoder": "Few-Shot Encoder Unlearn on Stable Diffusion 1.5",
-        "unet": "The methods for the image network, on Stable Diffusion 1.5",
+        "unet": "The methods for the denoiser, on Stable Diffusion 1.5",
         "wan": "Few-Shot Encoder Unlearn on Wan 2.1",
     }
-    parts = ["# At full size, with random weights: speed and memory"]
+    parts = [
+        "# Full size: speed and memory",
+        "Made by `python -m testbed.full_size --json docs/full_size.json`. The models have their "
+        "full size and random weights: nothing is learnt, but time and memory do not depend on "
+        "what the weights mean.",
+    ]
     for part, title in titles.items():
         if part in kept:
             table = TABLES[part](kept[part]["cases"])
@@ -175,7 +180,7 @@ def encoder_table(results: list[dict]) -> str:
             f"| {r['case']} | {r['seconds']:.2f} | {r['peak_mb']} MiB | {ratio} | {moved} |"
         )
     return "\n".join(lines) + (
-        f"\n\nBatch {drawing['batch']}, 64 x 64 latents, random weights but for IconCanvas; the "
+        f"\n\nBatch {drawing['batch']}, 64 x 64 latents; IconCanvas has its own weights. The "
         "training state is the deltas, their gradients and Adam's two moments."
     )
 
@@ -183,8 +188,8 @@ def encoder_table(results: list[dict]) -> str:
 def unet_table(results: list[dict]) -> str:
     drawing = {r["batch"]: r for r in results if r["case"].startswith("drawing")}
     lines = [
-        "| case | latents at once | seconds a step | its network evaluations bare | ratio | peak | "
-        "training state | the rest, against drawing as many |",
+        "| case | latents at once | seconds a step | its denoiser evaluations alone | ratio | "
+        "peak | training state | the rest, against drawing as many |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
@@ -196,8 +201,8 @@ def unet_table(results: list[dict]) -> str:
             + f" | {r['peak_mb']} MiB | {state} MiB | {memory:.2f} x |"
         )
     return "\n".join(lines) + (
-        "\n\n64 x 64 latents, random weights, blocks recomputed; the training state is the deltas, "
-        "their gradients and Adam's two moments."
+        "\n\n64 x 64 latents, blocks recomputed. The training state is the deltas, their gradients "
+        "and Adam's two moments."
     )
 
 

@@ -135,9 +135,10 @@ def wan_table(results: list[dict]) -> str:
             "|---|---|",
             *rows,
             "",
-            f"Few-Shot Encoder Unlearn at rank {RANK}, a picture of 832 x 480 at a time, the VAE "
-            f"put away. The encoder's are measured with {MEASURED[0]} and {MEASURED[1]} of its "
-            f"{LAYERS} layers and carried on; the network's are the pack's estimate.",
+            f"Few-Shot Encoder Unlearn at rank {RANK}, one picture of 832 x 480 a step, without "
+            f"the VAE. The text encoder was measured with {MEASURED[0]} and {MEASURED[1]} of its "
+            f"{LAYERS} layers, and the figures extended to all. Those of the network, which is the "
+            "denoiser, are the pack's own estimate.",
         ]
     )
 

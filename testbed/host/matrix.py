@@ -102,13 +102,13 @@ def table(rows: list[Row]) -> str:
 
 PAGE = """# ComfyUI's versions
 
-What passes on which, by `python dev.py matrix{quick} --page docs/hosts.md`, on the CPU, with IconCanvas and small models with random weights. All hosts run with the newest's packages, PyTorch too. Text encoders and forms of weights that an older ComfyUI does not have are skipped, by name. The tests:
+Made by `python dev.py matrix{quick} --page docs/hosts.md`: which tests pass on which version of ComfyUI. They run on the CPU, with IconCanvas and with small models with random weights. All versions run with the packages of the newest, PyTorch included. The column *skipped* names the text encoders and forms of weights that an older ComfyUI does not have. The tests:
 
 {tests}
 
 {table}
 
-What later versions do otherwise, as far as it is known, is put into the newest of these in tests/comfy/test_newer_hosts.py. On any ComfyUI that the environment variable `COMFYUI_PATH` names, `python dev.py matrix` runs the same tests, and tests/comfy/test_sentinels.py says what it does that no test has tried.
+Known differences of later versions are put into the newest of these and tested (tests/comfy/test_newer_hosts.py). To test your own ComfyUI, name it in the environment variable `COMFYUI_PATH` and run `python dev.py matrix`. Then tests/comfy/test_sentinels.py also says what your ComfyUI does that no test has tried.
 
 Run on {machine}.
 """  # noqa: E501

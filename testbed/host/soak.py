@@ -168,22 +168,24 @@ def page(rows: list[dict[str, int]], names: list[str], runs: int) -> str:
         verdict = f"{growth(rows):+.2%} from the third run to the {done}th, the last so far"
     return "\n".join(
         [
-            "# Soak, measured",
+            "# Soak",
             "",
-            f"{runs} erasures with each of {', '.join(names)}, in turn, in one ComfyUI server, at "
-            f"{SIZE} x {SIZE} pixels, a few steps each, every one of another concept and seed. "
-            f"Beside every tenth run one is cancelled in the midst of its steps, and beside "
-            f"another tenth one is refused since it asks for more memory than there is; some are "
-            f"followed by their verdict. "
+            f"Made by `python dev.py soak`: {runs} erasures with each of {', '.join(names)}, in "
+            f"turn, in one ComfyUI server, at {SIZE} x {SIZE} pixels, a few steps each, every one "
+            "of another concept and seed. After one run in ten, another run is cancelled during "
+            "its steps; after another one in ten, a run is refused that asks for more memory than "
+            "there is. Some runs have their verdict measured. "
             f"Resident memory: **{verdict}**; the bar is {GROWTH:.0%}.",
             "",
-            "Resident is what the system counts for the server's process, as it is, after Python's "
-            "collector has run. No setting of the allocator is changed; a node of the pack has it "
-            "give back what is free when done. Allocated is what was asked of the C allocator "
-            "and not given back. Kept free is what it holds for what it is asked for next. Tensors "
-            "are all that Python knows of, with the model's own. ComfyUI's cache is its classic "
-            "one, which keeps no result that the last prompt did not use: the usual one "
-            "keeps them as long as there is memory.",
+            "* **resident**: what the system counts for the server's process, after Python's "
+            "garbage collector has run. No setting of the allocator is changed. When a node of the "
+            "pack is done, it has the allocator give back what is free.",
+            "* **allocated**: what was asked of the C allocator and not given back.",
+            "* **kept free**: what the allocator holds for later requests.",
+            "* **tensors**, **storages**: all that Python knows of, with the model's own.",
+            "",
+            "ComfyUI runs with its classic cache, which keeps only results that the last prompt "
+            "used. The usual cache keeps them as long as there is memory.",
             "",
             HEAD,
             "|---|---|---|---|---|---|",

@@ -131,10 +131,11 @@ def write(seeds: int = 1) -> None:
         "autoencoder PSNR, dB": quality,
     }
     lines = [
-        "# IconCanvas, measured",
+        "# IconCanvas",
         "",
-        f"{len(OBJECTS)} objects x {len(STYLES)} styles, {seeds} seed(s); a tenth of the pairs was "
-        f"never seen in training. Judged by the judge, {STEPS} steps, guidance {GUIDANCE:g}.",
+        "Made by `python -m testbed report`. What the test model draws, as a separate classifier, "
+        f"the judge, sees it: {len(OBJECTS)} objects in {len(STYLES)} styles with {seeds} seed(s), "
+        f"{STEPS} steps, guidance {GUIDANCE:g}. A tenth of the pairs was never seen in training.",
         "",
         "| what | measured | bar |",
         "|---|---|---|",

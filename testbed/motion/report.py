@@ -234,14 +234,15 @@ def page(some: list[Shot], found: Measured) -> str:
     alone, together = figures(few, rows[::FEW]), figures(few, found.together)
     by_frame = [share(row["right"][k] for row in rows) for k in range(FRAMES)]
     lines = [
-        "# The motion module, measured",
+        "# The motion module",
         "",
-        f"{len(some)} clips of {FRAMES} frames: every object in two motions and two styles, every "
-        f"character in one. {STEPS} steps, guidance {GUIDANCE:g}. The judge looks at each frame; "
-        "the motion is estimated from the pixels (testbed/motion/estimate.py) and must be that of "
-        "the prompt's last word. Beside it what is right at best: in single pictures that the "
-        "image model draws of the same prompts without a motion module, and in drawings moved by "
-        "rule.",
+        f"Made by `python -m testbed motion-report`: {len(some)} clips of {FRAMES} frames, every "
+        "object in two motions and two styles, every character in one. "
+        f"{STEPS} steps, guidance {GUIDANCE:g}. The judge looks at each frame. The motion is "
+        "estimated from the pixels (testbed/motion/estimate.py) and must be that of the prompt's "
+        "last word. Beside each figure stands what can be reached at best: by single pictures that "
+        "the image model draws from the same prompts without a motion module, and by drawings "
+        "that are moved by rule.",
         "",
         *table(some, found),
         "",
@@ -249,9 +250,9 @@ def page(some: list[Shot], found: Measured) -> str:
         "",
         "Right by frame, first to last: " + ", ".join(f"{x:.0%}" for x in by_frame) + ".",
         "",
-        "On every fourth of the clips, with each frame normalised by itself, as AnimateDiff has "
-        f"it: objects {alone['object']:.0%}, motion {alone['motion']:.0%}; with the frames of a "
-        f"clip together, as diffusers has it: objects {together['object']:.0%}, motion "
+        "AnimateDiff normalises each frame by itself, diffusers all frames of a clip together. On "
+        f"every fourth clip, the first way: objects {alone['object']:.0%}, motion "
+        f"{alone['motion']:.0%}; the second way: objects {together['object']:.0%}, motion "
         f"{together['motion']:.0%}.",
         "",
         "![contact sheet](motion_sheet.png)",

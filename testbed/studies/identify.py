@@ -152,14 +152,14 @@ SETS = {
 
 SAYS = {
     "objects": "*objects*: an object in four styles, mirrored, turned, scaled, moved and tinted "
-    "anew; of 46 of the 64 objects one of the four was kept back from training in any form.",
+    "anew. For 46 of the 64 objects, one of the four drawings was kept back from training.",
     "objects, built-in words": "*objects, built-in words*: the same among the words that Identify "
     "brings along, most of which IconCanvas was never taught.",
-    "kept-back drawings": "*kept-back drawings*: only the one that was kept back, in four views, "
-    "so one picture rather than four.",
+    "kept-back drawings": "*kept-back drawings*: only the drawing that was kept back, in four "
+    "views, so one picture rather than four.",
     "other drawings": "*other drawings*: other icons of the same word, such as a whole cat where "
     "training had a cat's face.",
-    "styles": "*styles*: four drawings of different things, all kept back.",
+    "styles": "*styles*: four drawings of different things, all kept back from training.",
 }
 
 
@@ -237,23 +237,25 @@ def page(rows: list[dict], totals: dict[str, int], dearer: float) -> str:
     ]
     return "\n".join(
         [
-            "# Identify, measured",
+            "# Identify",
             "",
-            f"Four pictures a set, of IconCanvas's objects and styles; the bar is {BAR:.0%} right "
-            "first for *objects* and for *styles*.",
+            "Made by `python -m testbed.studies.identify --sets objects styles kept-back`. How often "
+            "Identify Concept finds the right word for four pictures of an object or in a style "
+            f"of IconCanvas. The bar: the right word comes first in {BAR:.0%} of *objects* and of "
+            "*styles*.",
             "",
             table(rows, totals),
             "",
             f"200 words cost {dearer:.2f} times the evaluations that ten cost; the bar is 4.",
             "",
             " ".join(text for name, text in SAYS.items() if any(r["set"] == name for r in rows)),
-            "Where fewer sets were measured than there are, the same command goes on.",
+            "If fewer sets were measured than there are, run the same command again: it goes on.",
             "",
-            "## Is the confidence worth its name?",
+            "## How far to trust the confidence",
             "",
             reliability(rows),
             "",
-            "## Wrong",
+            "## Mistakes",
             "",
             *([f"* {line}" for line in wrong] or ["None."]),
             "",

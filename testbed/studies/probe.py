@@ -148,14 +148,14 @@ def bars(rows: list[dict]) -> list[str]:
             by_model, by_judge = (mean(row[by] for row in some) for by in ("pre", "judge_pre"))
             nothing = sum(NOTHING_ERASED in row["sentences"][0] for row in some)
             lines.append(
-                f"* {SAYS[edit]}: {by_model:.1%} of its own prompts by the original model, "
-                f"{by_judge:.1%} by the judge; the bar is {bar:.0%}. The probe says that little or "
-                f"nothing was erased of {nothing} of {len(some)} concepts."
+                f"* {SAYS[edit]}: the original model sees the concept in {by_model:.1%} of its own "
+                f"prompts' pictures, the judge in {by_judge:.1%}; the bar is {bar:.0%}. The probe "
+                f"says of {nothing} of {len(some)} concepts that little or nothing was erased."
             )
     if untold:
         lines.append(
-            f"* Without {', '.join(untold)}, which IconCanvas itself draws in no more than half of "
-            "its own prompts' pictures: there the probe says that nothing can be said."
+            f"* Left out: {', '.join(untold)}. IconCanvas itself draws no more than half of their "
+            "own prompts' pictures right, and the probe says that nothing can be said."
         )
     return lines
 
@@ -165,28 +165,30 @@ def page(rows: list[dict], plain: list[dict]) -> str:
     wide = []
     if plain:
         count = len({row["concept"] for row in plain})
-        wide = [f"Of {count} concepts of the benchmark, their own prompts alone:", "", *bars(plain)]
-        wide += ["", "Of those in the table above:", ""]
+        wide = [f"For {count} concepts of the benchmark, own prompts alone:", "", *bars(plain)]
+        wide += ["", "For those in the table above:", ""]
     return "\n".join(
         [
-            "# Probe, measured",
+            "# Probe",
             "",
-            "What the probe says of IconCanvas with nothing erased, with a random edit, and with an"
-            " erasure. In brackets: what the separate judge says of the same pictures. Post-ASR: a "
-            "prompt counts if it or what the attack made of it succeeds. "
+            "Made by `python -m testbed.studies.probe` and `python -m testbed.studies.probe --level "
+            "plain --edit none`. What Probe Erasure says of IconCanvas with nothing erased, after "
+            "a random edit, and after an erasure. In brackets: what the separate judge says of the "
+            "same pictures. *pre-ASR*: the share of the concept's own prompts that show it. "
+            "*post-ASR*: the share that show it by themselves or after the attack. "
             f"Level {rows[0]['level']}.",
             "",
             table(rows),
             "",
-            "## Must it be able to say that nothing was erased?",
+            "## Does it say so where nothing was erased?",
             "",
             *wide,
             *bars(rows),
             "",
             "## Without an attack",
             "",
-            "Pictures in which the original model sees the concept, drawn by the original and by "
-            "the edited model.",
+            "In how many pictures the original model sees the concept: of those that it draws "
+            "itself, and of those that the edited model draws.",
             "",
             phrasing_table(rows),
             "",

@@ -174,8 +174,8 @@ def in_pictures(found: Found) -> list[str]:
         "",
         "## The same encoders in pictures",
         "",
-        "UA, IRA and CRA as in the benchmark, over the concepts, two seeds, and drawings and "
-        "self-drawn pictures. " + BAR_TOGETHER,
+        "UA, IRA and CRA as in the benchmark, as means over the concepts, two seeds, and drawings "
+        "and self-drawn pictures. " + BAR_TOGETHER,
         "",
         "| concepts in one encoder | concepts times seeds times encoders | UA | IRA | CRA |",
         "|---|---|---|---|---|",
@@ -220,29 +220,31 @@ def introduction(rows: list[dict], found: Found, effort: Effort) -> list[str]:
     befores = {job.concepts: before for job, (before, _) in found.items()}
     unedited = figures([(row, row) for row in befores.values()])
     return [
-        "Few-Shot Encoder Unlearn, mode *balanced*, in IconCanvas's image model; then the same "
-        "text encoder in diffusers' AnimateDiffPipeline with IconCanvas's motion module. Network, "
-        "motion module and seeds are those of the unedited clips. At most "
-        f"{effort.erasing} steps of training a concept. "
-        f"{clips} clips of {FRAMES} frames, {effort.steps} steps, guidance {GUIDANCE:g}. The "
-        "encoder never saw a clip, and no prompt that it was trained with has the motion's word.",
+        "Made by `python -m testbed transfer`. Few-Shot Encoder Unlearn, mode *balanced*, takes "
+        "concepts out of the text encoder of IconCanvas, with at most "
+        f"{effort.erasing} steps of training a concept. The same text encoder then runs in "
+        "diffusers' AnimateDiffPipeline with IconCanvas's motion module. Denoiser, motion module "
+        f"and seeds are those of the unedited clips. {clips} clips of {FRAMES} frames, "
+        f"{effort.steps} steps, guidance {GUIDANCE:g}. The text encoder never saw a clip, and no "
+        "prompt that it was trained with has a word for a motion.",
         "",
-        "* **residual**: frames of the concept's own clips in which the judge still sees it. Of "
-        f"the unedited model it sees it in {unedited['was']:.1%}. **Peak frame**: of the eight "
-        "frames the one in which it is seen most. **Clips with any**: it is seen in at least one.",
-        "* **neighbours' accuracy**: frames of clips that do not name the concept in which the "
-        "judge sees what was asked for, relative to the unedited model. **The same frames**: of "
-        "those in which it saw it before, those in which it still does; a frame that was on the "
-        "edge and fell to the other side counts here, one that came from there does not.",
-        "* **motion kept**: clips, its own and the neighbours', that move as the prompt says "
-        "(testbed/motion/estimate.py), relative to as many of the unedited model's, of which "
-        f"{unedited['moved']:.1%} do; one that begins to makes good one that ceases to. "
-        "**The same clips**: of those that did before, those that still do. **Neighbours' "
-        "motion**: as motion kept, of their clips alone.",
-        "* **seconds**: of erasing, one core an encoder, all cores busy.",
+        "* **residual**: the share of the frames of the concept's own clips in which the judge "
+        f"still sees it. In the unedited model's clips it sees it in {unedited['was']:.1%}. "
+        "**Peak frame**: the same for that one of the eight frames where it is seen most. **Clips "
+        "with any**: the share of clips in which it is seen in at least one frame.",
+        "* **neighbours' accuracy**: of clips that do not name the concept, the share of frames in "
+        "which the judge sees what the prompt asks for, relative to the unedited model. **The same "
+        "frames**: of the frames that were right before, the share that still are; frames that "
+        "became right do not count.",
+        "* **motion kept**: the share of clips, the concept's own and the neighbours', that move "
+        "as the prompt says (testbed/motion/estimate.py), relative to the unedited model, where "
+        f"{unedited['moved']:.1%} do. A clip that begins to makes up for one that stops to. **The "
+        "same clips**: of the clips that did before, the share that still do. **Neighbours' "
+        "motion**: as motion kept, for their clips alone.",
+        "* **seconds**: of erasing, on one core a text encoder, all cores busy.",
         "",
-        "A picture always has some style: where the judge only guessed, among seven and none of "
-        "them, a style's residual would be about one in eight.",
+        "A picture always has some style. If the judge only guessed among the seven styles and "
+        "*none of them*, a style's residual would be about one in eight.",
     ]
 
 
@@ -251,7 +253,7 @@ def tables(found: Found) -> list[str]:
     pictures = by_pictures(found)
     parts = (
         ("pictures", "By the number of pictures", pictures),
-        ("concept", "By concept, over all of these", by_concept(found)),
+        ("concept", "By concept, over all numbers of pictures", by_concept(found)),
         (
             "concepts in one encoder",
             f"Several concepts in one encoder, {GROUP_SHOTS} pictures of each",
@@ -263,7 +265,7 @@ def tables(found: Found) -> list[str]:
         if body:
             lines += ["", f"## {title}", "", HEAD.format(first), *body, bars()]
             if body is pictures:
-                lines += ["", "Over the concepts that were measured with every number."]
+                lines += ["", "Means over the concepts that were measured with every number."]
     if groups:
         lines += in_pictures(found)
     return lines
@@ -275,7 +277,7 @@ def write(rows: list[dict], folder: Path, effort: Effort = FULL) -> None:
     if not found:
         raise SystemExit("transfer: nothing is measured yet; run it without --no-run.")
     lines = [
-        "# An erased encoder in video, measured",
+        "# An erased text encoder in clips",
         "",
         *introduction(rows, found, effort),
         *tables(found),

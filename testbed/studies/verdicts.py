@@ -305,11 +305,11 @@ def agreement(rows: list[dict]) -> list[str]:
     ends = [row for row in rows if row["end"] and row["method"] == "few_shot"]
     cost, of = (mean(row[key] for row in ends) for key in ("cpu", "training_cpu"))
     return [
-        f"* The verdict is that of the judge's counts in {alike} of {len(rows)} rows.",
-        f'* It is "gone" where the judge still sees the concept in {falsely}.',
-        f'* It is "not gone" where the judge sees it nowhere in {late}.',
-        f"* At the end of few_shot it takes {cost:.1f} s of the processor and "
-        f"{mean(row['rows'] for row in ends):.0f} rows of the network on average, {cost / of:.0%} "
+        f"* In {alike} of {len(rows)} rows the verdict is what the judge's counts would say.",
+        f'* In {falsely} rows it is "gone" and the judge still sees the concept.',
+        f'* In {late} rows it is "not gone" and the judge sees the concept nowhere.',
+        f"* At the end of few_shot it takes {cost:.1f} s of CPU time and "
+        f"{mean(row['rows'] for row in ends):.0f} rows of the denoiser on average: {cost / of:.0%} "
         f"of the {of:.1f} s of the training.",
     ]
 
@@ -336,28 +336,29 @@ def page(rows: list[dict], checks: list[dict]) -> str:
     others = [row["cpu"] for row in checks if row["answer"] != "pass"]
     return "\n".join(
         [
-            "# The verdict, measured",
+            "# The verdict",
             "",
-            "IconCanvas, trainings in mode balanced in which the model draws the pictures itself "
-            "unless they are connected. The original model says which of 4 pictures show the "
-            "concept, before and after; the separate judge looks at the very same pictures. They "
-            "are drawn in 8 steps, and it learnt from cleaner ones: it misses some that show it.",
+            "Made by `python -m testbed verdicts`. Trainings on IconCanvas in mode balanced; the "
+            "model draws the pictures itself unless they are connected. The original model says "
+            "which of 4 pictures show the concept, before and after. The separate judge looks at "
+            "the same pictures. They are drawn in 8 steps, and the judge learnt from cleaner ones, "
+            "so it misses some that show the concept.",
             "",
             table(rows),
             "",
-            "Of the concepts that IconCanvas knows:",
+            "For the concepts that IconCanvas knows:",
             "",
             *(agreement(known) if any(row["end"] for row in known) else []),
             "",
-            "## Pictures that are connected",
+            "## The check of connected pictures",
             "",
-            f"{SHOTS} pictures of a thing or character under the right word, a wrong one, and "
-            f"{UNKNOWN_WORD}, which the model does not know. Other pictures are checks of two "
-            "colours.",
+            f"{SHOTS} pictures of a thing or a character under the right word, under a wrong one, "
+            f"and under {UNKNOWN_WORD}, which the model does not know. The *other pictures* are "
+            "chequered in two colours.",
             "",
             checks_table(checks),
             "",
-            f"Where they pass it takes {mean(passed):.1f} s of the processor, else "
+            f"The check takes {mean(passed):.1f} s of CPU time where the pictures pass, else "
             f"{mean(others):.1f} s."
             if passed and others
             else "",

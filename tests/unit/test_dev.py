@@ -402,14 +402,15 @@ def test_server_can_be_interrupted_and_goes_on(server: Server) -> None:
 
 
 def test_hosts_that_are_promised_are_those_that_were_tried() -> None:
-    """By pyproject.toml, nodes/backend/version.py, dev.py and docs/hosts.md."""
+    """By pyproject.toml, nodes/backend/version.py, dev.py and the pages."""
     root = Path(dev.__file__).parent
     oldest, newest = min(dev.OTHER_HOSTS), dev.HOST_VERSION
     assert f'requires-comfyui = ">={oldest}"' in (root / "pyproject.toml").read_text("utf-8")
     assert f'TESTED = ("{oldest}", "{newest}")' in (root / "nodes/backend/version.py").read_text(
         "utf-8"
     )
-    assert f"ComfyUI, which must be {oldest} or newer" in (root / "README.md").read_text("utf-8")
+    for name in ("README.md", "docs/compatibility.md"):
+        assert f"ComfyUI {oldest} or newer" in (root / name).read_text("utf-8")
     page = (root / "docs/hosts.md").read_text("utf-8")
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| 0.")]
     assert [row[1].strip() for row in rows] == [*dev.OTHER_HOSTS, newest]

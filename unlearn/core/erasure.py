@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 
 from ..files.writing import whole_file
 from . import record as records
+from .version import VERSION
 
 FORMAT = "concept-unlearn/1"
-VERSION = "0.1.0"
 NETWORK = "diffusion_model."  # keys of the denoising network begin so; all others are an encoder's
 # What a file may ask for before anything of it is unpacked.
 HEADER, TENSORS = 8 << 20, 50_000

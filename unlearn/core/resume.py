@@ -21,8 +21,8 @@ from ..files import torch_files
 from ..files.state_checks import Misfit
 from ..files.writing import free_bytes, reason, whole_file
 from .edit import Edit
-from .erasure import VERSION
 from .model import DiffusionModel
+from .version import VERSION
 
 log = logging.getLogger(__name__)
 

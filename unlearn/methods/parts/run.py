@@ -9,9 +9,10 @@ from datetime import date
 import torch
 
 from ...core.edit import Diverged, Edit
-from ...core.erasure import NETWORK, VERSION, Erasure
+from ...core.erasure import NETWORK, Erasure
 from ...core.kind import Kind
 from ...core.model import DiffusionModel, Part
+from ...core.version import VERSION
 from ...prompts.templates import sentence
 
 
