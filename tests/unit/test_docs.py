@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from testbed import graph_picture
+from testbed.showcase import graph_picture
 from testbed.bench.table import table
 from unlearn.cli.program import COMMANDS
 

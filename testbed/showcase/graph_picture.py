@@ -1,6 +1,6 @@
 """Draw a workflow as ComfyUI shows it: its nodes, widgets and links, as a PNG.
 
-    python -m testbed.graph_picture workflows/compare.json docs/graph.png
+    python -m testbed.showcase.graph_picture workflows/compare.json docs/graph.png
 
 Notes are left out. Of a node only the widgets that `--widgets` names are drawn, so that a node with
 twenty of them stays readable; sockets are drawn where a link ends.
@@ -193,7 +193,7 @@ def shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m testbed.graph_picture",
+        prog="python -m testbed.showcase.graph_picture",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
