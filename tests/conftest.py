@@ -32,12 +32,13 @@ if str(SUPPORT) not in sys.path:
 
 import cpu_seconds  # noqa: E402
 import torch  # noqa: E402
+from small_runs import make_small  # noqa: E402
 
 import testbed.host  # noqa: E402
 import testbed.pack  # noqa: E402
 from testbed import samples  # noqa: E402
 from testbed.evolved import missing  # noqa: E402
-from testbed.server import Server  # noqa: E402
+from testbed.server import Server, extended  # noqa: E402
 
 
 def pytest_report_header() -> str | None:
@@ -131,6 +132,12 @@ def parts(pack: ModuleType) -> tuple:
 
 
 @pytest.fixture
+def small_runs(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are drawn in four steps, and little is prepared before a network is trained."""
+    make_small(pack, monkeypatch.setattr, steps=4)
+
+
+@pytest.fixture
 def node_body() -> Iterator[None]:
     """Run the test as the host runs the body of a node."""
     with torch.inference_mode():
@@ -139,9 +146,17 @@ def node_body() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real server with the pack and IconCanvas, its folders temporary."""
+    """A real server with the pack and IconCanvas, its folders temporary, and two extensions.
+
+    One gives a small image encoder, the other makes what mode balanced prepares small. The files
+    of an Inception network are looked for in the folder inception.
+    """
     folder = tmp_path_factory.mktemp("server")
-    with Server(folder, input_folder=input_folder(folder)) as running:
+    (folder / "inception").mkdir()
+    extensions = (SUPPORT / "tiny_clip_vision", SUPPORT / "small_runs")
+    args = extended(folder, *extensions, inception=folder / "inception")
+    with Server(folder, input_folder=input_folder(folder), args=args) as running:
+        assert "SmallRuns" in running.object_info(), "the extension did not find the pack"
         yield running
 
 

@@ -14,7 +14,7 @@ from small_erasures import run
 from unlearn.harden import SECONDS
 from unlearn.sheet import DARK
 
-pytestmark = pytest.mark.usefixtures("node_body")
+pytestmark = pytest.mark.usefixtures("node_body", "small_runs")
 
 PICTURES = torch.rand(4, 64, 64, 3, generator=torch.Generator().manual_seed(0))
 FEW_SHOT = {
@@ -252,14 +252,14 @@ def test_as_many_pictures_a_step_as_batch_says(unlearn: Callable[..., tuple]) ->
 def test_the_encoders_gradient_is_projected_in_both_modes(
     unlearn: Callable[..., tuple], mode: str
 ) -> None:
-    inputs = {"mode": mode, "max_steps": 2, "epochs": 2}
+    inputs = {"mode": mode, "max_steps": 1, "epochs": 1}
     made = {
         projection: unlearn("few_shot", **inputs, projection=projection)[1]
         for projection in ("off", "orthogonal", "as_released")
     }
     for projection, erasure in made.items():
         assert erasure.record["settings"]["projection"] == projection
-        assert erasure.record["steps"] == 2
+        assert erasure.record["steps"] == 1
         for other in made:
             apart = distance(erasure, made[other])
             assert (apart > 1e-3 * erasure.norm()) == (other != projection)
@@ -275,7 +275,7 @@ def test_a_style_is_pushed_beyond_the_neutral_word(pack: ModuleType, parts: tupl
     assert science.PUSH == {"object": 0.0, "style": 0.5, "character": 0.0}
 
     def erased(**settings: Any) -> tuple[Any, float]:
-        chosen = science.FewShotSettings(max_steps=6, **settings)
+        chosen = science.FewShotSettings(max_steps=3, **settings)
         with pack.nodes.host.ComfyModel(*parts, (64, 64)).training() as model:
             erasure = science.few_shot(model, ["ink"], PICTURES[:1], chosen)
             asked = ["a house in the style of ink", "a house in the style of picture"]

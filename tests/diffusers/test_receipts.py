@@ -21,7 +21,7 @@ from unlearn.probe import ATTACKS, ProbeSettings, probe
 from unlearn.receipt import FIGURES, Figure, count_tolerance, near, receipt
 
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
-QUICK = ProbeSettings(prompts=2, phrasings=1, draws=4, rivals=3, steps=4, guidance=5.0)
+QUICK = ProbeSettings(prompts=2, phrasings=1, draws=2, rivals=2, steps=2, guidance=5.0)
 
 
 # By hand

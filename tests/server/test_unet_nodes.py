@@ -41,7 +41,7 @@ def unlearn(method: str, **inputs: Any) -> dict[str, Any]:
         "seed": 0,
         "iterations": 6,
         "filename_prefix": f"loras/{method}",
-        "verdict": False,  # tests/unit/test_verdict.py
+        "verdict": False,  # tests/comfy/test_verdict_nodes.py
     }
     if method == "key_step":
         own = {
