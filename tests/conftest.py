@@ -25,6 +25,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORT = ROOT / "tests" / "support"
+COMFYUI = ("comfy", "server")  # the folders of tests that need it
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 if str(SUPPORT) not in sys.path:
@@ -33,6 +34,7 @@ if str(SUPPORT) not in sys.path:
 import cpu_seconds  # noqa: E402
 import torch  # noqa: E402
 from small_runs import make_small  # noqa: E402
+from tiers import is_fast, is_slow, rank  # noqa: E402
 
 import testbed.host  # noqa: E402
 import testbed.pack  # noqa: E402
@@ -60,6 +62,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(cpu_seconds.CpuSeconds(config), "cpu_seconds")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --fast what needs ComfyUI is not even imported."""
+    needs_comfyui = collection_path.parent == ROOT / "tests" and collection_path.name in COMFYUI
+    return True if config.option.fast and needs_comfyui else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first: those without ComfyUI, then those in its process, then the server's.
 
@@ -67,18 +75,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     that need no ComfyUI, and of them none that is marked as slow or costly.
     """
 
-    def rank(item: pytest.Item) -> int:
-        """What it needs: 0 no ComfyUI, 1 ComfyUI in this process, 2 a server."""
-        names = getattr(item, "fixturenames", ())
-        folder = item.path.parent.name
-        if "server" in names or folder == "server":
-            return 2
-        return 1 if "host" in names or folder == "comfy" else 0
-
     def chosen(item: pytest.Item) -> bool:
-        if config.option.fast:
-            return rank(item) == 0 and not any(map(item.get_closest_marker, ("slow", "costly")))
-        return by_name or not item.get_closest_marker("slow")
+        return is_fast(item) if config.option.fast else by_name or not is_slow(item)
 
     by_name = any("::" in argument for argument in config.args)
     if not (config.option.all or config.option.markexpr):
@@ -126,6 +124,14 @@ def pack(host: ModuleType) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def iconcanvas_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test model as a diffusers folder, which nobody may write into."""
+    from testbed import diffusers_pipeline
+
+    return diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
+
+
+@pytest.fixture(scope="session")
 def parts(pack: ModuleType) -> tuple:
     """The test model's (MODEL, CLIP, VAE), for all who leave them as they are."""
     return testbed.pack.checkpoint()
@@ -134,7 +140,19 @@ def parts(pack: ModuleType) -> tuple:
 @pytest.fixture
 def small_runs(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are drawn in four steps, and little is prepared before a network is trained."""
-    make_small(pack, monkeypatch.setattr, steps=4)
+    make_small(pack.unlearn, pack.nodes.host.ComfyModel, change=monkeypatch.setattr, steps=4)
+
+
+@pytest.fixture(autouse=True)
+def small_runs_outside_comfyui(request: pytest.FixtureRequest) -> None:
+    """The same for what is tested in tests/diffusers."""
+    if request.path.parent.name == "diffusers":
+        import unlearn.closed_form
+        import unlearn.held
+        from unlearn.diffusers_model import DiffusersModel
+
+        monkeypatch = request.getfixturevalue("monkeypatch")
+        make_small(unlearn, DiffusersModel, change=monkeypatch.setattr, steps=4)
 
 
 @pytest.fixture

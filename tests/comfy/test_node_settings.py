@@ -248,18 +248,21 @@ def test_as_many_pictures_a_step_as_batch_says(unlearn: Callable[..., tuple]) ->
 # projection, push
 
 
-@pytest.mark.parametrize("mode", ["balanced", "paper"])
+@pytest.mark.parametrize(
+    ("mode", "projections"),
+    [("balanced", ("off", "orthogonal", "as_released")), ("paper", ("off", "orthogonal"))],
+)
 def test_the_encoders_gradient_is_projected_in_both_modes(
-    unlearn: Callable[..., tuple], mode: str
+    unlearn: Callable[..., tuple], mode: str, projections: tuple[str, ...]
 ) -> None:
-    inputs = {"mode": mode, "max_steps": 1, "epochs": 1}
+    inputs = {"mode": mode, "max_steps": 2, "epochs": 2}
     made = {
         projection: unlearn("few_shot", **inputs, projection=projection)[1]
-        for projection in ("off", "orthogonal", "as_released")
+        for projection in projections
     }
     for projection, erasure in made.items():
         assert erasure.record["settings"]["projection"] == projection
-        assert erasure.record["steps"] == 1
+        assert erasure.record["steps"] == 2
         for other in made:
             apart = distance(erasure, made[other])
             assert (apart > 1e-3 * erasure.norm()) == (other != projection)

@@ -60,7 +60,7 @@ def test_summary_and_file_begin_with_what_was_measured(
     pack: ModuleType, unlearn: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a single step, really drawn and judged; and queued again it is not drawn again."""
-    _, erasure, summary, record = unlearn(concept="cat", size=128)
+    _, erasure, summary, record = unlearn(concept="cat")
     first, second = summary.splitlines()[:2]
     found = record["measured"]["verdict"]
     assert found["concepts"]["cat"]["verdict"] == "not gone"
@@ -71,7 +71,7 @@ def test_summary_and_file_begin_with_what_was_measured(
     assert "Erased" not in summary
     assert "Suppressed" not in summary
     monkeypatch.setattr(pack.unlearn.verdict, "measured", lambda *_: pytest.fail("it was there"))
-    *_, again, _ = unlearn(concept="cat", size=128)
+    *_, again, _ = unlearn(concept="cat")
     assert again.splitlines()[:2] == [
         first,
         "Trained before with these inputs; read from the file.",

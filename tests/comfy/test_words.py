@@ -17,7 +17,7 @@ from small_erasures import of_the_encoder, run
 from tiny import Cancelled
 
 import testbed.pack
-from testbed import diffusers_pipeline, samples
+from testbed import samples
 from unlearn.__main__ import main
 from unlearn.diffusers_files import load_pipeline
 from unlearn.diffusers_model import DiffusersModel
@@ -48,9 +48,8 @@ def layouts(pack: ModuleType) -> dict[str, Loaded]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """IconCanvas as a diffusers folder."""
-    return diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
+def folder(iconcanvas_folder: Path) -> Path:
+    return iconcanvas_folder
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from diffusers import AutoencoderTiny, DiffusionPipeline, StableDiffusionPipelin
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from testbed import diffusers_pipeline, samples
+from testbed import samples
 from testbed.patience import finish
 from unlearn.__main__ import main
 from unlearn.commands.output import Failure, check_space, new_folder
@@ -37,9 +37,8 @@ QUICK = ["--images", *PICTURES, "--steps", "2", "--no-verdict", *CPU]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """IconCanvas as a diffusers folder."""
-    return diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
+def folder(iconcanvas_folder: Path) -> Path:
+    return iconcanvas_folder
 
 
 @pytest.fixture(scope="module")

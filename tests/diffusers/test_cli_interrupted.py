@@ -17,12 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from unlearn import closed_form
 from unlearn.__main__ import main
 from unlearn.commands import erase
 from unlearn.diffusers_model import DiffusersModel
 from unlearn.erasure import Erasure
-from unlearn.held import Held
 from unlearn.model import Edit
 from unlearn.resume import Resume
 
@@ -38,13 +36,6 @@ METHODS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_pipelines.write(small_pipelines.sd1, tmp_path_factory.mktemp("model") / "sd1")
-
-
-@pytest.fixture(autouse=True)
-def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Held, "COUNT", Held.AT_ONCE)
-    monkeypatch.setattr(closed_form, "SENTENCES", 8)
-    monkeypatch.setattr(closed_form, "OTHERS", 16)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import torch
 from commands import CPU, sentence
 from safetensors.torch import load_file
 
-from testbed import diffusers_pipeline
 from unlearn.__main__ import main
 from unlearn.diffusers_apply import applied
 from unlearn.diffusers_files import load_pipeline
@@ -44,9 +43,8 @@ def prediction(model: DiffusersModel) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """IconCanvas as a diffusers folder."""
-    return diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
+def folder(iconcanvas_folder: Path) -> Path:
+    return iconcanvas_folder
 
 
 @pytest.fixture(scope="module")

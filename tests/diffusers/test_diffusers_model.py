@@ -887,7 +887,7 @@ def predictions(model: DiffusersModel, *erasures: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_both_learn_the_same_from_what_the_model_draws(pair: Pair) -> None:
+def test_both_learn_the_same_from_what_the_model_draws(pair: Pair, small_runs: None) -> None:
     options = {"max_steps": 2, "shots": 1, "rank": 4}
     methods = pair.pack.unlearn.few_shot
     theirs = methods.few_shot(pair.comfy, ["cat"], None, methods.FewShotSettings(**options))

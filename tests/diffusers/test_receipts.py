@@ -11,7 +11,6 @@ import pytest
 import torch
 from commands import CPU, sentence
 
-from testbed import diffusers_pipeline
 from unlearn.__main__ import main
 from unlearn.commands.output import rewrite
 from unlearn.diffusers_apply import ways
@@ -58,9 +57,8 @@ def test_others_are_protected_words_and_usual_ones() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """IconCanvas as a diffusers folder."""
-    return diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
+def folder(iconcanvas_folder: Path) -> Path:
+    return iconcanvas_folder
 
 
 @pytest.fixture(scope="module")

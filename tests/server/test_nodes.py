@@ -21,9 +21,9 @@ from testbed.server import Interrupted, Progress, PromptError, Server
 from unlearn.erasure import Erasure
 
 CONCEPT = "mushroom"
-STYLES = ("flat", "noto", "glossy", "blob")
-NEIGHBOURS = {"cat": "flat", "apple": "twitter", "house": "emojione", "guitar": "noto"}
-CHARACTERS = ("Zorvik", "Kestra")
+STYLES = ("flat", "noto", "glossy")
+NEIGHBOURS = {"cat": "flat", "apple": "twitter", "house": "emojione"}
+CHARACTERS = ("Zorvik",)
 STEPS = 40
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 ASK = f"a photo of a {CONCEPT}, flat style"
@@ -310,7 +310,7 @@ def drawn(server: Server, training: Training) -> dict[str, dict[str, torch.Tenso
     graph = loader() | {"erased": load(training.file)}
     for when, clip in encoders.items():
         for name, prompt in prompts.items():
-            graph |= drawing(f"{when} {name}", clip, prompt, seed=7, size=128, steps=12)
+            graph |= drawing(f"{when} {name}", clip, prompt, seed=7, size=128, steps=10)
     history = server.run(graph)
     return {
         when: {name: shown(server, history, f"{when} {name}") for name in prompts}
@@ -341,7 +341,7 @@ def test_neighbours_stay(
     right = [name for name in names if before[name] == name]
     kept = [name for name in right if after[name] == name]
     assert right == names, "the test model must be able to draw them"
-    assert len(kept) >= len(right) - 1
+    assert kept == right
 
 
 # The file: loading, stacking, the stock nodes

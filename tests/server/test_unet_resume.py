@@ -16,7 +16,7 @@ import torch
 from conftest import SUPPORT
 from graphs import cached, drawn, latents, loader, node, text
 from safetensors.torch import load_file, save_file
-from test_unet_nodes import METHODS, UNET, each_method, quick, stock, unlearn
+from test_unet_nodes import UNET, each_method, one_method_by_default, quick, stock, unlearn
 
 from testbed.server import Interrupted, Progress, PromptError, Server, ServerError, extended
 
@@ -49,15 +49,6 @@ class Fragile(Server):
         """What runs have left to go on from, by the ending of their names."""
         found = (self.output / "loras").rglob("[!.]*.resume*")
         return {file.name.partition(".")[2]: file for file in found}
-
-
-one_method_by_default = pytest.mark.parametrize(
-    "method",
-    [
-        method if method == "key_step" else pytest.param(method, marks=pytest.mark.slow)
-        for method in METHODS
-    ],
-)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +190,7 @@ def test_cancelled_and_failed_runs_change_nothing_and_go_on(
     assert_untouched(fragile, plain)
 
 
-@each_method
+@one_method_by_default
 def test_loss_that_is_not_finite_from_the_start_keeps_nothing(
     fragile: Fragile, plain: torch.Tensor, method: str
 ) -> None:

@@ -7,22 +7,22 @@ and a picture takes twenty steps. How many does not matter to what the tests of 
 import sys
 
 
-def make_small(pack, change=setattr, steps=10) -> None:
-    """Of a pack that ComfyUI loaded. steps: of a picture, where nobody says in how many.
+def make_small(science, *models, change=setattr, steps=10) -> None:
+    """science: the package `unlearn` whose runs are to be small; models: classes that draw.
 
-    change sets an attribute; a test gives its monkeypatch's.
+    steps: of a picture, where nobody says in how many. change sets an attribute; a test gives its
+    monkeypatch's.
     """
-    science = pack.unlearn
     change(science.held.Held, "COUNT", science.held.Held.AT_ONCE)
     change(science.closed_form, "SENTENCES", 8)
     change(science.closed_form, "OTHERS", 16)
-    host = pack.nodes.host.ComfyModel
-    change(host.sample, "__defaults__", (steps, 7.5))
-    change(host, "preview", drawn)
+    for model in models:
+        change(model.sample, "__defaults__", (steps, 7.5))
+        if hasattr(model, "preview"):
+            change(model, "preview", live_picture)
 
 
-def drawn(model, prompt, seed):
-    """A live picture."""
+def live_picture(model, prompt, seed):
     return model.images(model.sample([prompt], seed, steps=2))
 
 
@@ -44,5 +44,5 @@ class SmallRuns:
 if __name__ != "small_runs":  # ComfyUI loads it under its path, tests import it by its name
     for module in list(sys.modules.values()):
         if {"comfy_entrypoint", "unlearn"} <= vars(module).keys():
-            make_small(module)
+            make_small(module.unlearn, module.nodes.host.ComfyModel)
             NODE_CLASS_MAPPINGS = {"SmallRuns": SmallRuns}
