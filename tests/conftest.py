@@ -25,6 +25,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORT = ROOT / "tests" / "support"
+COMFYUI = ("comfy", "server")  # the folders of tests that need it
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 if str(SUPPORT) not in sys.path:
@@ -32,11 +33,13 @@ if str(SUPPORT) not in sys.path:
 
 import cpu_seconds  # noqa: E402
 import torch  # noqa: E402
+from small_runs import make_small  # noqa: E402
+from tiers import is_fast, is_slow, rank  # noqa: E402
 
 import testbed.host.process  # noqa: E402
 import testbed.model.pack  # noqa: E402
 from testbed.host.evolved import missing  # noqa: E402
-from testbed.host.server import Server  # noqa: E402
+from testbed.host.server import Server, extended  # noqa: E402
 from testbed.model import samples  # noqa: E402
 
 
@@ -59,6 +62,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(cpu_seconds.CpuSeconds(config), "cpu_seconds")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --fast what needs ComfyUI is not even imported."""
+    needs_comfyui = collection_path.parent == ROOT / "tests" and collection_path.name in COMFYUI
+    return True if config.option.fast and needs_comfyui else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first: those without ComfyUI, then those in its process, then the server's.
 
@@ -66,18 +75,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     that need no ComfyUI, and of them none that is marked as slow or costly.
     """
 
-    def rank(item: pytest.Item) -> int:
-        """What it needs: 0 no ComfyUI, 1 ComfyUI in this process, 2 a server."""
-        names = getattr(item, "fixturenames", ())
-        folder = item.path.parent.name
-        if "server" in names or folder == "server":
-            return 2
-        return 1 if "host" in names or folder == "comfy" else 0
-
     def chosen(item: pytest.Item) -> bool:
-        if config.option.fast:
-            return rank(item) == 0 and not any(map(item.get_closest_marker, ("slow", "costly")))
-        return by_name or not item.get_closest_marker("slow")
+        return is_fast(item) if config.option.fast else by_name or not is_slow(item)
 
     by_name = any("::" in argument for argument in config.args)
     if not (config.option.all or config.option.markexpr):
@@ -125,9 +124,37 @@ def pack(host: ModuleType) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def iconcanvas_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test model as a diffusers folder, which nobody may write into."""
+    from testbed.motion import pipeline as diffusers_pipeline
+
+    return diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
+
+
+@pytest.fixture(scope="session")
 def parts(pack: ModuleType) -> tuple:
     """The test model's (MODEL, CLIP, VAE), for all who leave them as they are."""
     return testbed.model.pack.checkpoint()
+
+
+@pytest.fixture
+def small_runs(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are drawn in four steps, and little is prepared before a network is trained."""
+    make_small(
+        pack.unlearn, pack.nodes.backend.model.ComfyModel, change=monkeypatch.setattr, steps=4
+    )
+
+
+@pytest.fixture(autouse=True)
+def small_runs_outside_comfyui(request: pytest.FixtureRequest) -> None:
+    """The same for what is tested in tests/diffusers."""
+    if request.path.parent.name == "diffusers":
+        import unlearn.methods.parts.closed_form
+        import unlearn.methods.parts.retention
+        from unlearn.diffusers_backend.model import DiffusersModel
+
+        monkeypatch = request.getfixturevalue("monkeypatch")
+        make_small(unlearn, DiffusersModel, change=monkeypatch.setattr, steps=4)
 
 
 @pytest.fixture
@@ -139,9 +166,17 @@ def node_body() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real server with the pack and IconCanvas, its folders temporary."""
+    """A real server with the pack and IconCanvas, its folders temporary, and two extensions.
+
+    One gives a small image encoder, the other makes what mode balanced prepares small. The files
+    of an Inception network are looked for in the folder inception.
+    """
     folder = tmp_path_factory.mktemp("server")
-    with Server(folder, input_folder=input_folder(folder)) as running:
+    (folder / "inception").mkdir()
+    extensions = (SUPPORT / "tiny_clip_vision", SUPPORT / "small_runs")
+    args = extended(folder, *extensions, inception=folder / "inception")
+    with Server(folder, input_folder=input_folder(folder), args=args) as running:
+        assert "SmallRuns" in running.object_info(), "the extension did not find the pack"
         yield running
 
 

@@ -367,21 +367,22 @@ class Server:
         return Patience(self._process.pid)
 
 
-def extended(folder: Path, extension: Path, **models: Path) -> tuple[str, ...]:
-    """Options of main.py by which it also loads one more extension, which is copied into folder.
+def extended(folder: Path, *extensions: Path, **models: Path) -> tuple[str, ...]:
+    """Options of main.py by which it also loads more extensions, which are copied into folder.
 
     models: further folders to look for models in, by the host's names of their kinds.
     """
     extra = folder / "extra"
-    shutil.copytree(extension, extra / extension.name)
+    for extension in extensions:
+        shutil.copytree(extension, extra / extension.name)
     paths = folder / "extra.yaml"
     found = {"custom_nodes": extra, **models}
     lines = [f"  {kind}: {place.resolve().as_posix()}" for kind, place in found.items()]
     paths.write_text("\n".join(["extra:", *lines, ""]), encoding="utf-8")
     option = "--whitelist-custom-nodes"  # the last one counts
     own = host_command(path(), 0)
-    names = own[own.index(option) + 1 :]
-    return "--extra-model-paths-config", str(paths), option, *names, extension.name
+    names = [*own[own.index(option) + 1 :], *(extension.name for extension in extensions)]
+    return "--extra-model-paths-config", str(paths), option, *names
 
 
 def _binary_progress(event: int, data: bytes, current: str, prompt: dict[str, Any]) -> Progress:

@@ -241,8 +241,8 @@ def page(rows: list[dict], totals: dict[str, int], dearer: float) -> str:
             "",
             "Made by `python -m testbed.studies.identify --sets objects styles kept-back`. How "
             "often Identify Concept finds the right word for four pictures of an object or in a "
-            f"style of IconCanvas. The bar: the right word comes first in {BAR:.0%} of *objects* and of "
-            "*styles*.",
+            f"style of IconCanvas. The bar: the right word comes first in {BAR:.0%} of *objects* "
+            "and of *styles*.",
             "",
             table(rows, totals),
             "",

@@ -173,8 +173,9 @@ def page(rows: list[dict], plain: list[dict]) -> str:
             "",
             "Made by `python -m testbed.studies.probe` and `python -m testbed.studies.probe "
             "--level plain --edit none`. What Probe Erasure says of IconCanvas with nothing "
-            "erased, after a random edit, and after an erasure. In brackets: what the separate judge says of the "
-            "same pictures. *pre-ASR*: the share of the concept's own prompts that show it. "
+            "erased, after a random edit, and after an erasure. In brackets: what the separate "
+            "judge says of the same pictures. *pre-ASR*: the share of the concept's own prompts "
+            "that show it. "
             "*post-ASR*: the share that show it by themselves or after the attack. "
             f"Level {rows[0]['level']}.",
             "",

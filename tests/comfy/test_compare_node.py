@@ -13,7 +13,7 @@ from small_erasures import NETWORK, of_the_encoder, of_the_network, run
 
 from unlearn.render.sheet import Row
 
-pytestmark = pytest.mark.usefixtures("node_body")
+pytestmark = pytest.mark.usefixtures("node_body", "small_runs")
 
 SIDE = 64
 

@@ -13,11 +13,19 @@ import torch
 from safetensors.torch import save_file
 from small_erasures import ENCODER, NETWORK, of_the_encoder, of_the_network, run
 
+import testbed.model.pack
+
 pytestmark = pytest.mark.usefixtures("node_body")
 
 ROOT = "clip_l.transformer."
 KEY = ENCODER.format(0)
 NAME = "text_encoders." + KEY.removesuffix(".weight")
+
+
+@pytest.fixture(scope="module")
+def parts(pack: ModuleType) -> tuple:
+    """(MODEL, CLIP, VAE) of its own, whose weights in memory no other test's erasure is on."""
+    return testbed.model.pack.checkpoint()
 
 
 @pytest.fixture

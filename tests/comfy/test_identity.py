@@ -60,11 +60,11 @@ def prints(pack: ModuleType, clip: Any) -> dict[str, str]:
     return pack.nodes.backend.identity.fingerprints(clip.patcher, names)
 
 
-def trained(pack: ModuleType, model: Any, clip: Any) -> Any:
-    methods = pack.unlearn.methods.few_shot
-    settings = methods.FewShotSettings(max_steps=1, shots=1, batch=1)
-    with pack.nodes.backend.model.ComfyModel(model, clip, None, (64, 64)).training() as host:
-        return methods.few_shot(host, ["cat"], None, settings)
+def trained(pack: ModuleType, parts: tuple, clip: Any) -> Any:
+    methods, (model, _, vae) = pack.unlearn.methods.few_shot, parts
+    settings = methods.FewShotSettings(max_steps=1, batch=1)
+    with pack.nodes.backend.model.ComfyModel(model, clip, vae, (64, 64)).training() as host:
+        return methods.few_shot(host, ["cat"], torch.full((1, 64, 64, 3), 0.5), settings)
 
 
 def test_hooks_are_not_the_weights_of_the_base(pack: ModuleType, clip: Any) -> None:
@@ -109,11 +109,11 @@ def test_an_encoder_of_others_is_compared_with_the_base_and_not_with_hooks(
 
 @pytest.mark.parametrize("schedule", [False, True])
 def test_hooks_are_left_out_of_training_and_stay_on_the_clip(
-    pack: ModuleType, model: Any, clip: Any, schedule: bool
+    pack: ModuleType, parts: tuple, clip: Any, schedule: bool
 ) -> None:
     on = hooked(clip, schedule)
     with_hooks = encoded(on)
-    one, other = trained(pack, model, on), trained(pack, model, clip)
+    one, other = trained(pack, parts, on), trained(pack, parts, clip)
     assert one.record["base"] == other.record["base"]
     assert all(torch.equal(one.delta(key), other.delta(key)) for key in other.deltas)
     assert torch.equal(encoded(on), with_hooks)

@@ -21,7 +21,7 @@ from small_erasures import of_the_encoder, run
 
 from unlearn.core.erasure import Erasure
 
-pytestmark = pytest.mark.usefixtures("node_body")
+pytestmark = pytest.mark.usefixtures("node_body", "small_runs")
 
 NODES = (
     "IdentifyConcept",

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import family_first
+from families import family_first, only
 from layouts import LAYOUTS, Loaded, build
 
-pytestmark = pytest.mark.usefixtures("node_body")
+pytestmark = pytest.mark.usefixtures("node_body", "small_runs")
 
 SIDE = 64  # pixels
 SELECTIONS = ("cross-attention", "cross-attention-kv", "outside-cross-attention")
@@ -201,6 +201,7 @@ def test_projected_step_has_the_gradients_of_a_plain_one(
     assert_gradients_agree(found["orthogonal"], found["off"])
 
 
+@pytest.mark.parametrize("loaded", only("sd15", "wan", of=LAYOUTS), indirect=True)
 def test_steps_leave_nothing_behind(pack: ModuleType, loaded: Loaded) -> None:
     """Nor what a step with two gradients does not go through to its end."""
 

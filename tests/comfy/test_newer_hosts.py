@@ -17,7 +17,7 @@ from layouts import Loaded
 from test_encoders import comfy_model, run_node
 from test_packed_networks import flux, gradients, kernels, packed  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures("node_body")
+pytestmark = pytest.mark.usefixtures("node_body", "small_runs")
 
 PROMPTS = ("a photo of a cat", "a dog in ink style and a red fox")
 LAYOUTS = [*encoder_layouts.ENCODERS, *other_encoder_layouts.OTHERS]

@@ -13,7 +13,7 @@ import torch
 from small_erasures import of_the_encoder, of_the_network, run
 from small_probe import small_probe
 
-pytestmark = pytest.mark.usefixtures("node_body")
+pytestmark = pytest.mark.usefixtures("node_body", "small_runs")
 
 NOT_RECORDED = "The figures are not put into its record."
 

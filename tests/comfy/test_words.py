@@ -18,7 +18,6 @@ from tiny import Cancelled
 
 import testbed.model.pack
 from testbed.model import samples
-from testbed.motion import pipeline as diffusers_pipeline
 from unlearn.__main__ import main
 from unlearn.core.erasure import Erasure
 from unlearn.diffusers_backend.load import load_pipeline
@@ -49,9 +48,8 @@ def layouts(pack: ModuleType) -> dict[str, Loaded]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """IconCanvas as a diffusers folder."""
-    return diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
+def folder(iconcanvas_folder: Path) -> Path:
+    return iconcanvas_folder
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +122,11 @@ def test_both_backends_read_a_word_alike(
 def test_how_far_a_name_moved_is_measured_by_its_letters(pack: ModuleType, layouts: dict) -> None:
     """By a training node, and by Combine."""
     clip, nodes = layouts[CLIP].clip, pack.nodes
-    erased, _ = nodes.backend.apply.erased_clip(clip, of_the_encoder(pack, clip))
+    erased, _ = nodes.apply.erased_clip(clip, of_the_encoder(pack, clip))
     before, after = (drawn_by(c, r"a photo of a guitar_\(music\)") for c in (clip, erased))
     wanted = ((after - before).norm() / before.norm()).item()
     assert nodes.few_shot.movement(clip, erased, [NAME], "object")[NAME] == pytest.approx(wanted)
-    same = nodes.erasures.conflict(clip, erased, erased, f"a photo of a {NAME}")
+    same = nodes.erased.conflict(clip, erased, erased, f"a photo of a {NAME}")
     assert same == pytest.approx((1.0, 1.0))
 
 

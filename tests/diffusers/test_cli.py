@@ -24,7 +24,6 @@ from transformers import CLIPTextModel
 
 from testbed.host.patience import finish
 from testbed.model import samples
-from testbed.motion import pipeline as diffusers_pipeline
 from unlearn.__main__ import main
 from unlearn.cli.output import Failure, check_space, new_folder
 from unlearn.cli.program import COMMANDS, parser
@@ -38,9 +37,8 @@ QUICK = ["--images", *PICTURES, "--steps", "2", "--no-verdict", *CPU]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """IconCanvas as a diffusers folder."""
-    return diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
+def folder(iconcanvas_folder: Path) -> Path:
+    return iconcanvas_folder
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +85,7 @@ def inside(folder: Path) -> list[str]:
 
 
 def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """From the pack's folder, as docs/command-line.md says."""
+    """From the pack's folder, as the README says."""
     return subprocess.run(
         [sys.executable, "-m", "unlearn", *arguments],
         cwd=ROOT,
@@ -128,10 +126,9 @@ def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str
 
 
 def promised() -> list[str]:
-    """Every command line that a help text, the README or a page gives."""
-    pages = [ROOT / "README.md", ROOT / "docs" / "command-line.md"]
-    texts = [command.EXAMPLES.replace("\\\n", "") for command in COMMANDS.values()]
-    texts += [page.read_text(encoding="utf-8") for page in pages]
+    """Every command line that a help text or the README gives."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    texts = [*(command.EXAMPLES.replace("\\\n", "") for command in COMMANDS.values()), readme]
     shown = [re.findall(r"(?:^ +|`)python -m unlearn ([^`\n]+)", text, re.M) for text in texts]
     assert all(shown), "none is without"
     return [line for lines in shown for line in lines]

@@ -23,8 +23,6 @@ from unlearn.core.edit import Edit
 from unlearn.core.erasure import Erasure
 from unlearn.core.resume import Resume
 from unlearn.diffusers_backend.model import DiffusersModel
-from unlearn.methods.parts import closed_form
-from unlearn.methods.parts.retention import RetentionSet
 
 STEPS, CUT = 4, 3
 METHODS = {
@@ -38,13 +36,6 @@ METHODS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_pipelines.write(small_pipelines.sd1, tmp_path_factory.mktemp("model") / "sd1")
-
-
-@pytest.fixture(autouse=True)
-def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RetentionSet, "COUNT", RetentionSet.AT_ONCE)
-    monkeypatch.setattr(closed_form, "SENTENCES", 8)
-    monkeypatch.setattr(closed_form, "OTHERS", 16)
 
 
 @pytest.fixture

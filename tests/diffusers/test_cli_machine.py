@@ -12,7 +12,6 @@ import torch
 from commands import CPU, sentence
 from safetensors.torch import load_file
 
-from testbed.motion import pipeline as diffusers_pipeline
 from unlearn.__main__ import main
 from unlearn.core.erasure import Erasure
 from unlearn.diffusers_backend.apply import applied
@@ -44,9 +43,8 @@ def prediction(model: DiffusersModel) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """IconCanvas as a diffusers folder."""
-    return diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
+def folder(iconcanvas_folder: Path) -> Path:
+    return iconcanvas_folder
 
 
 @pytest.fixture(scope="module")

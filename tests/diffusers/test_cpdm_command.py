@@ -14,7 +14,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from testbed.motion import pipeline as diffusers_pipeline
 from unlearn.__main__ import main
 from unlearn.cli.cpdm.dataset import Caption, check_same, read_captions, read_works
 from unlearn.cli.cpdm.measure import load_clip, read
@@ -230,9 +229,8 @@ def test_networks_that_are_not_there_get_a_sentence(
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """IconCanvas as a diffusers folder."""
-    return diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
+def model(iconcanvas_folder: Path) -> Path:
+    return iconcanvas_folder
 
 
 QUICK = ["--steps", "3", "--count", "2", "--size", "64", "--device", "cpu"]

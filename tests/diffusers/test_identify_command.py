@@ -13,7 +13,6 @@ from commands import CPU, sentence
 from PIL import Image
 
 from testbed.model import samples
-from testbed.motion import pipeline as diffusers_pipeline
 from unlearn.__main__ import main
 from unlearn.core.erasure import Erasure
 
@@ -23,9 +22,8 @@ FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """IconCanvas as a diffusers folder."""
-    return diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
+def folder(iconcanvas_folder: Path) -> Path:
+    return iconcanvas_folder
 
 
 @pytest.fixture

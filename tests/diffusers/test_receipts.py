@@ -11,7 +11,6 @@ import pytest
 import torch
 from commands import CPU, sentence
 
-from testbed.motion import pipeline as diffusers_pipeline
 from unlearn.__main__ import main
 from unlearn.cli.output import rewrite
 from unlearn.core.erasure import Erasure, combine
@@ -21,7 +20,7 @@ from unlearn.evaluate.probe import ATTACKS, ProbeSettings, probe
 from unlearn.evaluate.receipt import FIGURES, Figure, count_tolerance, near, receipt
 
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
-QUICK = ProbeSettings(prompts=2, phrasings=1, draws=4, rivals=3, steps=4, guidance=5.0)
+QUICK = ProbeSettings(prompts=2, phrasings=1, draws=2, rivals=2, steps=2, guidance=5.0)
 
 
 # By hand
@@ -58,9 +57,8 @@ def test_others_are_protected_words_and_usual_ones() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """IconCanvas as a diffusers folder."""
-    return diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
+def folder(iconcanvas_folder: Path) -> Path:
+    return iconcanvas_folder
 
 
 @pytest.fixture(scope="module")

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import pytest
 import small_inception
 import torch
-from conftest import ROOT, SUPPORT
+from conftest import ROOT
 from graphs import node, text
 
-from testbed.host.server import PromptError, Server, extended
+from testbed.host.server import PromptError, Server
 
 FILE, OTHER = "fid.pth", "torchvision.safetensors"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("cpdm")
-    models = folder / "inception"
-    models.mkdir()
-    small_inception.write(models / FILE)
-    small_inception.write(models / OTHER, is_fid=False)
-    (models / "notes.txt").write_text("not a file of weights")
-    args = extended(folder, SUPPORT / "tiny_clip_vision", inception=models)
-    with Server(folder, args=args) as running:
-        yield running
+@pytest.fixture(scope="module", autouse=True)
+def files(server: Server) -> None:
+    folder = server.output.parent / "inception"
+    small_inception.write(folder / FILE)
+    small_inception.write(folder / OTHER, is_fid=False)
+    (folder / "notes.txt").write_text("not a file of weights")
 
 
 def grey(name: str, value: float, count: int = 1, size: int = 64) -> dict[str, Any]:

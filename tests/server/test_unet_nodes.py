@@ -26,6 +26,9 @@ UNET = "model.diffusion_model."
 LAST_OF_FP16 = 2**-10  # what rounding to half precision may change, relative to a value
 
 each_method = pytest.mark.parametrize("method", METHODS)
+one_method_by_default = pytest.mark.parametrize(
+    "method", ["key_step", pytest.param("domain_correction", marks=pytest.mark.slow)]
+)
 
 
 def unlearn(method: str, **inputs: Any) -> dict[str, Any]:
@@ -41,7 +44,7 @@ def unlearn(method: str, **inputs: Any) -> dict[str, Any]:
         "seed": 0,
         "iterations": 6,
         "filename_prefix": f"loras/{method}",
-        "verdict": False,  # tests/unit/test_verdict.py
+        "verdict": False,  # tests/comfy/test_verdict_nodes.py
     }
     if method == "key_step":
         own = {
@@ -359,7 +362,7 @@ def lora(server: Server) -> str:
     return file.name
 
 
-@each_method
+@one_method_by_default
 def test_lora_loaded_before_stays_and_the_erasure_holds_none_of_it(
     server: Server, training: Training, lora: str, method: str
 ) -> None:

@@ -6,20 +6,19 @@ This server keeps the state of a run after every step, so that little has to be 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from itertools import dropwhile
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import SUPPORT
 from graphs import cached, drawn, latents, loader, node, text
 from safetensors.torch import load_file, save_file
-from test_unet_nodes import METHODS, UNET, each_method, quick, stock, unlearn
+from test_unet_nodes import UNET, each_method, one_method_by_default, quick, stock, unlearn
 
-from dev import host_command
-from testbed.host.process import path
-from testbed.host.server import Interrupted, Progress, PromptError, Server, ServerError
+from testbed.host.server import Interrupted, Progress, PromptError, Server, ServerError, extended
 
 # Stable Diffusion's layout at IconCanvas's size, but for all that attends to a prompt. The host
 # takes it for one of its models only where an extension says so.
@@ -52,25 +51,13 @@ class Fragile(Server):
         return {file.name.partition(".")[2]: file for file in found}
 
 
-one_method_by_default = pytest.mark.parametrize(
-    "method",
-    [
-        method if method == "key_step" else pytest.param(method, marks=pytest.mark.slow)
-        for method in METHODS
-    ],
-)
-
-
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fragile]:
     folder = tmp_path_factory.mktemp("fragile")
-    extension = folder / "custom_nodes" / "no_words" / "__init__.py"
+    extension = folder / "no_words" / "__init__.py"
     extension.parent.mkdir(parents=True)
     extension.write_text(NO_WORDS)
-    paths = folder / "paths.yaml"
-    paths.write_text(f"tests:\n  custom_nodes: {extension.parent.parent}\n")
-    allowed = dropwhile(lambda word: word != "--whitelist-custom-nodes", host_command(path(), 0))
-    args = ("--extra-model-paths-config", str(paths), *allowed, "no_words")
+    args = extended(folder, extension.parent, SUPPORT / "small_runs")
     with Fragile(folder, args=args, environment={"CONCEPT_UNLEARN_SAVE_EVERY": "0"}) as running:
         yield running
 
@@ -82,18 +69,19 @@ def plain(fragile: Fragile) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(server: Server) -> dict[str, dict[str, torch.Tensor]]:
-    """By method: what another server learns in one go."""
-    graph = loader()
-    for method in METHODS:
-        graph[method] = unlearn(method)
-        graph[f"show {method}"] = node("PreviewAny", source=[method, 4])
-    server.run(graph)
-    return {method: learnt(server, method) for method in METHODS}
+def uninterrupted(fragile: Fragile) -> Callable[[str], dict[str, torch.Tensor]]:
+    """By method: what is learnt in one go. The servers that learn it in two are started later."""
+
+    @cache
+    def learn(method: str) -> dict[str, torch.Tensor]:
+        fragile.run(training(method, filename_prefix=f"loras/whole/{method}"))
+        return learnt(fragile, f"whole/{method}")
+
+    return learn
 
 
-def learnt(server: Server, method: str) -> dict[str, torch.Tensor]:
-    (file,) = (server.output / "loras" / method).glob("*.safetensors")
+def learnt(server: Server, folder: str) -> dict[str, torch.Tensor]:
+    (file,) = (server.output / "loras" / folder).glob("*.safetensors")
     return load_file(file)
 
 
@@ -123,8 +111,9 @@ def assert_untouched(server: Server, plain: torch.Tensor) -> None:
 
 @one_method_by_default
 def test_run_goes_on_after_the_server_was_killed(
-    fragile: Fragile, uninterrupted: dict[str, Any], method: str
+    fragile: Fragile, uninterrupted: Callable, method: str
 ) -> None:
+    wanted = uninterrupted(method)
     before: list[Progress] = []
 
     def kill_at_three(event: Progress) -> None:
@@ -156,14 +145,14 @@ def test_run_goes_on_after_the_server_was_killed(
     assert steps(after) in ([3, 4, 5, 6], [4, 5, 6])
     # Neither a state nor one that was being written as the server died.
     assert len(list((fragile.output / "loras" / method).iterdir())) == 1
-    assert same(learnt(fragile, method), uninterrupted[method])
+    assert same(learnt(fragile, method), wanted)
 
 
 @one_method_by_default
 def test_cancelled_and_failed_runs_change_nothing_and_go_on(
-    fragile: Fragile, plain: torch.Tensor, uninterrupted: dict[str, Any], method: str
+    fragile: Fragile, plain: torch.Tensor, uninterrupted: Callable, method: str
 ) -> None:
-    prefix = f"loras/cut/{method}"
+    wanted, prefix = uninterrupted(method), f"loras/cut/{method}"
     graph = training(method, filename_prefix=prefix)
     events: list[Progress] = []
 
@@ -195,13 +184,13 @@ def test_cancelled_and_failed_runs_change_nothing_and_go_on(
     assert "The state of this run is kept" in said
     assert str(fragile.output) not in said
     (file,) = (fragile.output / prefix).glob("mine*.safetensors")
-    assert same(load_file(file), uninterrupted[method])
+    assert same(load_file(file), wanted)
     assert torch.equal(drawn(fragile, history, "original"), plain)
     assert not torch.equal(drawn(fragile, history, "erased"), plain)
     assert_untouched(fragile, plain)
 
 
-@each_method
+@one_method_by_default
 def test_loss_that_is_not_finite_from_the_start_keeps_nothing(
     fragile: Fragile, plain: torch.Tensor, method: str
 ) -> None:

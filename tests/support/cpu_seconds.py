@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from tiers import is_fast
 
 DEAREST = 10
-SHARED = "(shared)"
 
 
 def cpu_seconds() -> float:
@@ -44,6 +44,7 @@ class CpuSeconds:
         self._aside = 0.0  # spent on session fixtures while a test was measured
         self._shared: Counter[str] = Counter()
         self.tests: dict[str, float] = {}
+        self._fast: set[str] = set()
 
     def _spent(self) -> float:
         """CPU seconds since the last call."""
@@ -59,6 +60,8 @@ class CpuSeconds:
         result = yield
         spent = self._spent()
         self.tests[item.nodeid] = spent + self._aside
+        if is_fast(item):
+            self._fast.add(item.nodeid)
         return result
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -78,7 +81,11 @@ class CpuSeconds:
         self._shared["start, imports and collection"] += self._spent()
         output = getattr(self._config, "workeroutput", None)
         if output is not None:
-            output["cpu_seconds"] = {"tests": self.tests, "shared": dict(self._shared)}
+            output["cpu_seconds"] = {
+                "tests": self.tests,
+                "fast": sorted(self._fast),
+                "shared": dict(self._shared),
+            }
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
@@ -87,56 +94,94 @@ class CpuSeconds:
         if found:
             self.tests.update(found["tests"])
             self._shared.update(found["shared"])
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One a file, dearest first, and at the end one for each thing that the tests share."""
-        files: dict[str, list[float]] = defaultdict(list)
-        for name, spent in self.tests.items():
-            files[name.partition("::")[0]].append(spent)
-        rows = [
-            {"file": name, "tests": len(spent), "cpu_seconds": sum(spent)}
-            for name, spent in files.items()
-        ]
-        rows.sort(key=lambda row: -row["cpu_seconds"])
-        shared = [
-            {"file": f"{SHARED} {name}", "tests": 0, "cpu_seconds": spent}
-            for name, spent in self._shared.most_common()
-        ]
-        return rows + [row for row in shared if row["cpu_seconds"] >= 0.05]
+            self._fast.update(found["fast"])
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if not self.tests:
             return
-        dearest = sorted(self.tests.items(), key=lambda test: -test[1])
-        total = sum(self.tests.values()) + sum(self._shared.values())
+        found = self._found()
         terminalreporter.section(f"{DEAREST} dearest tests, in CPU seconds")
-        for name, spent in dearest[:DEAREST]:
+        for name, spent in list(found["tests"].items())[:DEAREST]:
             terminalreporter.line(f"{spent:8.2f}  {name}")
         shared = ", ".join(f"{name} {spent:.1f}" for name, spent in self._shared.most_common(3))
-        terminalreporter.line(
-            f"{total:8.1f}  in all: {len(self.tests)} tests; of it shared by them: {shared}"
-        )
+        total, count = found["cpu_seconds"], len(self.tests)
+        terminalreporter.line(f"{total:8.1f}  in all: {count} tests; of it shared: {shared}")
         if target := self._config.option.cpu:
-            write(Path(target), self.rows(), dict(dearest), total)
+            path = Path(target)
+            text = json.dumps(found, indent=1) if path.suffix == ".json" else page(found)
+            path.write_text(text + "\n", encoding="utf-8")
             terminalreporter.line(f"The table is in {target}.")
 
+    def _found(self) -> dict[str, Any]:
+        """All figures, dearest first; a row for each file and for each thing that tests share."""
+        from testbed.host.machine import machine
 
-def write(target: Path, rows: list[dict[str, Any]], tests: dict[str, float], total: float) -> None:
-    """The table as JSON or as a page in Markdown, by the file's name."""
-    from testbed.host.machine import machine
+        files: dict[str, dict[str, Any]] = {}
+        for name, spent in self.tests.items():
+            file = name.partition("::")[0]
+            row = files.setdefault(file, {"tests": 0, "cpu_seconds": 0.0, "fast": 0.0})
+            row["tests"] += 1
+            row["cpu_seconds"] += spent
+            row["fast"] += spent if name in self._fast else 0.0
+        return {
+            "machine": machine(),
+            "cpu_seconds": sum(self.tests.values()) + sum(self._shared.values()),
+            "fast": {
+                "tests": len(self._fast),
+                "cpu_seconds": sum(r["fast"] for r in files.values()),
+            },
+            "shared": dict(self._shared.most_common()),
+            "files": dict(sorted(files.items(), key=lambda row: -row[1]["cpu_seconds"])),
+            "tests": dict(sorted(self.tests.items(), key=lambda test: -test[1])),
+        }
 
-    if target.suffix == ".json":
-        found = {"machine": machine(), "cpu_seconds": total, "files": rows, "tests": tests}
-        target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        return
-    lines = [f"| {r['file']} | {r['tests'] or ''} | {r['cpu_seconds']:.1f} |" for r in rows]
-    dearest = [f"| {name} | {spent:.1f} |" for name, spent in list(tests.items())[:DEAREST]]
-    target.write_text(
-        f"{len(tests)} tests, {total:.0f} CPU seconds\n\n| file | tests | CPU seconds |\n"
-        + "|---|--:|--:|\n"
-        + "\n".join(lines)
-        + "\n\n| test | CPU seconds |\n|---|--:|\n"
-        + "\n".join(dearest)
-        + f"\n\nMeasured on {machine()}.\n",
-        encoding="utf-8",
-    )
+
+PAGE = """# What the tests cost
+
+By `python dev.py test --cpu docs/tests.md`, in CPU seconds of all processes: a busy machine changes them little, and the clock's seconds much.
+
+| tier | command | bar | measured |
+|---|---|--:|--:|
+| fast: no ComfyUI | `python dev.py test --fast` | 90 | {fast:.0f} of {fast_tests} tests, and the start |
+| default, which CI runs | `python dev.py test` | 600 | {total:.0f} of {tests} tests, start included |
+| the whole matrix | `python dev.py test --all` | none | not here |
+
+## By file
+
+{files}
+
+Shared by all, by each of two processes for itself:
+
+{shared}
+
+## The dearest
+
+{dearest}
+
+Measured on {machine}.
+"""  # noqa: E501
+
+
+def page(found: dict[str, Any]) -> str:
+    """The figures in Markdown."""
+    files = [
+        [name, str(row["tests"]), f"{row['cpu_seconds']:.1f}", f"{row['fast']:.1f}"]
+        for name, row in found["files"].items()
+    ]
+    shared = [[name, f"{spent:.1f}"] for name, spent in found["shared"].items() if spent >= 0.05]
+    dearest = [[name, f"{spent:.1f}"] for name, spent in list(found["tests"].items())[:DEAREST]]
+    return PAGE.format(
+        fast=found["fast"]["cpu_seconds"],
+        fast_tests=found["fast"]["tests"],
+        total=found["cpu_seconds"],
+        tests=len(found["tests"]),
+        files=table(["file", "tests", "CPU seconds", "of it fast"], files),
+        shared=table(["what", "CPU seconds"], shared),
+        dearest=table(["test", "CPU seconds"], dearest),
+        machine=found["machine"],
+    ).rstrip()
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    rule = ["---", *["--:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])

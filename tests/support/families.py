@@ -25,9 +25,7 @@ ONE_OF_EACH = {
     "GPT-OSS, Lens",
     # Networks
     "sd15",
-    "sd15 v",
     "sdxl",
-    "sd3",
     "flux",
     "wan",
 }
@@ -39,3 +37,9 @@ def family_first(names: Iterable[str]) -> list:
         name if name in ONE_OF_EACH else pytest.param(name, marks=pytest.mark.slow)
         for name in names
     ]
+
+
+def only(*default: str, of: Iterable[str]) -> list:
+    """Parameters for a test that takes long: those few by default, all others marked as slow."""
+    assert set(default) <= set(of)
+    return [name if name in default else pytest.param(name, marks=pytest.mark.slow) for name in of]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -10,7 +11,6 @@ import torch
 from tiny import Cancelled, LinearModel, TinyNetworkModel, cancel_at, same
 
 import testbed.model.pack
-from testbed.motion import pipeline as diffusers_pipeline
 from unlearn.core.conditioning import Conditioning
 from unlearn.core.denoising import NoiseSampler, denoising_loss
 from unlearn.core.edit import Diverged
@@ -244,11 +244,10 @@ def test_no_concept_gets_a_sentence(method: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def backends(pack: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+def backends(pack: ModuleType, iconcanvas_folder: Path) -> tuple:
     """IconCanvas in the host and as a diffusers pipeline."""
-    folder = diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
     host = pack.nodes.backend.model.ComfyModel(*testbed.model.pack.checkpoint(), size=(64, 64))
-    return host, DiffusersModel(load_pipeline(folder), (64, 64))
+    return host, DiffusersModel(load_pipeline(iconcanvas_folder), (64, 64))
 
 
 @each_method

@@ -1,7 +1,4 @@
-"""Setting up: each step is repeatable, survives an interruption and fails in one sentence.
-
-Also the client of the server, which the setup has made possible.
-"""
+"""Setting up: each step is repeatable, survives an interruption and fails in one sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ import pytest
 import dev
 from testbed.host import matrix
 from testbed.host.patience import finish
-from testbed.host.server import Interrupted, Progress, PromptError, Server, api_prompt
+from testbed.host.server import api_prompt
 
 
 @pytest.fixture
@@ -32,6 +29,17 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(dev, "HOST", tmp_path / ".host" / "ComfyUI")
     dev.VENV.mkdir()
     return tmp_path
+
+
+@pytest.fixture
+def without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environments are made without their pip, which takes most of the time."""
+    run = subprocess.run
+
+    def bare(command: list[str], **options: object) -> subprocess.CompletedProcess:
+        return run([*command, "--without-pip"] if "venv" in command else command, **options)
+
+    monkeypatch.setattr(subprocess, "run", bare)
 
 
 @pytest.fixture
@@ -139,7 +147,7 @@ def test_failing_pip_gets_a_sentence(
     assert not dev.unfinished().exists(), "nothing was changed yet"
 
 
-def test_unfinished_installation_starts_over(place: Path) -> None:
+def test_unfinished_installation_starts_over(place: Path, without_pip: None) -> None:
     dev.make_environment()
     dev.install(dev.Step("Nothing"), "pip")
     dev.make_environment()
@@ -150,7 +158,7 @@ def test_unfinished_installation_starts_over(place: Path) -> None:
 
 
 def test_installation_that_failed_midway_starts_over(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, without_pip: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(step: dev.Step, *arguments: str) -> None:
         dev.LOG.write_text("Installing collected packages: one, two")
@@ -361,44 +369,6 @@ def test_a_file_from_before_an_optional_widget_is_as_good() -> None:
     workflow = {"nodes": [ui_node(1, "Sampler", saved)], "links": []}
     inputs = api_prompt(workflow, OBJECT_INFO)["1"]["inputs"]
     assert inputs == {"seed": 5, "noise_seed": 6, "steps": 12, "name": "euler"}
-
-
-def picture_prompt(width: int, prefix: str = "plain", radius: int = 1) -> dict:
-    size = {"width": width, "height": 32, "batch_size": 2, "color": 0xFF0000}
-    blur = {"image": ["1", 0], "blur_radius": radius, "sigma": 1.0}
-    return {
-        "1": {"class_type": "EmptyImage", "inputs": size},
-        "2": {"class_type": "ImageBlur", "inputs": blur},
-        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": prefix}},
-    }
-
-
-def test_server_runs_a_prompt(server: Server) -> None:
-    seen: list[Progress] = []
-    history = server.run(picture_prompt(64), on_progress=seen.append)
-    assert [step.node_type for step in seen] == ["EmptyImage", "ImageBlur", "SaveImage"]
-    pictures = server.images(history, 3)
-    assert [picture.size for picture in pictures] == [(64, 32)] * 2
-    assert (server.output / "plain_00001_.png").is_file()
-
-
-def test_server_says_what_went_wrong(server: Server) -> None:
-    with pytest.raises(PromptError, match="EmptyImage: Value 0 smaller than min of 1") as refused:
-        server.run(picture_prompt(0))
-    assert refused.value.node_id == "1"
-    with pytest.raises(PromptError, match="outside the output folder") as raised:
-        server.run(picture_prompt(64, prefix="../../outside"))
-    assert raised.value.node_type == "SaveImage"
-
-
-def test_server_can_be_interrupted_and_goes_on(server: Server) -> None:
-    def interrupt(progress: Progress) -> None:
-        if progress.node_type == "ImageBlur":
-            server.interrupt()
-
-    with pytest.raises(Interrupted):
-        server.run(picture_prompt(2048, radius=31), on_progress=interrupt)
-    server.run(picture_prompt(64))
 
 
 def test_hosts_that_are_promised_are_those_that_were_tried() -> None:

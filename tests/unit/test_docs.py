@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from testbed.showcase import graph_picture
 from testbed.bench.table import table
+from testbed.showcase import graph_picture
 from unlearn.cli.program import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
