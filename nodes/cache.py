@@ -13,6 +13,7 @@ import torch
 from ..unlearn.core.erasure import Erasure, ErasureError, images_hash
 from ..unlearn.core.version import VERSION
 from ..unlearn.files import writing
+from ..unlearn.methods.parts.method import Method
 from .backend.identity import signature
 
 LONGEST = 120  # bytes of a file's name that the concepts take
@@ -139,10 +140,9 @@ def shown(folder: Path) -> str:
 
 # What a training node says of what it finds.
 SAID = ("concepts", "kind", "steps", "loss", "settings")
-SAID_OF_NETWORK = {"key_step": ("moved", "start"), "domain_correction": ("moved",)}
 
 
-def trained_before(file: Path, key: str, method: str) -> Erasure | None:
+def trained_before(file: Path, key: str, method: Method) -> Erasure | None:
     """The erasure in the file, if it was trained from the very same inputs and is whole."""
     if not file.is_file():
         return None
@@ -151,6 +151,8 @@ def trained_before(file: Path, key: str, method: str) -> Erasure | None:
     except ErasureError:
         return None  # not ours, or damaged: it is trained again and replaced
     record = erasure.record
-    needed = (*SAID, *SAID_OF_NETWORK.get(method, ()))
-    whole = all(name in record for name in needed) and "mode" in record["settings"]
+    needed = (*SAID, *(("moved",) if method.part == "denoiser" else ()), *method.recorded)
+    whole = all(name in record for name in needed)
+    if "mode" in method.described:
+        whole = whole and "mode" in record["settings"]
     return erasure if whole and not erasure.unread and record.get("key") == key else None

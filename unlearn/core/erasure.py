@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from ..files.writing import whole_file
 from . import record as records
+from .kind import current_kind
 from .version import VERSION
 
 FORMAT = "concept-unlearn/1"
@@ -210,8 +211,7 @@ def _kinds(record: Mapping) -> set[str]:
     """Of a record, or of those that it was combined from."""
     if parts := record.get("parts"):
         return set().union(*map(_kinds, parts))
-    kind = record.get("kind", "object")
-    kind = "character" if kind == "instance" else kind
+    kind = current_kind(record.get("kind", "object"))
     return {kind if kind in ("style", "character") else "object"}
 
 

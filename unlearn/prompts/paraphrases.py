@@ -18,7 +18,6 @@ from .translations import translations
 from .typed import cleaned
 
 OWN = "own prompts"
-TASKS = {"object": "object", "style": "style", "character": "instance"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def phrasings(
     def named(words: Sequence[str]) -> list[str]:
         return [sentence(kind, word) for word in words]
 
-    unused = [t for t in TASK_TEMPLATES[TASKS[kind]] if t not in templates(kind)]
+    unused = [t for t in TASK_TEMPLATES[kind] if t not in templates(kind)]
     again = [template.replace("{}", concept) for template in spread(unused, others)]
     if kind == "object" and again:
         again[-1] = f"two {plural(concept)}"
