@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from unlearn.core import version
-from unlearn.core.version import VERSION, own_version
+from unlearn.core.version import own_version
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +19,7 @@ def declared() -> str:
 
 
 def test_the_code_has_the_version_of_pyproject() -> None:
-    assert own_version(ROOT) == VERSION == declared()
+    assert own_version(ROOT) == version.VERSION == declared()
 
 
 def test_nowhere_else_stands_a_version() -> None:
