@@ -24,7 +24,7 @@ HELP = "look for what is left of a concept after an erasure, with and without at
 EXAMPLES = """
 examples:
   python -m unlearn probe sd15/ van_gogh.safetensors --picture van_gogh.png
-      its own prompts, other words for it and three small attacks, as a table and a picture
+      its own prompts, other words for it and small attacks, as a table and a picture
   python -m unlearn probe sd15/ cat.safetensors --synonyms "kitten, tabby" \\
           --description "a small pet that purrs" --level full --record
       larger attacks; what was found goes into the file, where show prints it
@@ -59,7 +59,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         choices=(*ATTACK_NAMES, "none"),
         nargs="+",
         default=list(ATTACK_NAMES),
-        help="which of them to run (default: all)",
+        help="which attacks to run (default: all)",
     )
     words = parser.add_argument_group("what you know of it")
     words.add_argument(

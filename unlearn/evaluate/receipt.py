@@ -20,10 +20,9 @@ from ..prompts.paraphrases import spread
 from ..prompts.templates import sentence, templates
 from .collateral import near_prompts
 from .detection import Seen, remains, rivals
-from .probe import ATTACKS, OnProbe, ProbeSettings, drawn, painted
+from .probe import ATTACKS, OnProbe, ProbeSettings, drawn, of, painted
 
 PROTECTED = 4  # words at most, of which others are drawn beside the usual ones
-TOKEN = ATTACKS[-1]  # whose prompts cannot be drawn again: it trains a token
 SETTINGS = ("kind", "draws", "rivals", "steps", "guidance", "seed")
 # What is measured, with how far it may differ when another machine measures it again. None: a
 # count of pictures.
@@ -127,7 +126,8 @@ def probed_again(
     """
     record = _used(PROBE, record, "probe")
     s, concept = _settings(record), record["concept"]
-    rows = {row["name"]: row for row in record["asked"] if row["name"] != TOKEN}
+    trained = of("token")  # their prompts cannot be drawn again
+    rows = {row["name"]: row for row in record["asked"] if row["name"] not in trained}
     plain = [name for name in rows if name not in ATTACKS]
     groups = {("before", name): rows[name]["prompts"] for name in plain}
     groups |= {("after", name): row["prompts"] for name, row in rows.items()}
