@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from comfy_api.latest import io
 
+from ..unlearn.core.kind import Kind
 from ..unlearn.core.model import Part
 
 ErasureType = io.Custom("ERASURE")
@@ -76,7 +79,7 @@ def concept_input() -> io.String.Input:
 def kind_input() -> io.Combo.Input:
     return io.Combo.Input(
         "kind",
-        options=["object", "style", "character"],
+        options=[*get_args(Kind)],
         default="object",
         tooltip="What the concept is: it decides the sentences it is named in ('a photo of a ...' "
         "or 'a painting in the style of ...').",

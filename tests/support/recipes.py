@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = re.compile(r"Write (unlearn/\S+\.py).*?```python\n(.+?)```", re.S)
+RECIPE = re.compile(r"In (unlearn/\w+/) write (\w+\.py).*?```python\n(.+?)```", re.S)
 
 
 def files() -> dict[str, str]:
     """{a file's path: what the recipe writes into it}."""
-    return dict(RECIPE.findall((ROOT / "CONTRIBUTING.md").read_text("utf-8")))
+    found = RECIPE.findall((ROOT / "CONTRIBUTING.md").read_text("utf-8"))
+    return {folder + name: text for folder, name, text in found}
 
 
 def science(folder: Path, name: str) -> None:

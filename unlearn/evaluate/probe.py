@@ -130,7 +130,7 @@ class Probe:
         if name not in asked:
             return None
         hits, own = (_shown(asked[one], before, judged) for one in (name, OWN))
-        if hits is None:
+        if hits is None or own is None:
             return None
         if asked[name].is_attack:
             hits = [a or b for a, b in zip(hits, own, strict=True)]
@@ -145,7 +145,7 @@ class Probe:
         """For an erasure's record: figures, prompts and budgets, JSON-like."""
         rows = []
         for one in self.asked:
-            row = {"name": one.name, "prompts": one.prompts}
+            row: dict[str, Any] = {"name": one.name, "prompts": one.prompts}
             for judged, name in ((False, "shown"), (True, "judged")):
                 for before, when in ((True, "before"), (False, "after")):
                     if (hits := _shown(one, before, judged)) is not None:
@@ -210,9 +210,9 @@ class Probe:
         head = ["", "before", "after", *(["judge before", "judge after"] if judged else [])]
         rows = [head]
         for one in self.asked:
-            counts = [_shown(one, before) for before in (True, False)]
+            counts = [_shown(one, before) or [] for before in (True, False)]
             if judged:
-                counts += [_shown(one, before, True) for before in (True, False)]
+                counts += [_shown(one, before, True) or [] for before in (True, False)]
             rows.append([one.name, *(f"{sum(hits)} of {len(hits)}" for hits in counts)])
         return columns(rows)
 
@@ -300,7 +300,7 @@ def probe(
                 asked[name] = attack.run(model, goal(attack), s.budget(attack), on_attack)
                 before[name] = drawn(model, asked[name], s, f"drawing {name}, original", on_probe)
         pictures = {name: painted(model, x0, f"{name}, original") for name, x0 in before.items()}
-    after, shown = {}, {}
+    after: dict[str, torch.Tensor] = {}
     with edited() as model:
         # First: a broken model need not be attacked.
         x0 = drawn(model, own, s, f"drawing {OWN}, edited", on_probe)

@@ -28,33 +28,20 @@ from ..core.trainable import NetworkTrainable
 from ..files import state_checks as fitting
 from ..prompts.sampler import PromptSampler
 from ..prompts.word_checks import as_read, check_typed
-from .parts import closed_form
+from .parts import closed_form, shared
 from .parts.anchor_pictures import Anchors
 from .parts.concepts import STOP_WINDOW, check_concepts
 from .parts.discriminator import Discriminator, discriminator_loss, generator_loss
 from .parts.method import Method
 from .parts.retention import EncodeCache, RetentionSet
 from .parts.run import run_method
-from .parts.settings import (
-    BALANCED,
-    PAPER,
-    MethodSettings,
-    Mode,
-    constant,
-    kind_setting,
-    mode_setting,
-    projection_setting,
-    protect_setting,
-    rank_setting,
-    seed_setting,
-    setting,
-)
+from .parts.settings import BALANCED, PAPER, MethodSettings, Mode, constant, setting
 
 
 @dataclass(frozen=True)
 class DomainCorrectionSettings(MethodSettings):
-    mode: Mode = mode_setting()
-    kind: Kind = kind_setting()
+    mode: Mode = shared.mode()
+    kind: Kind = shared.kind()
     anchor: str = setting(
         "",
         "What is drawn in the concept's place, for example dog for a certain breed. Empty: a "
@@ -86,8 +73,8 @@ class DomainCorrectionSettings(MethodSettings):
     trainable: NetworkTrainable = setting(
         "cross-attention-kv", "Which weights are trained.", widget=None
     )
-    rank: int = rank_setting()
-    seed: int = seed_setting()
+    rank: int = shared.rank()
+    seed: int = shared.seed()
     batch: int | None = setting(
         None,
         "Pictures of a step.",
@@ -96,7 +83,7 @@ class DomainCorrectionSettings(MethodSettings):
         own="4, in mode paper 8",
         widget=None,
     )
-    projection: Projection = projection_setting("orthogonal")
+    projection: Projection = shared.projection("orthogonal")
     learning_rate: float = constant(4.8e-5, "AdamW's.", modes=PAPER)
     discriminator_rate: float = constant(1e-4, "Adam's, of the discriminator.")
     rate: float = constant(
@@ -114,7 +101,7 @@ class DomainCorrectionSettings(MethodSettings):
     near: float = constant(
         0.2, "Stop once this share of the distance from the anchor is left.", modes=BALANCED
     )
-    protect: tuple[str, ...] = protect_setting()
+    protect: tuple[str, ...] = shared.protect()
 
     @property
     def rows(self) -> int:

@@ -32,25 +32,12 @@ from ..core.trainable import Trainable
 from ..prompts.sampler import PromptSampler
 from ..prompts.templates import named
 from ..prompts.word_checks import as_read, check_typed
+from .parts import shared
 from .parts.adversarial import OTHERS, SECONDS, SENTENCES, Hardening, check_hardening
 from .parts.concepts import STOP_WINDOW, check_concepts, concept_latents
 from .parts.method import Method
 from .parts.run import run_method
-from .parts.settings import (
-    BALANCED,
-    PAPER,
-    MethodSettings,
-    Mode,
-    constant,
-    harden_setting,
-    kind_setting,
-    mode_setting,
-    projection_setting,
-    protect_setting,
-    rank_setting,
-    seed_setting,
-    setting,
-)
+from .parts.settings import BALANCED, PAPER, MethodSettings, Mode, constant, setting
 
 # How far beyond the anchor a concept is drawn, as a share of their distance. A picture always has
 # some style, so the anchor alone does not take a style away. This is a share of conditioning;
@@ -61,14 +48,14 @@ HELD, NAMED = 6, 2  # prompts of a step: of other things, and with the neutral w
 
 @dataclass(frozen=True)
 class FewShotSettings(MethodSettings):
-    mode: Mode = mode_setting()
-    kind: Kind = kind_setting()
+    mode: Mode = shared.mode()
+    kind: Kind = shared.kind()
     trainable: Trainable = setting(
         "mlp-final-attn",
         "Which weights are trained. The paper describes mlp-final-attn; its released code trained "
         "all.",
     )
-    rank: int = rank_setting()
+    rank: int = shared.rank()
     shots: int = setting(
         4,
         "How many pictures of each concept the model draws where none are given.",
@@ -78,8 +65,8 @@ class FewShotSettings(MethodSettings):
     batch: int = setting(
         2, "Pictures of a step. 1 takes least memory.", at_least=1, at_most=64, optional=True
     )
-    seed: int = seed_setting()
-    projection: Projection = projection_setting("off")
+    seed: int = shared.seed()
+    projection: Projection = shared.projection("off")
     epochs: int = setting(
         4, "Passes over the pictures.", modes=PAPER, at_least=1, at_most=100
     )  # the authors' example has 4, their default is 5
@@ -130,8 +117,8 @@ class FewShotSettings(MethodSettings):
         "How far beyond the anchor's prompts, away from the concept's. None: by kind.",
         modes=BALANCED,
     )
-    protect: tuple[str, ...] = protect_setting()
-    harden: float = harden_setting(SECONDS)
+    protect: tuple[str, ...] = shared.protect()
+    harden: float = shared.harden(SECONDS)
 
     @property
     def prompts_kept(self) -> int:
@@ -272,7 +259,7 @@ def balanced(
         # Changes of conditioning count relative to how far prompts lie apart in this encoder.
         spread = prompt_spread(model, words.common[:16])
     # Of the last steps on each concept: its loss ratio, its distance from the neutral prompts.
-    recent = {concept: deque(maxlen=STOP_WINDOW) for concept in concepts}
+    recent: dict[str, deque] = {concept: deque(maxlen=STOP_WINDOW) for concept in concepts}
     neutral_words = {concept: words.neutral(concept, model) for concept in concepts}
     total = settings.max_steps * len(concepts)
     for step in range(total):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from statistics import mean
+from typing import Any
 
 import torch
 
@@ -67,7 +68,7 @@ def key_step(
     check_settings(concepts, settings, model.readings)
     concepts, settings = as_read(concepts, settings, model.readings)
     resume = resume or Resume()
-    record = {"kind": settings.named_as}
+    record: dict[str, Any] = {"kind": settings.named_as}
     if settings.harden:
         check_takes_vectors(model)
     run_settings = settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..core.kind import ANCHORS, Kind
 from ..core.token_reading import Read
@@ -21,7 +22,7 @@ def words_read(words: Sequence[str], read: Read) -> list[str]:
     return list(first.values())
 
 
-def as_read(concepts: Sequence[str], settings, read: Read) -> tuple[list[str], object]:
+def as_read(concepts: Sequence[str], settings: Any, read: Read) -> tuple[list[str], Any]:
     """(concepts, a method's settings) as they are trained with and recorded."""
     protect = tuple(words_read(settings.protect, read))
     settings = replace(settings, anchor=cleaned(settings.anchor), protect=protect)

@@ -23,38 +23,32 @@ from ...core.token_reading import Read
 from ...core.trainable import Baseline, NetworkTrainable
 from ...prompts.templates import named
 from ...prompts.word_checks import check_words, words_read
+from ..parts import shared
 from ..parts.concepts import check_concepts, concept_latents
 from ..parts.method import Method
 from ..parts.retention import EncodeCache
 from ..parts.run import run_method
-from ..parts.settings import (
-    MethodSettings,
-    constant,
-    kind_setting,
-    rank_setting,
-    seed_setting,
-    setting,
-)
+from ..parts.settings import MethodSettings, constant, setting
 
 WEIGHT_DECAY = 1e-2  # AdamW's own
 
 
 @dataclass(frozen=True)
 class GradientAscentSettings(MethodSettings):
-    kind: Kind = kind_setting()
+    kind: Kind = shared.kind()
     iterations: int = setting(
         40, "How many steps. It does not stop by itself; more of them break the model.", at_least=1
     )
     learning_rate: float = constant(2e-5, "AdamW's, the same for every weight.")
     trainable: NetworkTrainable | Baseline = setting("all", "Which weights are trained.")
-    rank: int = rank_setting()
+    rank: int = shared.rank()
     shots: int = setting(
         4,
         "How many pictures of each concept the model draws where none are given.",
         at_least=1,
     )
     batch: int = setting(2, "Pictures of a step.", at_least=1)
-    seed: int = seed_setting()
+    seed: int = shared.seed()
 
 
 def gradient_ascent(

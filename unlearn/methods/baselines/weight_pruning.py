@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -25,16 +25,17 @@ from ...core.progress import OnStep
 from ...core.token_reading import Read
 from ...prompts.templates import named
 from ...prompts.word_checks import check_words, words_read
+from ..parts import shared
 from ..parts.concepts import check_concepts, concept_latents
 from ..parts.method import Method
 from ..parts.retention import EncodeCache
 from ..parts.run import run_method
-from ..parts.settings import constant, kind_setting, seed_setting, setting
+from ..parts.settings import constant, setting
 
 
 @dataclass(frozen=True)
 class WeightPruningSettings:
-    kind: Kind = kind_setting()
+    kind: Kind = shared.kind()
     channels: float = constant(0.05, "Share of a stage's channels that each draw looks into...")
     weights: float = constant(0.05, "... and of each one's filter that is set to zero.")
     pooling: Literal["avg", "max"] = constant(
@@ -50,7 +51,7 @@ class WeightPruningSettings:
         at_least=1,
     )
     batch: int = setting(2, "Pictures of a draw.", at_least=1)
-    seed: int = seed_setting()
+    seed: int = shared.seed()
     rank: ClassVar[int] = 0  # no thin matrices set single weights to zero
 
 
@@ -153,7 +154,7 @@ def prune(
 
 @contextmanager
 def record_activations(
-    layers: torch.nn.Module, keys: Sequence[str], pooling: str
+    layers: torch.nn.Module, keys: Iterable[str], pooling: str
 ) -> Iterator[dict[tuple, dict[str, torch.Tensor]]]:
     """What the channels of the named convolutions answer while it is open: (N, C) by key, for each
     stage, which is a part of the network at one resolution."""

@@ -8,24 +8,10 @@ from typing import Literal
 from ...core.gradient_projection import Projection
 from ...core.kind import Kind, current_kind
 from ...core.trainable import NetworkTrainable
-from . import closed_form
+from . import closed_form, shared
 from .adversarial import SECONDS
 from .retention import RetentionSet
-from .settings import (
-    BALANCED,
-    PAPER,
-    MethodSettings,
-    Mode,
-    constant,
-    harden_setting,
-    kind_setting,
-    mode_setting,
-    projection_setting,
-    protect_setting,
-    rank_setting,
-    seed_setting,
-    setting,
-)
+from .settings import BALANCED, PAPER, MethodSettings, Mode, constant, setting
 
 KeyStepKind = Literal["object", "style", "character", "nudity"]
 
@@ -54,8 +40,8 @@ SEVERAL_CHARACTERS = 750  # L where more than one is unlearnt
 
 @dataclass(frozen=True)
 class KeyStepSettings(MethodSettings):
-    mode: Mode = mode_setting()
-    kind: KeyStepKind = kind_setting(widget="task")
+    mode: Mode = shared.mode()
+    kind: KeyStepKind = shared.kind(widget="task")
     steps: int = setting(
         PAPER_STEPS,
         "Sampling steps of the pictures that it walks through (E in the paper).",
@@ -85,8 +71,8 @@ class KeyStepSettings(MethodSettings):
         own="cross-attention, in mode paper the paper's for the kind",
         own_choice="by task",
     )
-    rank: int = rank_setting()
-    seed: int = seed_setting()
+    rank: int = shared.rank()
+    seed: int = shared.seed()
     anchor: str = setting(
         "",
         "What is drawn in the concept's place. Empty: in mode balanced a neutral word by kind, in "
@@ -111,7 +97,7 @@ class KeyStepSettings(MethodSettings):
         "Standard deviation of the noise on an augmented prompt's conditioning.",
         modes=PAPER,
     )
-    projection: Projection = projection_setting("off")
+    projection: Projection = shared.projection("off")
     rate: float = constant(
         0.1,
         "The size of a step relative to the weights (core.edit.spectral_scale).",
@@ -132,8 +118,8 @@ class KeyStepSettings(MethodSettings):
     batch: int = setting(
         2, "Trajectories walked at once.", modes=BALANCED, at_least=1, at_most=64, widget=None
     )
-    protect: tuple[str, ...] = protect_setting()
-    harden: float = harden_setting(SECONDS)
+    protect: tuple[str, ...] = shared.protect()
+    harden: float = shared.harden(SECONDS)
     task: InitVar = None
     """The old name of `kind`; "instance" was a character."""
 
