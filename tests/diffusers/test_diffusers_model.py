@@ -817,7 +817,7 @@ def alike(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Pair:
     # What the host's --use-pytorch-cross-attention sets. Its text encoders ask for it; its networks
     # train with that kernel in any case.
     monkeypatch.setattr("comfy.model_management.ENABLE_PYTORCH_ATTENTION", True)
-    monkeypatch.setattr(pair.ours, "latents", pair.comfy.latents)
+    monkeypatch.setattr(pair.ours, "encode_images", pair.comfy.encode_images)
     return pair
 
 
