@@ -817,7 +817,7 @@ def alike(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Pair:
     # What the host's --use-pytorch-cross-attention sets. Its text encoders ask for it; its networks
     # train with that kernel in any case.
     monkeypatch.setattr("comfy.model_management.ENABLE_PYTORCH_ATTENTION", True)
-    monkeypatch.setattr(pair.ours, "latents", pair.comfy.latents)
+    monkeypatch.setattr(pair.ours, "encode_images", pair.comfy.encode_images)
     return pair
 
 
@@ -944,7 +944,9 @@ def test_one_file_serves_both(
             cross, wanted = model.encode(PROMPTS[:2]), comfy.encode(PROMPTS[:2])
             # The host adds the deltas to an encoder that it keeps in half precision.
             assert relative(cross.cross, wanted.cross) < 2e-3
-            prediction = comfy.predict(x, t, pack.unlearn.core.conditioning.Conditioning(cross.cross))
+            prediction = comfy.predict(
+                x, t, pack.unlearn.core.conditioning.Conditioning(cross.cross)
+            )
             assert relative(model.predict(x, t, cross), prediction) < 1e-4
 
 
