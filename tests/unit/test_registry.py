@@ -10,6 +10,7 @@ import argparse
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import before_registry
@@ -17,7 +18,7 @@ import pytest
 
 import unlearn
 from unlearn.attacks.registry import ATTACKS
-from unlearn.cli import erase
+from unlearn.cli import erase, method_options
 from unlearn.cli.output import Failure
 from unlearn.core.erasure import Erasure
 from unlearn.methods.parts.key_step_settings import KeyStepSettings
@@ -116,6 +117,32 @@ def test_the_command_reads_what_it_read(parser: Parser, line: str) -> None:
 def test_the_command_takes_old_names(parser: Parser, option: str, method: str) -> None:
     found = asked(parser, f"--method {method} {option} instance")
     assert found["settings"]["kind"] == "character"
+
+
+def test_an_option_has_the_limit_of_its_own_method(parser: Parser) -> None:
+    """The parser knows the least of all methods."""
+    few_shot = METHODS["few_shot"]
+
+    @dataclass(frozen=True)
+    class Settings(few_shot.settings):
+        warm_up: int = setting(7, "How many.", at_least=5)
+
+    methods = {"few_shot": few_shot, "warm": replace(few_shot, name="warm", settings=Settings)}
+    made = Parser()
+    made.add_argument("--method")
+    method_options.add(made, methods)
+
+    def chosen(*line: str) -> Any:
+        return method_options.chosen(methods, made.parse_args(["--method", "warm", *line]))[1]
+
+    assert chosen("--warm-up", "5").warm_up == 5
+    with pytest.raises(Failure, match="it must be a whole number, at least 5"):
+        chosen("--warm-up", "4")
+    low = {"rank": replace(few_shot.described["shots"], at_least=3)}
+    assert method_options.all_options(methods)["warm-up"].keys() == {"warm"}
+    shots = SimpleNamespace(name="warm", described=low, settings=few_shot.settings)
+    with pytest.raises(Failure, match="warm takes at least 3; correct --shots"):
+        method_options.chosen({"warm": shots}, SimpleNamespace(method="warm", shots=2))
 
 
 def test_nudity_is_a_kind_of_key_step_alone(parser: Parser) -> None:

@@ -19,7 +19,6 @@ from ..core.erasure import Erasure
 from ..core.model import Part
 from ..core.peak_memory import PeakMemory
 from ..core.resume import Resume
-from ..core.token_reading import Read
 from ..evaluate import verdict
 from ..evaluate.picture_check import check_pictures
 from ..files import writing
@@ -103,12 +102,6 @@ class Chosen:
     method: Method
     settings: Any
 
-    def check(
-        self, concepts: list[str], pictures: torch.Tensor | None, read: Read | None = None
-    ) -> None:
-        """Raises ValueError with one sentence for what the method cannot work on."""
-        self.method.check_inputs(concepts, self.settings, pictures, read)
-
 
 def run(args: argparse.Namespace) -> None:
     asked = chosen(args)
@@ -120,12 +113,12 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.output, args.force)
     pictures = read_pictures(args.images) if args.images else None
     shown = None if pictures is None else torch.zeros(len(pictures), 1, 1, 3)
-    asked.check(args.concepts, shown)
+    method.check_inputs(args.concepts, settings, shown)
 
     from .models import given_model
 
     model = given_model(args)
-    asked.check(args.concepts, shown, model.readings)
+    method.check_inputs(args.concepts, settings, shown, model.readings)
     args.concepts = words_read(args.concepts, model.readings)
     weights = model.selected(method.part, settings.weights)
     rank = settings.rank

@@ -45,22 +45,22 @@ def chosen(methods: Mapping[str, Method], args: argparse.Namespace) -> tuple[Met
     """
     method = methods[args.method]
     own = {setting.option: setting for setting in method.described.values() if setting.option}
-    given = {
-        name: getattr(args, name)
-        for name in all_options(methods)
-        if getattr(args, name) is not None
-    }
+    every = {name: getattr(args, name.replace("-", "_")) for name in all_options(methods)}
+    given = {name: value for name, value in every.items() if value is not None}
     mode = given.get("mode", own["mode"].default if "mode" in own else None)
     for name, value in given.items():
         if name not in own:
             raise Failure(f"{method.name} has no setting --{name}; leave it out.")
-        modes, choices = own[name].modes, own[name].choices
+        modes, choices, least = own[name].modes, own[name].choices, own[name].at_least
         if modes and mode not in modes:
             raise Failure(
                 f"--{name} is a setting of mode {' and '.join(modes)}; leave it or change --mode."
             )
         if isinstance(value, str) and choices and value not in choices:
             raise Failure(f"{method.name} takes one of {', '.join(choices)}; correct --{name}.")
+        counted = own[name].turned_on is None and not isinstance(value, str)
+        if counted and least is not None and value < least:
+            raise Failure(f"{method.name} takes at least {least:g}; correct --{name}.")
     values = {own[name].name: value for name, value in given.items()}
     return method, method.settings(**values)
 

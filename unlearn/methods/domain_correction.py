@@ -313,8 +313,8 @@ class Balanced:
 METHOD = Method(
     name="domain_correction",
     title="Domain-Correction UNet Unlearn",
-    about="Takes a concept out of the network that draws: what it makes of the concept is moved to "
-    "where a discriminator cannot tell it from an anchor's, other prompts protected in every step.",
+    about="Takes a concept out of the denoiser: what it makes of the concept becomes what a "
+    "discriminator cannot tell from an anchor's. Other prompts are protected in every step.",
     paper="2405.15304",
     part="denoiser",
     settings=DomainCorrectionSettings,

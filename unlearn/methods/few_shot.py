@@ -102,8 +102,8 @@ class FewShotSettings(MethodSettings):
     )
     anchor: str = setting(
         "",
-        "A neutral word: what is drawn in the concept's place. Another thing of its kind keeps the "
-        "style of a prompt best. Empty: by kind.",
+        "What is drawn in the concept's place. Another thing of its kind keeps the style of a "
+        "prompt best. Empty: a neutral word by kind.",
         modes=BALANCED,
         optional=True,
     )

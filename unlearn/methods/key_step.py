@@ -272,8 +272,8 @@ def balanced(
 METHOD = Method(
     name="key_step",
     title="Key-Step UNet Unlearn",
-    about="Takes a concept out of the network that draws, at those sampling steps in which it "
-    "takes shape. No pictures are needed, and it can be used together with an erased text encoder.",
+    about="Takes a concept out of the denoiser, at those sampling steps in which it takes shape. "
+    "No pictures are needed, and it can be used together with an erased text encoder.",
     paper="2507.06526",
     part="denoiser",
     settings=KeyStepSettings,

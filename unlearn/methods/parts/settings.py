@@ -92,7 +92,8 @@ class Setting:
 def setting(
     default: Any, help: str, *, option: str | None = "", widget: str | None = "", **more: Any
 ) -> Any:
-    """A field that a user sees. option, widget: its names there; empty: the field's own.
+    """A field that a user sees. option, widget: its names there; empty: the field's own, in the
+    command with - for _. None: it is not there.
 
     more: see Setting.
     """
@@ -126,6 +127,7 @@ def _described(name: str, default: Any, hint: Any, metadata: Mapping[str, Any]) 
     plain = [t for t in types if get_origin(t) is not Literal and t is not type(None)]
     kind = get_origin(plain[0]) or plain[0] if plain else str
     more = dict(metadata)
-    for place in ("option", "widget"):
-        more[place] = name if more[place] == "" else more[place]
+    usual = {"option": name.replace("_", "-"), "widget": name}
+    for place, own in usual.items():
+        more[place] = own if more[place] == "" else more[place]
     return Setting(name, default, kind, choices, type(None) in types, **more)
