@@ -55,6 +55,14 @@ OTHER_HOSTS = {
     ),
 }
 
+# What a task runs in the virtual environment.
+MODULES = {
+    "demo": "testbed.showcase.demo",
+    "bench": "testbed.bench",
+    "soak": "testbed.host.soak",
+    "fuzz": "testbed.fuzz",
+}
+
 TORCH = "torch==2.13.0"
 # Installed without their dependencies, and before all else: they, or packages that want them,
 # would bring in a second torch.
@@ -551,7 +559,7 @@ def matrix(host: Path, arguments: list[str]) -> int:
         ]
     more = ["--page", options.page] if options.page else []
     more += ["--quick"] if options.quick else []
-    return start(host, ["-m", "testbed.matrix", *map(str, folders), *more])
+    return start(host, ["-m", "testbed.host.matrix", *map(str, folders), *more])
 
 
 def main() -> int:
@@ -585,7 +593,7 @@ def main() -> int:
             return 1
     if options.task == "test":
         return start(host, ["-m", "pytest", *pytest_arguments(options.arguments)])
-    return start(host, ["-m", f"testbed.{options.task}", *options.arguments])
+    return start(host, ["-m", MODULES[options.task], *options.arguments])
 
 
 def pytest_arguments(arguments: list[str]) -> list[str]:

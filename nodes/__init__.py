@@ -7,7 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .compare import CompareErasure
 from .cpdm import CopyrightMetric
 from .domain_correction import DomainCorrectionUNetUnlearn
-from .erased import (
+from .erasures import (
     CombineErasedClip,
     LoadErasedClip,
     LoadErasedModel,

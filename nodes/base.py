@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 import comfy.model_management as management
 from comfy_api.latest import io
 
-from ..unlearn.erasure import ErasureError
-from ..unlearn.readings import check_typed
-from ..unlearn.typed import one_word, split_concepts, split_words
-from .files import output_file
-from .inputs import (
+from ..unlearn.core.erasure import ErasureError
+from ..unlearn.prompts.typed import one_word, split_concepts, split_words
+from ..unlearn.prompts.word_checks import check_typed
+from .backend.inputs import (
     WIDGETS,
     checked,
     file_name,
@@ -24,8 +23,9 @@ from .inputs import (
     picture_set,
     single_pictures,
 )
-from .memory import give_back
-from .report import tell
+from .backend.memory import give_back
+from .cache import output_file
+from .progress import tell
 
 
 class UnlearnNode(io.ComfyNode):

@@ -13,20 +13,20 @@ from comfy_api.latest import io, ui
 # ComfyUI's own: what its KSampler calls, so that a picture here is a picture there.
 from nodes import EmptyLatentImage, common_ksampler
 
-from ..unlearn.neighbours import near_prompts
-from ..unlearn.prompts import templates
-from ..unlearn.remains import Seen, remains
-from ..unlearn.sheet import Row, sheet
-from ..unlearn.typed import split_concepts
-from ..unlearn.words import VOCABULARY
-from .apply import alike
+from ..unlearn.evaluate.collateral import near_prompts
+from ..unlearn.evaluate.detection import Seen, remains
+from ..unlearn.prompts.templates import templates
+from ..unlearn.prompts.typed import split_concepts
+from ..unlearn.prompts.vocabulary import VOCABULARY
+from ..unlearn.render.sheet import Row, sheet
+from .backend.apply import alike
+from .backend.checks import check_vae, check_vae_fits
+from .backend.identity import without_hooks
+from .backend.model import ComfyModel
+from .backend.read_depth import check_read
+from .backend.words import plain, typed_concepts
 from .base import UnlearnNode
-from .connected import check_vae, check_vae_fits
-from .host import ComfyModel
-from .identify import Counting
-from .identity import without_hooks
-from .reading import check_read
-from .report import tell
+from .progress import Counting, tell
 from .sockets import (
     erased_inputs,
     kind_input,
@@ -35,7 +35,6 @@ from .sockets import (
     sampling_inputs,
     seed_input,
 )
-from .words import plain, typed_concepts
 
 
 class CompareErasure(UnlearnNode):

@@ -1,4 +1,4 @@
-"""CPDM Copyright Metric: the node of unlearn/cpdm.py (arXiv 2403.12052)."""
+"""CPDM Copyright Metric: the node of unlearn/evaluate/cpdm/metric.py (arXiv 2403.12052)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..unlearn.cpdm import Distance, Metric, Pair
-from ..unlearn.cpdm_report import Report
-from ..unlearn.cpdm_sheet import SHOWN, cpdm_sheet
-from ..unlearn.inception import FILES, load_inception
+from ..unlearn.evaluate.cpdm.inception import FILES, load_inception
+from ..unlearn.evaluate.cpdm.metric import Distance, Metric, Pair
+from ..unlearn.evaluate.cpdm.report import Report
+from ..unlearn.evaluate.cpdm.sheet import SHOWN, cpdm_sheet
 from .base import UnlearnNode
-from .report import tell
+from .progress import tell
 
 FOLDER = "inception"
 ENDINGS = (".pth", ".safetensors")

@@ -1,16 +1,17 @@
-"""Domain-Correction UNet Unlearn: the node of unlearn/domain_correction.py (arXiv 2405.15304)."""
+"""Domain-Correction UNet Unlearn: the node of DoCo (unlearn/methods/domain_correction.py)."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..unlearn.domain_correction import (
+from ..unlearn.methods.domain_correction import (
     DomainCorrectionSettings,
     check_settings,
     domain_correction,
 )
-from ..unlearn.typed import one_word, split_words
-from .apply import erased_model
+from ..unlearn.prompts.typed import one_word, split_words
+from .backend.apply import erased_model
+from .backend.words import reader, typed_concepts
 from .base import TrainingNode
 from .sockets import (
     anchor_input,
@@ -23,8 +24,7 @@ from .sockets import (
     size_input,
     verdict_input,
 )
-from .training import Trained, Training, outputs, summary
-from .words import reader, typed_concepts
+from .training import TrainingRun, TrainingSpec, outputs, summary
 
 
 class DomainCorrectionUNetUnlearn(TrainingNode):
@@ -99,7 +99,7 @@ class DomainCorrectionUNetUnlearn(TrainingNode):
             protect=tuple(split_words(protect)),
         )
         check_settings(concepts, settings, reader(clip))
-        training = Training(
+        training = TrainingRun(
             "domain_correction",
             concepts,
             settings,
@@ -114,7 +114,7 @@ class DomainCorrectionUNetUnlearn(TrainingNode):
         )
         erasure, file, again = training.run(
             cls.hidden.unique_id,
-            Trained("unet", settings.trainable, rank, settings.rows),
+            TrainingSpec("denoiser", settings.trainable, rank, settings.rows),
             lambda host, progress, resume: domain_correction(
                 host, concepts, settings, progress, resume
             ),

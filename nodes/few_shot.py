@@ -1,14 +1,15 @@
-"""Few-Shot Encoder Unlearn: the node of unlearn/few_shot.py (arXiv 2405.07288 and 2407.14209)."""
+"""Few-Shot Encoder Unlearn: the node of unlearn/methods/few_shot.py."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..unlearn.few_shot import FewShotSettings, check_settings, few_shot
-from ..unlearn.harden import SECONDS
-from ..unlearn.prompts import sentence
-from ..unlearn.typed import one_word, split_words
-from .apply import erased_clip
+from ..unlearn.methods.few_shot import FewShotSettings, check_settings, few_shot
+from ..unlearn.methods.parts.adversarial import SECONDS
+from ..unlearn.prompts.templates import sentence
+from ..unlearn.prompts.typed import one_word, split_words
+from .backend.apply import erased_clip
+from .backend.words import reader, tokenized, typed_concepts
 from .base import TrainingNode
 from .sockets import (
     anchor_input,
@@ -25,8 +26,7 @@ from .sockets import (
     size_input,
     verdict_input,
 )
-from .training import Trained, Training, outputs, summary
-from .words import reader, tokenized, typed_concepts
+from .training import TrainingRun, TrainingSpec, outputs, summary
 
 
 class FewShotEncoderUnlearn(TrainingNode):
@@ -160,7 +160,7 @@ class FewShotEncoderUnlearn(TrainingNode):
             batch=batch,
         )
         check_settings(concepts, images, settings, reader(clip))
-        training = Training(
+        training = TrainingRun(
             "few_shot",
             concepts,
             settings,
@@ -175,7 +175,7 @@ class FewShotEncoderUnlearn(TrainingNode):
         )
         erasure, file, again = training.run(
             cls.hidden.unique_id,
-            Trained("encoder", trainable, rank, settings.batch, settings.prompts),
+            TrainingSpec("encoder", trainable, rank, settings.batch, settings.prompts),
             lambda host, progress, _: few_shot(host, concepts, images, settings, progress),
         )
         result, _ = erased_clip(clip, erasure)

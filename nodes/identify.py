@@ -1,24 +1,20 @@
-"""Identify Concept: the node of unlearn/identify.py (arXiv 2303.16203)."""
+"""Identify Concept: the node of unlearn/evaluate/classifier.py (arXiv 2303.16203)."""
 
 from __future__ import annotations
 
-import time
-
-import comfy.model_management
-import comfy.utils
 from comfy_api.latest import io, ui
 
-from ..unlearn.identify import check_candidates, identify, parse_words
-from ..unlearn.identify_sheet import bars, report
-from ..unlearn.model import check_images
-from ..unlearn.neighbours import neighbours, proposal, to_protect
-from ..unlearn.typed import joined
+from ..unlearn.core.images import check_images
+from ..unlearn.evaluate.classifier import check_candidates, identify, parse_words
+from ..unlearn.evaluate.classifier_report import bars, report
+from ..unlearn.evaluate.collateral import neighbours, proposal, to_protect
+from ..unlearn.prompts.typed import joined
+from .backend.checks import check_clip, check_vae
+from .backend.model import ComfyModel
+from .backend.words import usable
 from .base import UnlearnNode
-from .connected import check_clip, check_vae
-from .host import ComfyModel
-from .report import tell
+from .progress import Counting, tell
 from .sockets import kind_input, seed_input
-from .words import usable
 
 
 class IdentifyConcept(UnlearnNode):
@@ -119,20 +115,3 @@ class IdentifyConcept(UnlearnNode):
         if len(typed) == 2:
             parse_words(typed["candidates"], typed["kind"])
         return True
-
-
-class Counting:
-    """on_row of the classifier: progress bar and status text; asks the host whether to stop."""
-
-    def __init__(self, node_id: str | None, what: str = "asking the model") -> None:
-        self.node_id, self.what = node_id, what
-        self.bar = comfy.utils.ProgressBar(1, node_id)
-        self.told = 0.0
-
-    def __call__(self, done: int, total: int, leader: str) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        self.bar.update_absolute(done, total)
-        if done == total or time.monotonic() - self.told > 0.5:
-            self.told = time.monotonic()
-            ahead = f", ahead: {leader}" if leader else ""
-            tell(self.node_id, f"{self.what}\n{done} of {total} rows{ahead}")

@@ -1,15 +1,17 @@
-"""Key-Step UNet Unlearn: the node of unlearn/key_step.py (arXiv 2507.06526)."""
+"""Key-Step UNet Unlearn: the node of unlearn/methods/key_step.py (arXiv 2507.06526)."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..unlearn.harden import SECONDS
-from ..unlearn.key_step import TASKS, KeyStepSettings, check_settings, check_start, key_step
-from ..unlearn.typed import one_word, split_words
-from .apply import erased_model
+from ..unlearn.methods.key_step import KeyStepSettings, check_settings, check_start, key_step
+from ..unlearn.methods.parts.adversarial import SECONDS
+from ..unlearn.methods.parts.key_step_settings import TASKS
+from ..unlearn.prompts.typed import one_word, split_words
+from .backend.apply import erased_model
+from .backend.words import reader, typed_concepts
 from .base import TrainingNode
-from .report import key_steps_plot
+from .charts import key_steps_plot
 from .sockets import (
     anchor_input,
     closing_inputs,
@@ -21,8 +23,7 @@ from .sockets import (
     size_input,
     verdict_input,
 )
-from .training import Trained, Training, outputs, summary
-from .words import reader, typed_concepts
+from .training import TrainingRun, TrainingSpec, outputs, summary
 
 WEIGHTS = ["by task", "cross-attention", "cross-attention-kv", "outside-cross-attention"]
 
@@ -144,7 +145,7 @@ class KeyStepUNetUnlearn(TrainingNode):
             harden=harden_seconds if harden else 0.0,
         )
         check_settings(concepts, settings, reader(clip))
-        training = Training(
+        training = TrainingRun(
             "key_step",
             concepts,
             settings,
@@ -160,7 +161,7 @@ class KeyStepUNetUnlearn(TrainingNode):
         # Teacher and tuned network each predict for several prompts at once.
         erasure, file, again = training.run(
             cls.hidden.unique_id,
-            Trained("unet", settings.weights, rank, settings.rows),
+            TrainingSpec("denoiser", settings.weights, rank, settings.rows),
             lambda host, progress, resume: key_step(host, concepts, settings, progress, resume),
         )
         result, _ = erased_model(model, erasure)

@@ -1,24 +1,22 @@
-"""Probe Erasure: what is left of a concept, and what brings it back (unlearn/probe.py)."""
+"""Probe Erasure: what is left of a concept, and what brings it back (unlearn/evaluate/probe.py)."""
 
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 
-import comfy.model_management
-import comfy.utils
 from comfy_api.latest import io, ui
 
-from ..unlearn.phrasings import NOTHING, Given
-from ..unlearn.probe import Probe, ProbeSettings, check_asked, probe, settings
-from ..unlearn.probe_sheet import probe_sheet
-from ..unlearn.typed import split_words
-from .apply import alike, alike_clips, erased, other_base
+from ..unlearn.evaluate.probe import Probe, ProbeSettings, check_asked, probe, settings
+from ..unlearn.evaluate.probe_sheet import probe_sheet
+from ..unlearn.prompts.paraphrases import NOTHING, Given
+from ..unlearn.prompts.typed import split_words
+from .backend.apply import alike, alike_clips, erased, other_base
+from .backend.checks import check_clip, check_vae
+from .backend.model import ComfyModel
+from .backend.words import reader, typed_concepts, usable
 from .base import UnlearnNode
-from .connected import check_clip, check_vae
-from .host import ComfyModel
-from .report import tell
+from .progress import Asking, tell
 from .sockets import (
     ErasureType,
     erased_inputs,
@@ -28,7 +26,6 @@ from .sockets import (
     sampling_inputs,
     seed_input,
 )
-from .words import reader, typed_concepts, usable
 
 NOT_ITS_OWN = (
     "Warning: what is connected is not all of this erasure at strength 1, or more than it; connect "
@@ -151,7 +148,7 @@ class ProbeErasure(UnlearnNode):
             warning = warning or other_base(model, clip, erasure)
         said = [] if concept.strip() or erasure is None else said_by(erasure, kind)
         concepts = usable(clip, said) if said else typed_concepts(clip, concept)
-        changed = {"unet": erased_model, "encoder": erased_clip}
+        changed = {"denoiser": erased_model, "encoder": erased_clip}
         parts = frozenset(part for part, connected in changed.items() if connected is not None)
         size = height, width
         original = ComfyModel(model, clip, vae, size)
@@ -231,22 +228,6 @@ def fitting(edited: ComfyModel, chosen: ProbeSettings) -> ProbeSettings:
         else:
             break
     return replace(chosen, unlearn_diff_atk=replace(prefix, at_once=at_once))
-
-
-class Asking:
-    """on_probe of the probe: progress bar and status text; asks the host whether to stop."""
-
-    def __init__(self, node_id: str | None, concept: str) -> None:
-        self.node_id, self.concept = node_id, concept
-        self.bar = comfy.utils.ProgressBar(1, node_id)
-        self.told, self.what = 0.0, ""
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        self.bar.update_absolute(done, total)
-        if what != self.what or done == total or time.monotonic() - self.told > 0.5:
-            self.told, self.what = time.monotonic(), what
-            tell(self.node_id, f"probing {self.concept}: {what}\n{done} of {total}")
 
 
 def report(probes: list[Probe]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..unlearn.harden import SECONDS
+from ..unlearn.methods.parts.adversarial import SECONDS
 
 ErasureType = io.Custom("ERASURE")
 

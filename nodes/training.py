@@ -14,27 +14,22 @@ import torch
 from comfy.model_management import OOM_EXCEPTION, soft_empty_cache
 from comfy_api.latest import io, ui
 
-from ..unlearn import verdict as verdicts
-from ..unlearn.erasure import Erasure
-from ..unlearn.model import Diverged, Part
-from ..unlearn.peak_memory import PeakMemory
-from ..unlearn.pictured import check_pictures
-from ..unlearn.prompts import sentence
-from ..unlearn.resume import Resume
-from .apply import erased, fits
-from .connected import check_clip, check_patcher, check_vae
-from .files import (
-    check_space,
-    check_writable,
-    erasure_file,
-    save,
-    trained_before,
-    training_key,
-)
-from .host import ComfyModel
-from .identity import has_hooks
-from .memory import TRAINING_STATE, MemoryPlan
-from .report import Progress, loss_curve, tell
+from ..unlearn.core.edit import Diverged
+from ..unlearn.core.erasure import Erasure
+from ..unlearn.core.model import Part
+from ..unlearn.core.peak_memory import PeakMemory
+from ..unlearn.core.resume import Resume
+from ..unlearn.evaluate import verdict as verdicts
+from ..unlearn.evaluate.picture_check import check_pictures
+from ..unlearn.prompts.templates import sentence
+from .backend.apply import erased, fits
+from .backend.checks import check_clip, check_patcher, check_vae
+from .backend.identity import has_hooks
+from .backend.memory import TRAINING_STATE, MemoryPlan
+from .backend.model import ComfyModel
+from .cache import check_space, check_writable, erasure_file, save, trained_before, training_key
+from .charts import loss_curve
+from .progress import Progress, tell
 
 SAVE_EVERY = "CONCEPT_UNLEARN_SAVE_EVERY"
 
@@ -59,7 +54,7 @@ def file_bytes(planned: MemoryPlan) -> int:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingSpec:
     """Which weights a run trains, and with how many latents and prompts at once."""
 
     part: Part
@@ -70,7 +65,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingRun:
     """One training node's work: from what it is given to an erasure and the file it lies in."""
 
     method: str
@@ -94,7 +89,7 @@ class Training:
     def run(
         self,
         node_id: str | None,
-        trained: Trained,
+        trained: TrainingSpec,
         learn: Callable[[ComfyModel, Progress, Resume], Erasure],
     ) -> tuple[Erasure, Path | None, str]:
         """(erasure, its file, lines for the user where there is something to say, first the

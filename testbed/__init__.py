@@ -3,3 +3,8 @@
 Everything this project claims is measured on it. Its text encoder has CLIP's architecture and
 tokenizer but was trained here, on drawings; it is not OpenAI's CLIP.
 """
+
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parent

@@ -13,7 +13,7 @@ import argparse
 import sys
 from importlib import import_module
 
-from . import host
+from .host import process as host
 
 STAGES = ("data", "train", "judge", "report", "motion", "motion-report", "transfer", "verdicts")
 
@@ -21,7 +21,7 @@ STAGES = ("data", "train", "judge", "report", "motion", "motion-report", "transf
 def main() -> None:
     if sys.argv[1:2] in (["transfer"], ["verdicts"]):
         # They have options of their own.
-        import_module(f".{sys.argv[1]}", __package__).main(sys.argv[2:])
+        import_module(f".studies.{sys.argv[1]}", __package__).main(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(
         prog="python -m testbed",
@@ -41,37 +41,37 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="train, judge or motion: another number of steps")
     options = parser.parse_args()
     if options.stage == "data":
-        from . import data
+        from .model import data
 
         data.render()
         return
     # Plain attention: the host's choice for a CPU has no fast backward pass.
     host.start("--use-pytorch-cross-attention")
     if options.stage == "report":
-        from . import report
+        from .model import report
 
         report.write()
         return
     if options.stage == "motion-report":
-        from . import motion_report
+        from .motion import report as motion_report
 
         motion_report.write()
         return
     import torch
 
-    from . import checkpoint, data, train
+    from .model import checkpoint, data, train
 
     torch.set_num_threads(1)  # the workers of train.Stage are the parallelism
     folder = data.CACHE / "train"
     folder.mkdir(parents=True, exist_ok=True)
     extra = {"steps": options.steps} if options.steps else {}
     if options.stage == "judge":
-        from .train_judge import train_judge
+        from .model.train_judge import train_judge
 
         train_judge(folder, **extra)
         return
     if options.stage == "motion":
-        from .train_motion import train_motion
+        from .motion.train import train_motion
 
         train_motion(folder, further=options.further, **extra)
         return

@@ -36,11 +36,11 @@ import torch  # noqa: E402
 from small_runs import make_small  # noqa: E402
 from tiers import is_fast, is_slow, rank  # noqa: E402
 
-import testbed.host  # noqa: E402
-import testbed.pack  # noqa: E402
-from testbed import samples  # noqa: E402
-from testbed.evolved import missing  # noqa: E402
-from testbed.server import Server, extended  # noqa: E402
+import testbed.host.process  # noqa: E402
+import testbed.model.pack  # noqa: E402
+from testbed.host.evolved import missing  # noqa: E402
+from testbed.host.server import Server, extended  # noqa: E402
+from testbed.model import samples  # noqa: E402
 
 
 def pytest_report_header() -> str | None:
@@ -97,7 +97,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
     After this `import comfy`, `import folder_paths` and the like work in the test.
     """
-    testbed.host.start()
+    testbed.host.process.start()
     import folder_paths
     from server import PromptServer
 
@@ -126,7 +126,7 @@ def pack(host: ModuleType) -> ModuleType:
 @pytest.fixture(scope="session")
 def iconcanvas_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The test model as a diffusers folder, which nobody may write into."""
-    from testbed import diffusers_pipeline
+    from testbed.motion import pipeline as diffusers_pipeline
 
     return diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
 
@@ -134,22 +134,24 @@ def iconcanvas_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def parts(pack: ModuleType) -> tuple:
     """The test model's (MODEL, CLIP, VAE), for all who leave them as they are."""
-    return testbed.pack.checkpoint()
+    return testbed.model.pack.checkpoint()
 
 
 @pytest.fixture
 def small_runs(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are drawn in four steps, and little is prepared before a network is trained."""
-    make_small(pack.unlearn, pack.nodes.host.ComfyModel, change=monkeypatch.setattr, steps=4)
+    make_small(
+        pack.unlearn, pack.nodes.backend.model.ComfyModel, change=monkeypatch.setattr, steps=4
+    )
 
 
 @pytest.fixture(autouse=True)
 def small_runs_outside_comfyui(request: pytest.FixtureRequest) -> None:
     """The same for what is tested in tests/diffusers."""
     if request.path.parent.name == "diffusers":
-        import unlearn.closed_form
-        import unlearn.held
-        from unlearn.diffusers_model import DiffusersModel
+        import unlearn.methods.parts.closed_form
+        import unlearn.methods.parts.retention
+        from unlearn.diffusers_backend.model import DiffusersModel
 
         monkeypatch = request.getfixturevalue("monkeypatch")
         make_small(unlearn, DiffusersModel, change=monkeypatch.setattr, steps=4)

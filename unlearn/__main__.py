@@ -23,15 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _at_once():
             # It imports PyTorch, which takes seconds.
-            from .program import COMMANDS, parser
-        given = parser().parse_args(arguments)
+            from .cli.program import COMMANDS, parser
+        args = parser().parse_args(arguments)
         try:
-            COMMANDS[given.command].run(given)
+            COMMANDS[args.command].run(args)
             sys.stdout.flush()
         except Exception as error:  # noqa: BLE001 (the last resort)
-            if given.traceback:
+            if args.traceback:
                 traceback.print_exc()
-            print(_sentence(error, given.command), file=sys.stderr)
+            print(_sentence(error, args.command), file=sys.stderr)
             return 1
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
@@ -42,9 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _sentence(error: Exception, command: str) -> str:
     from safetensors import SafetensorError
 
-    from .commands.output import Failure
-    from .model_folder import first_line
-    from .peak_memory import is_too_little
+    from .cli import PROGRAM
+    from .cli.output import Failure
+    from .core.peak_memory import is_too_little
+    from .diffusers_backend.model_folder import first_line
 
     if is_too_little(error):
         return (
@@ -66,7 +67,7 @@ def _sentence(error: Exception, command: str) -> str:
         return f"{text}."
     return (
         f"{command} failed in a way that was not foreseen ({type(error).__name__}: "
-        f'{first_line(error)}); "python -m unlearn --traceback {command} ..." shows where.'
+        f'{first_line(error)}); "{PROGRAM} --traceback {command} ..." shows where.'
     )
 
 
@@ -90,7 +91,7 @@ def _at_once() -> Iterator[None]:
         os.write(2, f"{INTERRUPTED}\n".encode())
         os._exit(130)
 
-    imported = "unlearn.program" in sys.modules
+    imported = f"{__package__}.cli.program" in sys.modules
     heard = [] if imported else [n for n in SIGNALS if signal.getsignal(n) is INTERRUPT]
     for number in heard:
         signal.signal(number, end)
@@ -109,6 +110,11 @@ def _hear() -> None:
             signal.signal(number, INTERRUPT)
 
 
-if __name__ == "__main__":
+def script() -> int:
+    """What the installed program `concept-unlearn` calls. Returns the exit code."""
     _hear()
-    sys.exit(main())
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(script())

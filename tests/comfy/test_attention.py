@@ -26,7 +26,7 @@ def result(
     numbers = torch.randn(3, 1, 600, HEADS * WIDTH, generator=torch.Generator().manual_seed(0))
     q, k, v = numbers.to(dtype)
     q.requires_grad_(True)
-    output = pack.nodes.attention.differentiable(function, q, k, v, HEADS)
+    output = pack.nodes.backend.differentiable.differentiable(function, q, k, v, HEADS)
     output.square().sum().backward()
     return output.detach(), q.grad
 
@@ -64,7 +64,9 @@ def test_on_a_cpu_pytorchs_is_taken_where_it_is_as_exact(
     ):
         q, k, v = torch.randn(3, 1, 600, HEADS * WIDTH).to(dtype)
         own = wanted(q, k, v, HEADS)
-        taken = pack.nodes.attention.differentiable(kernels.attention_sub_quad, q, k, v, HEADS)
+        taken = pack.nodes.backend.differentiable.differentiable(
+            kernels.attention_sub_quad, q, k, v, HEADS
+        )
         assert torch.equal(taken, own), dtype
 
 

@@ -11,7 +11,7 @@ import torch
 from encoder_layouts import build
 from small_erasures import NETWORK, of_the_encoder, of_the_network, run
 
-from unlearn.sheet import Row
+from unlearn.render.sheet import Row
 
 pytestmark = pytest.mark.usefixtures("node_body", "small_runs")
 
@@ -63,13 +63,13 @@ def test_an_erased_model_alone_draws_with_the_original_encoder(
     pack: ModuleType, parts: tuple, comparing: Any
 ) -> None:
     model, clip, _ = parts
-    changed, _ = pack.nodes.apply.erased_model(model, of_the_network(pack, model))
+    changed, _ = pack.nodes.backend.apply.erased_model(model, of_the_network(pack, model))
     alone = comparing(erased_model=changed)
     assert "Nothing" not in alone.report
     assert not torch.equal(alone.own[0].before, alone.own[0].after)
     both = comparing(erased_model=changed, erased_clip=clip)
     assert torch.equal(both.own[0].after, alone.own[0].after)
-    other, _ = pack.nodes.apply.erased_clip(clip, of_the_encoder(pack, clip))
+    other, _ = pack.nodes.backend.apply.erased_clip(clip, of_the_encoder(pack, clip))
     of_the_other = comparing(erased_clip=other)
     assert torch.equal(of_the_other.own[0].before, alone.own[0].before)
     assert not torch.equal(of_the_other.own[0].after, alone.own[0].after)

@@ -13,8 +13,8 @@ from elsewhere import elsewhere
 from layouts import build
 from small_probe import small_probe
 
-import testbed.drawings
-import testbed.pack
+import testbed.model.drawings
+import testbed.model.pack
 
 SIDE = 64  # pixels
 
@@ -64,17 +64,17 @@ def cut(step: int, *others: Any) -> None:
 def test_image_network_is_trained_and_a_run_resumed_there(
     pack: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, method: str
 ) -> None:
-    monkeypatch.setattr(pack.unlearn.held.Held, "COUNT", 4)
-    methods = getattr(pack.unlearn, method)
+    monkeypatch.setattr(pack.unlearn.methods.parts.retention.RetentionSet, "COUNT", 4)
+    methods = getattr(pack.unlearn.methods, method)
     settings = (
         methods.KeyStepSettings(steps=6, start=2, iterations=4)
         if method == "key_step"
         else methods.DomainCorrectionSettings(pictures=2, iterations=4, alone=1, batch=2)
     )
-    resume = partial(pack.unlearn.resume.Resume, tmp_path / "state", every=0.0)
+    resume = partial(pack.unlearn.core.resume.Resume, tmp_path / "state", every=0.0)
     with elsewhere(monkeypatch) as device, torch.inference_mode():
         loaded = build(name)
-        model = pack.nodes.host.ComfyModel(loaded.model, loaded.clip, None, (SIDE, SIDE))
+        model = pack.nodes.backend.model.ComfyModel(loaded.model, loaded.clip, None, (SIDE, SIDE))
         with model.training():
             assert {weight.device for weight in model.layers.parameters()} == {device}
             train = partial(getattr(methods, method), model, ["cat"], settings)
@@ -83,36 +83,40 @@ def test_image_network_is_trained_and_a_run_resumed_there(
             assert resume().load()
             erasure = train(None, resume())
         assert erasure.norm() > 0
-        pack.nodes.apply.erased_model(loaded.model, erasure)
+        pack.nodes.backend.apply.erased_model(loaded.model, erasure)
 
 
 # IconCanvas draws and sees pictures, too.
 
 
 def host_model(pack: ModuleType, *parts: Any) -> Any:
-    return pack.nodes.host.ComfyModel(*parts, size=(SIDE, SIDE))
+    return pack.nodes.backend.model.ComfyModel(*parts, size=(SIDE, SIDE))
 
 
 @pytest.mark.slow
 def test_text_encoder_is_trained_and_probed_there(
     pack: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few_shot, shots = pack.unlearn.few_shot, testbed.drawings.of("fox")[:4]
+    few_shot, shots = pack.unlearn.methods.few_shot, testbed.model.drawings.of("fox")[:4]
     with elsewhere(monkeypatch) as device, torch.inference_mode():
-        model, clip, vae = testbed.pack.checkpoint()
+        model, clip, vae = testbed.model.pack.checkpoint()
         original = host_model(pack, model, clip, vae)
         assert original.device == device
         with original.training():
             settings = few_shot.FewShotSettings(max_steps=2, harden=0.1)
             erasure = few_shot.few_shot(original, ["fox"], shots, settings)
-            record = pack.unlearn.identify.identify(original, shots, ["fox", "cat"], draws=8)
+            record = pack.unlearn.evaluate.classifier.identify(
+                original, shots, ["fox", "cat"], draws=8
+            )
         assert erasure.norm() > 0
         assert {word.word for word in record.words} == {"fox", "cat"}
-        edited = host_model(pack, *pack.nodes.apply.erased(model, clip, erasure), vae)
-        found = pack.unlearn.probe.probe(
+        edited = host_model(pack, *pack.nodes.backend.apply.erased(model, clip, erasure), vae)
+        found = pack.unlearn.evaluate.probe.probe(
             original.training, edited.training, "fox", frozenset({"encoder"}), small_probe(pack)
         )
-        assert {one.name for one in found.asked if one.is_attack} == set(pack.unlearn.probe.ATTACKS)
+        assert {one.name for one in found.asked if one.is_attack} == set(
+            pack.unlearn.evaluate.probe.ATTACKS
+        )
 
 
 def values(weight: torch.Tensor) -> torch.Tensor:
@@ -128,11 +132,11 @@ def test_model_that_does_not_fit_is_trained_there(
     import comfy.model_management as management
 
     few_shot, key_step, shots = (
-        pack.unlearn.few_shot,
-        pack.unlearn.key_step,
-        testbed.drawings.of("fox")[:4],
+        pack.unlearn.methods.few_shot,
+        pack.unlearn.methods.key_step,
+        testbed.model.drawings.of("fox")[:4],
     )
-    monkeypatch.setattr(pack.unlearn.held.Held, "COUNT", 4)
+    monkeypatch.setattr(pack.unlearn.methods.parts.retention.RetentionSet, "COUNT", 4)
     free = int(management.minimum_inference_memory()) + 12 * 2**20
     with elsewhere(monkeypatch), torch.inference_mode():
         monkeypatch.setattr(
@@ -140,7 +144,7 @@ def test_model_that_does_not_fit_is_trained_there(
             "get_free_memory",
             lambda device=None, torch_free_too=False: (free, free) if torch_free_too else free,
         )
-        model, clip, vae = testbed.pack.checkpoint()
+        model, clip, vae = testbed.model.pack.checkpoint()
         modules = model.model, clip.cond_stage_model
         before = [values(weight) for m in modules for weight in m.state_dict().values()]
         host = host_model(pack, model, clip, vae)
@@ -194,9 +198,9 @@ def test_room_is_made_beside_a_model_that_does_not_fit(
     pack: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The host fills a card with weights; a run then has more of them fetched when used."""
-    few_shot, shots = pack.unlearn.few_shot, testbed.drawings.of("fox")[:2]
+    few_shot, shots = pack.unlearn.methods.few_shot, testbed.model.drawings.of("fox")[:2]
     with elsewhere(monkeypatch) as device, torch.inference_mode():
-        model, clip, vae = testbed.pack.checkpoint()
+        model, clip, vae = testbed.model.pack.checkpoint()
         card = Card(monkeypatch, device, model.model, clip.cond_stage_model)
         card.size = int(0.9 * card.whole)
         host = host_model(pack, model, clip, vae)
@@ -222,7 +226,7 @@ def test_room_is_made_for_what_the_classifier_asks_at_once(
     pack: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with elsewhere(monkeypatch) as device, torch.inference_mode():
-        model, clip, vae = testbed.pack.checkpoint()
+        model, clip, vae = testbed.model.pack.checkpoint()
         asked = int(model.model.memory_required((64, 4, SIDE // 8, SIDE // 8)))
         card = Card(monkeypatch, device, model.model, clip.cond_stage_model)
         card.size = asked + int(0.9 * card.whole)
@@ -232,8 +236,8 @@ def test_room_is_made_for_what_the_classifier_asks_at_once(
         host.prepare_asking()
         assert card.free() >= asked
         with host.training():
-            shots = testbed.drawings.of("fox")[:2]
-            found = pack.unlearn.identify.identify(host, shots, ["fox", "cat"], draws=8)
+            shots = testbed.model.drawings.of("fox")[:2]
+            found = pack.unlearn.evaluate.classifier.identify(host, shots, ["fox", "cat"], draws=8)
             assert card.free() >= asked  # also after the encoder has been used, and the autoencoder
             host.sample(["a photo of a fox"], seed=0, steps=2)
             assert card.free() >= asked

@@ -80,11 +80,13 @@ def loaded(request: pytest.FixtureRequest, pack: ModuleType) -> Loaded:
 
 
 def comfy_model(pack: ModuleType, loaded: Loaded, **options: Any) -> Any:
-    return pack.nodes.host.ComfyModel(loaded.model, loaded.clip, None, (SIDE, SIDE), **options)
+    return pack.nodes.backend.model.ComfyModel(
+        loaded.model, loaded.clip, None, (SIDE, SIDE), **options
+    )
 
 
 def selected(pack: ModuleType, loaded: Loaded, trainable: str) -> dict[str, torch.Tensor]:
-    weights = pack.unlearn.select.encoder_weights
+    weights = pack.unlearn.core.trainable.encoder_weights
     return weights(loaded.clip.cond_stage_model, trainable, UNREAD[loaded.name])
 
 
@@ -263,7 +265,7 @@ def test_tokens_of_a_name_are_counted(pack: ModuleType, loaded: Loaded) -> None:
 
 def test_parentheses_are_read_as_themselves(pack: ModuleType, loaded: Loaded) -> None:
     """And not as weights, nor with the backslashes that escape them for the host."""
-    words, clip = pack.nodes.words, loaded.clip
+    words, clip = pack.nodes.backend.words, loaded.clip
     tokens = words.tokenized(clip, "a photo of a cat (dog)")
     for name in words.encoder_names(clip, tokens):
         pieces = words.part_named(clip.tokenizer, name).inv_vocab
@@ -275,8 +277,8 @@ def test_parentheses_are_read_as_themselves(pack: ModuleType, loaded: Loaded) ->
 def test_words_are_sought_for_prompts_of_any_length(pack: ModuleType, loaded: Loaded) -> None:
     """By both attacks that write prompts; encoders that do not pad make unlike conditionings."""
     science, own = pack.unlearn, [PROMPTS[2], PROMPTS[0]]
-    ring = science.ring_a_bell.RingABellSettings(tokens=3, steps=1, tries=1, pairs=2)
-    prefix = science.unlearn_diff_atk.UnlearnDiffAtkSettings(
+    ring = science.attacks.ring_a_bell.RingABellSettings(tokens=3, steps=1, tries=1, pairs=2)
+    prefix = science.attacks.unlearn_diff_atk.UnlearnDiffAtkSettings(
         tokens=2, steps=1, tries=1, draws=1, first_steps=1
     )
     with comfy_model(pack, loaded).training() as model:
@@ -285,13 +287,13 @@ def test_words_are_sought_for_prompts_of_any_length(pack: ModuleType, loaded: Lo
         targets = model.noise(2, torch.Generator().manual_seed(1)).to(model.device)
         if loaded.name.startswith("Llama"):  # of which the host takes no vectors there
             with pytest.raises(ValueError, match="neither be attacked by words nor hardened"):
-                science.ring_a_bell.ring_a_bell(model, "cat", own, "object", ring)
-            settings = science.few_shot.FewShotSettings(harden=1.0)
+                science.attacks.ring_a_bell.ring_a_bell(model, "cat", own, "object", ring)
+            settings = science.methods.few_shot.FewShotSettings(harden=1.0)
             with pytest.raises(ValueError, match="neither be attacked"):
-                science.few_shot.few_shot(model, ["cat"], None, settings, pytest.fail)
+                science.methods.few_shot.few_shot(model, ["cat"], None, settings, pytest.fail)
             return
-        nameless = science.ring_a_bell.ring_a_bell(model, "cat", own, "object", ring)
-        prefixed = science.unlearn_diff_atk.unlearn_diff_atk(
+        nameless = science.attacks.ring_a_bell.ring_a_bell(model, "cat", own, "object", ring)
+        prefixed = science.attacks.unlearn_diff_atk.unlearn_diff_atk(
             model, own, wanted, targets, "object", prefix
         )
     assert [len(prompt.split()) for prompt in nameless] == [3, 3]
@@ -330,7 +332,7 @@ def random_erasure(pack: ModuleType, weights: dict[str, torch.Tensor]) -> Any:
         key: {"diff": 0.1 * weight.std() * torch.randn(weight.shape, generator=generator)}
         for key, weight in weights.items()
     }
-    return pack.unlearn.erasure.Erasure(deltas, {"concepts": ["cat"]})
+    return pack.unlearn.core.erasure.Erasure(deltas, {"concepts": ["cat"]})
 
 
 def test_conditioning_changes_by_exactly_the_delta(
@@ -339,7 +341,7 @@ def test_conditioning_changes_by_exactly_the_delta(
     """An erasure from a file against weights replaced by hand."""
     weights = selected(pack, loaded, "mlp-final-attn")
     random_erasure(pack, weights).save(tmp_path / "a.safetensors", torch.float32)
-    erasure = pack.unlearn.erasure.Erasure.load(tmp_path / "a.safetensors")
+    erasure = pack.unlearn.core.erasure.Erasure.load(tmp_path / "a.safetensors")
     original = conditioning(loaded.clip)
     before = {key: weight.clone() for key, weight in weights.items()}
     for key, weight in weights.items():
@@ -347,7 +349,7 @@ def test_conditioning_changes_by_exactly_the_delta(
     by_hand = conditioning(loaded.clip)
     for key, weight in weights.items():
         weight.copy_(before[key])
-    erased, warning = pack.nodes.apply.erased_clip(loaded.clip, erasure)
+    erased, warning = pack.nodes.backend.apply.erased_clip(loaded.clip, erasure)
     assert warning == ""
     assert_equal(conditioning(erased), by_hand)
     assert not torch.allclose(by_hand["cond"], original["cond"], atol=1e-3)
@@ -391,7 +393,7 @@ def test_node_trains_every_selected_weight_and_leaves_the_model(
     before = [{k: v.clone() for k, v in root.state_dict().items()} for root in roots]
     clip, erasure, _, losses, summary = run_node(pack, loaded, tmp_path, mode=mode, rank=rank)
     (file,) = tmp_path.rglob("*.safetensors")
-    kept = pack.unlearn.erasure.Erasure.load(file)
+    kept = pack.unlearn.core.erasure.Erasure.load(file)
     assert erasure.deltas.keys() == kept.deltas.keys()
     assert erasure.deltas.keys() == selected(pack, loaded, "mlp-final-attn").keys()
     assert all(kept.delta(key).any() for key in kept.deltas)
@@ -399,7 +401,7 @@ def test_node_trains_every_selected_weight_and_leaves_the_model(
     assert "2 steps" in summary
     original = conditioning(loaded.clip)
     assert not torch.equal(conditioning(clip)["cond"], original["cond"])
-    reloaded, warning = pack.nodes.apply.erased_clip(loaded.clip, kept)
+    reloaded, warning = pack.nodes.backend.apply.erased_clip(loaded.clip, kept)
     assert warning == ""
     for name, value in conditioning(reloaded).items():
         assert torch.allclose(value, conditioning(clip)[name], atol=1e-3), name
@@ -427,8 +429,8 @@ def test_encoder_in_few_bits_trains_and_its_file_fits(
     assert all(erasure.delta(key).any() for key in erasure.deltas)
     assert_equal(conditioning(loaded.clip), before)
     (file,) = tmp_path.rglob("*.safetensors")
-    kept = pack.unlearn.erasure.Erasure.load(file)
-    again, warning = pack.nodes.apply.erased_clip(loaded.clip, kept)
+    kept = pack.unlearn.core.erasure.Erasure.load(file)
+    again, warning = pack.nodes.backend.apply.erased_clip(loaded.clip, kept)
     assert warning == ""
     after, found = conditioning(clip)["cond"], conditioning(again)["cond"]
     moved = (after - before["cond"]).norm()

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from small_erasures import ENCODER, NETWORK, of_the_encoder, of_the_network, run
 
-import testbed.pack
+import testbed.model.pack
 
 pytestmark = pytest.mark.usefixtures("node_body")
 
@@ -25,7 +25,7 @@ NAME = "text_encoders." + KEY.removesuffix(".weight")
 @pytest.fixture(scope="module")
 def parts(pack: ModuleType) -> tuple:
     """(MODEL, CLIP, VAE) of its own, whose weights in memory no other test's erasure is on."""
-    return testbed.pack.checkpoint()
+    return testbed.model.pack.checkpoint()
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_an_encoder_that_is_not_whole_and_finite_is_refused(
     make(parts[1], tensors)
     save_file(tensors, loras / "theirs.safetensors")
     with pytest.raises(ValueError, match="theirs") as error:
-        run(pack.nodes.erased.LoadErasedClip, parts[1], "theirs.safetensors", 1.0)
+        run(pack.nodes.erasures.LoadErasedClip, parts[1], "theirs.safetensors", 1.0)
     assert str(error.value).startswith("theirs.safetensors ")
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
@@ -135,12 +135,14 @@ def test_an_encoder_in_which_nothing_was_erased_is_said_to_be_one(
 ) -> None:
     """As in a checkpoint whose network alone was erased; rounding to another precision is none."""
     save_file(whole(parts[1], dtype), loras / "theirs.safetensors")
-    _, erasure, summary = run(pack.nodes.erased.LoadErasedClip, parts[1], "theirs.safetensors", 1.0)
+    _, erasure, summary = run(
+        pack.nodes.erasures.LoadErasedClip, parts[1], "theirs.safetensors", 1.0
+    )
     assert erasure.deltas == {}
     assert summary.startswith(
         "theirs, strength 1. Nothing is erased: the file differs in no weight"
     )
-    for node in (pack.nodes.erased.SaveErasedClip, pack.nodes.erased.SaveErasedModel):
+    for node in (pack.nodes.erasures.SaveErasedClip, pack.nodes.erasures.SaveErasedModel):
         with pytest.raises(ValueError, match="changes no weight, so nothing"):
             run(node, erasure, "loras/x", "float16")
 
@@ -151,12 +153,14 @@ def test_an_encoder_of_which_one_weight_was_erased_has_one_change(
     tensors = whole(parts[1], torch.bfloat16)
     change(tensors, 0.25)
     save_file(tensors, loras / "theirs.safetensors")
-    _, erasure, summary = run(pack.nodes.erased.LoadErasedClip, parts[1], "theirs.safetensors", 1.0)
+    _, erasure, summary = run(
+        pack.nodes.erasures.LoadErasedClip, parts[1], "theirs.safetensors", 1.0
+    )
     assert set(erasure.deltas) == {KEY}
     assert erasure.delta(KEY).mean() == pytest.approx(0.25, abs=1e-3)
     assert summary == "theirs, strength 1."
     # A file of theirs does not say what was erased.
-    node = pack.nodes.erased.SaveErasedClip.PREPARE_CLASS_CLONE(None)
+    node = pack.nodes.erasures.SaveErasedClip.PREPARE_CLASS_CLONE(None)
     (text,) = node.execute(erasure, "loras/x", "float16").ui.as_dict()["text"]
     assert text.endswith(" MB")
 
@@ -165,7 +169,7 @@ def test_a_lora_is_sent_to_its_own_node(pack: ModuleType, parts: tuple, loras: P
     save_file({f"{NAME}.lora_up.weight": torch.zeros(768, 4)}, loras / "a.safetensors")
     for node, part in (("LoadErasedClip", parts[1]), ("LoadErasedModel", parts[0])):
         with pytest.raises(ValueError, match=r"choose another file\. LoRAs are for the Load LoRA"):
-            run(getattr(pack.nodes.erased, node), part, "a.safetensors", 1.0)
+            run(getattr(pack.nodes.erasures, node), part, "a.safetensors", 1.0)
 
 
 @pytest.mark.parametrize(("name", "shown"), [("", "such file"), ("a\nb", "a b")])
@@ -173,7 +177,7 @@ def test_a_name_that_no_file_has_is_shown_on_one_line(
     pack: ModuleType, host: ModuleType, name: str, shown: str
 ) -> None:
     with pytest.raises(ValueError, match=f"^There is no {shown} in models/loras"):
-        pack.nodes.erased.find_file(name)
+        pack.nodes.erasures.find_file(name)
 
 
 # Erasures
@@ -181,10 +185,10 @@ def test_a_name_that_no_file_has_is_shown_on_one_line(
 
 def test_strength_0_is_nothing_to_save(pack: ModuleType, parts: tuple, loras: Path) -> None:
     of_the_encoder(pack, parts[1]).save(loras / "a.safetensors")
-    _, erasure, summary = run(pack.nodes.erased.LoadErasedClip, parts[1], "a.safetensors", 0.0)
+    _, erasure, summary = run(pack.nodes.erasures.LoadErasedClip, parts[1], "a.safetensors", 0.0)
     assert summary == "fox, strength 0."
     with pytest.raises(ValueError, match=r"at a strength other than 0\.$"):
-        run(pack.nodes.erased.SaveErasedClip, erasure, "loras/x", "float16")
+        run(pack.nodes.erasures.SaveErasedClip, erasure, "loras/x", "float16")
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf"), -float("inf")])
@@ -193,13 +197,15 @@ def test_a_strength_that_is_no_number_is_refused(
 ) -> None:
     """JSON has none, but the host takes NaN from it."""
     model, clip, _ = parts
-    apply, erased = pack.nodes.apply, pack.nodes.erased
+    apply, erased = pack.nodes.backend.apply, pack.nodes.erasures
     encoder, network = of_the_encoder(pack, clip), of_the_network(pack, model)
     for put_on in (
         lambda: apply.erased_clip(clip, encoder, strength),
         lambda: apply.erased_model(model, network, strength),
     ):
-        with pytest.raises(pack.unlearn.erasure.ErasureError, match="give a number, for example 1"):
+        with pytest.raises(
+            pack.unlearn.core.erasure.ErasureError, match="give a number, for example 1"
+        ):
             put_on()
     encoder.save(loras / "encoder.safetensors")
     network.save(loras / "network.safetensors")
@@ -227,13 +233,13 @@ def test_alpha_acts_as_in_the_stock_loader(
         tensors[f"{NAME}.alpha"] = torch.tensor(alpha)
     metadata = {"format": "concept-unlearn/1", "concept_unlearn": "{}"}
     save_file(tensors, loras / "a.safetensors", metadata)
-    ours, erasure, _ = run(pack.nodes.erased.LoadErasedClip, clip, "a.safetensors", 0.5)
+    ours, erasure, _ = run(pack.nodes.erasures.LoadErasedClip, clip, "a.safetensors", 0.5)
     _, theirs = comfy.sd.load_lora_for_models(None, clip, dict(tensors), 0.0, 0.5)
     assert changed(ours).norm() > 1
     assert torch.allclose(changed(ours), changed(theirs), atol=1e-3)
     # What is handed on, combined and written does the same.
     erasure.save(loras / "b.safetensors", torch.float32)
-    again, *_ = run(pack.nodes.erased.LoadErasedClip, clip, "b.safetensors", 1.0)
+    again, *_ = run(pack.nodes.erasures.LoadErasedClip, clip, "b.safetensors", 1.0)
     assert torch.allclose(changed(again), changed(theirs), atol=1e-3)
 
 
@@ -251,11 +257,11 @@ def test_a_change_of_another_shape_of_as_many_rows_and_columns_is_put_on(
 ) -> None:
     """The host would pass over it, and say that it was put on."""
     erasure = of_the_encoder(pack, parts[1])
-    odd = pack.unlearn.erasure.Erasure(
+    odd = pack.unlearn.core.erasure.Erasure(
         {KEY: {"diff": erasure.delta(KEY).view(768, 48, 4)}}, erasure.record
     )
-    even, _ = pack.nodes.apply.erased_clip(parts[1], erasure)
-    found, _ = pack.nodes.apply.erased_clip(parts[1], odd)
+    even, _ = pack.nodes.backend.apply.erased_clip(parts[1], erasure)
+    found, _ = pack.nodes.backend.apply.erased_clip(parts[1], odd)
     assert torch.equal(changed(found), changed(even))
 
 
@@ -264,7 +270,9 @@ def test_what_cannot_be_read_of_a_record_is_said_in_the_node(
 ) -> None:
     record = {"measured": {"receipt": [1], "probe": None}}
     of_the_encoder(pack, parts[1], **record).save(loras / "a.safetensors")
-    found, erasure, summary = run(pack.nodes.erased.LoadErasedClip, parts[1], "a.safetensors", 1.0)
+    found, erasure, summary = run(
+        pack.nodes.erasures.LoadErasedClip, parts[1], "a.safetensors", 1.0
+    )
     said = (
         "Its record has what cannot be read and counts as absent: measured.probe (is None); "
         "measured.receipt (is [1])."
@@ -281,10 +289,11 @@ def test_combining_factors_of_a_network_forms_no_large_product(
     """No MODEL is connected, so nothing says how large a weight may be: it would take 360 GB."""
     thin = {"lora_up": torch.full((300_000, 1), 0.25), "lora_down": torch.full((1, 300_000), 0.25)}
     one, other = (
-        pack.unlearn.erasure.Erasure({NETWORK: thin}, {"concepts": [c]}) for c in ("fox", "owl")
+        pack.unlearn.core.erasure.Erasure({NETWORK: thin}, {"concepts": [c]})
+        for c in ("fox", "owl")
     )
     *_, report, _ = run(
-        pack.nodes.erased.CombineErasedClip, parts[1], erasure_1=one, erasure_2=other
+        pack.nodes.erasures.CombineErasedClip, parts[1], erasure_1=one, erasure_2=other
     )
     assert "fox: 200% of its change of the model is left beside the others" in report
 
@@ -326,7 +335,7 @@ RECORD = {
 def test_a_kept_file_that_does_not_hold_what_the_node_says_is_no_kept_file(
     pack: ModuleType, parts: tuple, tmp_path: Path, name: str, value: Any
 ) -> None:
-    file, before = tmp_path / "a.safetensors", pack.nodes.files.trained_before
+    file, before = tmp_path / "a.safetensors", pack.nodes.cache.trained_before
     record = copy.deepcopy(RECORD)
     of_the_network(pack, parts[0], **record).save(file)
     assert before(file, "k", "key_step").record["moved"] == {"fox": 0.5}
@@ -339,7 +348,7 @@ def test_a_kept_file_that_does_not_hold_what_the_node_says_is_no_kept_file(
 
 def test_a_kept_file_for_another_model_is_no_kept_file(pack: ModuleType, parts: tuple) -> None:
     model, clip, _ = parts
-    fits, erasure_of = pack.nodes.apply.fits, pack.unlearn.erasure.Erasure
+    fits, erasure_of = pack.nodes.backend.apply.fits, pack.unlearn.core.erasure.Erasure
     encoder, network = of_the_encoder(pack, clip), of_the_network(pack, model)
     assert fits(model, clip, encoder, "CLIP")
     assert fits(model, clip, network, "MODEL")
@@ -362,7 +371,7 @@ def test_a_training_node_trains_anew_what_it_cannot_use(
 
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
     model, clip, vae = parts
-    training, settings = pack.nodes.training, pack.unlearn.few_shot.FewShotSettings()
+    training, settings = pack.nodes.training, pack.unlearn.methods.few_shot.FewShotSettings()
     inputs = ["few_shot", ["fox"], settings, model, clip, vae, 64, None, "kept", 0]
     run_of = training.Training(*inputs, verdict=False)
     good = of_the_encoder(pack, clip, **{**RECORD, "key": "replaced"})
@@ -376,7 +385,7 @@ def test_a_training_node_trains_anew_what_it_cannot_use(
     _, file, _ = run_of.run(None, part, learn)
     _, _, again = run_of.run(None, part, learn)
     assert (len(learnt), again[:14]) == (1, "Trained before")
-    whole = pack.unlearn.erasure.Erasure.load(file)
+    whole = pack.unlearn.core.erasure.Erasure.load(file)
     record = dict(whole.record)
     tensors = whole.state_dict()
     if kept == "nan":
@@ -389,7 +398,7 @@ def test_a_training_node_trains_anew_what_it_cannot_use(
     erasure, _, again = run_of.run(None, part, learn)
     assert (len(learnt), again) == (2, "")
     assert torch.equal(erasure.delta(KEY), good.delta(KEY))
-    assert torch.isfinite(pack.unlearn.erasure.Erasure.load(file).delta(KEY)).all()
+    assert torch.isfinite(pack.unlearn.core.erasure.Erasure.load(file).delta(KEY)).all()
 
 
 def write(tensors: dict, record: dict, file: Path) -> None:

@@ -15,13 +15,13 @@ pytestmark = pytest.mark.usefixtures("node_body")
 def test_nothing_to_save_gets_a_sentence(pack: ModuleType, name: str) -> None:
     """Probe Erasure hands on none where none is connected to it."""
     with pytest.raises(ValueError, match="ERASURE that is connected is empty"):
-        run(getattr(pack.nodes.erased, name), None, "loras/x", "float16")
+        run(getattr(pack.nodes.erasures, name), None, "loras/x", "float16")
 
 
 def test_combining_says_which_model_is_wanted(pack: ModuleType, parts: tuple) -> None:
     model, clip, _ = parts
     erasure = of_the_network(pack, model)
-    node = pack.nodes.erased.CombineErasedClip
+    node = pack.nodes.erasures.CombineErasedClip
     *_, text, drawing = run(node, clip, erasure_1=erasure, erasure_2=erasure)
     assert drawing is None
     assert "connect the original model to model" in text
@@ -33,7 +33,7 @@ def test_combining_says_which_model_is_wanted(pack: ModuleType, parts: tuple) ->
 
 def test_a_name_that_another_node_hands_on_is_no_reason_to_run_again(pack: ModuleType) -> None:
     """The host asks before it knows the name."""
-    for node in (pack.nodes.erased.LoadErasedClip, pack.nodes.erased.LoadErasedModel):
+    for node in (pack.nodes.erasures.LoadErasedClip, pack.nodes.erasures.LoadErasedModel):
         assert node.fingerprint_inputs(None, strength=1.0) == ""
     assert pack.nodes.cpdm.CopyrightMetric.fingerprint_inputs(None) == ""
 
@@ -48,7 +48,7 @@ ALONE = "moves 100% as far as alone, 100% in the same direction"
 def combined(pack: ModuleType, parts: tuple, *erasures: object, model: object = None) -> tuple:
     """(CLIP, erasure, report, MODEL)"""
     named = {f"erasure_{i}": erasure for i, erasure in enumerate(erasures, 1)}
-    return run(pack.nodes.erased.CombineErasedClip, parts[1], model, **named)
+    return run(pack.nodes.erasures.CombineErasedClip, parts[1], model, **named)
 
 
 @pytest.mark.parametrize("count", [3, 4, 5])
@@ -141,7 +141,7 @@ def test_of_files_of_one_name_the_first_is_loaded_and_the_name_is_offered_once(
     pack: ModuleType, parts: tuple, folders: dict[str, list[Path]]
 ) -> None:
     """models/loras, then output/loras, then models/text_encoders."""
-    erased, clip = pack.nodes.erased, parts[1]
+    erased, clip = pack.nodes.erasures, parts[1]
     places = [*folders["loras"], *folders["text_encoders"]]
     # From the last place to the first, each then goes before those that are there.
     for concept, place in reversed(list(zip(CONCEPTS, places))):
@@ -156,7 +156,7 @@ def test_of_files_of_one_name_the_first_is_loaded_and_the_name_is_offered_once(
 def test_loras_are_offered_before_encoders(
     pack: ModuleType, folders: dict[str, list[Path]]
 ) -> None:
-    choices = pack.nodes.erased.erasure_choices
+    choices = pack.nodes.erasures.erasure_choices
     for name in ("b.safetensors", "notes.txt"):
         (folders["loras"][1] / name).touch()
     (folders["text_encoders"][0] / "a.safetensors").touch()

@@ -20,8 +20,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import testbed.pack
-from testbed import drawings
+import testbed.model.pack
+from testbed.model import drawings
 
 pytestmark = pytest.mark.usefixtures("node_body", "small_runs")
 
@@ -48,7 +48,9 @@ def loaded(parts: tuple) -> Loaded:
 
 
 def comfy_model(pack: ModuleType, loaded: Loaded, **options: Any) -> Any:
-    return pack.nodes.host.ComfyModel(loaded.model, loaded.clip, loaded.vae, size=SIZE, **options)
+    return pack.nodes.backend.model.ComfyModel(
+        loaded.model, loaded.clip, loaded.vae, size=SIZE, **options
+    )
 
 
 def pictures() -> torch.Tensor:
@@ -65,7 +67,7 @@ def train(
     **settings: Any,
 ) -> Any:
     """An erasure after a few steps: enough to move the conditioning, not to erase."""
-    methods = pack.unlearn.few_shot
+    methods = pack.unlearn.methods.few_shot
     options = methods.FewShotSettings(**{"max_steps": 3, "shots": 2, **settings})
     with comfy_model(pack, loaded, checkpointing=checkpointing).training() as model:
         return methods.few_shot(model, [concept], pictures(), options, on_step)
@@ -183,7 +185,7 @@ def test_noised_and_target_are_the_schedules(pack: ModuleType, loaded: Loaded) -
     alphas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0)
     kept = alphas[t.long()].view(3, 1, 1, 1)
     with comfy_model(pack, loaded).training() as model:
-        x_t, target = model.noised(x0, noise, t), model.target(x0, noise, t)
+        x_t, target = model.add_noise(x0, noise, t), model.target(x0, noise, t)
     # The host's x_t is the textbook's divided by the share of x0 in it.
     textbook = kept.sqrt() * x0 + (1 - kept).sqrt() * noise
     assert torch.allclose(x_t * kept.sqrt(), textbook, atol=1e-3)
@@ -235,7 +237,7 @@ def test_patches_that_ask_the_sampler_are_told(pack: ModuleType, loaded: Loaded)
 def test_samples_are_the_stock_samplers(pack: ModuleType, loaded: Loaded) -> None:
     with comfy_model(pack, loaded).training() as model:
         latents = model.sample(["a photo of a cat"], seed=5, steps=4)
-        picture = model.images(latents)
+        picture = model.decode_latents(latents)
     stock = sampled(loaded, steps=4)
     assert torch.allclose(loaded.model.model.process_latent_out(latents), stock, atol=1e-4)
     assert torch.allclose(picture, loaded.vae.decode(stock).clamp(0, 1), atol=1e-4)
@@ -245,7 +247,7 @@ def test_samples_are_the_stock_samplers(pack: ModuleType, loaded: Loaded) -> Non
 def test_latents_are_the_stock_autoencoders(pack: ModuleType, loaded: Loaded) -> None:
     images = torch.rand(2, 128, 128, 4)
     with comfy_model(pack, loaded).training() as model:
-        latents = model.latents(images)
+        latents = model.encode_images(images)
     stock = loaded.model.model.process_latent_in(loaded.vae.encode(images[..., :3]))
     assert torch.allclose(latents, stock, atol=1e-5)  # it encodes both at once
 
@@ -253,13 +255,13 @@ def test_latents_are_the_stock_autoencoders(pack: ModuleType, loaded: Loaded) ->
 def test_encoder_with_a_lora_trains_as_it_is(
     pack: ModuleType, loaded: Loaded, erasure: Any
 ) -> None:
-    patched, _ = pack.nodes.apply.erased_clip(loaded.clip, erasure)
+    patched, _ = pack.nodes.backend.apply.erased_clip(loaded.clip, erasure)
     other = Loaded(loaded.model, patched, loaded.vae)
     with comfy_model(pack, other).training() as model, model.edit("encoder", "mlp") as edit:
         with edit.off():
             encoded = model.encode(["a photo of a cat"]).cross
         assert torch.allclose(encoded, conditioning(patched), atol=1e-5)
-        base = model.base(["clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"])
+        base = model.fingerprints(["clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"])
     assert base.items() <= erasure.record["base"].items(), "the checkpoint's, not the LoRA's"
 
 
@@ -272,7 +274,7 @@ def gradients(pack: ModuleType, loaded: Loaded, checkpointing: bool, **options: 
     x0, noise = (torch.randn(2, 4, 16, 16, generator=generator) for _ in range(2))
     t = torch.tensor([300.0, 600.0])
     with comfy_model(pack, loaded, checkpointing=checkpointing).training() as model:
-        x_t, target = model.noised(x0.clone(), noise.clone(), t.clone()), noise.clone()
+        x_t, target = model.add_noise(x0.clone(), noise.clone(), t.clone()), noise.clone()
         with model.edit("encoder", options.get("select", "mlp-final-attn")) as edit:
             both = model.encode(["a photo of a cat", "a photo of the cool cat"])
             loss = (model.predict(x_t, t.clone(), both) - target).square().mean()
@@ -386,7 +388,7 @@ def test_applying_leaves_the_original_as_it_was(
     pack: ModuleType, loaded: Loaded, erasure: Any
 ) -> None:
     original, before = conditioning(loaded.clip), weights(loaded.clip)
-    erased, _ = pack.nodes.apply.erased_clip(loaded.clip, erasure)
+    erased, _ = pack.nodes.backend.apply.erased_clip(loaded.clip, erasure)
     assert not torch.equal(conditioning(erased), original)
     assert torch.equal(conditioning(loaded.clip), original)
     after = weights(loaded.clip)
@@ -396,7 +398,7 @@ def test_applying_leaves_the_original_as_it_was(
 def test_aliases_share_the_weights_memory(pack: ModuleType, loaded: Loaded) -> None:
     encoder = loaded.clip.cond_stage_model
     before = dict(encoder.named_parameters())
-    with torch.inference_mode(False), pack.nodes.frozen.aliased([encoder]):
+    with torch.inference_mode(False), pack.nodes.backend.patching.aliased([encoder]):
         for name, parameter in encoder.named_parameters():
             assert parameter.data_ptr() == before[name].data_ptr()
             assert not parameter.is_inference()
@@ -407,12 +409,12 @@ def test_aliases_share_the_weights_memory(pack: ModuleType, loaded: Loaded) -> N
 def test_weight_functions_of_others_stay_and_come_first(pack: ModuleType, loaded: Loaded) -> None:
     key = f"{LAYER}.0.mlp.fc1.weight"
     module = loaded.clip.cond_stage_model.get_submodule(key.removesuffix(".weight"))
-    edit = pack.unlearn.model.Edit({key: module.weight}, rank=0)
+    edit = pack.unlearn.core.model.Edit({key: module.weight}, rank=0)
     others = [lambda weight: weight * 2]
     before, module.weight_function = module.weight_function, others
     try:
         clip = loaded.clip
-        with pack.nodes.frozen.edited(clip.patcher, clip.cond_stage_model, edit, ""):
+        with pack.nodes.backend.patching.edited(clip.patcher, clip.cond_stage_model, edit, ""):
             edit.deltas[key].full.data.fill_(1.0)
             value = torch.ones(1)
             for function in module.weight_function:
@@ -431,7 +433,7 @@ def test_another_extensions_forward_survives_checkpointing(pack: ModuleType) -> 
         return x + 7
 
     block.forward = theirs
-    with pack.nodes.frozen.checkpointed([root]):
+    with pack.nodes.backend.patching.checkpointed([root]):
         assert torch.equal(block(torch.zeros(1)), torch.full((1,), 7.0))
     assert block.forward is theirs
 
@@ -469,7 +471,7 @@ def assert_close_to(after: torch.Tensor, wanted: torch.Tensor, original: torch.T
 def test_strength_zero_is_the_original_exactly(
     pack: ModuleType, loaded: Loaded, erasure: Any
 ) -> None:
-    same, warning = pack.nodes.apply.erased_clip(loaded.clip, erasure, 0.0)
+    same, warning = pack.nodes.backend.apply.erased_clip(loaded.clip, erasure, 0.0)
     assert torch.equal(conditioning(same), conditioning(loaded.clip))
     assert warning == ""
 
@@ -481,7 +483,7 @@ def test_weights_change_in_proportion_to_strength(
 ) -> None:
     chosen = erasure if kind == "full" else low_rank
     before = weights(loaded.clip)
-    after = weights(pack.nodes.apply.erased_clip(loaded.clip, chosen, strength)[0])
+    after = weights(pack.nodes.backend.apply.erased_clip(loaded.clip, chosen, strength)[0])
     for key, value in before.items():
         wanted = value
         if key in chosen.deltas:
@@ -495,18 +497,18 @@ def test_weights_change_in_proportion_to_strength(
 
 def test_minus_one_after_one_restores(pack: ModuleType, loaded: Loaded, erasure: Any) -> None:
     original = conditioning(loaded.clip)
-    erased, _ = pack.nodes.apply.erased_clip(loaded.clip, erasure, 1.0)
+    erased, _ = pack.nodes.backend.apply.erased_clip(loaded.clip, erasure, 1.0)
     moved = (conditioning(erased) - original).norm()
-    restored, _ = pack.nodes.apply.erased_clip(erased, erasure, -1.0)
+    restored, _ = pack.nodes.backend.apply.erased_clip(erased, erasure, -1.0)
     assert (conditioning(restored) - original).norm() < 0.03 * moved
 
 
 def test_stacked_erasures_equal_their_combination(
     pack: ModuleType, loaded: Loaded, erasure: Any, low_rank: Any
 ) -> None:
-    erased_clip = pack.nodes.apply.erased_clip
+    erased_clip = pack.nodes.backend.apply.erased_clip
     stacked, _ = erased_clip(erased_clip(loaded.clip, erasure)[0], low_rank)
-    together, _ = erased_clip(loaded.clip, pack.unlearn.erasure.combine([erasure, low_rank]))
+    together, _ = erased_clip(loaded.clip, pack.unlearn.core.erasure.combine([erasure, low_rank]))
     original = conditioning(loaded.clip)
     assert_close_to(conditioning(stacked), conditioning(together), original)
 
@@ -520,9 +522,9 @@ def test_file_gives_what_training_gave(
 ) -> None:
     chosen = erasure if kind == "full" else low_rank
     chosen.save(tmp_path / "a.safetensors")
-    from_file = pack.unlearn.erasure.Erasure.load(tmp_path / "a.safetensors")
-    trained, _ = pack.nodes.apply.erased_clip(loaded.clip, chosen)
-    read, warning = pack.nodes.apply.erased_clip(loaded.clip, from_file)
+    from_file = pack.unlearn.core.erasure.Erasure.load(tmp_path / "a.safetensors")
+    trained, _ = pack.nodes.backend.apply.erased_clip(loaded.clip, chosen)
+    read, warning = pack.nodes.backend.apply.erased_clip(loaded.clip, from_file)
     assert_close_to(conditioning(read), conditioning(trained), conditioning(loaded.clip))
     assert warning == ""
 
@@ -545,15 +547,15 @@ def test_stock_lora_loader_gives_the_same(
     (erasure if kind == "full" else low_rank).save(file)
     lora = comfy.utils.load_torch_file(str(file), safe_load=True)
     _, stock = comfy.sd.load_lora_for_models(loaded.model, loaded.clip, lora, 1.0, strength)
-    from_file = pack.unlearn.erasure.Erasure.load(file)
-    ours, _ = pack.nodes.apply.erased_clip(loaded.clip, from_file, strength)
+    from_file = pack.unlearn.core.erasure.Erasure.load(file)
+    ours, _ = pack.nodes.backend.apply.erased_clip(loaded.clip, from_file, strength)
     wanted = conditioning(stock)
     assert_close_to(conditioning(ours), wanted, conditioning(loaded.clip))
 
 
 def test_erasure_of_every_weight_is_taken_whole(pack: ModuleType, loaded: Loaded) -> None:
     everything = train(pack, loaded, mode="paper", trainable="all", epochs=1)
-    erased, _ = pack.nodes.apply.erased_clip(loaded.clip, everything)
+    erased, _ = pack.nodes.backend.apply.erased_clip(loaded.clip, everything)
     assert set(everything.deltas) <= set(erased.patcher.patches)
 
 
@@ -570,7 +572,7 @@ def test_another_base_gets_a_warning_and_still_loads(
 ) -> None:
     key = f"{LAYER}.0.mlp.fc1.weight"
     other = with_base(erasure, **{key: "0123456789abcdef"})
-    erased, warning = pack.nodes.apply.erased_clip(loaded.clip, other)
+    erased, warning = pack.nodes.backend.apply.erased_clip(loaded.clip, other)
     assert warning.startswith(f"Warning: 1 of {len(erasure.deltas)} weights differ from those")
     assert not torch.equal(conditioning(erased), conditioning(loaded.clip))
 
@@ -578,9 +580,9 @@ def test_another_base_gets_a_warning_and_still_loads(
 def test_lora_on_the_same_base_gets_no_warning(
     pack: ModuleType, loaded: Loaded, erasure: Any, low_rank: Any
 ) -> None:
-    patched, _ = pack.nodes.apply.erased_clip(loaded.clip, low_rank)
+    patched, _ = pack.nodes.backend.apply.erased_clip(loaded.clip, low_rank)
     conditioning(patched)  # its weights are now those in memory
-    _, warning = pack.nodes.apply.erased_clip(patched, erasure)
+    _, warning = pack.nodes.backend.apply.erased_clip(patched, erasure)
     assert warning == ""
 
 
@@ -614,8 +616,8 @@ def test_erasure_of_another_encoder_is_refused(
     pack: ModuleType, loaded: Loaded, erasure: Any, change: Callable, sentence: str
 ) -> None:
     for strength in (0.0, 1.0):
-        with pytest.raises(pack.unlearn.erasure.ErasureError, match=sentence) as error:
-            pack.nodes.apply.erased_clip(loaded.clip, change(erasure), strength)
+        with pytest.raises(pack.unlearn.core.erasure.ErasureError, match=sentence) as error:
+            pack.nodes.backend.apply.erased_clip(loaded.clip, change(erasure), strength)
         assert "\n" not in str(error.value)
 
 
@@ -658,7 +660,7 @@ def test_encoder_that_others_erased_loads_as_its_difference(
     tensors[prefix + "text_model.embeddings.position_ids"] = torch.arange(77)[None]
     file = tmp_path / "theirs.safetensors"
     save_file({key: value.contiguous() for key, value in tensors.items()}, file)
-    read = pack.nodes.erased.read(loaded.clip, file)
+    read = pack.nodes.erasures.read(loaded.clip, file)
     assert set(read.deltas) == set(changes)
     assert all(torch.equal(read.delta(key), change) for key, change in changes.items())
     assert read.concepts == []  # a file does not say what was erased
@@ -673,7 +675,7 @@ def test_encoder_that_others_erased_may_lack_the_level_text_model(
     tensors[prefix + "embeddings.position_ids"] = torch.arange(77)[None]
     file = tmp_path / "theirs.safetensors"
     save_file({key: value.contiguous() for key, value in tensors.items()}, file)
-    read = pack.nodes.erased.read(loaded.clip, file)
+    read = pack.nodes.erasures.read(loaded.clip, file)
     assert set(read.deltas) == set(changes)
     assert all(torch.equal(read.delta(key), change) for key, change in changes.items())
 
@@ -683,8 +685,8 @@ def test_encoder_that_others_erased_takes_a_strength(
 ) -> None:
     tensors, changes = others_encoder(loaded.clip, "")
     save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "theirs.safetensors")
-    read = pack.nodes.erased.read(loaded.clip, tmp_path / "theirs.safetensors")
-    half = weights(pack.nodes.apply.erased_clip(loaded.clip, read, 0.5)[0])
+    read = pack.nodes.erasures.read(loaded.clip, tmp_path / "theirs.safetensors")
+    half = weights(pack.nodes.backend.apply.erased_clip(loaded.clip, read, 0.5)[0])
     before = weights(loaded.clip)
     for key, change in changes.items():
         wanted = before[key].float() + 0.5 * change
@@ -695,9 +697,9 @@ def test_others_encoder_counts_from_the_checkpoint_also_while_a_lora_is_loaded(
     pack: ModuleType, loaded: Loaded, erasure: Any
 ) -> None:
     tensors, changes = others_encoder(loaded.clip, "")
-    patched, _ = pack.nodes.apply.erased_clip(loaded.clip, erasure)
+    patched, _ = pack.nodes.backend.apply.erased_clip(loaded.clip, erasure)
     conditioning(patched)
-    read = pack.nodes.apply.foreign_erasure(loaded.clip, tensors, "theirs.safetensors")
+    read = pack.nodes.backend.apply.foreign_erasure(loaded.clip, tensors, "theirs.safetensors")
     assert set(read.deltas) == set(changes)
 
 
@@ -733,8 +735,8 @@ def test_unusable_encoder_gets_one_sentence(
 ) -> None:
     file = tmp_path / "theirs.safetensors"
     make(loaded.clip, file)
-    with pytest.raises(pack.unlearn.erasure.ErasureError, match=sentence) as error:
-        pack.nodes.erased.read(loaded.clip, file)
+    with pytest.raises(pack.unlearn.core.erasure.ErasureError, match=sentence) as error:
+        pack.nodes.erasures.read(loaded.clip, file)
     assert "\n" not in str(error.value)
 
 
@@ -796,7 +798,7 @@ def test_node_hands_on_all_its_outputs(pack: ModuleType, loaded: Loaded, output:
         assert part in summary
     (file,) = output.rglob("*.safetensors")
     assert file.parent == output / "loras" / "erased"
-    assert set(pack.unlearn.erasure.Erasure.load(file).deltas) == set(erasure.deltas)
+    assert set(pack.unlearn.core.erasure.Erasure.load(file).deltas) == set(erasure.deltas)
 
 
 def test_record_holds_no_path(
@@ -869,7 +871,7 @@ def test_other_inputs_are_trained_anew(
 def test_another_encoder_is_trained_anew(
     pack: ModuleType, loaded: Loaded, one_trained: Path, untrained: None, erasure: Any
 ) -> None:
-    patched, _ = pack.nodes.apply.erased_clip(loaded.clip, erasure)
+    patched, _ = pack.nodes.backend.apply.erased_clip(loaded.clip, erasure)
     again = execute(pack, Loaded(loaded.model, patched, loaded.vae), max_steps=1)
     assert not again[4].startswith("Trained before")
 
@@ -878,9 +880,9 @@ def test_what_the_checkpoint_lacks_does_not_tell_encoders_apart(
     pack: ModuleType, loaded: Loaded, checkpoint: Path
 ) -> None:
     """The host leaves it as uninitialised memory, another one at each start."""
-    _, clip, _ = testbed.pack.checkpoint(checkpoint)
+    _, clip, _ = testbed.model.pack.checkpoint(checkpoint)
     clip.cond_stage_model.clip_l.transformer.text_projection.weight.fill_(7)
-    signature = pack.nodes.identity.signature
+    signature = pack.nodes.backend.identity.signature
     assert signature(clip.patcher) == signature(loaded.clip.patcher)
     clip.cond_stage_model.clip_l.transformer.text_model.final_layer_norm.bias[0] += 1
     assert signature(clip.patcher) != signature(loaded.clip.patcher)
@@ -892,7 +894,7 @@ def test_damaged_file_is_trained_anew_and_replaced(
     one_trained.write_bytes(one_trained.read_bytes()[:1000])
     again = execute(pack, loaded, max_steps=1)
     assert not again[4].startswith("Trained before")
-    assert pack.unlearn.erasure.Erasure.load(one_trained).concepts == ["cat"]
+    assert pack.unlearn.core.erasure.Erasure.load(one_trained).concepts == ["cat"]
 
 
 @pytest.mark.parametrize(
@@ -933,11 +935,11 @@ def test_encoder_of_another_model_gets_a_sentence(
 
 
 def test_weights_that_a_model_lacks_are_not_those_of_its_base(pack: ModuleType) -> None:
-    Erasure = pack.unlearn.erasure.Erasure
-    model, clip, _ = testbed.pack.checkpoint()
+    Erasure = pack.unlearn.core.erasure.Erasure
+    model, clip, _ = testbed.model.pack.checkpoint()
     key = "clip_l.transformer.text_model.encoder.layers.99.mlp.fc1.weight"
     other = Erasure({key: {"diff": torch.zeros(2, 2)}}, {"base": {key: "0123"}})
-    assert "1 of 1 weights differ" in pack.nodes.apply.other_base(model, clip, other)
+    assert "1 of 1 weights differ" in pack.nodes.backend.apply.other_base(model, clip, other)
     own = next(name for name in clip.cond_stage_model.state_dict() if name.endswith("fc1.weight"))
-    base = pack.nodes.identity.fingerprints(clip.patcher, [own])
-    assert not pack.nodes.apply.other_base(model, clip, Erasure({own: {}}, {"base": base}))
+    base = pack.nodes.backend.identity.fingerprints(clip.patcher, [own])
+    assert not pack.nodes.backend.apply.other_base(model, clip, Erasure({own: {}}, {"base": base}))

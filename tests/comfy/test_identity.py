@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_erasures import ENCODER, of_the_encoder
 
-import testbed.pack
+import testbed.model.pack
 
 pytestmark = pytest.mark.usefixtures("node_body")
 
@@ -25,7 +25,7 @@ def model(parts: tuple) -> Any:
 
 @pytest.fixture
 def clip(pack: ModuleType, checkpoint: Path) -> Any:
-    return testbed.pack.checkpoint(checkpoint)[1]
+    return testbed.model.pack.checkpoint(checkpoint)[1]
 
 
 def other_weights(clip: Any) -> dict[str, torch.Tensor]:
@@ -57,20 +57,20 @@ def encoded(clip: Any) -> torch.Tensor:
 
 def prints(pack: ModuleType, clip: Any) -> dict[str, str]:
     names = [ENCODER.format(layer) for layer in range(4)]
-    return pack.nodes.identity.fingerprints(clip.patcher, names)
+    return pack.nodes.backend.identity.fingerprints(clip.patcher, names)
 
 
 def trained(pack: ModuleType, parts: tuple, clip: Any) -> Any:
-    methods, (model, _, vae) = pack.unlearn.few_shot, parts
+    methods, (model, _, vae) = pack.unlearn.methods.few_shot, parts
     settings = methods.FewShotSettings(max_steps=1, batch=1)
-    with pack.nodes.host.ComfyModel(model, clip, vae, (64, 64)).training() as host:
+    with pack.nodes.backend.model.ComfyModel(model, clip, vae, (64, 64)).training() as host:
         return methods.few_shot(host, ["cat"], torch.full((1, 64, 64, 3), 0.5), settings)
 
 
 def test_hooks_are_not_the_weights_of_the_base(pack: ModuleType, clip: Any) -> None:
     on = hooked(clip)
     before, plain = prints(pack, clip), encoded(clip)
-    signature = pack.nodes.identity.signature
+    signature = pack.nodes.backend.identity.signature
     signed = signature(clip.patcher)
     assert not torch.allclose(encoded(on), plain)  # the hooks are in the module from here on
     assert prints(pack, clip) == prints(pack, on) == before
@@ -92,7 +92,7 @@ def test_an_erasure_fits_its_checkpoint_while_hooks_are_on(
     on = hooked(clip, schedule)
     encoded(on)
     for one in (clip, on):
-        assert pack.nodes.apply.erased_clip(one, erasure)[1] == ""
+        assert pack.nodes.backend.apply.erased_clip(one, erasure)[1] == ""
 
 
 def test_an_encoder_of_others_is_compared_with_the_base_and_not_with_hooks(
@@ -102,7 +102,7 @@ def test_an_encoder_of_others_is_compared_with_the_base_and_not_with_hooks(
     other = {key: value.clone() for key, value in own.items()}
     other[FC1] += 1.0
     encoded(hooked(clip))
-    found = pack.nodes.apply.foreign_erasure(clip, other, "other.safetensors")
+    found = pack.nodes.backend.apply.foreign_erasure(clip, other, "other.safetensors")
     assert set(found.deltas) == {FC1}
     assert found.delta(FC1).mean().item() == pytest.approx(1.0, abs=1e-3)
 
@@ -117,7 +117,7 @@ def test_hooks_are_left_out_of_training_and_stay_on_the_clip(
     assert one.record["base"] == other.record["base"]
     assert all(torch.equal(one.delta(key), other.delta(key)) for key in other.deltas)
     assert torch.equal(encoded(on), with_hooks)
-    result, _ = pack.nodes.apply.erased_clip(on, other)
+    result, _ = pack.nodes.backend.apply.erased_clip(on, other)
     assert result.patcher.forced_hooks is not None
 
 
@@ -131,7 +131,7 @@ def saved(clip: Any) -> Any:
     """The CLIP that a file would give that CLIP Save writes."""
     import comfy.model_management as management
 
-    copy = testbed.pack.checkpoint()[1]
+    copy = testbed.model.pack.checkpoint()[1]
     management.load_models_gpu([clip.load_model()], force_patch_weights=True)
     weights = {key: value.clone() for key, value in clip.get_sd().items()}
     management.unload_all_models()
@@ -142,7 +142,7 @@ def saved(clip: Any) -> Any:
 @pytest.fixture
 def other(pack: ModuleType, clip: Any) -> Any:
     """An encoder that differs in every weight."""
-    copy = testbed.pack.checkpoint()[1]
+    copy = testbed.model.pack.checkpoint()[1]
     generator = torch.Generator().manual_seed(0)
     for weight in copy.cond_stage_model.parameters():
         noise = torch.randn(weight.shape, generator=generator)
@@ -159,7 +159,7 @@ def test_a_merge_is_a_base_of_its_own_and_its_saved_file_is_the_same(
     if loaded:
         encoded(merge)
     erasure = of_the_encoder(pack, merge)
-    erased_clip = pack.nodes.apply.erased_clip
+    erased_clip = pack.nodes.backend.apply.erased_clip
     assert erased_clip(merge, erasure)[1] == ""
     assert erased_clip(file, erasure)[1] == ""
     assert "1 of 1 weights differ" in erased_clip(clip, erasure)[1]
@@ -191,7 +191,7 @@ def test_a_training_says_that_it_leaves_hooks_out(pack: ModuleType, model: Any, 
         training = pack.nodes.training.Training(
             "few_shot",
             ["cat"],
-            pack.unlearn.few_shot.FewShotSettings(),
+            pack.unlearn.methods.few_shot.FewShotSettings(),
             model,
             connected,
             None,

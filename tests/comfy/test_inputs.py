@@ -19,7 +19,7 @@ from PIL import Image
 from prompts import executed, load, refused, said
 from small_erasures import of_the_encoder, run
 
-from unlearn.erasure import Erasure
+from unlearn.core.erasure import Erasure
 
 pytestmark = pytest.mark.usefixtures("node_body", "small_runs")
 
@@ -380,7 +380,7 @@ def test_what_cannot_be_written_gets_a_sentence(
     pack: ModuleType, parts: tuple, output: Path, name: str
 ) -> None:
     erasure = of_the_encoder(pack, parts[1])
-    save = getattr(pack.nodes.erased, name)
+    save = getattr(pack.nodes.erasures, name)
     (output / "file").touch()
     with pytest.raises(RuntimeError, match=r"cannot be written to output/file/x"):
         run(save, erasure, "file/x", "float16")
@@ -394,7 +394,7 @@ def test_what_cannot_be_written_gets_a_sentence(
 
 def test_a_save_node_has_a_name_of_its_own(pack: ModuleType, parts: tuple, output: Path) -> None:
     for name, file in (("SaveErasedClip", "erased_clip"), ("SaveErasedModel", "erased_model")):
-        run(getattr(pack.nodes.erased, name), of_the_encoder(pack, parts[1]))
+        run(getattr(pack.nodes.erasures, name), of_the_encoder(pack, parts[1]))
         assert (output / "loras" / f"{file}_00001_.safetensors").is_file()
 
 
@@ -411,11 +411,11 @@ def small_files() -> Iterator[None]:
 
 
 def test_a_date_in_the_prefix_is_todays_for_every_node(pack: ModuleType, output: Path) -> None:
-    file = pack.nodes.files.erasure_file("a/%year%-%month%/b%day%", ["fox"], "0123456789")
+    file = pack.nodes.cache.erasure_file("a/%year%-%month%/b%day%", ["fox"], "0123456789")
     name = str(file.relative_to(output))
     assert re.fullmatch(r"a/\d{4}-\d\d/b\d\d/fox_01234567.safetensors", name)
     assert not list(output.iterdir()), "asking makes no folder"
-    assert pack.nodes.files.dated("../%x%/100%") == "../%x%/100%"
+    assert pack.nodes.cache.dated("../%x%/100%") == "../%x%/100%"
 
 
 @pytest.mark.parametrize("name", ["x.ckpt", "x.pt", "x.bin"])
@@ -431,7 +431,7 @@ def test_a_file_that_is_not_offered_is_not_opened(
         monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, known)
     assert folder_paths.get_full_path("loras", name)
     for node_class, inputs in (
-        (pack.nodes.erased.LoadErasedClip, {"erasure_name": name}),
+        (pack.nodes.erasures.LoadErasedClip, {"erasure_name": name}),
         (pack.nodes.cpdm.CopyrightMetric, {"inception": [name]}),
     ):
         with pytest.raises(ValueError, match="There is no "):

@@ -14,13 +14,13 @@ FLOAT = 4  # bytes
 
 @pytest.fixture
 def kept(pack: ModuleType) -> ModuleType:
-    return pack.nodes.kept
+    return pack.nodes.backend.memory
 
 
 def test_inputs_of_trained_layers_are_kept_and_of_others_not(kept: ModuleType) -> None:
     x, weight = torch.ones(3, 4), torch.ones(8, 4)
     for trained, size in ((True, 3 * 4 * FLOAT), (False, 0)):
-        touched = kept.Touched(["weight"])
+        touched = kept.GradientTracer(["weight"])
 
         def forward(touched=touched, trained=trained) -> torch.Tensor:
             return F.linear(x, touched.changed("weight", weight) if trained else weight)
@@ -30,7 +30,7 @@ def test_inputs_of_trained_layers_are_kept_and_of_others_not(kept: ModuleType) -
 
 def test_weights_and_their_changed_copies_are_not_counted(kept: ModuleType) -> None:
     x, first, second = torch.ones(3, 4), torch.ones(8, 4), torch.ones(2, 8)
-    touched = kept.Touched(["first", "second"])
+    touched = kept.GradientTracer(["first", "second"])
 
     def forward() -> torch.Tensor:
         hidden = F.linear(x, touched.changed("first", first))
@@ -44,7 +44,7 @@ def test_weights_and_their_changed_copies_are_not_counted(kept: ModuleType) -> N
 def test_what_is_kept_twice_counts_once(kept: ModuleType) -> None:
     x = torch.ones(5, requires_grad=True)
     y = torch.full((5,), 2.0)
-    assert kept.kept_bytes(lambda: x * y + x * y, [], kept.Touched([])) == 5 * FLOAT
+    assert kept.kept_bytes(lambda: x * y + x * y, [], kept.GradientTracer([])) == 5 * FLOAT
 
 
 def test_what_is_gone_counts_beside_what_came_in_its_place(kept: ModuleType) -> None:
@@ -56,7 +56,7 @@ def test_what_is_gone_counts_beside_what_came_in_its_place(kept: ModuleType) -> 
             y = y.exp()  # saves what it makes; the one before it is let go of
         return y
 
-    assert kept.kept_bytes(forward, [], kept.Touched([])) == 5 * 1000 * FLOAT
+    assert kept.kept_bytes(forward, [], kept.GradientTracer([])) == 5 * 1000 * FLOAT
 
 
 def test_counting_keeps_nothing_alive(kept: ModuleType) -> None:
@@ -68,5 +68,5 @@ def test_counting_keeps_nothing_alive(kept: ModuleType) -> None:
         made.append(StorageWeakRef(y.untyped_storage()))
         return y
 
-    kept.kept_bytes(forward, [], kept.Touched([]))
+    kept.kept_bytes(forward, [], kept.GradientTracer([]))
     assert made[0].expired()

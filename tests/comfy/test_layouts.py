@@ -33,7 +33,9 @@ def loaded(request: pytest.FixtureRequest, pack: ModuleType) -> Loaded:
 
 
 def comfy_model(pack: ModuleType, loaded: Loaded, **options: Any) -> Any:
-    return pack.nodes.host.ComfyModel(loaded.model, loaded.clip, None, (SIDE, SIDE), **options)
+    return pack.nodes.backend.model.ComfyModel(
+        loaded.model, loaded.clip, None, (SIDE, SIDE), **options
+    )
 
 
 def batch(model: Any, count: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -41,7 +43,7 @@ def batch(model: Any, count: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch
     generator = torch.Generator().manual_seed(1)
     x0, noise = model.noise(count, generator), model.noise(count, generator)
     t = torch.linspace(300, 700, count, device=model.device)
-    return model.noised(x0, noise, t), t, model.target(x0, noise, t)
+    return model.add_noise(x0, noise, t), t, model.target(x0, noise, t)
 
 
 def test_a_network_that_is_told_its_guidance_draws_by_that_alone(
@@ -58,7 +60,7 @@ def test_a_prompt_with_weights_stands_beside_others(pack: ModuleType, loaded: Lo
     with comfy_model(pack, loaded).training() as model, torch.no_grad():
         both = one_by_one(pack, model, ("a (cat:1.2)", "a dog"))
         x_t, t, _ = batch(model)
-        swapped = pack.unlearn.model.Conditioning.joined([both.single(1), both.single(0)])
+        swapped = pack.unlearn.core.model.Conditioning.cat([both.single(1), both.single(0)])
         found = model.predict(x_t, t, both)
         assert found.isfinite().all()
         other = model.predict(x_t.flip(0), t.flip(0), swapped).flip(0)
@@ -68,7 +70,7 @@ def test_a_prompt_with_weights_stands_beside_others(pack: ModuleType, loaded: Lo
 def one_by_one(pack: ModuleType, model: Any, prompts: tuple[str, ...] = PROMPTS) -> Any:
     """Conditioning of prompts, each encoded by itself, as the network's methods have it."""
     parts = [model.encode([prompt]) for prompt in prompts]
-    return pack.unlearn.model.Conditioning.joined(parts)
+    return pack.unlearn.core.model.Conditioning.cat(parts)
 
 
 def loss_of(pack: ModuleType, model: Any) -> torch.Tensor:
@@ -89,7 +91,7 @@ def gradients(
     """
     with (
         comfy_model(pack, loaded, **options).training() as model,
-        model.edit("unet", select, rank) as edit,
+        model.edit("denoiser", select, rank) as edit,
     ):
         loss_of(pack, model).backward()
         return {key: delta.parameters()[0].grad for key, delta in edit.deltas.items()}
@@ -119,11 +121,11 @@ def test_first_token_teaches_keys_and_values_nothing(pack: ModuleType, loaded: L
         pytest.skip("It is padded in front: its first token is none of the prompt's.")
     with (
         comfy_model(pack, loaded).training() as model,
-        model.edit("unet", "cross-attention-kv") as edit,
+        model.edit("denoiser", "cross-attention-kv") as edit,
     ):
         whole = model.encode(PROMPTS[:1])
         extra = {k: v[:, :1] if torch.is_tensor(v) else v for k, v in whole.extra.items()}
-        first = pack.unlearn.model.Conditioning(whole.cross[:, :1], whole.pooled, extra)
+        first = pack.unlearn.core.model.Conditioning(whole.cross[:, :1], whole.pooled, extra)
         x_t, t, target = batch(model, 1)
         (model.predict(x_t, t, first) - target).square().mean().backward()
         for key, delta in edit.deltas.items():
@@ -133,7 +135,7 @@ def test_first_token_teaches_keys_and_values_nothing(pack: ModuleType, loaded: L
 def test_selections_share_out_all_layers(pack: ModuleType, loaded: Loaded) -> None:
     root = loaded.model.model.diffusion_model
     cross, keys_and_values, outside = (
-        set(pack.unlearn.select.network_weights(root, select)) for select in SELECTIONS
+        set(pack.unlearn.core.trainable.network_weights(root, select)) for select in SELECTIONS
     )
     assert keys_and_values < cross
     assert not cross & outside
@@ -160,7 +162,7 @@ def test_only_what_reads_the_prompt_is_of_the_cross_attention(
             )
             for name in {
                 key.rpartition(".")[0]
-                for key in pack.unlearn.select.network_weights(root, "cross-attention-kv")
+                for key in pack.unlearn.core.trainable.network_weights(root, "cross-attention-kv")
             }
         ]
         try:
@@ -190,7 +192,7 @@ def test_projected_step_has_the_gradients_of_a_plain_one(
     for projection in ("off", "orthogonal"):
         with (
             comfy_model(pack, loaded, checkpointing=checkpointing).training() as model,
-            model.edit("unet", "cross-attention") as edit,
+            model.edit("denoiser", "cross-attention") as edit,
         ):
             loss, keep = loss_of(pack, model), loss_of(pack, model)
             optimiser = torch.optim.SGD(edit.parameters(), 0.0)
@@ -209,7 +211,7 @@ def test_steps_leave_nothing_behind(pack: ModuleType, loaded: Loaded) -> None:
 
     with (
         comfy_model(pack, loaded).training() as model,
-        model.edit("unet", "cross-attention") as edit,
+        model.edit("denoiser", "cross-attention") as edit,
     ):
         optimiser = torch.optim.SGD(edit.parameters(), 0.0)
         counts = []
@@ -252,7 +254,7 @@ def test_edit_that_is_off_and_one_that_is_over_are_the_original(
         x_t, t, _ = batch(model)
         original = model.predict(x_t, t, prompts)
         for select in SELECTIONS:
-            with model.edit("unet", select) as edit:
+            with model.edit("denoiser", select) as edit:
                 for delta in edit.deltas.values():
                     delta.full.data.fill_(0.01)
                 changed = model.predict(x_t, t, prompts)
@@ -275,7 +277,7 @@ def test_clean_undoes_noised_and_target(pack: ModuleType, loaded: Loaded) -> Non
         x0, noise = model.noise(count, generator), model.noise(count, generator)
         t = torch.tensor(TIMESTEPS, device=model.device)
         target = model.target(x0, noise, t)
-        found = model.clean(model.noised(x0, noise, t), t, target)
+        found = model.predict_x0(model.add_noise(x0, noise, t), t, target)
     for one, means, wanted, time in zip(found, target, x0, TIMESTEPS):
         assert means.isfinite().all(), time
         assert torch.allclose(one, wanted, rtol=1e-3, atol=1e-3), time
@@ -294,7 +296,7 @@ def test_timesteps_cover_the_hosts_noise_levels(pack: ModuleType, loaded: Loaded
     with comfy_model(pack, loaded).training() as model:
         t = torch.tensor((*TIMESTEPS, 1000.0), device=model.device)
         nothing = torch.zeros_like(model.noise(len(t), torch.Generator()))
-        level = model.noised(nothing, torch.ones_like(nothing), t).flatten(1)[:, 0]
+        level = model.add_noise(nothing, torch.ones_like(nothing), t).flatten(1)[:, 0]
         sampling = model.network.model_sampling
     assert (level.diff() >= 0).all()
     assert level[1] < 0.05, "the last step of a trajectory is nearly clean"
@@ -317,7 +319,9 @@ def test_prompts_predict_together_as_each_alone(pack: ModuleType, loaded: Loaded
 
 def test_memory_is_planned(pack: ModuleType, loaded: Loaded) -> None:
     model = comfy_model(pack, loaded)
-    full, low_rank = (model.prepare("unet", "cross-attention", rank, batch=4) for rank in (0, 2))
+    full, low_rank = (
+        model.prepare("denoiser", "cross-attention", rank, batch=4) for rank in (0, 2)
+    )
     assert full.activations > 0
     assert full.state > low_rank.state > 0
 
@@ -347,9 +351,9 @@ class VideoVae:
 
 @pytest.mark.parametrize("loaded", ["wan"], indirect=True)
 def test_pictures_are_no_frames_of_one_video(pack: ModuleType, loaded: Loaded) -> None:
-    model = pack.nodes.host.ComfyModel(loaded.model, loaded.clip, VideoVae(), (SIDE, SIDE))
+    model = pack.nodes.backend.model.ComfyModel(loaded.model, loaded.clip, VideoVae(), (SIDE, SIDE))
     with model.training():
-        assert model.latents(torch.zeros(3, SIDE, SIDE, 3)).shape == (3, 16, 1, 8, 8)
+        assert model.encode_images(torch.zeros(3, SIDE, SIDE, 3)).shape == (3, 16, 1, 8, 8)
 
 
 # What an erasure changes
@@ -366,15 +370,18 @@ def weights(patcher: Any) -> dict[str, torch.Tensor]:
 def random_erasure(pack: ModuleType, loaded: Loaded, rank: int) -> Any:
     """Of every linear and convolution layer of the network."""
     root = loaded.model.model.diffusion_model
-    network_weights, prefix = pack.unlearn.select.network_weights, pack.unlearn.erasure.NETWORK
+    network_weights, prefix = (
+        pack.unlearn.core.trainable.network_weights,
+        pack.unlearn.core.erasure.NETWORK,
+    )
     every = {**network_weights(root, SELECTIONS[0]), **network_weights(root, SELECTIONS[2])}
     generator = torch.Generator().manual_seed(2)
     with torch.inference_mode(False):
-        edit = pack.unlearn.model.Edit({prefix + key: w for key, w in every.items()}, rank)
+        edit = pack.unlearn.core.model.Edit({prefix + key: w for key, w in every.items()}, rank)
         for parameter in edit.parameters():
             parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     deltas = {key: delta.tensors() for key, delta in edit.deltas.items()}
-    return pack.unlearn.erasure.Erasure(deltas, {"concepts": ["cat"]})
+    return pack.unlearn.core.erasure.Erasure(deltas, {"concepts": ["cat"]})
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -385,13 +392,13 @@ def test_erasure_changes_the_weights_as_the_stock_loader_does(
     import comfy.utils
 
     random_erasure(pack, loaded, rank).save(tmp_path / "a.safetensors")
-    erasure = pack.unlearn.erasure.Erasure.load(tmp_path / "a.safetensors")
+    erasure = pack.unlearn.core.erasure.Erasure.load(tmp_path / "a.safetensors")
     lora = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"), safe_load=True)
     original = weights(loaded.model)
     convolutions = [key for key in erasure.deltas if original[key].ndim > 2]
     assert bool(convolutions) != loaded.name.startswith(("flux", "ltxv"))
     for strength in (1.0, -0.5):
-        erased, warning = pack.nodes.apply.erased_model(loaded.model, erasure, strength)
+        erased, warning = pack.nodes.backend.apply.erased_model(loaded.model, erasure, strength)
         assert warning == ""
         ours = weights(erased)
         stock = weights(comfy.sd.load_lora_for_models(loaded.model, None, lora, strength, 0)[0])
@@ -409,8 +416,8 @@ def test_erasure_changes_the_weights_as_the_stock_loader_does(
 def test_minus_one_after_one_restores(pack: ModuleType, loaded: Loaded, rank: int) -> None:
     original = weights(loaded.model)
     erasure = random_erasure(pack, loaded, rank)
-    erased, _ = pack.nodes.apply.erased_model(loaded.model, erasure, 1.0)
-    restored, _ = pack.nodes.apply.erased_model(erased, erasure, -1.0)
+    erased, _ = pack.nodes.backend.apply.erased_model(loaded.model, erasure, 1.0)
+    restored, _ = pack.nodes.backend.apply.erased_model(erased, erasure, -1.0)
     for key, value in weights(restored).items():
         assert torch.allclose(value, original[key], atol=1e-6), key
 
@@ -419,13 +426,13 @@ def test_minus_one_after_one_restores(pack: ModuleType, loaded: Loaded, rank: in
 
 
 def run_key_step(pack: ModuleType, model: Any, mode: str) -> Any:
-    methods = pack.unlearn.key_step
+    methods = pack.unlearn.methods.key_step
     settings = methods.KeyStepSettings(mode=mode, steps=4, start=2, iterations=3)
     return methods.key_step(model, ["cat"], settings)
 
 
 def run_domain_correction(pack: ModuleType, model: Any, mode: str) -> Any:
-    methods = pack.unlearn.domain_correction
+    methods = pack.unlearn.methods.domain_correction
     settings = methods.DomainCorrectionSettings(
         mode=mode, pictures=2, iterations=3, alone=1, batch=2
     )
@@ -438,13 +445,13 @@ def run_domain_correction(pack: ModuleType, model: Any, mode: str) -> Any:
 def test_method_runs_and_moves_the_prediction(
     pack: ModuleType, loaded: Loaded, run: Callable, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pack.unlearn.held.Held, "COUNT", 4)
+    monkeypatch.setattr(pack.unlearn.methods.parts.retention.RetentionSet, "COUNT", 4)
     before = weights(loaded.model)
     with comfy_model(pack, loaded, checkpointing=True).training() as model:
         erasure = run(pack, model, mode)
     assert erasure.norm() > 0
     assert erasure.record["moved"]["cat"] > 0
-    erased, warning = pack.nodes.apply.erased_model(loaded.model, erasure)
+    erased, warning = pack.nodes.backend.apply.erased_model(loaded.model, erasure)
     assert warning == ""
     assert set(erasure.deltas) == set(erased.patches)
     after = weights(loaded.model)
@@ -493,6 +500,6 @@ def test_keys_and_values_are_found_under_other_names(
     import comfy.ops
 
     root = network(dtype=torch.float32, device="meta", operations=comfy.ops.disable_weight_init)
-    found = pack.unlearn.select.network_weights(root, "cross-attention-kv")
+    found = pack.unlearn.core.trainable.network_weights(root, "cross-attention-kv")
     # Where words and picture attend to each other, the words' own queries may be among them.
     assert {key.split(".")[-2] for key in found} - {"w1q"} == names

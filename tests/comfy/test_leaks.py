@@ -21,7 +21,7 @@ from small_erasures import of_the_encoder, run
 from small_probe import small_probe
 
 from testbed.live import allocated, kept_free, tensors
-from unlearn import inception
+from unlearn.evaluate.cpdm import inception
 
 pytestmark = pytest.mark.usefixtures("node_body")
 
@@ -53,15 +53,15 @@ def erase(pack: ModuleType, parts: tuple) -> Callable[..., Any]:
     """erase(method, on_step): the erasure, planned and trained as by its node."""
 
     def erased(method: str, on_step: Any = None, parts: tuple = parts, **how: Any) -> Any:
-        science = getattr(pack.unlearn, method)
+        science = getattr(pack.unlearn.methods, method)
         name = "".join(word.title() for word in method.split("_")) + "Settings"
         settings = getattr(science, name)(**SETTINGS[method])
-        model = pack.nodes.host.ComfyModel(*parts, size=(32, 32), **how)
+        model = pack.nodes.backend.model.ComfyModel(*parts, size=(32, 32), **how)
         if method == "few_shot":
             given, planned = (PICTURES, settings), ("encoder", settings.trainable, 0, 1, 9)
         else:
             select = getattr(settings, "weights", None) or settings.trainable
-            given, planned = (settings,), ("unet", select, 0, settings.rows)
+            given, planned = (settings,), ("denoiser", select, 0, settings.rows)
         model.prepare(*planned)
         with model.training():
             return getattr(science, method)(model, ["fox"], *given, on_step)
@@ -109,7 +109,7 @@ def test_what_a_run_left_free_goes_back_to_the_system(pack: ModuleType) -> None:
     last = pieces[-1]
     before = psutil.Process().memory_info().rss
     del pieces
-    pack.nodes.memory.give_back()
+    pack.nodes.backend.memory.give_back()
     assert before - psutil.Process().memory_info().rss > 50 * 2**20
     assert last[0] == 1
 
@@ -119,10 +119,12 @@ def test_what_a_run_left_free_goes_back_to_the_system(pack: ModuleType) -> None:
 
 def test_planning_keeps_nothing(pack: ModuleType, parts: tuple) -> None:
     def prepare() -> None:
-        pack.nodes.host.ComfyModel(*parts, size=(32, 32)).prepare("encoder", "all", 0, 2, 10)
+        pack.nodes.backend.model.ComfyModel(*parts, size=(32, 32)).prepare(
+            "encoder", "all", 0, 2, 10
+        )
 
     def prepare_attack() -> None:
-        pack.nodes.host.ComfyModel(*parts, size=(32, 32)).prepare_attack(2, 2)
+        pack.nodes.backend.model.ComfyModel(*parts, size=(32, 32)).prepare_attack(2, 2)
 
     assert_nothing_stays(prepare, 3)
     assert_nothing_stays(prepare_attack, 3)
@@ -137,7 +139,7 @@ def test_nothing_stays_however_a_run_ends(
 ) -> None:
     import comfy.model_management as management
 
-    progress = pack.nodes.report.Progress(None, "unlearning", None)
+    progress = pack.nodes.progress.Progress(None, "unlearning", None)
 
     def cancel(step: int, *more: Any) -> None:
         management.interrupt_current_processing()
@@ -171,14 +173,14 @@ def test_a_run_whose_backward_pass_fails_keeps_nothing(
         def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
             raise MemoryError
 
-    changed = pack.unlearn.model.Edit.changed
+    changed = pack.unlearn.core.model.Edit.changed
 
     def failing(*given: Any) -> torch.Tensor:
         return Fails.apply(changed(*given))
 
     erase("few_shot", checkpointing=True)
     before = tensors()
-    monkeypatch.setattr(pack.unlearn.model.Edit, "changed", failing)
+    monkeypatch.setattr(pack.unlearn.core.model.Edit, "changed", failing)
     with pytest.raises(MemoryError):
         erase("few_shot", checkpointing=True)
     assert tensors() == before
@@ -187,11 +189,11 @@ def test_a_run_whose_backward_pass_fails_keeps_nothing(
 def test_a_run_that_diverges_keeps_nothing_but_what_was_good(
     pack: ModuleType, erase: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    science = pack.unlearn.few_shot
+    science = pack.unlearn.methods.few_shot
     monkeypatch.setattr(science, "bounded_loss", lambda d, *_: d.mean() * torch.nan)
 
     def diverging() -> None:
-        with pytest.raises(pack.unlearn.model.Diverged):
+        with pytest.raises(pack.unlearn.core.model.Diverged):
             erase("few_shot")
 
     assert_nothing_stays(diverging)
@@ -245,13 +247,14 @@ def test_the_network_of_the_copyright_metric_goes_at_once(tmp_path: Path) -> Non
 def test_a_probe_keeps_nothing(pack: ModuleType, parts: tuple) -> None:
     """Planned as the node does it, and attacked once."""
     original, clip, vae = parts
-    edited, _ = pack.nodes.apply.erased_clip(clip, of_the_encoder(pack, clip))
+    edited, _ = pack.nodes.backend.apply.erased_clip(clip, of_the_encoder(pack, clip))
     settings = replace(small_probe(pack), steps=2, prompts=1, phrasings=0, draws=2, rivals=2)
-    science = pack.unlearn.probe
+    science = pack.unlearn.evaluate.probe
 
     def probed() -> None:
         models = [
-            pack.nodes.host.ComfyModel(original, one, vae, (32, 32)) for one in (clip, edited)
+            pack.nodes.backend.model.ComfyModel(original, one, vae, (32, 32))
+            for one in (clip, edited)
         ]
         chosen = pack.nodes.probe.fitting(models[1], settings)
         science.probe(

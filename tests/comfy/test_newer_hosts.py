@@ -35,7 +35,7 @@ def trained(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """(conditioning, gradients of every selected weight) by a loss of the network's prediction."""
     side = 320 if "PixArt" in loaded.name else 64
-    model = pack.nodes.host.ComfyModel(
+    model = pack.nodes.backend.model.ComfyModel(
         loaded.model, loaded.clip, None, (side, side), checkpointing=checkpointing
     )
     with model.training(), model.edit("encoder", select) as edit:
@@ -114,7 +114,7 @@ def test_functions_that_write_do_so_where_gradients_are_on(
         with pytest.raises(RuntimeError, match="automatic differentiation"):
             learnt(writes=True)
         with (
-            pack.nodes.kernels.differentiable_writing(),
+            pack.nodes.backend.differentiable.differentiable_writing(),
             torch.autograd.graph.allow_mutation_on_saved_tensors(),
         ):
             found = learnt(writes=True)
@@ -126,7 +126,7 @@ def test_a_piece_of_a_tensor_is_written_into_and_what_is_trained_is_not(pack: Mo
         leaf = torch.rand(2, 4, requires_grad=True)
         before = leaf.detach().clone()
         with (
-            pack.nodes.kernels.differentiable_writing(),
+            pack.nodes.backend.differentiable.differentiable_writing(),
             torch.autograd.graph.allow_mutation_on_saved_tensors(),
         ):
             gate, up = (leaf * 1).chunk(2, -1)
@@ -142,10 +142,10 @@ def test_a_piece_of_a_tensor_is_written_into_and_what_is_trained_is_not(pack: Mo
 
 
 def test_writing_is_as_ever_without_gradients_and_afterwards(pack: ModuleType) -> None:
-    functions = {name: getattr(torch, name) for name in pack.nodes.kernels.WRITING}
+    functions = {name: getattr(torch, name) for name in pack.nodes.backend.differentiable.WRITING}
     with torch.inference_mode(False):
         x, out, elsewhere = torch.ones(2, 2), torch.zeros(0), torch.zeros(2, 2)
-    with pack.nodes.kernels.differentiable_writing(), torch.inference_mode(False):
+    with pack.nodes.backend.differentiable.differentiable_writing(), torch.inference_mode(False):
         other = Thread(target=torch.add, args=(x, x), kwargs={"out": elsewhere})
         other.start()
         other.join()
@@ -157,7 +157,7 @@ def test_writing_is_as_ever_without_gradients_and_afterwards(pack: ModuleType) -
     assert all(getattr(torch, name) is function for name, function in functions.items())
     whole = torch.zeros(2, 2, dtype=torch.int64)
     refused = pytest.raises(RuntimeError, match="can't be cast")
-    with refused, pack.nodes.kernels.differentiable_writing():
+    with refused, pack.nodes.backend.differentiable.differentiable_writing():
         torch.add(x, x, out=whole)
     assert all(getattr(torch, name) is function for name, function in functions.items())
 
@@ -253,12 +253,12 @@ def test_forms_without_a_backward_pass_are_found_by_asking(
             layer.quant_format = form
     before = kernels(model)
     asked: dict[str, bool] = {}
-    host = pack.nodes.host.ComfyModel(model, flux.clip, None, (64, 64))
+    host = pack.nodes.backend.model.ComfyModel(model, flux.clip, None, (64, 64))
     with host.training():
         asked = kernels(model)
     assert asked
     assert all(asked.values())
-    with pack.nodes.host.ComfyModel(mixed, flux.clip, None, (64, 64)).training():
+    with pack.nodes.backend.model.ComfyModel(mixed, flux.clip, None, (64, 64)).training():
         assert not any(kernels(mixed).values())
     whole = gradients(pack, flux.model, flux.clip, "encoder")
     few = gradients(pack, model, flux.clip, "encoder")
@@ -281,9 +281,9 @@ def test_experts_that_lie_in_one_matrix_get_a_sentence(pack: ModuleType, tmp_pat
             assert layer.weight.ndim == 2
     for trainable in ("mlp-final-attn", "mlp", "all"):
         with pytest.raises(ValueError, match=r"experts of a layer .* attention alone") as error:
-            pack.unlearn.select.encoder_weights(root, trainable)
+            pack.unlearn.core.trainable.encoder_weights(root, trainable)
         assert "\n" not in str(error.value)
-    assert pack.unlearn.select.encoder_weights(root, "attention")
+    assert pack.unlearn.core.trainable.encoder_weights(root, "attention")
 
 
 def test_frozen_experts_in_few_bits_hand_gradients_on(pack: ModuleType) -> None:
@@ -338,8 +338,8 @@ def test_an_erasure_of_weights_that_lie_in_one_elsewhere_gets_a_sentence(pack: M
     weights = loaded.clip.cond_stage_model.state_dict()
 
     def fit(key: str, shape: torch.Size) -> None:
-        erasure = pack.unlearn.erasure.Erasure({key: {"diff": torch.ones(shape)}}, {})
-        pack.nodes.apply.erased_clip(loaded.clip, erasure)
+        erasure = pack.unlearn.core.erasure.Erasure({key: {"diff": torch.ones(shape)}}, {})
+        pack.nodes.backend.apply.erased_clip(loaded.clip, erasure)
 
     up, query = f"{layer}.mlp.up_proj.weight", f"{layer}.self_attn.q_proj.weight"
     wanted = r"ComfyUI \d\S+ keeps this in gate_proj, up_proj. Make the erasure anew here"
@@ -363,13 +363,13 @@ def test_of_an_autoencoders_four_channels_three_are_the_picture(
     pack: ModuleType, checkpoint: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also in the live picture, which is a JPEG."""
-    import testbed.pack
+    import testbed.model.pack
 
-    model, clip, vae = testbed.pack.checkpoint(checkpoint)
-    host = pack.nodes.host.ComfyModel(model, clip, vae, (64, 64))
+    model, clip, vae = testbed.model.pack.checkpoint(checkpoint)
+    host = pack.nodes.backend.model.ComfyModel(model, clip, vae, (64, 64))
     with host.training():
         latent = host.noise(1, torch.Generator().manual_seed(0))
-        wanted = host.images(latent)
+        wanted = host.decode_latents(latent)
         decode = vae.decode
 
         def with_opacity(*args: Any) -> torch.Tensor:
@@ -377,8 +377,8 @@ def test_of_an_autoencoders_four_channels_three_are_the_picture(
             return torch.cat([pictures, torch.full_like(pictures[..., :1], 0.5)], -1)
 
         monkeypatch.setattr(vae, "decode", with_opacity)
-        assert torch.equal(host.images(latent), wanted)
-        progress = pack.nodes.report.Progress(None, "", lambda: host.images(latent))
+        assert torch.equal(host.decode_latents(latent), wanted)
+        progress = pack.nodes.progress.Progress(None, "", lambda: host.decode_latents(latent))
         kind, picture, _ = progress._preview()
         assert kind == "JPEG"
         assert picture.mode == "RGB"

@@ -9,50 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from node_values import DOMAIN_CORRECTION, FEW_SHOT, KEY_STEP, PICTURES
 from small_erasures import run
 
-from unlearn.harden import SECONDS
-from unlearn.sheet import DARK
+from unlearn.methods.parts.adversarial import SECONDS
+from unlearn.render.sheet import DARK
 
 pytestmark = pytest.mark.usefixtures("node_body", "small_runs")
 
-PICTURES = torch.rand(4, 64, 64, 3, generator=torch.Generator().manual_seed(0))
-FEW_SHOT = {
-    "concept": "fox",
-    "kind": "object",
-    "images": PICTURES[:1],
-    "shots": 1,
-    "size": 64,
-    "mode": "balanced",
-    "trainable": "mlp-final-attn",
-    "rank": 0,
-    "max_steps": 1,
-    "epochs": 1,
-    "seed": 0,
-}
-KEY_STEP = {
-    "concept": "fox",
-    "task": "object",
-    "size": 64,
-    "mode": "paper",
-    "steps": 10,
-    "key_steps": "by task",
-    "start": 7,
-    "iterations": 1,
-    "trainable": "cross-attention-kv",
-    "rank": 2,
-    "seed": 0,
-}
-DOMAIN_CORRECTION = {
-    "concept": "fox",
-    "kind": "object",
-    "pictures": 1,
-    "size": 64,
-    "mode": "paper",
-    "iterations": 1,
-    "rank": 0,
-    "seed": 0,
-}
 BAND = torch.tensor([235, 240, 250]) / 255  # behind the steps that were trained on
 
 
@@ -164,7 +128,7 @@ def test_key_steps_begin_where_the_widgets_say(
 def test_key_steps_that_were_measured_are_drawn(
     pack: ModuleType, unlearn: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pack.unlearn.find_start, "JUDGED_AT", (400.0, 600.0))
+    monkeypatch.setattr(pack.unlearn.methods.parts.key_step_search, "JUDGED_AT", (400.0, 600.0))
     *_, plot = outputs = unlearn("key_step", key_steps="auto", concept="guitar", steps=4)
     made = record(outputs)
     assert made["settings"]["start"] == "auto"
@@ -189,7 +153,7 @@ def line(plot: torch.Tensor) -> torch.Tensor:
 
 def test_the_line_is_what_was_left_at_each_point(pack: ModuleType) -> None:
     found = {"points": [0, 5, 10], "left": [0.0, 0.0, 1.0], "steps": 10}
-    plot = pack.nodes.report.key_steps_plot(4, 10, found)
+    plot = pack.nodes.progress.key_steps_plot(4, 10, found)
     assert plot.shape == (1, 256, 512, 3)
     drawn = line(plot)
     columns = drawn.any(0).nonzero().flatten()
@@ -201,7 +165,7 @@ def test_the_line_is_what_was_left_at_each_point(pack: ModuleType) -> None:
 
 @pytest.mark.parametrize("start", [0, 9])
 def test_the_plot_may_begin_at_the_first_or_at_the_last_step(pack: ModuleType, start: int) -> None:
-    plot = pack.nodes.report.key_steps_plot(start, 10, None)
+    plot = pack.nodes.progress.key_steps_plot(start, 10, None)
     assert begins(plot) == pytest.approx(start / 10, abs=0.01)
     assert (plot[0, 20:200, 34] < 0.1).all(), "the axis stays to be seen"
 
@@ -274,16 +238,16 @@ def distance(one: Any, other: Any) -> float:
 
 def test_a_style_is_pushed_beyond_the_neutral_word(pack: ModuleType, parts: tuple) -> None:
     """By half of the way there, where a thing is not: a few steps take it further already."""
-    science = pack.unlearn.few_shot
-    assert science.PUSH == {"object": 0.0, "style": 0.5, "character": 0.0}
+    science = pack.unlearn.methods.few_shot
+    assert science.OVERSHOOT == {"object": 0.0, "style": 0.5, "character": 0.0}
 
     def erased(**settings: Any) -> tuple[Any, float]:
         chosen = science.FewShotSettings(max_steps=3, **settings)
-        with pack.nodes.host.ComfyModel(*parts, (64, 64)).training() as model:
+        with pack.nodes.backend.model.ComfyModel(*parts, (64, 64)).training() as model:
             erasure = science.few_shot(model, ["ink"], PICTURES[:1], chosen)
             asked = ["a house in the style of ink", "a house in the style of picture"]
             own, neutral = model.encode(asked).cross
-        clip, _ = pack.nodes.apply.erased_clip(parts[1], erasure)
+        clip, _ = pack.nodes.backend.apply.erased_clip(parts[1], erasure)
         now = clip.encode_from_tokens(clip.tokenize(asked[0]))[0]
         way = (neutral - own).flatten()
         return erasure, ((now - own).flatten() @ way / (way @ way)).item()

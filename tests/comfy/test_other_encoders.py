@@ -116,7 +116,9 @@ def loaded(request: pytest.FixtureRequest, pack: ModuleType) -> Loaded:
 def comfy_model(pack: ModuleType, loaded: Loaded, **options: Any) -> Any:
     # PixArt's network divides by its side in pieces of 512 pixels, rounded.
     side = 320 if "PixArt" in loaded.name else 64
-    return pack.nodes.host.ComfyModel(loaded.model, loaded.clip, None, (side, side), **options)
+    return pack.nodes.backend.model.ComfyModel(
+        loaded.model, loaded.clip, None, (side, side), **options
+    )
 
 
 def given(model: Any) -> list[torch.Tensor]:
@@ -159,7 +161,9 @@ def gradients_of(
 def test_gradient_reaches_every_selected_weight(pack: ModuleType, loaded: Loaded) -> None:
     """And is the same where memory is short and the encoder's layers are computed again."""
     root = loaded.clip.cond_stage_model
-    weights = pack.unlearn.select.encoder_weights(root, "mlp-final-attn", UNREAD[loaded.name])
+    weights = pack.unlearn.core.trainable.encoder_weights(
+        root, "mlp-final-attn", UNREAD[loaded.name]
+    )
     kept = gradients_of(pack, loaded, checkpointing=False)
     assert kept.keys() == weights.keys()
     for key, gradient in kept.items():
@@ -196,9 +200,9 @@ def test_vectors_of_words_are_read_as_the_words(pack: ModuleType, loaded: Loaded
         words, vectors = vocabulary.words[:2], vocabulary.vectors[None, :2]
         if "Lens" in loaded.name:  # of which the host takes no vectors
             with pytest.raises(ValueError, match="neither be attacked by words nor hardened"):
-                model.encode_filled(["a photo of a {}"], vectors)
+                model.encode_with_embeddings(["a photo of a {}"], vectors)
             return
-        found = model.encode_filled(["a photo of a {}"], vectors)
+        found = model.encode_with_embeddings(["a photo of a {}"], vectors)
         wanted = model.encode([f"a photo of a {' '.join(words)}"])
     assert torch.allclose(found.cross, wanted.cross, atol=1e-5)
 
@@ -208,9 +212,11 @@ def test_conditioning_changes_by_exactly_the_delta(
 ) -> None:
     """An erasure from a file against weights replaced by hand; the base stays what it is."""
     root = loaded.clip.cond_stage_model
-    weights = pack.unlearn.select.encoder_weights(root, "mlp-final-attn", UNREAD[loaded.name])
+    weights = pack.unlearn.core.trainable.encoder_weights(
+        root, "mlp-final-attn", UNREAD[loaded.name]
+    )
     random_erasure(pack, weights).save(tmp_path / "a.safetensors", torch.float32)
-    erasure = pack.unlearn.erasure.Erasure.load(tmp_path / "a.safetensors")
+    erasure = pack.unlearn.core.erasure.Erasure.load(tmp_path / "a.safetensors")
     original = conditioning(loaded.clip)
     before = {key: weight.clone() for key, weight in weights.items()}
     for key, weight in weights.items():
@@ -218,7 +224,7 @@ def test_conditioning_changes_by_exactly_the_delta(
     by_hand = conditioning(loaded.clip)
     for key, weight in weights.items():
         weight.copy_(before[key])
-    erased, warning = pack.nodes.apply.erased_clip(loaded.clip, erasure)
+    erased, warning = pack.nodes.backend.apply.erased_clip(loaded.clip, erasure)
     assert warning == ""
     assert_equal(conditioning(erased), by_hand)
     assert not torch.allclose(by_hand["cond"], original["cond"], atol=1e-3)
@@ -272,7 +278,7 @@ def test_biases_of_experts_are_trained_in_full(pack: ModuleType) -> None:
     """They are a matrix, of which the host would take no LoRA."""
     loaded = build("GPT-OSS, Lens")
     weights = comfy_model(pack, loaded)._weights("encoder", "mlp-final-attn")
-    edit = pack.unlearn.model.Edit(weights, rank=2)
+    edit = pack.unlearn.core.model.Edit(weights, rank=2)
     full = {key for key, delta in edit.deltas.items() if delta.full is not None}
     assert full == {key for key in weights if key.endswith(".bias")}
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from test_layouts import comfy_model
 
-import testbed.pack
-from testbed import checkpoint
+import testbed.model.pack
+from testbed.model import checkpoint
 
 pytestmark = pytest.mark.usefixtures("node_body")
 
@@ -43,7 +43,7 @@ def test_a_compiled_network_gets_a_sentence(pack: ModuleType, name: str) -> None
     compiled = loaded.model.clone()
     compiled.add_object_patch(name, torch.compile(loaded.model.get_model_object(name)))
     with pytest.raises(ValueError, match="This MODEL is compiled by another node; connect it as"):
-        pack.nodes.host.ComfyModel(compiled, loaded.clip)
+        pack.nodes.backend.model.ComfyModel(compiled, loaded.clip)
 
 
 def test_products_in_fp8_are_not_taken_while_training(
@@ -64,10 +64,10 @@ def test_products_in_fp8_are_not_taken_while_training(
     network = comfy.sd.load_diffusion_model_state_dict(state, model_options=options)
     layers = network.model.diffusion_model.modules()
     assert any(isinstance(layer, comfy.ops.fp8_ops.Linear) for layer in layers)
-    _, clip, vae = testbed.pack.checkpoint()
+    _, clip, vae = testbed.model.pack.checkpoint()
     before = comfy.ops.fp8_linear
-    model = pack.nodes.host.ComfyModel(network, clip, vae, (128, 128))
-    with model.training(), model.edit("unet", "cross-attention") as edit:
+    model = pack.nodes.backend.model.ComfyModel(network, clip, vae, (128, 128))
+    with model.training(), model.edit("denoiser", "cross-attention") as edit:
         x, t = model.noise(1, torch.Generator()), torch.tensor([700.0])
         prompt = model.encode(["a photo of a cat"])
         with edit.off():

@@ -66,12 +66,12 @@ def packed(loaded: Loaded, form: str) -> Any:
 def gradients(pack: ModuleType, model: Any, clip: Any, part: str) -> dict[str, torch.Tensor]:
     """Of one denoising loss."""
     select = "mlp-final-attn" if part == "encoder" else "cross-attention"
-    host = pack.nodes.host.ComfyModel(model, clip, None, (64, 64))
+    host = pack.nodes.backend.model.ComfyModel(model, clip, None, (64, 64))
     with host.training() as training, training.edit(part, select) as edit:
         generator = torch.Generator().manual_seed(1)
         x0, noise = host.noise(1, generator), host.noise(1, generator)
         t = torch.tensor([500.0], device=host.device)
-        predicted = host.predict(host.noised(x0, noise, t), t, host.encode(["a photo of a cat"]))
+        predicted = host.predict(host.add_noise(x0, noise, t), t, host.encode(["a photo of a cat"]))
         (predicted - host.target(x0, noise, t)).square().mean().backward()
         return {key: delta.full.grad.flatten() for key, delta in edit.deltas.items()}
 
@@ -97,7 +97,7 @@ def test_gradients_are_those_of_the_unpacked_network(
     model = packed(flux, form)
     before = kernels(model)
     assert before
-    for part in ("encoder", "unet"):
+    for part in ("encoder", "denoiser"):
         whole = gradients(pack, flux.model, flux.clip, part)
         few = gradients(pack, model, flux.clip, part)
         assert few.keys() == whole.keys()
@@ -129,7 +129,7 @@ def nodes(pack: ModuleType, loaded: Loaded) -> dict[str, Any]:
     from test_encoders import run_node
 
     def identify(folder: Any) -> Any:
-        return pack.nodes.host.ComfyModel(loaded.model, loaded.clip, None, (64, 64))
+        return pack.nodes.backend.model.ComfyModel(loaded.model, loaded.clip, None, (64, 64))
 
     return {"train": lambda folder: run_node(pack, loaded, folder), "ask": identify}
 

@@ -21,7 +21,7 @@ NOT_RECORDED = "The figures are not put into its record."
 @pytest.fixture
 def asked(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The settings of each probe. None is made: every answer is of one grey picture."""
-    science, found = pack.unlearn.probe, []
+    science, found = pack.unlearn.evaluate.probe, []
 
     def noted(before: Any, after: Any, concept: str, parts: Any, chosen: Any, given: Any, **_: Any):
         found.append(SimpleNamespace(concept=concept, parts=parts, settings=chosen, given=given))
@@ -74,7 +74,7 @@ def test_figures_of_more_than_the_erasure_are_not_its_own(
 ) -> None:
     _, clip, _ = parts
     erasure, other = of_the_encoder(pack, clip), of_the_encoder(pack, clip, "owls", layer=1)
-    more, _ = pack.nodes.apply.erased_clip(clip, other)
+    more, _ = pack.nodes.backend.apply.erased_clip(clip, other)
     found = probing(pack, parts, erasure=erasure, erased_clip=more)
     assert f"{pack.nodes.probe.NOT_ITS_OWN} {NOT_RECORDED}" in found.report
     assert found.probed is erasure
@@ -91,7 +91,7 @@ def test_figures_on_another_base_are_not_its_own(
     assert "Warning: 1 of 1 weights differ from those this erasure was trained on" in found.report
     assert NOT_RECORDED in found.report
     assert found.probed is erasure
-    assert asked[0].parts == {"unet"}
+    assert asked[0].parts == {"denoiser"}
 
 
 def test_an_erased_model_alone_is_probed_as_a_style(
@@ -104,11 +104,11 @@ def test_an_erased_model_alone_is_probed_as_a_style(
     settings = node.settings
     monkeypatch.setattr(node, "settings", lambda *own, **more: settings(*own, **more | budgets))
     model, _, _ = parts
-    changed, _ = pack.nodes.apply.erased_model(model, of_the_network(pack, model))
+    changed, _ = pack.nodes.backend.apply.erased_model(model, of_the_network(pack, model))
     found = probing(pack, parts, erased_model=changed, concept="ink", kind="style", level="full")
     (record,) = found.records
     assert (record["concept"], record["settings"]["kind"]) == ("ink", "style")
-    assert set(record["post"]) == set(pack.unlearn.probe.ATTACKS)
+    assert set(record["post"]) == set(pack.unlearn.evaluate.probe.ATTACKS)
     assert found.probed is None
     assert " ink " in found.report
     assert re.search(r"full probe, \d+\.\d s\.$", found.report)
@@ -210,7 +210,7 @@ def test_too_little_room_for_one_is_said(pack: ModuleType) -> None:
 
 
 def test_the_real_model_has_room_for_four(pack: ModuleType, parts: tuple) -> None:
-    model = pack.nodes.host.ComfyModel(*parts, (64, 64))
+    model = pack.nodes.backend.model.ComfyModel(*parts, (64, 64))
     found = pack.nodes.probe.fitting(model, side_by_side(pack))
     assert found.unlearn_diff_atk.at_once == 4
 
@@ -220,7 +220,7 @@ def test_too_little_memory_is_said_before_anything_is_drawn(
 ) -> None:
     import comfy.model_management
 
-    changed, _ = pack.nodes.apply.erased_model(parts[0], of_the_network(pack, parts[0]))
+    changed, _ = pack.nodes.backend.apply.erased_model(parts[0], of_the_network(pack, parts[0]))
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, **__: 1 << 20)
     monkeypatch.setattr(type(parts[0]), "get_free_memory", lambda *_, **__: 1 << 20, raising=False)
     with pytest.raises(MemoryError, match="The attacks need"):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from small_probe import small_probe
 
-import testbed.pack
-from unlearn.phrasings import OWN
-from unlearn.probe import ATTACKS
+import testbed.model.pack
+from unlearn.evaluate.probe import ATTACKS
+from unlearn.prompts.paraphrases import OWN
 
 
 def even(images: torch.Tensor) -> list[bool]:
@@ -33,17 +33,17 @@ def weights_of(model: Any, clip: Any, vae: Any) -> dict[str, torch.Tensor]:
 def unedited(pack: ModuleType) -> tuple[Any, list, dict]:
     """(probe of a model in which nothing is erased, what it told, which weights are the same)."""
     told: list[tuple[str, int, int]] = []
-    parts = testbed.pack.checkpoint()
+    parts = testbed.model.pack.checkpoint()
     weights = {key: tensor.clone() for key, tensor in weights_of(*parts).items()}
     with torch.inference_mode():
-        model = pack.nodes.host.ComfyModel(*parts, size=(64, 64))
-        found = pack.unlearn.probe.probe(
+        model = pack.nodes.backend.model.ComfyModel(*parts, size=(64, 64))
+        found = pack.unlearn.evaluate.probe.probe(
             model.training,
             model.training,
             "guitar",
             frozenset(),
             small_probe(pack),
-            pack.unlearn.phrasings.Given(descriptions=("a wooden thing with strings",)),
+            pack.unlearn.prompts.paraphrases.Given(descriptions=("a wooden thing with strings",)),
             judge=even,
             on_probe=lambda *event: told.append(event),
         )
@@ -128,21 +128,21 @@ def test_it_may_be_cancelled_in_an_attack(pack: ModuleType) -> None:
         if "attacking" in what:
             raise Cancelled
 
-    model = pack.nodes.host.ComfyModel(*testbed.pack.checkpoint(), size=(64, 64))
+    model = pack.nodes.backend.model.ComfyModel(*testbed.model.pack.checkpoint(), size=(64, 64))
     with torch.inference_mode(), pytest.raises(Cancelled):
-        pack.unlearn.probe.probe(
+        pack.unlearn.evaluate.probe.probe(
             model.training, model.training, "fox", frozenset(), small_probe(pack), on_probe=cancel
         )
 
 
 def test_attacks_keep_no_activations_of_layers_that_go_unread(pack: ModuleType) -> None:
     """The host runs the layers behind a clip skip, whose graphs no backward pass goes through."""
-    parts = testbed.pack.checkpoint()
+    parts = testbed.model.pack.checkpoint()
     parts[1].clip_layer(-2)
     kept: list[int] = []
     chosen, science = small_probe(pack), pack.unlearn
     with torch.inference_mode():
-        model = pack.nodes.host.ComfyModel(*parts, size=(64, 64))
+        model = pack.nodes.backend.model.ComfyModel(*parts, size=(64, 64))
         with model.training():
 
             def on_attack(step: int, total: int, name: str) -> None:
@@ -167,8 +167,8 @@ def test_only_the_same_erasure_at_the_same_strength_is_alike(
     pack: ModuleType, tmp_path: Path
 ) -> None:
     """The figures of another, or of a half, must not go into its record."""
-    _, clip, _ = testbed.pack.checkpoint()
-    science, apply = pack.unlearn.erasure, pack.nodes.apply
+    _, clip, _ = testbed.model.pack.checkpoint()
+    science, apply = pack.unlearn.core.erasure, pack.nodes.backend.apply
     key = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
     shape = clip.cond_stage_model.state_dict()[key].shape
     generator = torch.Generator().manual_seed(0)
@@ -202,7 +202,7 @@ def test_probes_of_one_erasure_stand_beside_each_other(pack: ModuleType) -> None
     def record(concept: str, level: str, pre: float) -> dict:
         return {"concept": concept, "settings": {"level": level}, "pre": pre}
 
-    erasure = pack.unlearn.erasure.Erasure({})
+    erasure = pack.unlearn.core.erasure.Erasure({})
     erasure = erasure.with_probes([record("cat", "quick", 0.5), record("dog", "quick", 0.1)])
     erasure = erasure.with_probes([record("cat", "full", 0.3), record("cat", "quick", 0.4)])
     found = erasure.record["measured"]["probe"]

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import test_other_encoders
 
-import testbed.host
+import testbed.host.process
 
 # Forms of weights in few bits that were tried: in test_packed_networks.py, the last two in
 # test_newer_hosts.py.
@@ -21,7 +21,7 @@ FORMS = {
 
 def sources(folder: str) -> Iterator[tuple[str, ast.Module]]:
     """(path, syntax tree) of each file below a folder of the host's."""
-    root = testbed.host.path()
+    root = testbed.host.process.path()
     for file in sorted((root / folder).rglob("*.py")):
         yield str(file.relative_to(root)), ast.parse(file.read_text("utf-8"))
 
@@ -45,15 +45,17 @@ def names(tree: ast.Module) -> set[str]:
 
 
 def test_functions_that_write_in_text_encoders_are_known(pack: ModuleType) -> None:
-    """Autograd refuses them, but for those that nodes/kernels.py changes."""
-    known = {f"torch.{name}" for name in pack.nodes.kernels.WRITING}
+    """Autograd refuses them, but for those that nodes/backend/differentiable.py changes."""
+    known = {f"torch.{name}" for name in pack.nodes.backend.differentiable.WRITING}
     unknown = [
         f"{path}:{line}: {function}(out=...)"
         for path, tree in sources("comfy/text_encoders")
         for line, function in written(tree)
         if function not in known
     ]
-    assert not unknown, f"Add these functions to WRITING in nodes/kernels.py: {'; '.join(unknown)}."
+    assert not unknown, (
+        f"Add these functions to WRITING in nodes/backend/differentiable.py: {'; '.join(unknown)}."
+    )
 
 
 def test_what_is_compiled_in_networks_can_be_turned_off(host: ModuleType) -> None:
@@ -62,7 +64,7 @@ def test_what_is_compiled_in_networks_can_be_turned_off(host: ModuleType) -> Non
     graphs = [path for path, tree in sources("comfy/ldm") if "malloc_graph_begin" in names(tree)]
     assert not graphs or hasattr(args, "disable_comfy_compiler"), (
         f"{', '.join(graphs)} plan memory for one forward pass, and this ComfyUI has no option "
-        "disable_comfy_compiler: see `uncompiled` in nodes/kernels.py."
+        "disable_comfy_compiler: see `uncompiled` in nodes/backend/differentiable.py."
     )
 
 
@@ -90,8 +92,10 @@ def test_attention_that_files_ask_for_can_be_set_aside(pack: ModuleType) -> None
     encoder = torch.nn.Module()
     encoder.own = kind()
     encoder.own.function = own = lambda *_: None
-    with pack.nodes.kernels.own_attention(encoder):
-        assert encoder.own.function is not own, "see `own_attention` in nodes/kernels.py"
+    with pack.nodes.backend.differentiable.own_attention(encoder):
+        assert encoder.own.function is not own, (
+            "see `own_attention` in nodes/backend/differentiable.py"
+        )
     assert encoder.own.function is own
 
 

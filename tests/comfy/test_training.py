@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-import testbed.pack
+import testbed.model.pack
 
 pytestmark = pytest.mark.usefixtures("node_body")
 
@@ -28,7 +28,7 @@ def with_schedule(model: Any, *settings: Any) -> Any:
 
 
 def test_another_noise_schedule_is_another_training(pack: ModuleType, model: Any) -> None:
-    signature = pack.nodes.identity.signature
+    signature = pack.nodes.backend.identity.signature
     settings = [("eps", False), ("eps", True), ("v_prediction", False), ("lcm", False)]
     found = [signature(model), *(signature(with_schedule(model, *some)) for some in settings)]
     assert len(set(found)) == len(found)
@@ -39,7 +39,7 @@ def test_another_model_merged_in_is_another_training(pack: ModuleType, model: An
     """By the stock node ModelMergeSimple, with a second model that differs in one weight."""
     from comfy_extras.nodes_model_merging import ModelMergeSimple
 
-    signature = pack.nodes.identity.signature
+    signature = pack.nodes.backend.identity.signature
     key = "diffusion_model.out.2.weight"
     seconds = [model.clone(), model.clone(), model.clone()]
     weight = model.model.state_dict()[key]
@@ -53,13 +53,13 @@ def test_another_model_merged_in_is_another_training(pack: ModuleType, model: An
 def test_another_autoencoder_is_another_training_where_there_are_pictures(
     pack: ModuleType, model: Any
 ) -> None:
-    _, clip, vae = testbed.pack.checkpoint()
-    *_, other = testbed.pack.checkpoint()
+    _, clip, vae = testbed.model.pack.checkpoint()
+    *_, other = testbed.model.pack.checkpoint()
     next(other.first_stage_model.parameters()).data.add_(1.0)
 
     def key(images: torch.Tensor | None, vae: Any) -> str:
-        settings = pack.unlearn.few_shot.FewShotSettings()
-        return pack.nodes.files.training_key(
+        settings = pack.unlearn.methods.few_shot.FewShotSettings()
+        return pack.nodes.cache.training_key(
             "few_shot", ["fox"], settings, images, 128, model, clip, vae
         )
 
@@ -74,7 +74,7 @@ def test_what_another_branch_has_loaded_makes_no_other_training(
     """The host's modules are shared: another branch's noise schedule stays in them for a while."""
     import comfy.model_management as management
 
-    signature = pack.nodes.identity.signature
+    signature = pack.nodes.backend.identity.signature
     other = with_schedule(model, "v_prediction", True)
     before = signature(model), signature(other)
     for branch in (other, model, other):
@@ -89,14 +89,16 @@ def test_the_noise_schedule_stays_while_the_host_has_the_network_unloaded(
     """As it unloads it for the autoencoder, between a step's noise and its prediction."""
     import comfy.model_management as management
 
-    model, clip, _ = testbed.pack.checkpoint(checkpoint)
-    host = pack.nodes.host.ComfyModel(with_schedule(model, *settings), clip, None, (64, 64))
+    model, clip, _ = testbed.model.pack.checkpoint(checkpoint)
+    host = pack.nodes.backend.model.ComfyModel(
+        with_schedule(model, *settings), clip, None, (64, 64)
+    )
     generator, t = torch.Generator().manual_seed(0), torch.tensor([100.0, 500.0, 999.0])
     x0, noise = host.noise(3, generator), host.noise(3, generator)
 
     def seen() -> list[torch.Tensor]:
-        x_t = host.noised(x0, noise, t)
-        return [x_t, host.target(x0, noise, t), host.clean(x_t, t, noise)]
+        x_t = host.add_noise(x0, noise, t)
+        return [x_t, host.target(x0, noise, t), host.predict_x0(x_t, t, noise)]
 
     with host.training():
         before = seen()
@@ -112,15 +114,15 @@ def test_model_that_is_unloaded_while_it_trains_keeps_no_lora(
     """As when memory runs short in the middle of a run, for example for a live picture."""
     import comfy.model_management as management
 
-    model, clip, _ = testbed.pack.checkpoint(checkpoint)
+    model, clip, _ = testbed.model.pack.checkpoint(checkpoint)
     before = {key: weight.clone() for key, weight in model.model.state_dict().items()}
     key = next(key for key in before if key.endswith("attn2.to_q.weight"))
     other = next(key for key in before if key.endswith("in_layers.2.weight"))
     lora = model.clone()
     assert len(lora.add_patches({k: (torch.ones_like(before[k]),) for k in (key, other)})) == 2
     management.load_models_gpu([lora])  # it has drawn before
-    host = pack.nodes.host.ComfyModel(lora, clip, None, (64, 64))
-    with host.training(), host.edit("unet", "cross-attention"):
+    host = pack.nodes.backend.model.ComfyModel(lora, clip, None, (64, 64))
+    with host.training(), host.edit("denoiser", "cross-attention"):
         assert not torch.equal(model.model.state_dict()[key], before[key])
         management.unload_all_models()
     after = model.model.state_dict()
@@ -129,19 +131,19 @@ def test_model_that_is_unloaded_while_it_trains_keeps_no_lora(
     assert not any(getattr(m, "weight_function", None) for m in model.model.modules())
 
 
-@pytest.mark.parametrize("part", ["unet", "encoder"])
+@pytest.mark.parametrize("part", ["denoiser", "encoder"])
 def test_training_goes_on_where_the_host_has_unloaded_the_model(
     pack: ModuleType, checkpoint: Path, part: str
 ) -> None:
     """Loaded again, it is what it was, a LoRA on it and what is trained included."""
     import comfy.model_management as management
 
-    model, clip, _ = testbed.pack.checkpoint(checkpoint)
+    model, clip, _ = testbed.model.pack.checkpoint(checkpoint)
     lora = model.clone()
     key = next(key for key in model.model.state_dict() if key.endswith("attn2.to_q.weight"))
     assert lora.add_patches({key: (0.01 * torch.ones(model.model.state_dict()[key].shape),)})
-    select = "cross-attention" if part == "unet" else "mlp-final-attn"
-    host = pack.nodes.host.ComfyModel(lora, clip, None, (64, 64))
+    select = "cross-attention" if part == "denoiser" else "mlp-final-attn"
+    host = pack.nodes.backend.model.ComfyModel(lora, clip, None, (64, 64))
     with host.training(), host.edit(part, select) as edit:
         for delta in edit.deltas.values():
             delta.full.data.fill_(0.001)
@@ -161,7 +163,7 @@ def test_memory_of_weights_that_the_host_moves_becomes_free(pack: ModuleType) ->
     with torch.inference_mode():
         module = torch.nn.Linear(2, 2)
     held, values = weakref.ref(module.weight), module.weight.tolist()
-    with pack.nodes.frozen.aliased([module]):
+    with pack.nodes.backend.patching.aliased([module]):
         assert held() is None
         assert module.weight.tolist() == values
     assert module.weight.tolist() == values
@@ -172,7 +174,7 @@ def test_weights_that_the_host_moved_stay_where_it_put_them(pack: ModuleType) ->
     with torch.inference_mode():
         module = torch.nn.Linear(2, 2)
         moved, stayed = module.weight, module.bias
-    with pack.nodes.frozen.aliased([module]):
+    with pack.nodes.backend.patching.aliased([module]):
         module.weight.data = module.weight.data.clone()
         there = module.weight
     assert module.weight is there
@@ -189,7 +191,7 @@ def test_weights_moved_before_a_run_can_be_kept_for_its_backward_pass(pack: Modu
         x = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
         with pytest.raises(RuntimeError, match="version"):
             module(x)
-        with pack.nodes.frozen.aliased([module]):
+        with pack.nodes.backend.patching.aliased([module]):
             module(x).sum().backward()
         assert torch.equal(x.grad, module.weight.sum(0, keepdim=True))
 
@@ -198,10 +200,10 @@ def test_what_the_host_adds_to_a_trained_weight_meanwhile_stays(
     pack: ModuleType, checkpoint: Path
 ) -> None:
     """Short of memory, it moves a module to the CPU and has its LoRA put on whenever it is used."""
-    model, clip, _ = testbed.pack.checkpoint(checkpoint)
-    host = pack.nodes.host.ComfyModel(model, clip, None, (64, 64))
+    model, clip, _ = testbed.model.pack.checkpoint(checkpoint)
+    host = pack.nodes.backend.model.ComfyModel(model, clip, None, (64, 64))
     with host.training():
-        with host.edit("unet", "cross-attention") as edit:
+        with host.edit("denoiser", "cross-attention") as edit:
             key = next(key for key in edit.deltas if key.endswith("attn2.to_q.weight"))
             module = model.model.get_submodule(key.rpartition(".")[0])
             module.weight_function.append(abs)
@@ -216,7 +218,7 @@ def test_weights_that_a_run_fetches_come_in_the_stream_that_computes(
 
     monkeypatch.setattr(management, "NUM_STREAMS", 2)
     model, clip, _ = parts
-    with pack.nodes.host.ComfyModel(model, clip, None, (64, 64)).training():
+    with pack.nodes.backend.model.ComfyModel(model, clip, None, (64, 64)).training():
         assert management.NUM_STREAMS == 0
     assert management.NUM_STREAMS == 2
 
@@ -239,7 +241,7 @@ def test_what_a_loader_did_not_find_gets_a_sentence_before_any_work(
     training = pack.nodes.training.Training(
         method="few_shot",
         concepts=["cat"],
-        settings=pack.unlearn.few_shot.FewShotSettings(),
+        settings=pack.unlearn.methods.few_shot.FewShotSettings(),
         **given,
         size=64,
         images=torch.zeros(1, 64, 64, 3),
@@ -266,7 +268,7 @@ class Drawn:
 @pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, MemoryError])
 def test_a_live_picture_without_memory_is_given_up(pack: ModuleType, error: type) -> None:
     draw = Drawn(error)
-    progress = pack.nodes.report.Progress(None, "unlearning cat", draw)
+    progress = pack.nodes.progress.Progress(None, "unlearning cat", draw)
     for step in (1, 2, 3):
         progress(step, 3, 0.5, None)
     assert draw.calls == 1
@@ -276,7 +278,7 @@ def test_a_live_picture_without_memory_is_given_up(pack: ModuleType, error: type
 def test_a_cancel_while_a_live_picture_is_drawn_goes_through(pack: ModuleType) -> None:
     from comfy.model_management import InterruptProcessingException
 
-    progress = pack.nodes.report.Progress(None, "", Drawn(InterruptProcessingException))
+    progress = pack.nodes.progress.Progress(None, "", Drawn(InterruptProcessingException))
     with pytest.raises(InterruptProcessingException):
         progress(1, 3, 0.5, None)
 
@@ -298,7 +300,7 @@ def a_training(pack: ModuleType, parts: tuple, prefix: str) -> Any:
     return pack.nodes.training.Training(
         method="few_shot",
         concepts=["cat"],
-        settings=pack.unlearn.few_shot.FewShotSettings(),
+        settings=pack.unlearn.methods.few_shot.FewShotSettings(),
         **dict(zip(("model", "clip", "vae"), parts)),
         size=64,
         images=None,
@@ -314,7 +316,7 @@ def trained_weights(pack: ModuleType) -> Any:
 
 def learnt(pack: ModuleType, value: float = 1.0) -> Any:
     """What a method would hand back."""
-    return pack.unlearn.erasure.Erasure(
+    return pack.unlearn.core.erasure.Erasure(
         {"a.weight": {"diff": torch.full((2, 2), value)}}, {"concepts": ["cat"], "loss": [1.0]}
     )
 
@@ -356,7 +358,7 @@ def test_a_run_whose_result_the_disk_has_no_room_for_does_not_begin(
     pack: ModuleType, parts: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("usage", (), {"free": 1_000_000})
-    monkeypatch.setattr(pack.unlearn.writing.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(pack.unlearn.files.writing.shutil, "disk_usage", lambda _: usage)
     training = a_training(pack, parts, "no_room")
     with pytest.raises(ValueError, match=r"will take . MB in output/no_room and 1 MB are free"):
         training.run(None, trained_weights(pack), lambda *_: pytest.fail("it began"))
@@ -368,7 +370,7 @@ def test_changes_too_large_for_half_precision_are_kept_in_full(
     training = a_training(pack, parts, "large")
     _, file, said = training.run(None, trained_weights(pack), lambda *_: learnt(pack, 1e6))
     assert not said
-    assert pack.unlearn.erasure.Erasure.load(file).delta("a.weight")[0, 0].item() == 1e6
+    assert pack.unlearn.core.erasure.Erasure.load(file).delta("a.weight")[0, 0].item() == 1e6
 
 
 def test_what_a_diverged_run_reached_is_told_to_be_lost_where_it_is(
@@ -381,7 +383,7 @@ def test_what_a_diverged_run_reached_is_told_to_be_lost_where_it_is(
     aside.mkdir()
 
     def diverges(*_: Any) -> None:
-        error = pack.unlearn.model.Diverged(float("nan"), 1, {}, [1.0])
+        error = pack.unlearn.core.model.Diverged(float("nan"), 1, {}, [1.0])
         error.erasure = learnt(pack)
         raise error
 
@@ -391,7 +393,7 @@ def test_what_a_diverged_run_reached_is_told_to_be_lost_where_it_is(
 
 @pytest.mark.parametrize("concept", ["狐" * 80, "\N{FOX FACE}" * 60, "fox" * 100])
 def test_long_names_in_any_writing_fit_into_a_files_name(pack: ModuleType, concept: str) -> None:
-    files = pack.nodes.files
+    files = pack.nodes.cache
     file = files.erasure_file("loras/erased", [concept], "0123456789abcdef")
     files.check_writable(file)
     assert len(file.name.encode()) < 160

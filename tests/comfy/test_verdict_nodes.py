@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from node_values import FEW_SHOT, KEY_STEP
 from PIL import Image
 from small_erasures import of_the_encoder, of_the_network, run
-from test_node_settings import FEW_SHOT, KEY_STEP
 
-from testbed import samples
-from unlearn import verdict
-from unlearn.erasure import Erasure
+from testbed.model import samples
+from unlearn.core.erasure import Erasure
+from unlearn.evaluate import verdict
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 
@@ -70,7 +70,9 @@ def test_summary_and_file_begin_with_what_was_measured(
     assert second == "The text encoder was trained on: cat (object)."
     assert "Erased" not in summary
     assert "Suppressed" not in summary
-    monkeypatch.setattr(pack.unlearn.verdict, "measured", lambda *_: pytest.fail("it was there"))
+    monkeypatch.setattr(
+        pack.unlearn.evaluate.verdict, "measured", lambda *_: pytest.fail("it was there")
+    )
     *_, again, _ = unlearn(concept="cat")
     assert again.splitlines()[:2] == [
         first,
@@ -89,12 +91,12 @@ def test_a_cancel_while_it_measures_loses_nothing(
     def interrupted(*_: Any) -> None:
         raise InterruptProcessingException
 
-    monkeypatch.setattr(pack.unlearn.verdict, "measured", interrupted)
+    monkeypatch.setattr(pack.unlearn.evaluate.verdict, "measured", interrupted)
     with pytest.raises(InterruptProcessingException):
         unlearn()
     (file,) = folder.rglob("*.safetensors")
     assert "verdict" not in Erasure.load(file).record["measured"]
-    monkeypatch.setattr(pack.unlearn.verdict, "measured", lambda *_: MEASURED)
+    monkeypatch.setattr(pack.unlearn.evaluate.verdict, "measured", lambda *_: MEASURED)
     monkeypatch.setattr(pack.nodes.few_shot, "few_shot", lambda *_: pytest.fail("trained anew"))
     *_, summary, record = unlearn()
     assert summary.startswith(f"{GONE} The original model judged, in 1.0 s.\nTrained before with")
@@ -111,7 +113,7 @@ def test_without_memory_to_measure_the_result_is_kept(
     def too_large(*_: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(pack.unlearn.verdict, "measured", too_large)
+    monkeypatch.setattr(pack.unlearn.evaluate.verdict, "measured", too_large)
     clip, _, summary, record = unlearn()
     assert summary.startswith("Not measured: there was too little memory for it. The erasure is k")
     assert summary.endswith(verdict.UNMEASURED)
@@ -130,16 +132,21 @@ def test_pictures_of_another_thing_stop_the_node_before_it_trains(
 ) -> None:
     """Really looked at; among a few words, since two hundred take long."""
     words = {"object": ("house", "mushroom", "guitar", "boat")}
-    monkeypatch.setattr(pack.unlearn.pictured, "VOCABULARY", words)
+    monkeypatch.setattr(pack.unlearn.evaluate.picture_check, "VOCABULARY", words)
     shown = [Image.open(samples.FOLDER / f"mushroom_{i}.png").convert("RGB") for i in (1, 2)]
     images = torch.stack([torch.from_numpy(np.array(one)).float() / 255 for one in shown])
     with pytest.raises(ValueError, match="do not show 'cat', they look like 'mushroom'") as error:
         unlearn(concept="cat", images=images, mode=mode)
     assert "or switch verdict off to train all the same." in str(error.value)
     assert not list(folder.rglob("*.safetensors"))
-    model = pack.nodes.host.ComfyModel(*parts, (128, 128))
+    model = pack.nodes.backend.model.ComfyModel(*parts, (128, 128))
     with model.training():
-        assert pack.unlearn.pictured.check_pictures(model, ["mushroom"], images, "object", "") == []
+        assert (
+            pack.unlearn.evaluate.picture_check.check_pictures(
+                model, ["mushroom"], images, "object", ""
+            )
+            == []
+        )
     *_, record = unlearn(concept="cat", images=images, verdict=False)
     assert not {"verdict", "doubts"} & record["measured"].keys()
 
@@ -147,7 +154,7 @@ def test_pictures_of_another_thing_stop_the_node_before_it_trains(
 def test_doubts_are_said_and_recorded(
     pack: ModuleType, unlearn: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pack.unlearn.verdict, "measured", lambda *_: MEASURED)
+    monkeypatch.setattr(pack.unlearn.evaluate.verdict, "measured", lambda *_: MEASURED)
     monkeypatch.setattr(pack.nodes.training, "check_pictures", lambda *_: ["Warning: doubtful."])
     *_, summary, record = unlearn(images=FEW_SHOT["images"])
     assert summary.splitlines()[1] == "Warning: doubtful."
@@ -192,7 +199,7 @@ def test_style_is_previewed_and_its_movement_measured_as_a_style(
         shown.append(prompt)
         return torch.zeros(1, 8, 8, 3)
 
-    monkeypatch.setattr(pack.nodes.host.ComfyModel, "preview", preview)
+    monkeypatch.setattr(pack.nodes.backend.model.ComfyModel, "preview", preview)
     clip, _, summary, _ = unlearn(concept="ink", kind="style", verdict=False)
     asked = "a painting in the style of ink"
     assert shown == [asked]
@@ -214,7 +221,7 @@ def test_each_combined_concept_is_asked_for_by_its_own_kind(
         for layer, (concept, kind) in enumerate(kinds.items())
     ]
     named = {f"erasure_{i}": erasure for i, erasure in enumerate(erasures, 1)}
-    result, _, report, _ = run(pack.nodes.erased.CombineErasedClip, clip, **named)
+    result, _, report, _ = run(pack.nodes.erasures.CombineErasedClip, clip, **named)
     sentences = {
         "ink": "a painting in the style of ink",
         "fox": "a photo of a fox",
@@ -222,8 +229,8 @@ def test_each_combined_concept_is_asked_for_by_its_own_kind(
     }
     lines = []
     for erasure, (concept, asked) in zip(erasures, sentences.items()):
-        alone, _ = pack.nodes.apply.erased_clip(clip, erasure)
-        length, direction = pack.nodes.erased.conflict(clip, alone, result, asked)
+        alone, _ = pack.nodes.backend.apply.erased_clip(clip, erasure)
+        length, direction = pack.nodes.erasures.conflict(clip, alone, result, asked)
         lines.append(
             f"{concept}: moves {length:.0%} as far as alone, {direction:.0%} in the same direction"
         )
@@ -238,5 +245,5 @@ def test_loading_tells_what_was_measured_at_the_strength_of_the_training(
     pack: ModuleType, parts: tuple, strength: float
 ) -> None:
     erasure = of_the_network(pack, parts[0]).with_measured(verdict=MEASURED)
-    _, _, text = pack.nodes.erased._loaded(None, None, erasure, "a", strength, "").result
+    _, _, text = pack.nodes.erasures._loaded(None, None, erasure, "a", strength, "").result
     assert (f"Measured when it was trained: {GONE}" in text) == (strength == 1)

@@ -16,12 +16,12 @@ from layouts import Loaded
 from small_erasures import of_the_encoder, run
 from tiny import Cancelled
 
-import testbed.pack
-from testbed import samples
+import testbed.model.pack
+from testbed.model import samples
 from unlearn.__main__ import main
-from unlearn.diffusers_files import load_pipeline
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.erasure import Erasure
+from unlearn.core.erasure import Erasure
+from unlearn.diffusers_backend.load import load_pipeline
+from unlearn.diffusers_backend.model import DiffusersModel
 
 NAME = "guitar_(music)"
 SENTENCES = [f"a photo of a {NAME}", "a photo of a guitar"]
@@ -44,7 +44,7 @@ CLIP, T5, QWEN = "IconCanvas", "T5, LTX", "Qwen 2.5, OmniGen 2"
 def layouts(pack: ModuleType) -> dict[str, Loaded]:
     with torch.inference_mode():
         found = {name: build(name) for name in (T5, QWEN)}
-        return {CLIP: Loaded(CLIP, *testbed.pack.checkpoint()[:2]), **found}
+        return {CLIP: Loaded(CLIP, *testbed.model.pack.checkpoint()[:2]), **found}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def other(folder: Path) -> DiffusersModel:
 
 
 def comfy_model(pack: ModuleType, loaded: Loaded) -> Any:
-    return pack.nodes.host.ComfyModel(loaded.model, loaded.clip, None, (64, 64))
+    return pack.nodes.backend.model.ComfyModel(loaded.model, loaded.clip, None, (64, 64))
 
 
 def drawn_by(clip: Any, prompt: str) -> torch.Tensor:
@@ -86,7 +86,7 @@ def test_parentheses_reach_the_encoder(pack: ModuleType, layouts: dict, name: st
         torch.testing.assert_close(together, found.expand(2, -1, -1), rtol=1e-4, atol=1e-4)
         if name != QWEN:  # its vectors are not of the words that it has alone
             vectors = model.vocabulary().of("cat")[None, None]
-            filled = model.encode_filled([f"{{}} {SENTENCES[0]}"], vectors).cross
+            filled = model.encode_with_embeddings([f"{{}} {SENTENCES[0]}"], vectors).cross
             torch.testing.assert_close(
                 filled, drawn_by(loaded.clip, f"cat {escaped}").to(filled), rtol=1e-4, atol=1e-4
             )
@@ -95,7 +95,7 @@ def test_parentheses_reach_the_encoder(pack: ModuleType, layouts: dict, name: st
 @pytest.mark.parametrize("name", ["Qwen 2.5 VL, LongCat", "GPT-OSS, Lens", "Gemma 2, PixelDiT"])
 @torch.inference_mode()
 def test_a_tokenizer_without_weights_gets_no_backslashes(pack: ModuleType, name: str) -> None:
-    clip, words = other_encoder_layouts.build(name).clip, pack.nodes.words
+    clip, words = other_encoder_layouts.build(name).clip, pack.nodes.backend.words
     (own,) = words.readings(clip, "cat (dog)")
     (tokens,) = words.tokenized(clip, "a photo of a cat (dog)").values()
     numbers = [int(token[0]) for token in tokens[0]]
@@ -164,7 +164,7 @@ def test_compare_draws_the_concept_by_its_letters_and_prompts_as_they_are_typed(
 @torch.inference_mode()
 def test_each_encoder_reads_other_words(pack: ModuleType, layouts: dict) -> None:
     """CLIP no capitals, T5 neither emoji nor Chinese, a language model all."""
-    typed = pack.nodes.words.typed_concepts
+    typed = pack.nodes.backend.words.typed_concepts
     clips = {name: loaded.clip for name, loaded in layouts.items()}
     assert typed(clips[CLIP], "Fox, fox, owl,FOX") == ["Fox", "owl"]
     for name in (T5, QWEN):

@@ -12,8 +12,8 @@ import small_pipelines
 import torch
 from safetensors.torch import save_file
 
-from unlearn.diffusers_files import ModelError, load_pipeline
-from unlearn.diffusers_model import DiffusersModel
+from unlearn.diffusers_backend.load import ModelError, load_pipeline
+from unlearn.diffusers_backend.model import DiffusersModel
 
 Tensors = dict[str, torch.Tensor]
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"

@@ -22,15 +22,15 @@ from diffusers import AutoencoderTiny, DiffusionPipeline, StableDiffusionPipelin
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from testbed import samples
-from testbed.patience import finish
+from testbed.host.patience import finish
+from testbed.model import samples
 from unlearn.__main__ import main
-from unlearn.commands.output import Failure, check_space, new_folder
-from unlearn.diffusers_apply import applied
-from unlearn.diffusers_files import load_pipeline
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.erasure import Erasure
-from unlearn.program import COMMANDS, parser
+from unlearn.cli.output import Failure, check_space, new_folder
+from unlearn.cli.program import COMMANDS, parser
+from unlearn.core.erasure import Erasure
+from unlearn.diffusers_backend.apply import applied
+from unlearn.diffusers_backend.load import load_pipeline
+from unlearn.diffusers_backend.model import DiffusersModel
 
 PICTURES = [str(samples.FOLDER / f"mushroom_{i}.png") for i in (1, 2)]
 QUICK = ["--images", *PICTURES, "--steps", "2", "--no-verdict", *CPU]
@@ -159,8 +159,8 @@ def test_erase_writes_an_erasure_that_says_where_it_came_from(full: Path) -> Non
 
 
 def test_erase_is_the_method_itself(model: DiffusersModel, low_rank: Path) -> None:
-    from unlearn.commands.pictures import batch, read_pictures
-    from unlearn.few_shot import FewShotSettings, few_shot
+    from unlearn.cli.pictures import batch, read_pictures
+    from unlearn.methods.few_shot import FewShotSettings, few_shot
 
     images = batch(read_pictures([Path(name) for name in PICTURES]), (128, 128))
     settings = FewShotSettings(max_steps=2, rank=4)
@@ -251,7 +251,9 @@ def test_a_checkpoint_file_is_the_same_model(folder: Path, full: Path, tmp_path:
     assert main(["show", str(full), *options]) == 0
     single = DiffusersModel(load_pipeline(checkpoint, folder))
     assert isinstance(single.vae, AutoencoderTiny)
-    assert single.base(single.weights) == DiffusersModel(load_pipeline(folder)).base(single.weights)
+    assert single.fingerprints(single.weights) == DiffusersModel(
+        load_pipeline(folder)
+    ).fingerprints(single.weights)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from commands import CPU, sentence
 from small_pipelines import read
 
 from unlearn.__main__ import main
-from unlearn.commands import probe, show
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.erasure import NETWORK, Erasure
-from unlearn.probe import ATTACKS, ProbeSettings, settings
+from unlearn.cli import probe, show
+from unlearn.core.erasure import NETWORK, Erasure
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.evaluate.probe import ATTACKS, ProbeSettings, settings
 
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 TO_K = NETWORK + "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
@@ -76,7 +76,7 @@ def test_a_base_cannot_be_told_without_fingerprints(
 def test_a_receipt_of_nothing_in_particular_cannot_be_written(
     folder: Path, model: DiffusersModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = make(model, tmp_path / "a.safetensors", FC1, base=model.base([FC1]))
+    file = make(model, tmp_path / "a.safetensors", FC1, base=model.fingerprints([FC1]))
     before = file.read_bytes()
     assert sentence(["show", file, "--base", folder, "--record"], capsys) == (
         "a.safetensors does not say what it is of, so nothing can be asked for; use probe with "
@@ -88,7 +88,11 @@ def test_a_receipt_of_nothing_in_particular_cannot_be_written(
 def test_a_receipt_is_written_and_told_as_json(
     folder: Path, model: DiffusersModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = {"concepts": ["cat"], "base": model.base([FC1]), "settings": {"protect": ["tree"]}}
+    record = {
+        "concepts": ["cat"],
+        "base": model.fingerprints([FC1]),
+        "settings": {"protect": ["tree"]},
+    }
     file = make(model, tmp_path / "a.safetensors", FC1, **record)
     was = Erasure.load(file).delta(FC1)
     assert main(["show", str(file), "--base", str(folder), "--record", "--json", *CPU]) == 0

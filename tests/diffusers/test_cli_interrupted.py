@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from unlearn.__main__ import main
-from unlearn.commands import erase
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.erasure import Erasure
-from unlearn.model import Edit
-from unlearn.resume import Resume
+from unlearn.cli import erase
+from unlearn.core.edit import Edit
+from unlearn.core.erasure import Erasure
+from unlearn.core.resume import Resume
+from unlearn.diffusers_backend.model import DiffusersModel
 
 STEPS, CUT = 4, 3
 METHODS = {
@@ -200,7 +200,7 @@ def test_a_full_disk_loses_no_training(
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr("unlearn.erasure.save_file", full)
+        patch.setattr("unlearn.core.erasure.save_file", full)
         said = sentence(run, capsys)
     assert "a.safetensors cannot be written (No space left on device)" in said
     assert said.endswith("free some space, and the same command goes on from its last state.\n")

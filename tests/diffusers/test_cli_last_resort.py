@@ -17,12 +17,12 @@ from conftest import ROOT
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from testbed.patience import finish
+from testbed.host.patience import finish
 from unlearn import __main__ as program
 from unlearn.__main__ import main
-from unlearn.commands import show
-from unlearn.commands.output import RECEIPT, Failure, new_folder
-from unlearn.erasure import Erasure
+from unlearn.cli import show
+from unlearn.cli.output import RECEIPT, Failure, new_folder
+from unlearn.core.erasure import Erasure
 
 KEY = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.bias"
 INTERRUPTED = "\nInterrupted; nothing was written.\n"

@@ -13,10 +13,10 @@ from commands import CPU, sentence
 from safetensors.torch import load_file
 
 from unlearn.__main__ import main
-from unlearn.diffusers_apply import applied
-from unlearn.diffusers_files import load_pipeline
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.erasure import Erasure
+from unlearn.core.erasure import Erasure
+from unlearn.diffusers_backend.apply import applied
+from unlearn.diffusers_backend.load import load_pipeline
+from unlearn.diffusers_backend.model import DiffusersModel
 
 METHODS = {
     "few_shot": ["--shots", "1"],
@@ -60,7 +60,9 @@ def test_half_precision_learns_nearly_the_same(
     original, changes = prediction(model), []
     for name, more in (("whole", []), ("half", ["--half"])):
         found = erase(folder, tmp_path / f"{name}.safetensors", method, *more)
-        assert found.record["base"] == model.base(found.deltas), "it belongs to the whole weights"
+        assert found.record["base"] == model.fingerprints(found.deltas), (
+            "it belongs to the whole weights"
+        )
         assert all(found.delta(key).isfinite().all() for key in found.deltas)
         with applied(model, found):
             changes.append(prediction(model) - original)

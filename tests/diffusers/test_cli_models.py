@@ -17,11 +17,11 @@ from small_pipelines import read
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from unlearn.__main__ import main
-from unlearn.diffusers_apply import applied
-from unlearn.diffusers_files import load_pipeline
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.erasure import NETWORK, Erasure
-from unlearn.model import Conditioning
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.erasure import NETWORK, Erasure
+from unlearn.diffusers_backend.apply import applied
+from unlearn.diffusers_backend.load import load_pipeline
+from unlearn.diffusers_backend.model import DiffusersModel
 
 PROMPT = "a photo of a cat"
 METHODS = {
@@ -182,7 +182,9 @@ def test_what_sd2_predicts_is_read_as_its_own_scheduler_reads_it(folders: dict[s
     scheduler.set_timesteps(1000)
     noisy = scheduler.add_noise(x0, noise, t.long())
     theirs = scheduler.step(v + 0.1, 600, noisy).pred_original_sample
-    assert torch.allclose(model.clean(model.noised(x0, noise, t), t, v + 0.1), theirs, atol=1e-4)
+    assert torch.allclose(
+        model.predict_x0(model.add_noise(x0, noise, t), t, v + 0.1), theirs, atol=1e-4
+    )
 
 
 def test_an_sd2_erasure_does_the_same_in_comfyui(
@@ -204,7 +206,9 @@ def test_an_sd2_erasure_does_the_same_in_comfyui(
                 table[: len(weight) - 2], table[-2:] = weight[:-2], weight[-2:]
             elif not key.startswith(NETWORK):
                 clip.cond_stage_model.get_parameter(key).copy_(weight)
-        theirs, _ = pack.nodes.apply.erased_clip(clip, pack.unlearn.erasure.Erasure.load(file))
+        theirs, _ = pack.nodes.backend.apply.erased_clip(
+            clip, pack.unlearn.core.erasure.Erasure.load(file)
+        )
         own, found = (one.encode_from_tokens(one.tokenize(PROMPT)) for one in (clip, theirs))
     before = encoded(pipeline).cross
     change = erased(pipeline, file).cross - before

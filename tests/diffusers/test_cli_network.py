@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from small_pipelines import read
 
 from unlearn.__main__ import main
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.erasure import NETWORK, Erasure
+from unlearn.core.erasure import NETWORK, Erasure
+from unlearn.diffusers_backend.model import DiffusersModel
 
 RANK = 3
 SELECTIONS = ("cross-attention", "outside-cross-attention")
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(model: DiffusersModel, file: Path, select: str, rank: int = 0) -> Erasure:
     """Changes of a tenth of the weights' size, whose singular values fall slowly."""
     generator, deltas = torch.Generator().manual_seed(0), {}
-    for key, weight in model.selected("unet", select).items():
+    for key, weight in model.selected("denoiser", select).items():
         rows, columns = len(weight), weight[0].numel()
         size = 0.1 * weight.square().mean().sqrt()
         if rank and weight.ndim > 1:
@@ -42,7 +42,7 @@ def make(model: DiffusersModel, file: Path, select: str, rank: int = 0) -> Erasu
             deltas[key] = {"lora_up": size * up, "lora_down": down}
         else:
             deltas[key] = {"diff": size * torch.randn(weight.shape, generator=generator)}
-    record = {"concepts": ["cat"], "base": model.base(deltas)}
+    record = {"concepts": ["cat"], "base": model.fingerprints(deltas)}
     Erasure(deltas, record).save(file, torch.float32)
     return Erasure.load(file)
 
@@ -124,7 +124,7 @@ def exported(
 ) -> dict[str, torch.Tensor]:
     """What a LoRA, put on the pipeline, adds to the network's weights and biases."""
     model = DiffusersModel(own)
-    modules = {module: name for name, module in model.views["unet"].named_modules()}
+    modules = {module: name for name, module in model.views["denoiser"].named_modules()}
     run = ["export", str(folder), str(file), "--as", "lora", *more, "-o", str(lora)]
     assert main(run) == 0
     own.load_lora_weights(lora.parent, weight_name=lora.name)

@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from unlearn.__main__ import main
-from unlearn.commands.cpdm_measure import load_clip, read
-from unlearn.commands.cpdm_set import Caption, check_same, read_captions, read_works
-from unlearn.commands.output import Failure
-from unlearn.cpdm import semantic_distance, style_distance
-from unlearn.diffusers_files import load_pipeline
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.erasure import Erasure
-from unlearn.inception import load_inception
+from unlearn.cli.cpdm.dataset import Caption, check_same, read_captions, read_works
+from unlearn.cli.cpdm.measure import load_clip, read
+from unlearn.cli.output import Failure
+from unlearn.core.erasure import Erasure
+from unlearn.diffusers_backend.load import load_pipeline
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.evaluate.cpdm.inception import load_inception
+from unlearn.evaluate.cpdm.metric import semantic_distance, style_distance
 
 WORKS = {"fox_1": "a photo of a fox, flat style", "ink.sea": "a painting of the sea"}
 CPU = torch.device("cpu")
@@ -252,7 +252,7 @@ def test_build_draws_what_the_model_draws_and_goes_on(
         "ink.sea_00003.png",
     ]
     own = DiffusersModel(load_pipeline(model), size=(64, 64))
-    wanted = own.images(own.sample([WORKS["ink.sea"]] * 2, 23, 3, 9.0))[1]
+    wanted = own.decode_latents(own.sample([WORKS["ink.sea"]] * 2, 23, 3, 9.0))[1]
     assert (read(generated / names[3]) - wanted).abs().max() < 0.01
     before = {name: (generated / name).read_bytes() for name in names}
     (generated / names[3]).unlink()

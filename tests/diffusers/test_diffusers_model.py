@@ -30,22 +30,26 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from testbed import diffusers_pipeline, samples
-from unlearn.commands.pictures import batch, read_pictures
-from unlearn.diffusers_apply import applied, base_warning
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.domain_correction import DomainCorrectionSettings, domain_correction
-from unlearn.erasure import NETWORK, Erasure, ErasureError
-from unlearn.few_shot import FewShotSettings, denoising_loss, few_shot
-from unlearn.host_names import encoder_modules, network_modules, view
-from unlearn.key_step import KeyStepSettings, key_step
-from unlearn.lora import loras, save_lora, save_peft
-from unlearn.model import Conditioning, Edit
+from testbed.model import samples
+from testbed.motion import pipeline as diffusers_pipeline
+from unlearn.cli.pictures import batch, read_pictures
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.denoising import denoising_loss
+from unlearn.core.edit import Edit
+from unlearn.core.erasure import NETWORK, Erasure, ErasureError
+from unlearn.diffusers_backend.apply import applied, base_warning
+from unlearn.diffusers_backend.comfy_names import encoder_modules, network_modules, view
+from unlearn.diffusers_backend.lora import loras, save_lora, save_peft
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.methods.domain_correction import DomainCorrectionSettings, domain_correction
+from unlearn.methods.few_shot import FewShotSettings, few_shot
+from unlearn.methods.key_step import key_step
+from unlearn.methods.parts.key_step_settings import KeyStepSettings
 
 PROMPTS = ["a photo of a cat", "", "two red mushrooms, ink style"]
 SELECTIONS = {
     "encoder": ("mlp-final-attn", "mlp", "attention", "all"),
-    "unet": ("cross-attention", "cross-attention-kv", "outside-cross-attention"),
+    "denoiser": ("cross-attention", "cross-attention-kv", "outside-cross-attention"),
 }
 FC1 = "clip_l.transformer.text_model.encoder.layers.2.mlp.fc1.weight"
 
@@ -87,7 +91,7 @@ def noisy(
     generator = torch.Generator().manual_seed(seed)
     x0, noise = model.noise(count, generator), model.noise(count, generator)
     t = torch.linspace(1.0, 990.25, count)
-    return x0, noise, t, model.noised(x0, noise, t)
+    return x0, noise, t, model.add_noise(x0, noise, t)
 
 
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -103,7 +107,7 @@ def random_erasure(model: DiffusersModel, part: str, select: str, rank: int = 0)
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.data.copy_(0.1 * noise * (delta.scale if delta.full is not None else 0.3))
     deltas = {key: delta.tensors() for key, delta in edit.deltas.items()}
-    return Erasure(deltas, {"concepts": ["cat"], "base": model.base(deltas)})
+    return Erasure(deltas, {"concepts": ["cat"], "base": model.fingerprints(deltas)})
 
 
 def of_several_ranks(erasure: Erasure) -> Erasure:
@@ -250,7 +254,7 @@ def test_encoders_weights_have_the_hosts_names_order_and_shapes(
 
 
 def test_view_holds_the_pipelines_own_modules(model: DiffusersModel) -> None:
-    middle = model.views["unet"].get_submodule("middle_block.1.transformer_blocks.0.attn2.to_k")
+    middle = model.views["denoiser"].get_submodule("middle_block.1.transformer_blocks.0.attn2.to_k")
     assert middle is model.network.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
     ids = {id(weight) for weight in model.weights.values()}
     assert ids == {
@@ -329,7 +333,7 @@ def test_recomputing_activations_changes_no_gradient(pipeline: StableDiffusionPi
     for checkpointing in (False, True):
         model = DiffusersModel(pipeline, checkpointing=checkpointing)
         try:
-            with model.edit("unet", "cross-attention") as edit:
+            with model.edit("denoiser", "cross-attention") as edit:
                 unreached(model, edit)
                 found.append({key: delta.full.grad for key, delta in edit.deltas.items()})
         finally:
@@ -341,7 +345,7 @@ def test_recomputing_activations_changes_no_gradient(pipeline: StableDiffusionPi
 
 def test_first_token_takes_no_gradient_in_keys_and_values(model: DiffusersModel) -> None:
     _, _, t, x = noisy(model, 1)
-    with model.edit("unet", "cross-attention-kv") as edit:
+    with model.edit("denoiser", "cross-attention-kv") as edit:
         first = Conditioning(model.encode(PROMPTS[:1]).cross[:, :1])
         model.predict(x, t, first).square().mean().backward()
         assert all(not delta.full.grad.any() for delta in edit.deltas.values())
@@ -351,7 +355,7 @@ def test_first_token_takes_no_gradient_in_keys_and_values(model: DiffusersModel)
 def test_clean_undoes_noised_and_target(pipeline: StableDiffusionPipeline, prediction: str) -> None:
     model = DiffusersModel(rescheduled(pipeline, prediction_type=prediction))
     x0, noise, t, x = noisy(model, 5)
-    assert torch.allclose(model.clean(x, t, model.target(x0, noise, t)), x0, atol=1e-4)
+    assert torch.allclose(model.predict_x0(x, t, model.target(x0, noise, t)), x0, atol=1e-4)
 
 
 def rescheduled(pipeline: StableDiffusionPipeline, **options: Any) -> StableDiffusionPipeline:
@@ -367,7 +371,7 @@ def test_schedule_that_ends_in_pure_noise_stays_finite(pipeline: StableDiffusion
     assert model.sigmas[-1] > 4000
     x0, noise, _, _ = noisy(model, 1)
     t = torch.tensor([999.0])
-    assert model.noised(x0, noise, t).isfinite().all()
+    assert model.add_noise(x0, noise, t).isfinite().all()
     assert model.target(x0, noise, t).isfinite().all()
 
 
@@ -441,10 +445,10 @@ def test_half_precision_is_the_same_base(
     pipeline: StableDiffusionPipeline, dtype: torch.dtype
 ) -> None:
     model = DiffusersModel(copy.deepcopy(pipeline), size=(64, 64))
-    before = model.base(model.weights)
+    before = model.fingerprints(model.weights)
     model.halve(dtype)
     assert next(model.network.parameters()).dtype == dtype
-    assert model.base(model.weights) == before
+    assert model.fingerprints(model.weights) == before
 
 
 @pytest.mark.parametrize("rank", [0, 4])
@@ -477,7 +481,7 @@ def test_lora_of_the_network_loads_through_diffusers(
     pipeline: StableDiffusionPipeline, model: DiffusersModel, select: str, tmp_path: Path
 ) -> None:
     """Convolutions, too, layers that have no bias beside ones that do, and of several ranks."""
-    found = of_several_ranks(random_erasure(model, "unet", select, rank=3))
+    found = of_several_ranks(random_erasure(model, "denoiser", select, rank=3))
     _, _, t, x = noisy(model, 2)
     prompts = model.encode(PROMPTS[:2])
     with torch.no_grad(), applied(model, found):
@@ -496,7 +500,7 @@ def test_lora_of_the_network_loads_through_diffusers(
 
 def test_a_lora_says_how_each_of_its_ranks_is_scaled(model: DiffusersModel, tmp_path: Path) -> None:
     """diffusers before 0.40, which guesses by the first, reads it here, too."""
-    found = of_several_ranks(random_erasure(model, "unet", "cross-attention", rank=3))
+    found = of_several_ranks(random_erasure(model, "denoiser", "cross-attention", rank=3))
     (lora,) = loras(model, found)
     save_lora([lora], tmp_path / "a.safetensors", found.record)
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
@@ -630,7 +634,7 @@ def test_xl_gradient_reaches_every_selected_weight_of_both_encoders(
             missing = unreached(xl, edit)
             names = {key.partition(".")[0] for key in edit.deltas}
         assert [key for key in missing if not key.startswith(unread)] == []
-        assert part == "unet" or names == {"clip_l", "clip_g"}
+        assert part == "denoiser" or names == {"clip_l", "clip_g"}
     assert all(torch.equal(xl.weights[key], value) for key, value in before.items())
 
 
@@ -740,7 +744,7 @@ class Pair:
 
 @pytest.fixture
 def pair(pack: ModuleType, parts: tuple, model: DiffusersModel) -> Iterator[Pair]:
-    host_model = pack.nodes.host.ComfyModel(*parts, size=(128, 128))
+    host_model = pack.nodes.backend.model.ComfyModel(*parts, size=(128, 128))
     with torch.inference_mode(), host_model.training():  # as in the body of a node
         yield Pair(pack, host_model, model)
 
@@ -752,7 +756,7 @@ def test_both_encode_alike(
     ours = DiffusersModel(model.pipeline, clip_skip=clip_skip)
     clip = parts[1].clone()
     clip.clip_layer(-1 - clip_skip)
-    theirs = pack.nodes.host.ComfyModel(parts[0], clip, parts[2])
+    theirs = pack.nodes.backend.model.ComfyModel(parts[0], clip, parts[2])
     with torch.inference_mode(), theirs.training(), torch.no_grad():
         wanted, found = theirs.encode(PROMPTS).cross, ours.encode(PROMPTS).cross
         assert list(theirs._weights("encoder", "mlp-final-attn")) == list(
@@ -766,15 +770,15 @@ def test_both_predict_and_draw_alike(pair: Pair, pictures: torch.Tensor) -> None
     x0, noise, t, x = noisy(comfy, 5)
     with torch.no_grad():
         prompts = ours.encode([*PROMPTS, "a dog", "ink"])
-        theirs = pair.pack.unlearn.model.Conditioning(prompts.cross)
+        theirs = pair.pack.unlearn.core.model.Conditioning(prompts.cross)
         wanted = comfy.predict(x, t, theirs)
-        assert relative(ours.noised(x0, noise, t), x) < 1e-5
+        assert relative(ours.add_noise(x0, noise, t), x) < 1e-5
         assert relative(ours.predict(x, t, prompts), wanted) < 1e-6
         assert relative(ours.target(x0, noise, t), comfy.target(x0, noise, t)) < 1e-6
-        assert relative(ours.clean(x, t, wanted), comfy.clean(x, t, wanted)) < 1e-6
-        latents = comfy.latents(pictures)
-        assert relative(ours.latents(pictures), latents) < 1e-7
-        assert relative(ours.images(latents), comfy.images(latents)) < 1e-4
+        assert relative(ours.predict_x0(x, t, wanted), comfy.predict_x0(x, t, wanted)) < 1e-6
+        latents = comfy.encode_images(pictures)
+        assert relative(ours.encode_images(pictures), latents) < 1e-7
+        assert relative(ours.decode_latents(latents), comfy.decode_latents(latents)) < 1e-4
         drawn = comfy.sample(PROMPTS, seed=3, steps=6)
         assert relative(ours.sample(PROMPTS, seed=3, steps=6), drawn) < 1e-4
 
@@ -786,14 +790,14 @@ def test_both_mean_the_same_by_v_prediction(
 
     (patched,) = sampling.ModelSamplingDiscrete().patch(parts[0], "v_prediction", zsnr=False)
     ours = DiffusersModel(rescheduled(model.pipeline, prediction_type="v_prediction"))
-    comfy = pack.nodes.host.ComfyModel(patched, *parts[1:], size=(128, 128))
+    comfy = pack.nodes.backend.model.ComfyModel(patched, *parts[1:], size=(128, 128))
     with torch.inference_mode(), comfy.training(), torch.no_grad():
         x0, noise, t, x = noisy(comfy, 5)
         prompts = ours.encode([*PROMPTS, "a dog", "ink"])
-        wanted = comfy.predict(x, t, pack.unlearn.model.Conditioning(prompts.cross))
+        wanted = comfy.predict(x, t, pack.unlearn.core.model.Conditioning(prompts.cross))
         assert relative(ours.predict(x, t, prompts), wanted) < 1e-4
         assert relative(ours.target(x0, noise, t), comfy.target(x0, noise, t)) < 1e-4
-        assert relative(ours.clean(x, t, wanted), comfy.clean(x, t, wanted)) < 1e-4
+        assert relative(ours.predict_x0(x, t, wanted), comfy.predict_x0(x, t, wanted)) < 1e-4
 
 
 @pytest.mark.parametrize("part", SELECTIONS)
@@ -803,7 +807,7 @@ def test_both_select_the_same_weights_in_the_same_order(pair: Pair, part: str) -
         # CLIP-L's projection takes no gradient: no pipeline has it.
         wanted = [key for key in theirs if "text_projection" not in key]
         assert list(ours) == wanted
-        assert pair.ours.base(wanted) == pair.comfy.base(wanted)
+        assert pair.ours.fingerprints(wanted) == pair.comfy.fingerprints(wanted)
 
 
 @pytest.fixture
@@ -846,7 +850,7 @@ def test_both_learn_the_same_erasure_each_in_its_own_arithmetic(
 
 def both_learn(pair: Pair, pictures: torch.Tensor, **options: Any) -> tuple[Erasure, Any]:
     """Few-shot erasures of the mushroom: by diffusers and by ComfyUI."""
-    methods = pair.pack.unlearn.few_shot
+    methods = pair.pack.unlearn.methods.few_shot
     ours = few_shot(pair.ours, ["mushroom"], pictures, FewShotSettings(**options))
     settings = methods.FewShotSettings(**options)
     return ours, methods.few_shot(pair.comfy, ["mushroom"], pictures, settings)
@@ -889,7 +893,7 @@ def predictions(model: DiffusersModel, *erasures: Any) -> list[torch.Tensor]:
 @pytest.mark.slow
 def test_both_learn_the_same_from_what_the_model_draws(pair: Pair, small_runs: None) -> None:
     options = {"max_steps": 2, "shots": 1, "rank": 4}
-    methods = pair.pack.unlearn.few_shot
+    methods = pair.pack.unlearn.methods.few_shot
     theirs = methods.few_shot(pair.comfy, ["cat"], None, methods.FewShotSettings(**options))
     ours = few_shot(pair.ours, ["cat"], None, FewShotSettings(**options))
     assert_same_erasure(pair, ours, theirs)
@@ -898,7 +902,7 @@ def test_both_learn_the_same_from_what_the_model_draws(pair: Pair, small_runs: N
 def test_both_learn_the_same_key_steps(alike: Pair) -> None:
     options = {"mode": "paper", "steps": 3, "start": 1, "iterations": 2, "rank": 2}
     options["trainable"] = "cross-attention"
-    methods = alike.pack.unlearn.key_step
+    methods = alike.pack.unlearn.methods.key_step
     theirs = methods.key_step(alike.comfy, ["cat"], methods.KeyStepSettings(**options))
     ours = key_step(alike.ours, ["cat"], KeyStepSettings(**options))
     assert_same_erasure(alike, ours, theirs, 1e-4)
@@ -907,7 +911,7 @@ def test_both_learn_the_same_key_steps(alike: Pair) -> None:
 @pytest.mark.slow
 def test_both_learn_the_same_domain_correction(pair: Pair) -> None:
     options = {"mode": "paper", "pictures": 2, "iterations": 3, "alone": 1, "batch": 2}
-    methods = pair.pack.unlearn.domain_correction
+    methods = pair.pack.unlearn.methods.domain_correction
     settings = methods.DomainCorrectionSettings(**options)
     theirs = methods.domain_correction(pair.comfy, ["cat"], settings)
     ours = domain_correction(pair.ours, ["cat"], DomainCorrectionSettings(**options))
@@ -924,35 +928,37 @@ def test_one_file_serves_both(
     rank: int,
     tmp_path: Path,
 ) -> None:
-    part = "encoder" if select == "mlp-final-attn" else "unet"
+    part = "encoder" if select == "mlp-final-attn" else "denoiser"
     found = random_erasure(model, part, select, rank)
     found.save(tmp_path / "a.safetensors", torch.float32)
-    theirs = pack.unlearn.erasure.Erasure.load(tmp_path / "a.safetensors")
+    theirs = pack.unlearn.core.erasure.Erasure.load(tmp_path / "a.safetensors")
     with torch.inference_mode():
-        patched_model, patched_clip = pack.nodes.apply.erased(parts[0], parts[1], theirs)
-        own = parts[0] if part == "unet" else parts[1].patcher
-        assert pack.nodes.apply.base_warning(own, theirs, list(theirs.deltas)) == ""
-        comfy = pack.nodes.host.ComfyModel(patched_model, patched_clip, parts[2], (128, 128))
+        patched_model, patched_clip = pack.nodes.backend.apply.erased(parts[0], parts[1], theirs)
+        own = parts[0] if part == "denoiser" else parts[1].patcher
+        assert pack.nodes.backend.apply.base_warning(own, theirs, list(theirs.deltas)) == ""
+        comfy = pack.nodes.backend.model.ComfyModel(
+            patched_model, patched_clip, parts[2], (128, 128)
+        )
         with comfy.training(), torch.no_grad(), applied(model, found):
             _, _, t, x = noisy(model, 2)
             cross, wanted = model.encode(PROMPTS[:2]), comfy.encode(PROMPTS[:2])
             # The host adds the deltas to an encoder that it keeps in half precision.
             assert relative(cross.cross, wanted.cross) < 2e-3
-            prediction = comfy.predict(x, t, pack.unlearn.model.Conditioning(cross.cross))
+            prediction = comfy.predict(x, t, pack.unlearn.core.model.Conditioning(cross.cross))
             assert relative(model.predict(x, t, cross), prediction) < 1e-4
 
 
 def test_erasure_made_in_comfyui_applies_here(
     pair: Pair, parts: tuple, pictures: torch.Tensor, tmp_path: Path
 ) -> None:
-    methods = pair.pack.unlearn.few_shot
+    methods = pair.pack.unlearn.methods.few_shot
     made = methods.few_shot(
         pair.comfy, ["mushroom"], pictures, methods.FewShotSettings(max_steps=2)
     )
     made.save(tmp_path / "a.safetensors")
     found = Erasure.load(tmp_path / "a.safetensors")
     assert base_warning(pair.ours, found) == ""
-    clip, _ = pair.pack.nodes.apply.erased_clip(parts[1], made)
+    clip, _ = pair.pack.nodes.backend.apply.erased_clip(parts[1], made)
     wanted = clip.encode_from_tokens(clip.tokenize("a photo of a mushroom"))
     with applied(pair.ours, found):
         ours = conditioning(pair.ours, "a photo of a mushroom")
@@ -970,7 +976,7 @@ def test_xl_is_alike_in_both(pack: ModuleType, host: ModuleType, xl: DiffusersMo
         for key, weight in xl.weights.items():
             prefix = NETWORK if key.startswith(NETWORK) else ""
             roots[prefix].get_parameter(key.removeprefix(prefix)).copy_(weight)
-        comfy = pack.nodes.host.ComfyModel(built.model, built.clip, None, (SIDE, SIDE))
+        comfy = pack.nodes.backend.model.ComfyModel(built.model, built.clip, None, (SIDE, SIDE))
         with comfy.training(), torch.no_grad():
             wanted, found = comfy.encode(PROMPTS), xl.encode(PROMPTS)
             assert relative(found.cross, wanted.cross) < 1e-5

@@ -12,9 +12,9 @@ import torch
 from commands import CPU, sentence
 from PIL import Image
 
-from testbed import samples
+from testbed.model import samples
 from unlearn.__main__ import main
-from unlearn.erasure import Erasure
+from unlearn.core.erasure import Erasure
 
 PICTURES = [str(samples.FOLDER / f"mushroom_{i}.png") for i in (1, 3)]
 WORDS = "cat, pizza, mushroom, house"
@@ -89,9 +89,9 @@ def test_it_proposes_what_an_erasure_moved_along(
 
 def test_the_model_stays_what_it_is(folder: Path, shaken: Path) -> None:
     """Asked again after an erasure was put on it, it moves each word as far."""
-    from unlearn.commands.identify import moved_along
-    from unlearn.commands.models import load_model
-    from unlearn.identify import Ranking, Word
+    from unlearn.cli.identify import moved_along
+    from unlearn.cli.models import load_model
+    from unlearn.evaluate.classifier import Ranking, Word
 
     model, ranking = load_model(folder), Ranking([Word("mushroom", 0.1, 0, 12)], 1.0, 1)
     erasure = Erasure.load(shaken)

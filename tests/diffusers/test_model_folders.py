@@ -20,12 +20,13 @@ from commands import sentence
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from unlearn import diffusers_files, diffusers_model
-from unlearn.commands.cpdm_measure import load_clip
-from unlearn.diffusers_files import ModelError, load_pipeline
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.erasure import Erasure
-from unlearn.model_folder import pickled
+from unlearn.cli.cpdm.measure import load_clip
+from unlearn.core.erasure import Erasure
+from unlearn.diffusers_backend import load as diffusers_files
+from unlearn.diffusers_backend import model as diffusers_model
+from unlearn.diffusers_backend.load import ModelError, load_pipeline
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.diffusers_backend.model_folder import pickled
 
 CODE = """
 from pathlib import Path

@@ -11,9 +11,9 @@ import pytest
 from commands import sentence
 from PIL import Image
 
-from unlearn.commands import pictures
-from unlearn.commands.output import Failure
-from unlearn.commands.pictures import batch, read_pictures
+from unlearn.cli import pictures
+from unlearn.cli.output import Failure
+from unlearn.cli.pictures import batch, read_pictures
 
 SIZE = (16, 12)
 

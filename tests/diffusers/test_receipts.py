@@ -12,12 +12,12 @@ import torch
 from commands import CPU, sentence
 
 from unlearn.__main__ import main
-from unlearn.commands.output import rewrite
-from unlearn.diffusers_apply import ways
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.erasure import Erasure, combine
-from unlearn.probe import ATTACKS, ProbeSettings, probe
-from unlearn.receipt import FIGURES, Figure, count_tolerance, near, receipt
+from unlearn.cli.output import rewrite
+from unlearn.core.erasure import Erasure, combine
+from unlearn.diffusers_backend.apply import ways
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.evaluate.probe import ATTACKS, ProbeSettings, probe
+from unlearn.evaluate.receipt import FIGURES, Figure, count_tolerance, near, receipt
 
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 QUICK = ProbeSettings(prompts=2, phrasings=1, draws=2, rivals=2, steps=2, guidance=5.0)
@@ -64,11 +64,11 @@ def folder(iconcanvas_folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def shaken(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An erasure that knows its base, by a shaken encoder, with a small receipt and probe."""
-    from unlearn.diffusers_files import load_pipeline
+    from unlearn.diffusers_backend.load import load_pipeline
 
     model = DiffusersModel(load_pipeline(folder))
     change = 0.1 * torch.randn(768, 192, generator=torch.Generator().manual_seed(0))
-    record = {"concepts": ["guitar"], "kind": "object", "base": model.base([FC1])}
+    record = {"concepts": ["guitar"], "kind": "object", "base": model.fingerprints([FC1])}
     file = tmp_path_factory.mktemp("erasures") / "shaken.safetensors"
     Erasure({FC1: {"diff": change}}, record).save(file)
     both = ways(model, Erasure.load(file))

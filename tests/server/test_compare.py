@@ -12,7 +12,7 @@ import torch
 from graphs import loader, node
 from PIL import Image, ImageDraw, ImageFont
 
-from testbed.server import Interrupted, Progress, PromptError, Server
+from testbed.host.server import Interrupted, Progress, PromptError, Server
 
 CONCEPT = "mushroom"
 PROMPTS = [f"a photo of a {CONCEPT}, noto style", f"a photo of a {CONCEPT}, ink style"]
@@ -34,8 +34,8 @@ def grey(value: float, count: int = 2, height: int = 40, width: int = 40) -> tor
 
 
 def test_before_stands_left_and_after_right(pack: ModuleType) -> None:
-    row = pack.unlearn.sheet.Row("a label", grey(0.2, 1), grey(0.8, 1))
-    picture = pack.unlearn.sheet.sheet({"concept": [row]}, ["a figure"])[0]
+    row = pack.unlearn.render.sheet.Row("a label", grey(0.2, 1), grey(0.8, 1))
+    picture = pack.unlearn.render.sheet.sheet({"concept": [row]}, ["a figure"])[0]
     width = picture.shape[1]
     for value, left in ((0.2, FIRST[0]), (0.8, width // 2 + 5)):
         part = picture[FIRST[1] : FIRST[1] + CELL, left : left + CELL]
@@ -50,7 +50,7 @@ def test_before_stands_left_and_after_right(pack: ModuleType) -> None:
 def test_pictures_of_any_shape_have_room(
     pack: ModuleType, height: int, width: int, count: int
 ) -> None:
-    sheet = pack.unlearn.sheet
+    sheet = pack.unlearn.render.sheet
     rows = [sheet.Row("x", grey(0.0, count, height, width), grey(0.0, count, height, width))] * 2
     picture = sheet.sheet({"a": rows[:1], "b": rows[1:]}, ["figures"])[0]
     longest = 256 if max(height, width) > 256 else 128
@@ -63,7 +63,7 @@ def test_pictures_of_any_shape_have_room(
 def test_long_texts_are_broken_between_words(pack: ModuleType) -> None:
     pen, font = ImageDraw.Draw(Image.new("RGB", (1, 1))), ImageFont.load_default(14)
     text = "a photo of a small mushroom beside a very large house, in the style of glossy"
-    lines = pack.unlearn.sheet.wrapped(pen, text, 200, font)
+    lines = pack.unlearn.render.sheet.wrapped(pen, text, 200, font)
     assert " ".join(lines) == text
     assert len(lines) > 2
     assert all(pen.textlength(line, font=font) <= 200 for line in lines)
@@ -73,14 +73,14 @@ def test_long_texts_are_broken_between_words(pack: ModuleType) -> None:
 
 
 def test_mean_change_of_a_pixel_by_hand(pack: ModuleType, compare: ModuleType) -> None:
-    row = pack.unlearn.sheet.Row
+    row = pack.unlearn.render.sheet.Row
     rows = [row("a", grey(0.2), grey(0.5)), row("b", grey(0.9), grey(0.8))]
     assert compare.changed(rows) == pytest.approx(0.2)
 
 
 def test_findings_count_and_average(pack: ModuleType, compare: ModuleType) -> None:
-    seen = pack.unlearn.remains.Seen
-    row = pack.unlearn.sheet.Row
+    seen = pack.unlearn.evaluate.detection.Seen
+    row = pack.unlearn.render.sheet.Row
     own, near = [row("a", grey(0.0), grey(0.4))], [row("b", grey(0.5), grey(0.51))]
     before, after = [seen(True, 0.2), seen(True, 0.1)], [seen(True, 0.06), seen(False, -0.1)]
     text = "\n".join(compare.findings(["fox"], before + after, own, near))
@@ -92,7 +92,7 @@ def test_findings_count_and_average(pack: ModuleType, compare: ModuleType) -> No
 
 
 def test_pictures_that_are_not_finite_are_no_erasure(pack: ModuleType, compare: ModuleType) -> None:
-    seen, row = pack.unlearn.remains.Seen, pack.unlearn.sheet.Row
+    seen, row = pack.unlearn.evaluate.detection.Seen, pack.unlearn.render.sheet.Row
     broken = grey(0.4)
     broken[1, 0, 0, 0] = torch.nan
     own, near = [row("a", grey(0.0), broken)], [row("b", grey(0.5), grey(0.5))]

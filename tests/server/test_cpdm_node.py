@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 from graphs import node, text
 
-from testbed.server import PromptError, Server
+from testbed.host.server import PromptError, Server
 
 FILE, OTHER = "fid.pth", "torchvision.safetensors"
 

@@ -18,10 +18,13 @@ import torch
 from conftest import input_folder
 from test_workflows import assert_fits, executed
 
-from testbed import drawings, evolved, motion, thumbnails, video_thumbnails
-from testbed.judge import Judge
-from testbed.server import Server, api_prompt
-from testbed.vocabulary import FRAMES
+from testbed.host import evolved
+from testbed.host.server import Server, api_prompt
+from testbed.model import drawings
+from testbed.model.judge import Judge
+from testbed.model.vocabulary import FRAMES
+from testbed.motion import motion
+from testbed.showcase import thumbnails, video_thumbnails
 
 pytestmark = pytest.mark.skipif(bool(evolved.missing()), reason=f"not run: {evolved.missing()}")
 WORKFLOW = video_thumbnails.ANIMATEDIFF
@@ -73,11 +76,11 @@ def test_it_draws_with_the_erased_encoder_what_the_testbed_draws(
     nodes: ModuleType, pack: ModuleType
 ) -> None:
     """Its clips are those that the motion modules in the host's UNet make, for either encoder."""
-    from testbed.pack import checkpoint
+    from testbed.model.pack import checkpoint
 
     model, clip, vae = checkpoint()
-    science, settings = pack.unlearn.few_shot, {"max_steps": 6, "seed": 0}
-    comfy_model = pack.nodes.host.ComfyModel(model, clip, vae, size=(128, 128))
+    science, settings = pack.unlearn.methods.few_shot, {"max_steps": 6, "seed": 0}
+    comfy_model = pack.nodes.backend.model.ComfyModel(model, clip, vae, size=(128, 128))
     with torch.inference_mode(), comfy_model.training():
         erasure = science.few_shot(
             comfy_model,
@@ -85,7 +88,7 @@ def test_it_draws_with_the_erased_encoder_what_the_testbed_draws(
             drawings.of("mushroom")[:2],
             science.FewShotSettings(**settings),
         )
-    _, erased = pack.nodes.apply.erased(model, clip, erasure)
+    _, erased = pack.nodes.backend.apply.erased(model, clip, erasure)
     text = "a photo of a mushroom, noto style, slide"
     with torch.inference_mode():
         theirs = run(

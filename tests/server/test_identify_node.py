@@ -11,11 +11,11 @@ import pytest
 import torch
 from graphs import loader, node, text
 
-from testbed import drawings
-from testbed.identify_bench import objects
-from testbed.server import Interrupted, Progress, PromptError, Server
-from testbed.vocabulary import HELD_OUT, STYLES
-from unlearn.erasure import Erasure
+from testbed.host.server import Interrupted, Progress, PromptError, Server
+from testbed.model import drawings
+from testbed.model.vocabulary import HELD_OUT, STYLES
+from testbed.studies.identify import objects
+from unlearn.core.erasure import Erasure
 
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 
@@ -26,17 +26,17 @@ FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 @pytest.fixture(scope="module")
 def model(pack: ModuleType):
     """IconCanvas as a DiffusionModel of the pack's own `unlearn`, open for asking."""
-    import testbed.pack
+    import testbed.model.pack
 
-    model = pack.nodes.host.ComfyModel(*testbed.pack.checkpoint(), size=(128, 128))
+    model = pack.nodes.backend.model.ComfyModel(*testbed.model.pack.checkpoint(), size=(128, 128))
     with torch.inference_mode(), model.training():
         yield model
 
 
 @pytest.mark.slow
 def test_it_names_drawings_that_the_model_was_never_shown(pack: ModuleType, model) -> None:
-    """A few of the benchmark's sets; `python -m testbed.identify_bench` measures all of them."""
-    ask = pack.unlearn.identify.identify
+    """A few of the benchmark's sets; `python -m testbed.studies.identify` measures all of them."""
+    ask = pack.unlearn.evaluate.classifier.identify
     sets = [one for one in objects() if one.answer in ("cat", "banana", "rocket", "bell")]
     rankings = [ask(model, one.images, one.words, draws=12) for one in sets]
     right = [ranking.best == one.answer for one, ranking in zip(sets, rankings)]
@@ -46,7 +46,7 @@ def test_it_names_drawings_that_the_model_was_never_shown(pack: ModuleType, mode
 
 @pytest.mark.slow
 def test_it_names_the_style_of_things_drawn_in_it(pack: ModuleType, model) -> None:
-    ask = pack.unlearn.identify.identify
+    ask = pack.unlearn.evaluate.classifier.identify
     words = {style: sorted(w for w, of in HELD_OUT if of == style)[:2] for style in ("ink", "flat")}
     things = [word for some in words.values() for word in some]
     for style, some in words.items():

@@ -16,9 +16,9 @@ from graphs import cached, distance, files, loader, node, text
 from PIL import Image
 from safetensors.torch import save_file
 
-from testbed.judge import Judge
-from testbed.server import Interrupted, Progress, PromptError, Server
-from unlearn.erasure import Erasure
+from testbed.host.server import Interrupted, Progress, PromptError, Server
+from testbed.model.judge import Judge
+from unlearn.core.erasure import Erasure
 
 CONCEPT = "mushroom"
 STYLES = ("flat", "noto", "glossy")

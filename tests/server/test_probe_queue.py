@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from graphs import loader, node, text
 
-from testbed.server import Interrupted, Progress, PromptError, Server
-from unlearn.probe import ATTACKS, CANNOT
+from testbed.host.server import Interrupted, Progress, PromptError, Server
+from unlearn.evaluate.probe import ATTACKS, CANNOT
 
 
 def probing(**inputs: Any) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def test_an_erasure_is_probed_and_saved_with_what_was_found(server: Server) -> N
     assert said.startswith("mushroom is suppressed, measured at 0%")
     assert CANNOT in said
     assert len(server.images(history, "probe")) == 1
-    from unlearn.erasure import Erasure
+    from unlearn.core.erasure import Erasure
 
     (file,) = Path(server.output).rglob("with_probe_*.safetensors")
     (record,) = Erasure.load(file).record["measured"]["probe"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from testbed.server import Interrupted, Progress, PromptError, Server
+from testbed.host.server import Interrupted, Progress, PromptError, Server
 
 
 def picture_prompt(width: int, prefix: str = "plain", radius: int = 1) -> dict:

@@ -15,9 +15,9 @@ import torch
 from graphs import cached, distance, drawn, files, latents, loader, node, text
 from safetensors.torch import load_file, save_file
 
-from testbed.checkpoint import WEIGHTS
-from testbed.server import Progress, PromptError, Server
-from unlearn.erasure import Erasure, full, parse
+from testbed.host.server import Progress, PromptError, Server
+from testbed.model.checkpoint import WEIGHTS
+from unlearn.core.erasure import Erasure, full, parse
 
 CONCEPT = "mushroom"
 METHODS = ("key_step", "domain_correction")

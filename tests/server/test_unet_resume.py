@@ -18,7 +18,7 @@ from graphs import cached, drawn, latents, loader, node, text
 from safetensors.torch import load_file, save_file
 from test_unet_nodes import UNET, each_method, one_method_by_default, quick, stock, unlearn
 
-from testbed.server import Interrupted, Progress, PromptError, Server, ServerError, extended
+from testbed.host.server import Interrupted, Progress, PromptError, Server, ServerError, extended
 
 # Stable Diffusion's layout at IconCanvas's size, but for all that attends to a prompt. The host
 # takes it for one of its models only where an extension says so.

@@ -16,8 +16,8 @@ import torch
 from conftest import SUPPORT
 from graphs import distance, drawn
 
-from testbed import thumbnails
-from testbed.server import Server, api_prompt, extended
+from testbed.host.server import Server, api_prompt, extended
+from testbed.showcase import thumbnails
 
 pytestmark = pytest.mark.slow
 LOADERS = {"UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2}  # and the outputs of TinyWan

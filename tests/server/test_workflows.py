@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from testbed import thumbnails, video_thumbnails
-from testbed.judge import Judge
-from testbed.server import NOT_EXECUTED, Server, api_prompt
+from testbed.host.server import NOT_EXECUTED, Server, api_prompt
+from testbed.model.judge import Judge
+from testbed.showcase import thumbnails, video_thumbnails
 
 FILES = sorted(thumbnails.FOLDER.glob("*.json"))
 DOCS = thumbnails.FOLDER.parent / "nodes" / "web" / "docs"

@@ -114,7 +114,7 @@ class CpuSeconds:
 
     def _found(self) -> dict[str, Any]:
         """All figures, dearest first; a row for each file and for each thing that tests share."""
-        from testbed.machine import machine
+        from testbed.host.machine import machine
 
         files: dict[str, dict[str, Any]] = {}
         for name, spent in self.tests.items():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from testbed.server import Server
+from testbed.host.server import Server
 
 
 def node(class_type: str, /, **inputs: Any) -> dict[str, Any]:

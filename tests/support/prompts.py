@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from testbed.server import TEXT
+from testbed.host.server import TEXT
 
 Prompt = dict[str, dict[str, Any]]
 

@@ -31,6 +31,6 @@ def _erasure(pack: ModuleType, patcher: Any, key: str, concept: str, record: dic
     weight = patcher.model.state_dict()[key].float()
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(concept)))
     deltas = {key: {"diff": weight.std() * noise}}
-    base = pack.nodes.identity.fingerprints(patcher, [key])
+    base = pack.nodes.backend.identity.fingerprints(patcher, [key])
     own = {"concepts": [concept], "kind": "object", "base": base}
-    return pack.unlearn.erasure.Erasure(deltas, {**own, **record})
+    return pack.unlearn.core.erasure.Erasure(deltas, {**own, **record})

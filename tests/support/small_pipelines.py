@@ -31,9 +31,9 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-import testbed.host
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.text_encoder_files import with_usual_names
+import testbed.host.process
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.diffusers_backend.save import with_usual_names
 
 TOKENS, LETTERS = 4096, 512
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -41,7 +41,7 @@ NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 
 def tokenizer(**options: Any) -> CLIPTokenizer:
     """CLIP's own with its first tokens and the two that begin and end a prompt: quickly read."""
-    source = testbed.host.path() / "comfy" / "sd1_tokenizer"
+    source = testbed.host.process.path() / "comfy" / "sd1_tokenizer"
     numbers = json.loads((source / "vocab.json").read_text(encoding="utf-8"))
     first = {token: number for token, number in numbers.items() if number < TOKENS - 2}
     vocabulary = first | {"<|startoftext|>": TOKENS - 2, "<|endoftext|>": TOKENS - 1}
@@ -122,7 +122,7 @@ def checkpoint(pipeline: DiffusionPipeline) -> dict[str, torch.Tensor]:
     model, to_file = DiffusersModel(pipeline), _conversion()
     tensors = {
         f"model.diffusion_model.{name}": weight
-        for name, weight in model.views["unet"].state_dict().items()
+        for name, weight in model.views["denoiser"].state_dict().items()
     }
     tensors |= {
         f"first_stage_model.{name}": weight
@@ -143,7 +143,7 @@ def checkpoint(pipeline: DiffusionPipeline) -> dict[str, torch.Tensor]:
 
 def _conversion() -> ModuleType:
     """ComfyUI's module for it, without ComfyUI."""
-    file = testbed.host.path() / "comfy" / "diffusers_convert.py"
+    file = testbed.host.process.path() / "comfy" / "diffusers_convert.py"
     spec = importlib.util.spec_from_file_location("diffusers_convert", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

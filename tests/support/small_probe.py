@@ -8,7 +8,7 @@ from typing import Any
 
 
 def small_probe(pack: ModuleType) -> Any:
-    made = pack.unlearn.probe.settings("quick", "object", steps=5, guidance=5.0, seed=0)
+    made = pack.unlearn.evaluate.probe.settings("quick", "object", steps=5, guidance=5.0, seed=0)
     own = {
         "ring_a_bell": {"steps": 1, "tokens": 4, "tries": 1, "pairs": 2},
         "unlearn_diff_atk": {"steps": 1, "tries": 1, "draws": 1, "first_steps": 2},

@@ -19,13 +19,14 @@ from typing import Literal
 import torch
 from torch import nn
 
-from unlearn.erasure import NETWORK, Erasure, fingerprint
-from unlearn.gap import Vocabulary
-from unlearn.model import Conditioning, Edit
-from unlearn.prompts import COMMON_WORDS
-from unlearn.readings import Reading
-from unlearn.select import encoder_weights, network_weights
-from unlearn.trajectory import ddim_step, guided, timesteps
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.ddim import ddim_step, guided, timesteps
+from unlearn.core.edit import Edit
+from unlearn.core.erasure import NETWORK, Erasure, fingerprint
+from unlearn.core.token_reading import Reading
+from unlearn.core.token_slots import Vocabulary
+from unlearn.core.trainable import encoder_weights, network_weights
+from unlearn.prompts.common_words import COMMON_WORDS
 
 
 class Attention(nn.Module):
@@ -119,7 +120,9 @@ class TinyModel:
     def token_count(self, words: str) -> int:
         return len(words.split())
 
-    def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
+    def encode_with_embeddings(
+        self, sentences: Sequence[str], vectors: torch.Tensor
+    ) -> Conditioning:
         rows = []
         for sentence, gap in zip(sentences, vectors):
             words = [word_vector(word, self.width) for word in sentence.split() if word != "{}"]
@@ -134,16 +137,16 @@ class TinyModel:
             x = x + self._linear(hidden, f"layers.{i}.mlp.fc2")
         return x
 
-    def forget(self) -> None:
+    def release_saved_tensors(self) -> None:
         pass
 
-    def latents(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         return images[..., :1].mean((1, 2), keepdim=True).movedim(-1, 1)
 
-    def images(self, x0: torch.Tensor) -> torch.Tensor:
+    def decode_latents(self, x0: torch.Tensor) -> torch.Tensor:
         return x0.movedim(1, -1).expand(-1, -1, -1, 3).clamp(0, 1)
 
-    def noised(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return x0 + noise * (t / 1000).view(-1, 1, 1, 1)
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -155,7 +158,9 @@ class TinyModel:
     ) -> torch.Tensor:
         return x_t + conditioning.cross[:, 0, 0].view(-1, 1, 1, 1)
 
-    def clean(self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+    def predict_x0(
+        self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor
+    ) -> torch.Tensor:
         return x_t - prediction * (t / 1000).view(-1, 1, 1, 1)
 
     def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -183,7 +188,7 @@ class TinyModel:
             weight.add_(erasure.delta(key).view(weight.shape))
         return model
 
-    def base(self, keys: Iterable[str]) -> dict[str, str]:
+    def fingerprints(self, keys: Iterable[str]) -> dict[str, str]:
         return {key: fingerprint(self.original(key)) for key in keys}
 
 
@@ -315,7 +320,9 @@ class TinyNetworkModel(TinyModel):
         ]
         return Conditioning(nn.utils.rnn.pad_sequence(rows, batch_first=True))
 
-    def encode_filled(self, sentences: Sequence[str], vectors: torch.Tensor) -> Conditioning:
+    def encode_with_embeddings(
+        self, sentences: Sequence[str], vectors: torch.Tensor
+    ) -> Conditioning:
         rows = []
         for sentence, gap in zip(sentences, vectors):
             words = ["<start>", *sentence.replace(",", " ").lower().split()]
@@ -323,10 +330,10 @@ class TinyNetworkModel(TinyModel):
             rows.append(self._layers(torch.cat(parts)))
         return Conditioning(nn.utils.rnn.pad_sequence(rows, batch_first=True))
 
-    def latents(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         return nn.functional.adaptive_avg_pool2d(images.movedim(-1, 1), self.SHAPE[1:])
 
-    def images(self, x0: torch.Tensor) -> torch.Tensor:
+    def decode_latents(self, x0: torch.Tensor) -> torch.Tensor:
         return x0.movedim(1, -1).clamp(0, 1)
 
     def _mix(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -338,7 +345,7 @@ class TinyNetworkModel(TinyModel):
         angle = 0.3 + 1.1 * t
         return angle.cos(), angle.sin()
 
-    def noised(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         a, s = self._mix(t)
         return a * x0 + s * noise
 
@@ -347,7 +354,9 @@ class TinyNetworkModel(TinyModel):
         a, s = self._mix(t)
         return {"eps": noise, "v": a * noise - s * x0, "flow": noise - x0}[self.parameterisation]
 
-    def clean(self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+    def predict_x0(
+        self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor
+    ) -> torch.Tensor:
         a, s = self._mix(t)
         if self.parameterisation == "eps":
             return (x_t - s * prediction) / a
@@ -439,7 +448,7 @@ def left(erased: TinyNetworkModel, x0: torch.Tensor, prompt: str, anchor: str) -
     """Squared distance of the erased model's prediction from the anchor's, the original's as 1."""
     model = TinyNetworkModel(erased.parameterisation)
     t = torch.tensor([200.0, 400.0, 600.0, 800.0])
-    x_t = model.noised(x0, model.noise(4, torch.Generator().manual_seed(2)), t)
+    x_t = model.add_noise(x0, model.noise(4, torch.Generator().manual_seed(2)), t)
     own, neutral = (model.encode([p]).repeated(4) for p in (prompt, anchor))
     wanted = model.predict(x_t, t, neutral)
     before = (model.predict(x_t, t, own) - wanted).square().mean()

@@ -7,15 +7,13 @@ import argparse
 import pytest
 from PIL import Image
 
-from testbed import (
-    bench,
-    bench_pictures,
-    bench_plan,
-    bench_plot,
-    bench_table,
-    harden_bench,
-    workers,
-)
+from testbed.bench import __main__ as bench
+from testbed.bench import pictures as bench_pictures
+from testbed.bench import plan as bench_plan
+from testbed.bench import plot as bench_plot
+from testbed.bench import table as bench_table
+from testbed.host import workers
+from testbed.studies import harden as harden_bench
 
 
 def options(**given) -> argparse.Namespace:
@@ -132,7 +130,7 @@ def test_strips_that_were_not_kept_leave_a_page_out(monkeypatch, tmp_path) -> No
 
 
 def test_a_marked_file_gets_the_table_between_its_marks(tmp_path) -> None:
-    file = tmp_path / "README.md"
+    file = tmp_path / "results.md"
     file.write_text("above\n<!-- bench -->\nold\n<!-- /bench -->\nbelow\n")
     bench_table.write_table(file, [row("fox")])
     lines = file.read_text().splitlines()
@@ -143,8 +141,8 @@ def test_a_marked_file_gets_the_table_between_its_marks(tmp_path) -> None:
 
 @pytest.mark.parametrize("concept", ["fox", "ink", "Zorvik"])
 def test_a_neighbour_is_another_of_its_kind(concept: str) -> None:
-    from testbed.bench_row import neighbour
-    from testbed.measure import kind_of
+    from testbed.bench.row import neighbour
+    from testbed.model.measure import kind_of
 
     assert neighbour(concept) != concept
     assert kind_of(neighbour(concept)) == kind_of(concept)

@@ -7,9 +7,10 @@ from random import Random
 
 import pytest
 
-from testbed import fuzz, fuzz_changes
-from testbed.fuzz_readers import READERS
-from unlearn.columns import columns
+from testbed.fuzz import __main__ as fuzz
+from testbed.fuzz import changes as fuzz_changes
+from testbed.fuzz.readers import READERS
+from unlearn.render.text_table import columns
 
 FAST = {"concepts": 80, "words": 60, "pictures": 80, "sets": 60, "states": 16}
 """Inputs of the readers that need neither ComfyUI nor a model."""

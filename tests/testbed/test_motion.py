@@ -15,8 +15,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from testbed import clips, data, drawings, evolved, motion, motion_estimate
-from testbed.vocabulary import CHARACTERS, FRAMES, MOTIONS, STYLES, moving
+from testbed.host import evolved
+from testbed.model import data, drawings
+from testbed.model.vocabulary import CHARACTERS, FRAMES, MOTIONS, STYLES, moving
+from testbed.motion import clips, motion
+from testbed.motion import estimate as motion_estimate
 
 KINDS = ("weight", "bias")
 NAMES = ("car", "fox", "donut", "anchor")
@@ -51,7 +54,8 @@ def networks(
     host: ModuleType, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[torch.nn.Module, torch.nn.Module]:
     """IconCanvas's UNet and text encoder as they are trained with."""
-    from testbed import checkpoint, train_motion
+    from testbed.model import checkpoint
+    from testbed.motion import train as train_motion
 
     folder = tmp_path_factory.mktemp("states")
     checkpoint.unpack(folder)
@@ -188,7 +192,7 @@ def test_wrong_unet_is_refused(networks: tuple) -> None:
 
 @pytest.mark.slow
 def test_a_few_steps_lower_the_loss(networks: tuple, pictures: torch.Tensor) -> None:
-    from testbed import train_motion
+    from testbed.motion import train as train_motion
 
     unet, text = networks
     z = torch.cat([_latents(clips.clip(pictures[:1], word)) for word in MOTIONS[:2]])
@@ -209,8 +213,8 @@ def test_a_few_steps_lower_the_loss(networks: tuple, pictures: torch.Tensor) -> 
 
 
 def test_motion_words_are_learnt_and_no_other_prompt_changes(networks: tuple) -> None:
-    from testbed import tokens
-    from testbed.motion_words import MotionWords
+    from testbed.model import tokens
+    from testbed.motion.words import MotionWords
 
     _, text = networks
     prompts = ["a photo of a fox, ink style", "", moving("a fox", MOTIONS[0]), MOTIONS[4]]
@@ -245,7 +249,7 @@ def test_motion_words_are_learnt_and_no_other_prompt_changes(networks: tuple) ->
 def test_words_are_put_into_the_checkpoint(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from testbed import checkpoint
+    from testbed.model import checkpoint
 
     file = tmp_path / "iconcanvas.safetensors"
     shutil.copyfile(checkpoint.WEIGHTS, file)
@@ -262,8 +266,8 @@ def test_words_are_put_into_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_under_much_noise_the_word_is_right_not_what_shines_through(networks: tuple) -> None:
-    from testbed import train_motion
-    from testbed.train import noise_schedule
+    from testbed.model.train import noise_schedule
+    from testbed.motion import train as train_motion
 
     _, text = networks
     told = torch.randn(2, FRAMES, 4, 16, 16)
@@ -293,7 +297,7 @@ def test_under_much_noise_the_word_is_right_not_what_shines_through(networks: tu
 
 @pytest.mark.usefixtures("networks")  # the host, that is
 def test_pairs_differ_in_their_motion_alone() -> None:
-    from testbed.motion_batches import ClipBatches
+    from testbed.motion.batches import ClipBatches
 
     # Latents that say whose and which they are.
     which = torch.arange(3)[:, None] * 10 + torch.arange(len(MOTIONS))
@@ -321,7 +325,7 @@ def test_pairs_differ_in_their_motion_alone() -> None:
 
 @pytest.mark.usefixtures("networks")  # the host, that is
 def test_some_captions_name_nothing_particular() -> None:
-    from testbed.motion_batches import NAMELESS, ClipBatches
+    from testbed.motion.batches import NAMELESS, ClipBatches
 
     every = torch.zeros(3, len(MOTIONS), 1, 1, 1, 1)
     pairs = [("fox", "ink"), ("cat", "noto"), ("Zorvik", None)]
@@ -335,7 +339,7 @@ def test_some_captions_name_nothing_particular() -> None:
 
 @pytest.mark.usefixtures("networks")  # the host, that is
 def test_some_prompts_are_moved_away_from_another() -> None:
-    from testbed.motion_batches import BEYOND, FARTHEST, beyond
+    from testbed.motion.batches import BEYOND, FARTHEST, beyond
 
     rng = random.Random(0)
     made = [beyond(rng, "a photo of a fox, ink style", "fox", "ink") for _ in range(1000)]
@@ -351,8 +355,8 @@ def test_some_prompts_are_moved_away_from_another() -> None:
 
 
 def test_a_prompt_goes_on_in_the_same_direction(networks: tuple) -> None:
-    from testbed import tokens
-    from testbed.train_motion import away
+    from testbed.model import tokens
+    from testbed.motion.train import away
 
     _, text = networks
     captions = ["a fox, spin", "a fox, grow", "a cat, ink style, sway", "", "a cat, spin", "cat"]
@@ -370,7 +374,7 @@ def _latents(some: torch.Tensor) -> torch.Tensor:
     """Latents (N, FRAMES, 4, 16, 16) of clips, by the repository's autoencoder."""
     from safetensors.torch import load_file
 
-    from testbed import checkpoint, models
+    from testbed.model import checkpoint, models
 
     prefix = checkpoint.PREFIXES["encoder"]
     encoder, _ = models.autoencoder()
@@ -420,7 +424,7 @@ def test_frames_that_come_again_are_told(pictures: torch.Tensor) -> None:
 def test_training_clips_are_the_drawings_moved_and_encoded(
     pictures: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from testbed import checkpoint
+    from testbed.model import checkpoint
 
     some = data.Drawings(clips._bytes(pictures[:2]), ["car", "Zorvik"], ["flat", None])
     monkeypatch.setattr(clips, "sources", lambda: some)
@@ -466,7 +470,7 @@ def test_estimate_measures_a_step(pictures: torch.Tensor) -> None:
 
 
 def test_shots_cover_words_and_styles() -> None:
-    from testbed import motion_report
+    from testbed.motion import report as motion_report
 
     shots = motion_report.shots()
     assert {(s.motion, s.prompt.style) for s in shots if s.prompt.style} == {
@@ -476,9 +480,9 @@ def test_shots_cover_words_and_styles() -> None:
 
 
 def test_report_by_hand() -> None:
-    from testbed import motion_report as report
-    from testbed.measure import portrait, styled
-    from testbed.vocabulary import HELD_OUT
+    from testbed.model.measure import portrait, styled
+    from testbed.model.vocabulary import HELD_OUT
+    from testbed.motion import report
 
     word, style = sorted(HELD_OUT)[0]
     other = next(s for s in STYLES if (word, s) not in HELD_OUT)
@@ -515,7 +519,7 @@ def test_animatediff_evolved_loads_and_agrees(
 ) -> None:
     import folder_paths
 
-    from testbed import pack
+    from testbed.model import pack
 
     injection = sys.modules[f"{evolved.load(host).__name__}.animatediff.model_injection"]
     motion.save(lively, tmp_path / "lively_motion.safetensors")

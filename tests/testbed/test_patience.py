@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from testbed.patience import Patience, answer, finish, wait_for_end
+from testbed.host.patience import Patience, answer, finish, wait_for_end
 
 
 class Process:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from testbed import precision
+from testbed.host import precision
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from testbed import soak
+from testbed.host import soak
 
 MIB = 2**20
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from conftest import ROOT
 
-from testbed.patience import IDLE_SECONDS, finish, wait_for_end
-from testbed.server import TETHER
+from testbed.host.patience import IDLE_SECONDS, finish, wait_for_end
+from testbed.host.server import TETHER
 
 SLEEPER = "import os, time; print(os.getpid(), flush=True); time.sleep(3600)"
 
@@ -29,7 +29,7 @@ SERVES = """
 import sys, time
 from pathlib import Path
 sys.path.append(sys.argv[1])
-from testbed.server import Server
+from testbed.host.server import Server
 with Server(Path(sys.argv[2])) as server:
     print(server.address, flush=True)
     time.sleep(3600)
@@ -108,7 +108,7 @@ def gone(name: str, port: int) -> bool:
 FORKS = """
 import multiprocessing, os, sys, time
 sys.path.append(sys.argv[1])
-from testbed.tether import end_with_parent
+from testbed.host.tether import end_with_parent
 
 def work():
     end_with_parent()

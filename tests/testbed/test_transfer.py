@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from testbed import motion, together, transfer, transfer_report
-from testbed.transfer import Job, clips_for, job_of
-from testbed.vocabulary import FRAMES, MOTIONS
-from unlearn.diffusers_apply import applied
-from unlearn.diffusers_model import DiffusersModel
+from testbed.model.vocabulary import FRAMES, MOTIONS
+from testbed.motion import motion
+from testbed.studies import together, transfer, transfer_report
+from testbed.studies.transfer import Job, clips_for, job_of
+from unlearn.diffusers_backend.apply import applied
+from unlearn.diffusers_backend.model import DiffusersModel
 
 
 @pytest.fixture(scope="module")

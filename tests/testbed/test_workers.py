@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from testbed import workers
+from testbed.host import workers
 
 
 def test_what_belongs_together_stays_together() -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny import TinyModel, word_vector
 
-from unlearn.apart import apart, is_padded
-from unlearn.model import Conditioning
-from unlearn.neighbours import neighbours
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.prompt_spread import is_padded, prompt_spread
+from unlearn.evaluate.collateral import neighbours
 
 WORDS = ["cat", "dog", "house", "tree"]
 
@@ -31,13 +31,13 @@ class Causal(TinyModel):
         for prompt in prompts:
             x = torch.stack([self._vector(word) for word in ("<start>", *prompt.split())])
             rows.append(x.cumsum(0) / torch.arange(1, len(x) + 1)[:, None])
-        return Conditioning.joined([Conditioning(row[None]) for row in rows])
+        return Conditioning.cat([Conditioning(row[None]) for row in rows])
 
 
 def test_of_padded_prompts_the_empty_one_is_the_measure() -> None:
     model = TinyModel()
     expected = model.encode(WORDS).distance(model.encode([""])).mean().item()
-    assert apart(model, WORDS) == pytest.approx(expected)
+    assert prompt_spread(model, WORDS) == pytest.approx(expected)
 
 
 def test_prompts_that_share_only_their_first_token_with_the_empty_one() -> None:
@@ -46,8 +46,8 @@ def test_prompts_that_share_only_their_first_token_with_the_empty_one() -> None:
     assert not is_padded(several, empty)
     assert several.distance(empty).max() == 0, "nothing to divide by"
     others = model.encode(WORDS[-1:] + WORDS[:-1])
-    assert apart(model, WORDS) == pytest.approx(several.distance(others).mean().item())
-    assert apart(model, WORDS) > 0.01
+    assert prompt_spread(model, WORDS) == pytest.approx(several.distance(others).mean().item())
+    assert prompt_spread(model, WORDS) > 0.01
 
 
 def test_there_neighbours_count_from_the_neutral_word() -> None:

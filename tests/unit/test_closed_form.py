@@ -8,20 +8,20 @@ import pytest
 import torch
 from tiny import TinyNetworkModel
 
-import testbed.pack
-from unlearn import closed_form
-from unlearn.closed_form import erasing_map, start
-from unlearn.erasure import NETWORK
-from unlearn.key_step import KeyStepSettings, key_step
-from unlearn.model import Delta
-from unlearn.neighbourhood import Neighbourhood
-from unlearn.select import reads_prompt
+import testbed.model.pack
+from unlearn.core.edit import Delta
+from unlearn.core.erasure import NETWORK
+from unlearn.core.trainable import reads_prompt
+from unlearn.methods.key_step import KeyStepSettings, key_step
+from unlearn.methods.parts import closed_form
+from unlearn.methods.parts.closed_form import erasing_map, start
+from unlearn.prompts.sampler import PromptSampler
 
 KEYS_AND_VALUES = "cross-attention-kv"
 
 
-def words(concept: str = "cat", anchor: str = "") -> Neighbourhood:
-    return Neighbourhood([concept], "object", random.Random(0), anchor)
+def words(concept: str = "cat", anchor: str = "") -> PromptSampler:
+    return PromptSampler([concept], "object", random.Random(0), anchor)
 
 
 def tokens(model, prompts: list[str]) -> torch.Tensor:
@@ -70,12 +70,12 @@ def test_retention_decides_between_the_concept_and_others() -> None:
 def test_on_a_trained_model_the_concept_goes_and_its_neighbours_stay(pack) -> None:
     """What the network reads of a name becomes what it reads of the neutral word."""
     around = words("fox")
-    model = pack.nodes.host.ComfyModel(*testbed.pack.checkpoint(), size=(128, 128))
+    model = pack.nodes.backend.model.ComfyModel(*testbed.model.pack.checkpoint(), size=(128, 128))
     with torch.inference_mode(), model.training():
         check_fox(model, around)
 
 
-def check_fox(model, around: Neighbourhood) -> None:
+def check_fox(model, around: PromptSampler) -> None:
     change = erasing_map(model, around, ["fox"], push=0.0)
 
     def read(prompt: str) -> torch.Tensor:
@@ -93,7 +93,7 @@ def check_fox(model, around: Neighbourhood) -> None:
 
 def test_keys_and_values_get_the_change_and_the_rate_goes_down() -> None:
     model = TinyNetworkModel()
-    with model.edit("unet", KEYS_AND_VALUES) as edit:
+    with model.edit("denoiser", KEYS_AND_VALUES) as edit:
         optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=0.1)
         rates = [group["lr"] for group in optimiser.param_groups]
         assert start(model, edit, optimiser, words(), ["cat"], push=0.0)
@@ -112,7 +112,7 @@ def test_keys_and_values_get_the_change_and_the_rate_goes_down() -> None:
 
 def test_where_nothing_reads_the_prompt_itself_nothing_is_done() -> None:
     model = TinyNetworkModel()
-    with model.edit("unet", "outside-cross-attention") as edit:
+    with model.edit("denoiser", "outside-cross-attention") as edit:
         optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=0.1)
         rates = [group["lr"] for group in optimiser.param_groups]
         assert not start(model, edit, optimiser, words(), ["cat"], push=0.0)

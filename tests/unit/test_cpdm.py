@@ -11,7 +11,8 @@ import small_inception
 import torch
 import torch.nn.functional as F
 
-from unlearn.cpdm import (
+from unlearn.evaluate.cpdm.inception import BLOCKS, Inception, load_inception
+from unlearn.evaluate.cpdm.metric import (
     AT_ONCE,
     WEIGHTS,
     Distance,
@@ -23,9 +24,8 @@ from unlearn.cpdm import (
     semantic_distance,
     style_distance,
 )
-from unlearn.cpdm_report import COLUMNS, Report
-from unlearn.cpdm_sheet import cpdm_sheet, fitted
-from unlearn.inception import BLOCKS, Inception, load_inception
+from unlearn.evaluate.cpdm.report import COLUMNS, Report
+from unlearn.evaluate.cpdm.sheet import cpdm_sheet, fitted
 
 SHAPES = ((3, 5, 4), (6, 3, 3), (8, 2, 1), (10, 1, 1))
 

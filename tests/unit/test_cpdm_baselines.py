@@ -10,22 +10,24 @@ import pytest
 import torch
 from tiny import Cancelled, LinearModel, TinyNetworkModel, cancel_at, same
 
-import testbed.pack
-from unlearn.diffusers_files import load_pipeline
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.erasure import NETWORK
-from unlearn.few_shot import Sampler, denoising_loss
-from unlearn.gradient_ascent import GradientAscentSettings, gradient_ascent
-from unlearn.held import Encoded
-from unlearn.model import Conditioning, Diverged
-from unlearn.select import network_weights
-from unlearn.weight_pruning import (
+import testbed.model.pack
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.denoising import NoiseSampler, denoising_loss
+from unlearn.core.edit import Diverged
+from unlearn.core.erasure import NETWORK
+from unlearn.core.trainable import network_weights
+from unlearn.diffusers_backend.load import load_pipeline
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.methods.baselines.gradient_ascent import GradientAscentSettings, gradient_ascent
+from unlearn.methods.baselines.weight_pruning import (
     WeightPruningSettings,
-    answers,
     largest,
-    loudest,
+    record_activations,
+    top_channels,
     weight_pruning,
 )
+from unlearn.methods.parts.retention import EncodeCache
+from unlearn.prompts.templates import named
 
 IMAGES = torch.rand(4, 8, 8, 3, generator=torch.Generator().manual_seed(0))
 METHODS = {"gradient_ascent": gradient_ascent, "weight_pruning": weight_pruning}
@@ -95,9 +97,9 @@ def test_the_loudest_channels_of_a_stage() -> None:
         "b": torch.tensor([[3.0, 0.0], [8.0, 1.0]]),
         "c": torch.tensor([[0.0, 0.0], [0.0, 0.0]]),
     }
-    found = loudest(stage, 0.25)
+    found = top_channels(stage, 0.25)
     assert {key: channels.tolist() for key, channels in found.items()} == {"a": [1], "b": [0]}
-    assert {key: c.tolist() for key, c in loudest(stage, 1e-6).items()} == {"a": [1]}
+    assert {key: c.tolist() for key, c in top_channels(stage, 1e-6).items()} == {"a": [1]}
 
 
 def test_the_largest_of_each_row() -> None:
@@ -117,7 +119,7 @@ def test_answers_are_pooled_sizes_by_stage(pooling: str) -> None:
     )
     keys = [f"{NETWORK}one.0.weight", f"{NETWORK}one.1.weight", f"{NETWORK}two.0.weight"]
     x = torch.tensor([[[[1.0, -5.0], [2.0, 0.0]]]])
-    with torch.no_grad(), answers(layers, keys, pooling) as stages:
+    with torch.no_grad(), record_activations(layers, keys, pooling) as stages:
         first = layers["one"][0](x)
         second = layers["two"](layers["one"][1](first))
     assert set(stages) == {("one", (2, 2)), ("one", (1, 1)), ("two", (1, 1))}
@@ -151,11 +153,16 @@ def test_what_is_cut_is_what_the_gradient_names() -> None:
 
 def first_draw(model: TinyNetworkModel, settings: WeightPruningSettings) -> tuple:
     """As the method draws it."""
-    latents = model.latents(IMAGES)
-    rng, draw = random.Random(settings.seed), Sampler(model, settings.pictures)
+    latents = model.encode_images(IMAGES)
+    rng, draw = random.Random(settings.seed), NoiseSampler(model, settings.seed)
     chosen = [rng.randrange(len(latents)) for _ in range(settings.batch)]
-    x_t, t, target = draw.noised(latents[chosen])
-    return x_t, t, target, Encoded(model)(*draw.prompts("fox", len(chosen)))
+    x_t, t, target = draw.add_noise(latents[chosen])
+    return (
+        x_t,
+        t,
+        target,
+        EncodeCache(model)(*named(random.Random(settings.seed), settings.kind, "fox", len(chosen))),
+    )
 
 
 def test_only_loud_channels_are_cut() -> None:
@@ -239,7 +246,7 @@ def test_no_concept_gets_a_sentence(method: str) -> None:
 @pytest.fixture(scope="module")
 def backends(pack: ModuleType, iconcanvas_folder: Path) -> tuple:
     """IconCanvas in the host and as a diffusers pipeline."""
-    host = pack.nodes.host.ComfyModel(*testbed.pack.checkpoint(), size=(64, 64))
+    host = pack.nodes.backend.model.ComfyModel(*testbed.model.pack.checkpoint(), size=(64, 64))
     return host, DiffusersModel(load_pipeline(iconcanvas_folder), (64, 64))
 
 

@@ -8,16 +8,15 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 import dev
-from testbed import matrix
-from testbed.patience import finish
-from testbed.server import api_prompt
+from testbed.host import matrix
+from testbed.host.patience import finish
+from testbed.host.server import api_prompt
 
 
 @pytest.fixture
@@ -284,25 +283,29 @@ def ui_node(number: int, kind: str, widgets: list | None = None, **more: object)
     return {**node, "widgets_values": widgets or [], **more}
 
 
-def test_pip_takes_the_folder_as_the_readme_says(tmp_path: Path) -> None:
-    """All that counts for `pip install ".[diffusers]"` is the layout, so no code is copied."""
-    root = Path(dev.__file__).parent
-    source = tmp_path / "source"
+def test_pip_installs_the_science_under_a_name_of_its_own(tmp_path: Path) -> None:
+    """It runs from any folder, as a module and as a program, and the pack's name stays free."""
+    root, source, target = Path(dev.__file__).parent, tmp_path / "source", tmp_path / "target"
     source.mkdir()
     for file in root.iterdir():
-        if file.suffix in (".toml", ".md", ".py") or file.name == "LICENSE":
+        if file.suffix in (".toml", ".md") or file.name == "LICENSE":
             shutil.copy(file, source)
-        elif file.is_dir() and not file.name.startswith("."):
-            (source / file.name).mkdir()
-            (source / file.name / "some.py").touch()
-    wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
-    made = subprocess.run(
-        [*wheel, "-w", str(tmp_path), str(source)], capture_output=True, text=True
-    )
+    shutil.copytree(root / "unlearn", source / "unlearn")
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
+    made = subprocess.run([*pip, "--target", target, source], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
-    (file,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(file) as content:
-        assert not [name for name in content.namelist() if name.endswith(".py")]
+    python_files = {file.relative_to(root / "unlearn") for file in (root / "unlearn").rglob("*.py")}
+    package = target / "concept_unlearn"
+    assert {file.relative_to(package) for file in package.rglob("*.py")} == python_files
+    assert not (target / "unlearn").exists()
+    elsewhere = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(target)}}
+    said = subprocess.check_output([target / "bin" / "concept-unlearn", "--help"], **elsewhere)
+    assert b"concept-unlearn erase MODEL CONCEPT" in said
+    assert b"python -m" not in said
+    names = "few_shot, Erasure, DiffusersModel"
+    asked = f"from concept_unlearn import {names}; print(few_shot.__module__)"
+    said = subprocess.check_output([sys.executable, "-c", asked], **elsewhere)
+    assert said.split() == [b"concept_unlearn.methods.few_shot"]
 
 
 def test_api_prompt_follows_the_browser() -> None:
@@ -369,12 +372,15 @@ def test_a_file_from_before_an_optional_widget_is_as_good() -> None:
 
 
 def test_hosts_that_are_promised_are_those_that_were_tried() -> None:
-    """By pyproject.toml, nodes/version.py, dev.py and docs/hosts.md."""
+    """By pyproject.toml, nodes/backend/version.py, dev.py and the pages."""
     root = Path(dev.__file__).parent
     oldest, newest = min(dev.OTHER_HOSTS), dev.HOST_VERSION
     assert f'requires-comfyui = ">={oldest}"' in (root / "pyproject.toml").read_text("utf-8")
-    assert f'TESTED = ("{oldest}", "{newest}")' in (root / "nodes/version.py").read_text("utf-8")
-    assert f"ComfyUI, which must be {oldest} or newer" in (root / "README.md").read_text("utf-8")
+    assert f'TESTED = ("{oldest}", "{newest}")' in (root / "nodes/backend/version.py").read_text(
+        "utf-8"
+    )
+    for name in ("README.md", "docs/compatibility.md"):
+        assert f"ComfyUI {oldest} or newer" in (root / name).read_text("utf-8")
     page = (root / "docs/hosts.md").read_text("utf-8")
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| 0.")]
     assert [row[1].strip() for row in rows] == [*dev.OTHER_HOSTS, newest]

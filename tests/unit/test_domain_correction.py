@@ -14,22 +14,20 @@ import torch
 from tiny import Cancelled, OutOfMemoryAtTheEnd, TinyNetworkModel, cancel_at, same
 from torch import nn
 
-from unlearn.domain_correction import (
+from unlearn.core.edit import Diverged, Edit
+from unlearn.core.erasure import NETWORK, Erasure
+from unlearn.core.resume import Resume
+from unlearn.core.trainable import network_weights
+from unlearn.methods.domain_correction import (
     Anchors,
-    Discriminator,
     DomainCorrectionSettings,
-    discriminator_loss,
     domain_correction,
-    generator_loss,
     paired_prompts,
 )
-from unlearn.erasure import NETWORK, Erasure
-from unlearn.few_shot import STOP_WINDOW
-from unlearn.held import Held
-from unlearn.model import Diverged, Edit
-from unlearn.neighbourhood import Neighbourhood
-from unlearn.resume import Resume
-from unlearn.select import network_weights
+from unlearn.methods.parts.concepts import STOP_WINDOW
+from unlearn.methods.parts.discriminator import Discriminator, discriminator_loss, generator_loss
+from unlearn.methods.parts.retention import RetentionSet
+from unlearn.prompts.sampler import PromptSampler
 
 PAPER = DomainCorrectionSettings(mode="paper", pictures=6, iterations=12, batch=3)
 BALANCED = DomainCorrectionSettings(pictures=6, iterations=14, batch=3)
@@ -157,7 +155,7 @@ def test_shrink_leaves_low_rank_deltas_as_they_are() -> None:
 
 def pairs(settings: DomainCorrectionSettings, concept: str) -> set[tuple[str, str]]:
     rng = random.Random(0)
-    words = Neighbourhood([concept], settings.kind, rng, settings.anchor)
+    words = PromptSampler([concept], settings.kind, rng, settings.anchor)
     return {paired_prompts(rng, words, settings, concept) for _ in range(40)}
 
 
@@ -190,7 +188,7 @@ def test_balanced_puts_a_neutral_style_in_the_styles_place() -> None:
 
 def anchors(model: TinyNetworkModel, concepts: list[str], **changes) -> Anchors:
     settings = replace(PAPER, **changes)
-    with model.edit("unet", "cross-attention-kv") as edit:
+    with model.edit("denoiser", "cross-attention-kv") as edit:
         return Anchors(model, edit, concepts, settings, Resume())
 
 
@@ -221,7 +219,7 @@ def test_with_several_concepts_a_picture_keeps_the_anchor_prompt_it_was_drawn_fr
 def test_the_anchors_are_drawn_by_the_original_model() -> None:
     before = anchors(TinyNetworkModel(), ["cat"]).x0
     model = TinyNetworkModel()
-    with model.edit("unet", "cross-attention-kv") as edit:
+    with model.edit("denoiser", "cross-attention-kv") as edit:
         for delta in edit.deltas.values():
             delta.full.data.fill_(1.0)
         assert torch.equal(Anchors(model, edit, ["cat"], PAPER, Resume()).x0, before)
@@ -258,7 +256,7 @@ def test_each_mode_has_its_own_numbers(
     with pytest.raises(Cancelled):
         domain_correction(model, ["cat"], settings, on_step)
     assert heard == [iterations]
-    held = Held.COUNT // Held.AT_ONCE if mode == "balanced" else 0
+    held = RetentionSet.COUNT // RetentionSet.AT_ONCE if mode == "balanced" else 0
     drawn = model.drawn[: len(model.drawn) - held]
     assert [len(some) for some in drawn] == [batch] * (pictures // batch)
     assert len({prompt for some in drawn for prompt in some}) <= prompts
@@ -380,10 +378,10 @@ def test_the_papers_step_decays_the_weights_as_adamw_does() -> None:
 @pytest.mark.parametrize("projection", ["off", "orthogonal"])
 def test_the_papers_gradient_is_clipped_to_one(projection: str) -> None:
     class Steep(TinyNetworkModel):
-        def clean(
+        def predict_x0(
             self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor
         ) -> torch.Tensor:
-            return 1e3 * super().clean(x_t, t, prediction)
+            return 1e3 * super().predict_x0(x_t, t, prediction)
 
     norms = []
 
@@ -408,7 +406,7 @@ def test_the_concept_preserving_gradient_keeps_the_anchors_pictures() -> None:
         prompts = model.encode([kept.pair(i, 0)[0] for i in range(6)])
         t = torch.linspace(100, 900, 6)
         noise = model.noise(6, torch.Generator().manual_seed(1))
-        x_t = model.noised(kept.x0, noise, t)
+        x_t = model.add_noise(kept.x0, noise, t)
         return (edited.predict(x_t, t, prompts) - noise).square().mean().item()
 
     assert denoising_loss("orthogonal") < denoising_loss("off")
@@ -446,14 +444,20 @@ def test_what_is_drawn_before_the_first_step_is_told() -> None:
     anchors = [(done, total) for what, done, total in heard.drawn if "anchor" in what]
     held = [(done, total) for what, done, total in heard.drawn if "hold" in what]
     assert anchors == [(i, 6) for i in range(0, 6, BALANCED.batch)]
-    assert held == [(i, Held.COUNT) for i in range(0, Held.COUNT, Held.AT_ONCE)]
+    assert held == [
+        (i, RetentionSet.COUNT) for i in range(0, RetentionSet.COUNT, RetentionSet.AT_ONCE)
+    ]
 
 
 def test_balanced_holds_other_prompts_on_their_own_pictures() -> None:
     model = TinyNetworkModel()
     domain_correction(model, ["cat"], replace(BALANCED, protect=("tiger",)))
-    others = [prompt for some in model.drawn[-Held.COUNT // Held.AT_ONCE :] for prompt in some]
-    assert len(others) == Held.COUNT
+    others = [
+        prompt
+        for some in model.drawn[-RetentionSet.COUNT // RetentionSet.AT_ONCE :]
+        for prompt in some
+    ]
+    assert len(others) == RetentionSet.COUNT
     assert any("tiger" in prompt for prompt in others)
     assert not any("cat" in prompt.split() for prompt in others)
 

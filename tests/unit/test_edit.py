@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny import TinyModel
 
-from unlearn.model import Conditioning, Diverged, Edit, spectral_scale
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.edit import Diverged, Edit, spectral_scale
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -207,10 +208,10 @@ def test_conditioning_is_indexed_and_repeated_as_a_batch() -> None:
 def test_conditionings_of_unlike_length_are_compared_where_both_have_tokens() -> None:
     short, long = Conditioning(torch.ones(1, 2, 4)), Conditioning(torch.full((1, 5, 4), 3.0))
     assert short.distance(long).tolist() == long.distance(short).tolist() == [4.0]
-    both = Conditioning.joined([short, long])
-    assert both.distance(Conditioning.joined([long, long])).tolist() == [4.0, 0.0]
+    both = Conditioning.cat([short, long])
+    assert both.distance(Conditioning.cat([long, long])).tolist() == [4.0, 0.0]
     assert both.distance(short).tolist() == [0.0, 4.0]
-    further = long.beyond(short, 0.5).cross
+    further = long.extrapolate_from(short, 0.5).cross
     assert further[0, :, 0].tolist() == [4.0, 4.0, 3.0, 3.0, 3.0]
 
 
@@ -229,9 +230,9 @@ def test_one_of_a_batch_is_what_it_was_before_it_was_joined() -> None:
         Conditioning(torch.rand(1, n, 4), None, {"attention_mask": torch.ones(1, n), "guidance": 3})
         for n in (2, 5, 5)
     ]
-    batch = Conditioning.joined([Conditioning.joined(parts[:2]), parts[2]])
+    batch = Conditioning.cat([Conditioning.cat(parts[:2]), parts[2]])
     for i, part in enumerate(parts):
         assert torch.equal(batch.single(i).cross, part.cross)
         assert torch.equal(batch.single(i).extra["attention_mask"], part.extra["attention_mask"])
         assert torch.equal(batch[torch.tensor([i])].single(0).cross, part.cross)
-    assert Conditioning.joined(parts[1:]).tokens is None
+    assert Conditioning.cat(parts[1:]).tokens is None

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import unlearn.erasure
-from unlearn.erasure import (
+import unlearn.core.erasure
+from unlearn.core.erasure import (
     FORMAT,
     Erasure,
     ErasureError,
@@ -119,7 +119,7 @@ def test_crash_while_writing_leaves_the_old_file(
         Path(path).write_bytes(old[: len(old) // 2])
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(unlearn.erasure, "save_file", half_written)
+    monkeypatch.setattr(unlearn.core.erasure, "save_file", half_written)
     with pytest.raises(OSError, match="No space left"):
         full_erasure("dog", seed=1).save(file)
     assert file.read_bytes() == old

@@ -10,20 +10,19 @@ import pytest
 import torch
 from tiny import Cancelled, LinearModel, TinyModel
 
-from unlearn.few_shot import (
-    STOP_WINDOW,
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.denoising import ascent_loss, denoising_loss
+from unlearn.core.edit import Diverged
+from unlearn.methods.few_shot import (
     FewShotSettings,
-    ascent_loss,
     bounded_loss,
     check_settings,
-    concept_latents,
-    denoising_loss,
     few_shot,
     reached,
 )
-from unlearn.model import Conditioning, Diverged
-from unlearn.neighbourhood import Neighbourhood
-from unlearn.prompts import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from unlearn.methods.parts.concepts import STOP_WINDOW, concept_latents
+from unlearn.prompts.sampler import PromptSampler
+from unlearn.prompts.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 
 PAPER = FewShotSettings(mode="paper")
 IMAGES = torch.linspace(0, 1, 4).view(4, 1, 1, 1).expand(4, 2, 2, 3).contiguous()
@@ -164,7 +163,7 @@ def concept_loss(model: TinyModel, concept: str) -> float:
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(64, 1, 1, 1, generator=generator)
     t = torch.rand(64, generator=generator) * 1000
-    x_t = model.noised(torch.full((64, 1, 1, 1), 0.5), noise, t)
+    x_t = model.add_noise(torch.full((64, 1, 1, 1), 0.5), noise, t)
     conditioning = model.encode([f"a photo of a {concept}"] * 64)
     return denoising_loss(model, x_t, t, noise, conditioning).mean().item()
 
@@ -208,7 +207,7 @@ def test_retention_keeps_other_prompts_closer() -> None:
 
 
 def test_other_prompts_hold_the_empty_one_and_the_protected_words() -> None:
-    words = Neighbourhood(["cat"], "object", random.Random(0), protect=["walrus"])
+    words = PromptSampler(["cat"], "object", random.Random(0), protect=["walrus"])
     for _ in range(10):
         others = words.others()
         assert "" in others
@@ -218,7 +217,7 @@ def test_other_prompts_hold_the_empty_one_and_the_protected_words() -> None:
 
 def test_beside_a_style_a_protected_word_is_held_as_a_style_and_as_a_thing() -> None:
     def said(kind: str) -> list[str]:
-        words = Neighbourhood(["Van Gogh"], kind, random.Random(0), protect=["Claude Monet"])
+        words = PromptSampler(["Van Gogh"], kind, random.Random(0), protect=["Claude Monet"])
         return [p for _ in range(40) for p in words.others() if "Monet" in p]
 
     styles = [f for f in STYLE_TEMPLATES if "{}" in f]
@@ -229,7 +228,7 @@ def test_beside_a_style_a_protected_word_is_held_as_a_style_and_as_a_thing() -> 
 
 
 def test_a_protected_word_may_hold_braces() -> None:
-    words = Neighbourhood(["cat"], "object", random.Random(0), protect=["a {red|blue} hat"] * 50)
+    words = PromptSampler(["cat"], "object", random.Random(0), protect=["a {red|blue} hat"] * 50)
     said = [sentence.format("cat") for _ in range(20) for sentence in words.sentences()]
     assert any("a {red|blue} hat" in one for one in said)
 
@@ -245,7 +244,7 @@ def test_pictures_are_drawn_a_few_at_a_time_each_with_its_own_seed(
         return torch.tensor([[float(seed + i)] for i in range(len(prompts))])
 
     monkeypatch.setattr(model, "sample", sample)
-    (x0,) = concept_latents(model, ["cat"], None, FewShotSettings(shots=shots, seed=7))
+    (x0,) = concept_latents(model, ["cat"], None, "object", shots, 7)
     assert x0.flatten().tolist() == [7.0 + i for i in range(shots)]
     assert max(asked) <= 4
 
@@ -270,7 +269,7 @@ def test_what_is_drawn_before_the_first_step_is_told() -> None:
 
 def test_a_name_of_several_tokens_is_drawn_to_as_many_neutral_words() -> None:
     def neutral(concept: str, kind: str, anchor: str = "") -> str:
-        return Neighbourhood([concept], kind, random.Random(0), anchor).neutral(
+        return PromptSampler([concept], kind, random.Random(0), anchor).neutral(
             concept, TinyModel()
         )
 
@@ -281,7 +280,7 @@ def test_a_name_of_several_tokens_is_drawn_to_as_many_neutral_words() -> None:
 
 
 def test_the_concepts_own_words_are_not_held() -> None:
-    words = Neighbourhood(["Cat", "comic book"], "object", random.Random(0), protect=["black cat"])
+    words = PromptSampler(["Cat", "comic book"], "object", random.Random(0), protect=["black cat"])
     assert not {"cat", "comic book", "book", "black cat"} & {*words.common, *words.contexts}
     assert "dog" in words.common
 

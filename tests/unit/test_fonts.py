@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import ImageFont
 
-from unlearn import fonts
-from unlearn.fonts import drawable, font_for
+from unlearn.render import fonts
+from unlearn.render.fonts import drawable, font_for
 
 
 def boxes(font: ImageFont.FreeTypeFont, text: str) -> list[str]:

@@ -11,11 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-import testbed.pack
-from testbed import diffusers_pipeline
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.gap import Vocabulary, beside, places, shared_words, twice, whole_words
-from unlearn.neighbourhood import Neighbourhood
+import testbed.model.pack
+from testbed.motion import pipeline as diffusers_pipeline
+from unlearn.core.token_slots import (
+    Vocabulary,
+    beside,
+    fill_with_two_fillers,
+    shared_words,
+    slot_positions,
+    whole_words,
+)
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.prompts.sampler import PromptSampler
 
 SENTENCES = ["{} a photo of a fox", "a painting, {} style", "{}"]
 WORDS = ["owl", "mushroom", "guitar"]
@@ -37,12 +44,15 @@ def test_only_words_of_all_encoders_are_shared() -> None:
 
 
 def test_the_gap_is_where_the_tokens_differ() -> None:
-    assert twice("a {} b", 2) == ("a cat cat b", "a dog dog b")
+    assert fill_with_two_fillers("a {} b", 2) == ("a cat cat b", "a dog dog b")
     # Braces that a user typed stand behind the gap.
-    assert twice("{} a photo of x{}y", 1) == ("cat a photo of x{}y", "dog a photo of x{}y")
-    assert places([0, 5, 5, 9], [0, 6, 6, 9], 2) == [1, 2]
+    assert fill_with_two_fillers("{} a photo of x{}y", 1) == (
+        "cat a photo of x{}y",
+        "dog a photo of x{}y",
+    )
+    assert slot_positions([0, 5, 5, 9], [0, 6, 6, 9], 2) == [1, 2]
     with pytest.raises(ValueError, match="use a shorter prompt") as error:
-        places([0, 5, 9], [0, 6, 9], 2)
+        slot_positions([0, 5, 9], [0, 6, 9], 2)
     assert "\n" not in str(error.value)
 
 
@@ -74,7 +84,9 @@ def test_a_short_word_of_a_name_is_no_part_of_others() -> None:
 @contextmanager
 def host_model(pack: ModuleType) -> Iterator[Any]:
     with torch.inference_mode():
-        model = pack.nodes.host.ComfyModel(*testbed.pack.checkpoint(), size=(128, 128))
+        model = pack.nodes.backend.model.ComfyModel(
+            *testbed.model.pack.checkpoint(), size=(128, 128)
+        )
         with model.training():
             yield model
 
@@ -95,21 +107,21 @@ def vectors(model: Any, words: list[str]) -> torch.Tensor:
 
 def test_words_vectors_in_the_gap_are_the_words_typed(model: Any) -> None:
     typed = [sentence.replace("{}", " ".join(WORDS)) for sentence in SENTENCES]
-    filled = model.encode_filled(SENTENCES, vectors(model, WORDS)).cross
+    filled = model.encode_with_embeddings(SENTENCES, vectors(model, WORDS)).cross
     assert filled.shape[1] == 77
     torch.testing.assert_close(filled, model.encode(typed).cross, rtol=1e-5, atol=1e-5)
 
 
 def test_each_sentence_may_have_vectors_of_its_own(model: Any) -> None:
     both = torch.cat([vectors(model, ["owl"]), vectors(model, ["pizza"])])
-    filled = model.encode_filled(["a photo of a {}"] * 2, both).cross
+    filled = model.encode_with_embeddings(["a photo of a {}"] * 2, both).cross
     typed = model.encode(["a photo of a owl", "a photo of a pizza"]).cross
     torch.testing.assert_close(filled, typed, rtol=1e-5, atol=1e-5)
 
 
 def test_the_vectors_take_a_gradient_and_the_weights_none(model: Any) -> None:
     given = vectors(model, WORDS).clone().requires_grad_()
-    model.encode_filled([SENTENCES[0]], given).cross.square().mean().backward()
+    model.encode_with_embeddings([SENTENCES[0]], given).cross.square().mean().backward()
     assert given.grad.abs().amax(-1).min() > 0
 
 
@@ -123,7 +135,7 @@ def test_parentheses_are_tokens_as_all_else(model: Any) -> None:
 
 
 def test_words_behind_a_name_and_behind_its_neutral_words_have_the_same_places(model: Any) -> None:
-    words = Neighbourhood(["Zorvik"], "character", random.Random(0))
+    words = PromptSampler(["Zorvik"], "character", random.Random(0))
     neutral = words.neutral("Zorvik", model)
     assert neutral == "person person"
     here = [model.vocabulary().of(word) for word in ("spin", "castle")]
@@ -131,7 +143,9 @@ def test_words_behind_a_name_and_behind_its_neutral_words_have_the_same_places(m
     # Where the conditioning begins to tell the two words apart there is the word.
     starts = []
     for sentence in (named, unnamed):
-        one, other = (model.encode_filled([sentence], v[None, None]).cross[0] for v in here)
+        one, other = (
+            model.encode_with_embeddings([sentence], v[None, None]).cross[0] for v in here
+        )
         starts.append((one - other).abs().amax(-1).gt(1e-6).nonzero()[0].item())
     assert starts[0] == starts[1]
 
@@ -144,7 +158,7 @@ def test_conditioning_is_drawn_as_its_prompt_is(model: Any) -> None:
 def test_a_prompt_that_is_too_long_is_a_sentence() -> None:
     model = DiffusersModel(diffusers_pipeline.pipeline())
     with pytest.raises(ValueError, match="use a shorter prompt"):
-        model.encode_filled(["fox " * 76 + "{}"], torch.zeros(1, 3, 192))
+        model.encode_with_embeddings(["fox " * 76 + "{}"], torch.zeros(1, 3, 192))
 
 
 def test_both_backends_have_the_same_words(pack: ModuleType) -> None:

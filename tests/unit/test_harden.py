@@ -10,17 +10,16 @@ import pytest
 import torch
 from tiny import Cancelled, TinyModel, TinyNetworkModel, cancel_at, same
 
-import testbed.pack
-from testbed import diffusers_pipeline
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.few_shot import FewShotSettings, few_shot
-from unlearn.harden import LEAST, WARM_UP, Hardening
-from unlearn.held import Held
-from unlearn.key_step import KeyStepSettings, key_step
-from unlearn.model import Edit
-from unlearn.neighbourhood import Neighbourhood
-from unlearn.resume import Resume
-from unlearn.soft_prefix import STEP, soft_prefix
+import testbed.model.pack
+from testbed.motion import pipeline as diffusers_pipeline
+from unlearn.core.edit import Edit
+from unlearn.core.resume import Resume
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.methods.few_shot import FewShotSettings, few_shot
+from unlearn.methods.key_step import KeyStepSettings, key_step
+from unlearn.methods.parts.adversarial import LEAST, STEP, WARM_UP, Hardening, soft_prefix
+from unlearn.methods.parts.retention import RetentionSet
+from unlearn.prompts.sampler import PromptSampler
 
 CONCEPT = "mushroom"
 IMAGES = torch.rand(4, 4, 4, 3, generator=torch.Generator().manual_seed(0))
@@ -76,7 +75,7 @@ def test_the_published_methods_are_not_hardened(settings: type) -> None:
 
 
 def hardening(model: TinyModel, edit, **more) -> Hardening:
-    words = Neighbourhood([CONCEPT], "object", random.Random(0))
+    words = PromptSampler([CONCEPT], "object", random.Random(0))
     values = {"push": 0.0, "rate": 0.02, "seconds": 60.0, "now": clock(0.5), **more}
     return Hardening(model, edit, [CONCEPT], words, **values)
 
@@ -89,29 +88,29 @@ def revived(model, edit) -> float:
     start = vocabulary[chosen]
     named, neutral = ([f"{{}} a photo of a {w}"] * len(start) for w in (CONCEPT, "picture"))
     with edit.off():
-        wanted = model.encode_filled(named, start)
-        far = wanted.distance(model.encode_filled(neutral, start)).mean()
-    found = soft_prefix(lambda v: model.encode_filled(named, v).distance(wanted), start, 5)
+        wanted = model.encode_with_embeddings(named, start)
+        far = wanted.distance(model.encode_with_embeddings(neutral, start)).mean()
+    found = soft_prefix(lambda v: model.encode_with_embeddings(named, v).distance(wanted), start, 5)
     with torch.no_grad():
-        return (model.encode_filled(named, found).distance(wanted).mean() / far).item()
+        return (model.encode_with_embeddings(named, found).distance(wanted).mean() / far).item()
 
 
 @pytest.mark.slow
 def test_hardened_encoder_is_harder_to_bring_back(pack) -> None:
     """On the real small model, after a few steps of the erasure itself."""
     science = pack.unlearn
-    host = pack.nodes.host.ComfyModel(*testbed.pack.checkpoint(), size=(64, 64))
-    words = science.neighbourhood.Neighbourhood([CONCEPT], "object", random.Random(0))
+    host = pack.nodes.backend.model.ComfyModel(*testbed.model.pack.checkpoint(), size=(64, 64))
+    words = science.prompts.sampler.PromptSampler([CONCEPT], "object", random.Random(0))
     others = ["a photo of a cat", "a church, ink style", ""]
     with host.training(), host.edit("encoder", "mlp-final-attn") as edit:
         with edit.off():
             x0 = host.sample([f"a photo of a {CONCEPT}"] * 2, seed=0, steps=4)
             were = host.encode(others)
             apart = were.distance(host.encode(others[1:] + others[:1])).mean()
-        settings = science.few_shot.FewShotSettings(max_steps=30)
-        science.few_shot.balanced(host, edit, [CONCEPT], [x0], settings, None)
+        settings = science.methods.few_shot.FewShotSettings(max_steps=30)
+        science.methods.few_shot.balanced(host, edit, [CONCEPT], [x0], settings, None)
         before = revived(host, edit)
-        science.harden.Hardening(
+        science.methods.parts.adversarial.Hardening(
             host, edit, [CONCEPT], words, 0.0, 0.03, 60.0, now=clock()
         ).encoder()
         assert revived(host, edit) > 1.4 * before
@@ -127,24 +126,26 @@ def test_hardened_network_is_harder_to_bring_back() -> None:
         """What the attack leaves of the way from the concept's prediction to the edited one's."""
         x0 = model.sample(prompts, seed=5)
         t = torch.full((4,), 600.0)
-        x = model.noised(x0, model.noise(4, torch.Generator().manual_seed(3)), t)
+        x = model.add_noise(x0, model.noise(4, torch.Generator().manual_seed(3)), t)
         vectors = model.vocabulary().vectors[:12].view(4, 3, -1)
         filled = ["{} " + prompt for prompt in prompts]
         with edit.off():
-            own = model.predict(x, t, model.encode_filled(filled, vectors))
+            own = model.predict(x, t, model.encode_with_embeddings(filled, vectors))
 
         def missed(v: torch.Tensor) -> torch.Tensor:
             return (
-                (model.predict(x, t, model.encode_filled(filled, v)) - own).square().mean((1, 2, 3))
+                (model.predict(x, t, model.encode_with_embeddings(filled, v)) - own)
+                .square()
+                .mean((1, 2, 3))
             )
 
         found = soft_prefix(missed, vectors, 20)
         with torch.no_grad():
             return missed(found).mean().item()
 
-    with model.edit("unet", "cross-attention") as edit:
+    with model.edit("denoiser", "cross-attention") as edit:
         around = [CONCEPT], "object"
-        held = Held(model, edit, around, (), 0, Resume())
+        held = RetentionSet(model, edit, around, (), 0, Resume())
         with edit.off():
             pictures = model.sample(prompts, seed=0)
         before = attacked_loss(edit)
@@ -235,7 +236,7 @@ def test_concepts_take_turns() -> None:
     model = TinyModel()
     concepts = ["mushroom", "owl"]
     with model.edit("encoder", "mlp") as edit:
-        words = Neighbourhood(concepts, "object", random.Random(0))
+        words = PromptSampler(concepts, "object", random.Random(0))
         run = Hardening(model, edit, concepts, words, 0.0, 0.01, 5.0, now=clock())
         taken = []
         for concept in run._steps():

@@ -15,15 +15,15 @@ import torch
 from small_erasures import run
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from unlearn.commands.cpdm_build import check_run
-from unlearn.commands.cpdm_measure import load_clip
-from unlearn.commands.cpdm_set import read_captions
-from unlearn.commands.output import Failure
-from unlearn.cpdm import Metric, Pair
-from unlearn.diffusers_model import DiffusersModel
-from unlearn.identify import parse_words
-from unlearn.inception import load_inception
-from unlearn.model_folder import ModelError
+from unlearn.cli.cpdm.build import check_run
+from unlearn.cli.cpdm.dataset import read_captions
+from unlearn.cli.cpdm.measure import load_clip
+from unlearn.cli.output import Failure
+from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.diffusers_backend.model_folder import ModelError
+from unlearn.evaluate.classifier import parse_words
+from unlearn.evaluate.cpdm.inception import load_inception
+from unlearn.evaluate.cpdm.metric import Metric, Pair
 
 CPU = torch.device("cpu")
 
@@ -265,7 +265,7 @@ def test_pictures_that_are_too_small_for_a_pipeline(height: int, width: int) -> 
     """It is said before the model is looked at."""
     said = f"have {width} x {height} pixels, and 8 x 8 are the fewest"
     with pytest.raises(ValueError, match=said) as error:
-        DiffusersModel.latents(None, torch.rand(1, height, width, 3))
+        DiffusersModel.encode_images(None, torch.rand(1, height, width, 3))
     say(error)
 
 

@@ -11,16 +11,16 @@ import torch
 from conftest import ROOT
 from tiny import TinyModel, TinyNetworkModel
 
-from testbed import drawings
-from testbed.identify_bench import objects, styles, views
-from testbed.vocabulary import HELD_OUT, OBJECTS, STYLES
-from unlearn.identify import TIMES, Ranking, Word, identify, parse_words, rounds
-from unlearn.identify_sheet import verdict
-from unlearn.languages import ELSEWHERE
-from unlearn.model import Conditioning
-from unlearn.neighbours import neighbours
-from unlearn.remains import remains, rivals
-from unlearn.words import VOCABULARY
+from testbed.model import drawings
+from testbed.model.vocabulary import HELD_OUT, OBJECTS, STYLES
+from testbed.studies.identify import objects, styles, views
+from unlearn.core.conditioning import Conditioning
+from unlearn.evaluate.classifier import TIMES, Ranking, Word, identify, parse_words, rounds
+from unlearn.evaluate.classifier_report import verdict
+from unlearn.evaluate.collateral import neighbours
+from unlearn.evaluate.detection import remains, rivals
+from unlearn.prompts.translations import ELSEWHERE
+from unlearn.prompts.vocabulary import VOCABULARY
 
 BLACK = torch.zeros(2, 2, 2, 3)
 
@@ -251,7 +251,7 @@ def test_there_are_as_many_words_as_is_promised() -> None:
     assert promised("nodes/web/docs/IdentifyConcept.md", page) == counts
     tooltip = r"(\d+) things, (\d+) styles or (\d+) characters"
     assert promised("nodes/identify.py", tooltip) == counts
-    assert promised("unlearn/commands/identify.py", r"among (\d+) everyday words") == counts[:1]
+    assert promised("unlearn/cli/identify.py", r"among (\d+) everyday words") == counts[:1]
     page = r"for (\d+) common things the German, French, Spanish and Italian ones"
     assert promised("nodes/web/docs/ProbeErasure.md", page) == [len(ELSEWHERE)]
 

@@ -12,28 +12,26 @@ import tiny
 import torch
 from tiny import Cancelled, OutOfMemoryAtTheEnd, TinyNetworkModel, cancel_at, same
 
-from unlearn.erasure import NETWORK, Erasure
-from unlearn.few_shot import STOP_WINDOW
-from unlearn.find_start import KeySteps, find_key_steps
-from unlearn.key_step import (
-    KINDS,
-    TASKS,
-    KeyStepSettings,
-    check_settings,
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.ddim import Trajectory, at, timesteps
+from unlearn.core.edit import Diverged, Edit
+from unlearn.core.erasure import NETWORK, Erasure
+from unlearn.core.resume import Resume
+from unlearn.core.trainable import network_weights
+from unlearn.methods.key_step import check_settings, key_step
+from unlearn.methods.parts.concepts import STOP_WINDOW
+from unlearn.methods.parts.key_step_search import KeySteps, find_key_steps
+from unlearn.methods.parts.key_step_settings import KINDS, TASKS, KeyStepSettings
+from unlearn.methods.parts.key_step_terms import (
     empty_term,
     empty_weights,
     erase_term,
-    key_step,
     noise_share,
     noisy,
     predictions,
-    schedule,
 )
-from unlearn.model import Conditioning, Diverged, Edit
-from unlearn.prompts import TASK_TEMPLATES, augmented
-from unlearn.resume import Resume
-from unlearn.select import network_weights
-from unlearn.trajectory import Trajectory, at, timesteps
+from unlearn.methods.parts.walk import schedule
+from unlearn.prompts.templates import TASK_TEMPLATES, augmented
 
 PAPER = KeyStepSettings(mode="paper", steps=10, iterations=16, learning_rate=1e-4)
 BALANCED = KeyStepSettings(steps=10, iterations=16)
@@ -239,10 +237,10 @@ def test_first_paper_step_by_hand() -> None:
     erasure = key_step(TinyNetworkModel(), ["cat"], settings)
     model, t = TinyNetworkModel(), timesteps(10)[0]
     noise = model.noise(1, torch.Generator().manual_seed(0))
-    x = model.noised(torch.zeros_like(noise), noise, at(t, noise))
+    x = model.add_noise(torch.zeros_like(noise), noise, at(t, noise))
     own, none = (model.predict(x, at(t, x), model.encode([prompt])) for prompt in ("cat", ""))
     turn = 2e-5 * (1000 - t)
-    with model.edit("unet", "cross-attention") as edit:
+    with model.edit("denoiser", "cross-attention") as edit:
         student, student_none = (
             model.predict(x, at(t, x), model.encode([prompt])) for prompt in ("cat", "")
         )
@@ -429,7 +427,7 @@ def test_balanced_walks_one_pair_of_sentences_at_a_time(monkeypatch) -> None:
             walked.append(prompt.cross)
             return super().to(step, prompt, empty)
 
-    monkeypatch.setattr("unlearn.key_step.Trajectory", Recorded)
+    monkeypatch.setattr("unlearn.methods.key_step.Trajectory", Recorded)
     settings = replace(BALANCED, start=6, iterations=12, near=0.0)
     key_step(TinyNetworkModel(), ["cat"], settings)
     first, *others = (walked[i : i + 4] for i in (0, 4, 8))  # walks of four steps

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unlearn.model import Edit
-from unlearn.preserve import preserved
+from unlearn.core.edit import Edit
+from unlearn.core.gradient_projection import project_gradients
 
 ERASE = torch.tensor([[3.0, -1.0], [0.5, 2.0]])
 AGAINST = torch.tensor([[-2.0, 1.0], [0.0, 0.5]])  # the product is -6
@@ -14,53 +14,59 @@ ALONG = torch.tensor([[2.0, 1.0], [0.0, 0.5]])  # the product is 6
 
 
 def test_orthogonal_leaves_nothing_along_an_opposed_gradient() -> None:
-    (left,) = preserved([ERASE], [AGAINST], "orthogonal")
+    (left,) = project_gradients([ERASE], [AGAINST], "orthogonal")
     assert (left * AGAINST).sum().item() == pytest.approx(0, abs=1e-6)
     # a - (a.b / b.b) b, with a.b = -6 and b.b = 5.25.
     assert torch.allclose(left, ERASE + 6 / 5.25 * AGAINST)
 
 
 def test_what_stays_across_the_keeping_gradient_is_untouched() -> None:
-    (left,) = preserved([torch.tensor([-3.0, 4.0])], [torch.tensor([0.1, 0.0])], "orthogonal")
+    (left,) = project_gradients(
+        [torch.tensor([-3.0, 4.0])], [torch.tensor([0.1, 0.0])], "orthogonal"
+    )
     assert left.tolist() == pytest.approx([0.0, 4.0])
 
 
 @pytest.mark.parametrize("projection", ["orthogonal", "as_released"])
 def test_agreeing_gradients_are_left_bit_for_bit(projection: str) -> None:
     for keep in (ALONG, torch.tensor([[1.0, 3.0], [0.0, 0.0]])):  # along, and at a right angle
-        (left,) = preserved([ERASE], [keep], projection)
+        (left,) = project_gradients([ERASE], [keep], projection)
         assert torch.equal(left, ERASE)
 
 
 def test_each_tensor_is_judged_on_its_own() -> None:
-    first, second = preserved([ERASE, ERASE], [AGAINST, ALONG], "orthogonal")
+    first, second = project_gradients([ERASE, ERASE], [AGAINST, ALONG], "orthogonal")
     assert not torch.equal(first, ERASE)
     assert torch.equal(second, ERASE)
 
 
 def test_as_released_by_hand() -> None:
     # |a| = 5 and b points along the first axis: cos = -3/5, and cos b / |b| is (-0.6, 0).
-    (left,) = preserved([torch.tensor([-3.0, 4.0])], [torch.tensor([2.0, 0.0])], "as_released")
+    (left,) = project_gradients(
+        [torch.tensor([-3.0, 4.0])], [torch.tensor([2.0, 0.0])], "as_released"
+    )
     assert left.tolist() == pytest.approx([-2.4, 4.0])
 
 
 def test_as_released_takes_away_too_much_of_a_short_gradient() -> None:
     short, keep = torch.tensor([-0.3, 0.4]), torch.tensor([2.0, 0.0])
-    (left,) = preserved([short], [keep], "as_released")
+    (left,) = project_gradients([short], [keep], "as_released")
     assert left.tolist() == pytest.approx([0.3, 0.4])
     assert (left * keep).sum() > 0, "it now pulls the way that keeping asks, unasked"
-    (orthogonal,) = preserved([short], [keep], "orthogonal")
+    (orthogonal,) = project_gradients([short], [keep], "orthogonal")
     assert orthogonal.tolist() == pytest.approx([0.0, 0.4])
 
 
 def test_the_two_ways_agree_on_a_gradient_of_length_one() -> None:
     one, keep = torch.tensor([-0.6, 0.8]), torch.tensor([5.0, 0.0])
-    (paper,), (released,) = (preserved([one], [keep], p) for p in ("orthogonal", "as_released"))
+    (paper,), (released,) = (
+        project_gradients([one], [keep], p) for p in ("orthogonal", "as_released")
+    )
     assert torch.allclose(paper, released, atol=1e-6)
 
 
 def test_off_changes_nothing() -> None:
-    (left,) = preserved([ERASE], [AGAINST], "off")
+    (left,) = project_gradients([ERASE], [AGAINST], "off")
     assert torch.equal(left, ERASE)
 
 
@@ -68,34 +74,36 @@ def test_clip_scales_each_set_as_a_whole() -> None:
     # Norm of the erasing set: sqrt(9 + 16) = 5; both of its tensors become a fifth.
     erase = [torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])]
     keep = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])]
-    first, second = preserved(erase, keep, "orthogonal", clip=1.0)
+    first, second = project_gradients(erase, keep, "orthogonal", clip=1.0)
     assert first.tolist() == pytest.approx([0.6, 0.0])
     assert second.tolist() == pytest.approx([0.0, 0.8])
 
 
 def test_clip_leaves_shorter_gradients_as_they_are() -> None:
     erase = [torch.tensor([0.3, 0.0]), torch.tensor([0.0, 0.4])]
-    left = preserved(erase, erase, "orthogonal", clip=1.0)
+    left = project_gradients(erase, erase, "orthogonal", clip=1.0)
     assert all(torch.equal(a, b) for a, b in zip(erase, left))
 
 
 def test_clip_goes_before_the_projection() -> None:
     """As released, what is taken away depends on the length: here it is 1 after clipping."""
-    (left,) = preserved(
+    (left,) = project_gradients(
         [torch.tensor([-30.0, 40.0])], [torch.tensor([2.0, 0.0])], "as_released", clip=1.0
     )
     assert left.tolist() == pytest.approx([0.0, 0.8], abs=1e-6)
 
 
 def test_clip_does_not_count_missing_gradients() -> None:
-    first, none = preserved([torch.tensor([3.0, 4.0]), None], [None, None], "orthogonal", clip=1.0)
+    first, none = project_gradients(
+        [torch.tensor([3.0, 4.0]), None], [None, None], "orthogonal", clip=1.0
+    )
     assert first.tolist() == pytest.approx([0.6, 0.8])
     assert none is None
 
 
 @pytest.mark.parametrize("projection", ["orthogonal", "as_released"])
 def test_where_nothing_is_to_be_kept_the_gradient_stays(projection: str) -> None:
-    first, second, third = preserved(
+    first, second, third = project_gradients(
         [ERASE, ERASE, None], [None, torch.zeros(2, 2), AGAINST], projection
     )
     assert torch.equal(first, ERASE)

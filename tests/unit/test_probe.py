@@ -13,13 +13,13 @@ import pytest
 import torch
 from commands import CPU
 
-from unlearn.gap import Vocabulary
-from unlearn.languages import ELSEWHERE, translations
-from unlearn.phrasings import OWN, Given, misspellings, phrasings, plural, spread
-from unlearn.probe import ATTACKS, CANNOT, Asked, Probe, ProbeSettings, probe, settings
-from unlearn.probe_sheet import COLUMNS, SHOWN, framed, probe_sheet, rows
-from unlearn.receipt import receipt
-from unlearn.token_search import search
+from unlearn.attacks.token_search import search
+from unlearn.core.token_slots import Vocabulary
+from unlearn.evaluate.probe import ATTACKS, CANNOT, Asked, Probe, ProbeSettings, probe, settings
+from unlearn.evaluate.probe_sheet import COLUMNS, SHOWN, framed, probe_sheet, rows
+from unlearn.evaluate.receipt import receipt
+from unlearn.prompts.paraphrases import OWN, Given, misspellings, phrasings, plural, spread
+from unlearn.prompts.translations import ELSEWHERE, translations
 
 RING, PREFIX, TOKEN = ATTACKS
 
@@ -219,7 +219,7 @@ def test_an_attack_that_was_not_run_is_not_reported() -> None:
 def test_an_encoder_edit_cannot_stop_a_trained_token() -> None:
     said = probed(NO, NO, NO, YES).sentences()
     assert said[1] == f"With a token trained for it (CCE, 60 steps): 100%. {CANNOT}"
-    both = probed(NO, NO, NO, NO, parts=frozenset(["encoder", "unet"])).sentences()
+    both = probed(NO, NO, NO, NO, parts=frozenset(["encoder", "denoiser"])).sentences()
     assert both[1].endswith("CCE, 60 steps): 0%.")
 
 
@@ -313,7 +313,7 @@ class Drawing:
     def sample(self, prompts: list[str], *settings: Any) -> torch.Tensor:
         return torch.full((len(prompts), 4, 2, 2), self.latents)
 
-    def images(self, x0: torch.Tensor) -> torch.Tensor:
+    def decode_latents(self, x0: torch.Tensor) -> torch.Tensor:
         return torch.full((len(x0), 16, 16, 3), self.pictures)
 
 
@@ -337,14 +337,14 @@ def test_a_model_that_draws_no_finite_pictures_is_broken_and_not_erased(
 
 
 def recorded(record: dict) -> Any:
-    from unlearn.erasure import Erasure
+    from unlearn.core.erasure import Erasure
 
     return Erasure({}, record)
 
 
 def test_it_is_asked_as_it_was_erased_also_where_it_was_combined_twice() -> None:
-    from unlearn.commands.output import Failure
-    from unlearn.commands.probe import kind_of
+    from unlearn.cli.output import Failure
+    from unlearn.cli.probe import kind_of
 
     style, instance = {"kind": "style"}, {"kind": "instance"}
     assert kind_of(recorded({})) == "object"
@@ -359,10 +359,10 @@ def test_it_is_asked_as_it_was_erased_also_where_it_was_combined_twice() -> None
 def test_the_command_on_diffusers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
-    from testbed import diffusers_pipeline
+    from testbed.motion import pipeline as diffusers_pipeline
     from unlearn.__main__ import main
-    from unlearn.diffusers_model import DiffusersModel
-    from unlearn.erasure import Erasure
+    from unlearn.core.erasure import Erasure
+    from unlearn.diffusers_backend.model import DiffusersModel
 
     folder, file = diffusers_pipeline.write(tmp_path / "model"), tmp_path / "none.safetensors"
     model = DiffusersModel(diffusers_pipeline.pipeline())

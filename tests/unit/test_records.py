@@ -14,10 +14,10 @@ from commands import sentence
 from safetensors.torch import save, save_file
 
 from unlearn.__main__ import main
-from unlearn.commands.output import rewrite
-from unlearn.erasure import FORMAT, HEADER, Erasure, ErasureError, combine, dot, full, parse
-from unlearn.receipt import measured_again, probed_again, recorded
-from unlearn.record import CONTROL, PARTS_DEPTH, checked
+from unlearn.cli.output import rewrite
+from unlearn.core.erasure import FORMAT, HEADER, Erasure, ErasureError, combine, dot, full, parse
+from unlearn.core.record import CONTROL, PARTS_DEPTH, checked
+from unlearn.evaluate.receipt import measured_again, probed_again, recorded
 
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1"
 KEY = FC1 + ".weight"
@@ -409,9 +409,9 @@ def test_a_bad_header_gets_one_short_sentence(content: bytes, tmp_path: Path) ->
 def test_a_header_of_too_many_tensors_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import unlearn.erasure
+    import unlearn.core.erasure
 
-    monkeypatch.setattr(unlearn.erasure, "TENSORS", 2)
+    monkeypatch.setattr(unlearn.core.erasure, "TENSORS", 2)
     tensors = {f"{i}.diff": random(1) for i in range(3)}
     with pytest.raises(ErasureError, match=r"a safetensors file \(3 tensors\)"):
         Erasure.load(written(tmp_path / "a.safetensors", {}, tensors))
@@ -454,7 +454,7 @@ def test_figures_are_written_into_a_file_of_bfloat16_without_rounding_it(tmp_pat
 def test_a_command_says_what_it_could_not_read_of_a_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from unlearn.commands.models import load_erasures
+    from unlearn.cli.models import load_erasures
 
     file = written(tmp_path / "a.safetensors", with_value("measured.receipt", 5))
     load_erasures([file], [1.0])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unlearn.model import Diverged, Edit
-from unlearn.resume import Resume, Run
+from unlearn.core.edit import Diverged, Edit
+from unlearn.core.resume import Resume, Run
 
 STATE = {
     "more": {"number": 3, "left": [0.5, 0.25], "sentences": ["a photo of a {}"]},

@@ -14,10 +14,10 @@ import torch
 from test_resume import Parts
 from tiny import Cancelled, TinyNetworkModel, cancel_at, same
 
-from unlearn.domain_correction import DomainCorrectionSettings, domain_correction
-from unlearn.find_start import KeySteps
-from unlearn.key_step import KeyStepSettings, found_start, key_step
-from unlearn.resume import Resume
+from unlearn.core.resume import Resume
+from unlearn.methods.domain_correction import DomainCorrectionSettings, domain_correction
+from unlearn.methods.key_step import KeyStepSettings, found_start, key_step
+from unlearn.methods.parts.key_step_search import KeySteps
 
 NAN = torch.tensor([1.0, math.nan, 1.0, 1.0])
 
@@ -304,10 +304,12 @@ def test_a_start_that_does_not_fit_is_measured_again(
     bad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = KeySteps([0, 1, 2, 3, 4, 5], [0.0, 0.0, 0.5, 0.5, 1.0, 1.0], 5)
-    monkeypatch.setattr("unlearn.key_step.find_key_steps", lambda *args, **named: found)
-    settings = KeyStepSettings(steps=5, start="auto")
+    monkeypatch.setattr(
+        "unlearn.methods.parts.key_step_search.find_key_steps", lambda *args, **named: found
+    )
     torch.save(bad, tmp_path / "run.start")
+    asked = TinyNetworkModel(), ["cat"], ("object", ""), 5, 3.0, 0
     for said in ("kept in run.start cannot be used", ""):
         resume = Resume(tmp_path / "run")
-        assert found_start(TinyNetworkModel(), ["cat"], settings, resume) == found
+        assert found_start(*asked, resume) == found
         assert said in resume.said if said else not resume.said

@@ -10,8 +10,8 @@ import torch
 from tiny import Encoder
 from torch import nn
 
-import testbed.host
-from unlearn.select import encoder_weights, network_weights
+import testbed.host.process
+from unlearn.core.trainable import encoder_weights, network_weights
 
 FEED_FORWARD = {
     f"layers.{i}.mlp.{name}.{kind}"
@@ -105,7 +105,9 @@ def clip_l(host: ModuleType) -> torch.nn.Module:
     import comfy.clip_model
     import comfy.ops
 
-    config = json.loads((testbed.host.path() / "comfy" / "sd1_clip_config.json").read_text())
+    config = json.loads(
+        (testbed.host.process.path() / "comfy" / "sd1_clip_config.json").read_text()
+    )
     return comfy.clip_model.CLIPTextModel(
         config, torch.float32, "meta", comfy.ops.disable_weight_init
     )

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import TinyModel, TinyNetworkModel
 
-from unlearn.model import Conditioning
-from unlearn.trajectory import Trajectory, at, ddim_step, guided, timesteps
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.ddim import Trajectory, at, ddim_step, guided, timesteps
 
 PARAMETERISATIONS = ["eps", "v", "flow"]
 STEPS = 10
@@ -44,17 +44,17 @@ def test_a_step_with_the_true_prediction_lands_on_the_truth(parameterisation: st
     x0, noise = pictures(model)
     times = timesteps(STEPS)
     for t, after in pairwise(times):
-        x_t = model.noised(x0, noise, at(t, x0))
+        x_t = model.add_noise(x0, noise, at(t, x0))
         truth = model.target(x0, noise, at(t, x0))
         stepped = ddim_step(model, x_t, t, truth, after)
-        assert torch.allclose(stepped, model.noised(x0, noise, at(after, x0)), atol=1e-5)
+        assert torch.allclose(stepped, model.add_noise(x0, noise, at(after, x0)), atol=1e-5)
 
 
 @pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
 def test_the_last_step_gives_the_picture(parameterisation: str) -> None:
     model = TinyNetworkModel(parameterisation)
     x0, noise = pictures(model)
-    x_t = model.noised(x0, noise, at(1.0, x0))
+    x_t = model.add_noise(x0, noise, at(1.0, x0))
     stepped = ddim_step(model, x_t, 1.0, model.target(x0, noise, at(1.0, x0)), None)
     assert torch.allclose(stepped, x0, atol=1e-5)
 
@@ -137,7 +137,7 @@ def test_it_begins_with_pure_noise_at_the_noisiest_step() -> None:
     model = TinyNetworkModel()
     x = Walk(model, count=3).to(0)
     noise = model.noise(3, torch.Generator().manual_seed(0))
-    assert torch.equal(x, model.noised(torch.zeros_like(x), noise, at(timesteps(STEPS)[0], x)))
+    assert torch.equal(x, model.add_noise(torch.zeros_like(x), noise, at(timesteps(STEPS)[0], x)))
     assert not model.predictions
 
 
@@ -153,14 +153,14 @@ def test_it_comes_to_what_sampling_from_start_to_end_gives() -> None:
 
 def test_it_takes_no_gradients() -> None:
     model = TinyNetworkModel()
-    with model.edit("unet", "cross-attention"):
+    with model.edit("denoiser", "cross-attention"):
         assert not Walk(model).to(3).requires_grad
 
 
 def test_it_is_sampled_with_the_model_as_it_is_at_the_moment() -> None:
     model = TinyNetworkModel()
     before = Walk(model).to(STEPS - 1)
-    with model.edit("unet", "cross-attention") as edit:
+    with model.edit("denoiser", "cross-attention") as edit:
         walk = Walk(model)
         walk.to(STEPS // 2)
         for delta in edit.deltas.values():

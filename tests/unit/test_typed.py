@@ -9,16 +9,17 @@ import pytest
 import torch
 from tiny import TinyModel, TinyNetworkModel
 
-from unlearn.domain_correction import DomainCorrectionSettings, domain_correction
-from unlearn.few_shot import FewShotSettings, few_shot
-from unlearn.gradient_ascent import gradient_ascent
-from unlearn.key_step import KeyStepSettings, key_step
-from unlearn.phrasings import Given
-from unlearn.probe import probe
-from unlearn.readings import Reading, check_typed, reading, words_read
-from unlearn.typed import cleaned, joined, one_word, split_concepts, split_words
-from unlearn.weight_pruning import weight_pruning
-from unlearn.words import VOCABULARY
+from unlearn.core.token_reading import Reading, reading
+from unlearn.evaluate.probe import probe
+from unlearn.methods.baselines.gradient_ascent import gradient_ascent
+from unlearn.methods.baselines.weight_pruning import weight_pruning
+from unlearn.methods.domain_correction import DomainCorrectionSettings, domain_correction
+from unlearn.methods.few_shot import FewShotSettings, few_shot
+from unlearn.methods.key_step import KeyStepSettings, key_step
+from unlearn.prompts.paraphrases import Given
+from unlearn.prompts.typed import cleaned, joined, one_word, split_concepts, split_words
+from unlearn.prompts.vocabulary import VOCABULARY
+from unlearn.prompts.word_checks import check_typed, words_read
 
 FOX = "\U0001f98a"
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
@@ -327,6 +328,6 @@ def test_probe_refuses_before_any_work(concept: str, given: Given, said: str) ->
             pass
 
     with pytest.raises(ValueError, match=r".") as error:
-        probe(Open, Open, concept, frozenset({"unet"}), given=given, attacks=())
+        probe(Open, Open, concept, frozenset({"denoiser"}), given=given, attacks=())
     assert said in str(error.value)
     assert not model.encoded

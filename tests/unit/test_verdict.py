@@ -16,15 +16,17 @@ import torch
 from commands import CPU
 from tiny import TinyModel, TinyNetworkModel
 
-from testbed import samples
-from unlearn import pictured, verdict
+from testbed.model import samples
 from unlearn.__main__ import main
-from unlearn.commands import erase
-from unlearn.erasure import Erasure
-from unlearn.key_step import KeyStepSettings, key_step
-from unlearn.model import Conditioning
-from unlearn.neighbours import COMMON
-from unlearn.pictured import check_pictures
+from unlearn.cli import erase
+from unlearn.core.conditioning import Conditioning
+from unlearn.core.erasure import Erasure
+from unlearn.evaluate import picture_check as pictured
+from unlearn.evaluate import verdict
+from unlearn.evaluate.collateral import COMMON
+from unlearn.evaluate.picture_check import check_pictures
+from unlearn.methods.key_step import key_step
+from unlearn.methods.parts.key_step_settings import KeyStepSettings
 
 KNOWN = (*COMMON, "mushroom", "flower", "fox", "ink", "Zorvik")
 
@@ -76,11 +78,11 @@ class Drawer(TinyModel):
             found.append(self.named(prompt))
         return torch.tensor(found)[..., None, None]
 
-    def latents(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """The pictures' first pixel holds the number."""
         return (images[:, :1, :1, :2].movedim(-1, 1) * 1e4).round()
 
-    def noised(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return x0
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

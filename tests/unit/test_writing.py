@@ -16,11 +16,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from unlearn import writing
-from unlearn.commands.output import Failure, save
-from unlearn.erasure import Erasure
-from unlearn.resume import Resume
-from unlearn.writing import MARK, check_writable, whole_file, whole_folder
+from unlearn.cli.output import Failure, save
+from unlearn.core.erasure import Erasure
+from unlearn.core.resume import Resume
+from unlearn.files import writing
+from unlearn.files.writing import MARK, check_writable, whole_file, whole_folder
 
 linux = pytest.mark.skipif(os.name == "nt", reason="the rights and signals of POSIX systems")
 
@@ -97,8 +97,8 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-import unlearn.writing
-with unlearn.writing.whole_file(Path(sys.argv[2])) as new:
+import unlearn.files.writing
+with unlearn.files.writing.whole_file(Path(sys.argv[2])) as new:
     new.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 """

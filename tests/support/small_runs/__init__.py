@@ -13,9 +13,10 @@ def make_small(science, *models, change=setattr, steps=10) -> None:
     steps: of a picture, where nobody says in how many. change sets an attribute; a test gives its
     monkeypatch's.
     """
-    change(science.held.Held, "COUNT", science.held.Held.AT_ONCE)
-    change(science.closed_form, "SENTENCES", 8)
-    change(science.closed_form, "OTHERS", 16)
+    parts = science.methods.parts
+    change(parts.retention.RetentionSet, "COUNT", parts.retention.RetentionSet.AT_ONCE)
+    change(parts.closed_form, "SENTENCES", 8)
+    change(parts.closed_form, "OTHERS", 16)
     for model in models:
         change(model.sample, "__defaults__", (steps, 7.5))
         if hasattr(model, "preview"):
@@ -23,7 +24,7 @@ def make_small(science, *models, change=setattr, steps=10) -> None:
 
 
 def live_picture(model, prompt, seed):
-    return model.images(model.sample([prompt], seed, steps=2))
+    return model.decode_latents(model.sample([prompt], seed, steps=2))
 
 
 class SmallRuns:
@@ -44,5 +45,5 @@ class SmallRuns:
 if __name__ != "small_runs":  # ComfyUI loads it under its path, tests import it by its name
     for module in list(sys.modules.values()):
         if {"comfy_entrypoint", "unlearn"} <= vars(module).keys():
-            make_small(module.unlearn, module.nodes.host.ComfyModel)
+            make_small(module.unlearn, module.nodes.backend.model.ComfyModel)
             NODE_CLASS_MAPPINGS = {"SmallRuns": SmallRuns}

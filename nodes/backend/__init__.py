@@ -1,0 +1,1 @@
+"""All that touches ComfyUI's inside: ComfyModel, its memory, its patches, input checks."""

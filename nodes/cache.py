@@ -1,0 +1,156 @@
+"""Where a training node keeps what it trained, and how it finds it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import folder_paths
+import torch
+
+from ..unlearn.core.erasure import Erasure, ErasureError, images_hash
+from ..unlearn.core.version import VERSION
+from ..unlearn.files import writing
+from .backend.identity import signature
+
+LONGEST = 120  # bytes of a file's name that the concepts take
+# Bytes of a filename_prefix and of each name in it: file systems take 255 of a name, and a number,
+# an ending and a file's name while it is written come to them.
+LONGEST_PATH, LONGEST_PART = 500, 200
+
+
+def training_key(method: str, concepts, settings, images, size, model, clip, vae) -> str:
+    """A hash of what decides what training yields: all but functions that other nodes have put into
+    the model's attention, which say nothing of themselves. Another version of the pack may yield
+    another."""
+    inputs = {
+        "version": VERSION,
+        "method": method,
+        "concepts": concepts,
+        "settings": asdict(settings),
+        "size": size,
+        "images": None if images is None else images_hash(images),
+        "model": signature(model),
+        "clip": signature(clip.patcher),
+        "skip": clip.layer_idx,
+        # Pictures that the model draws itself never leave its latents.
+        "vae": None if images is None or vae is None else signature(vae.patcher),
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def output_file(path: str) -> Path:
+    """A path in the output folder. Raises ValueError where it leaves it, or where a file system
+    would not take it."""
+    longest = max((len(part.encode()) for part in Path(path).parts), default=0)
+    if longest > LONGEST_PART or len(path.encode()) > LONGEST_PATH:
+        raise ValueError(
+            f"filename_prefix has {len(path.encode()):,} bytes and the longest name in it "
+            f"{longest:,}: use at most {LONGEST_PATH} and {LONGEST_PART}."
+        )
+    if any(letter < " " for letter in path):
+        raise ValueError(
+            f"filename_prefix {path!r} holds a line break or another control character: type it "
+            "anew."
+        )
+    output = Path(folder_paths.get_output_directory()).resolve()
+    file = (output / path).resolve()
+    if not file.is_relative_to(output):
+        raise ValueError(
+            f"filename_prefix {path!r} leaves ComfyUI's output folder; use a path inside it, for "
+            "example: loras/erased"
+        )
+    return file
+
+
+def check_name(prefix: str) -> None:
+    """Raises ValueError unless a prefix ends in the name of a file in the output folder."""
+    file = output_file(prefix)
+    hidden = file.name.startswith(".") or not file.name.strip()
+    if hidden or file == Path(folder_paths.get_output_directory()).resolve():
+        raise ValueError(
+            f"filename_prefix {prefix!r} names no file, or a hidden one: end it in a name, for "
+            "example: loras/erased"
+        )
+
+
+def dated(path: str) -> str:
+    """With today's date for %year% and the like, as the host's own Save nodes put it in."""
+
+    def part(name: str) -> str:
+        # Of the folder nothing is asked but that it is there.
+        *_, replaced = folder_paths.get_save_image_path(name, str(Path(__file__).parent))
+        return replaced
+
+    return "/".join(part(name) if "%" in name else name for name in path.split("/"))
+
+
+def erasure_file(prefix: str, concepts: list[str], key: str) -> Path:
+    """Where a trained erasure is kept."""
+    words = "-".join("".join(c if c.isalnum() else "_" for c in name) for name in concepts)[:60]
+    # File systems count bytes, of which some letters have four.
+    words = words.encode()[:LONGEST].decode(errors="ignore")
+    return output_file(dated(prefix)) / f"{words}_{key[:8]}.safetensors"
+
+
+def check_writable(file: Path) -> None:
+    """Raises ValueError where the file's folder cannot be written to: a run would be lost."""
+    try:
+        writing.check_writable(file)
+    except OSError as error:
+        raise ValueError(
+            f"What is trained could not be written to {shown(file.parent)} "
+            f"({writing.reason(error)}); choose another filename_prefix."
+        ) from error
+
+
+def check_space(file: Path, needed: int) -> None:
+    """Raises ValueError where the file's disk has fewer than `needed` bytes free."""
+    free = writing.free_bytes(file)
+    if free < needed:
+        raise ValueError(
+            f"The erasure will take {needed / 1e6:.0f} MB in {shown(file.parent)} and "
+            f"{free / 1e6:.0f} MB are free there; make room, or use a rank of 4 to 16."
+        )
+
+
+def save(erasure: Erasure, file: Path) -> str:
+    """Write an erasure; returns "", or why that was not possible.
+
+    It raises nothing: what was trained must not be lost with the file.
+    """
+    try:
+        try:
+            erasure.save(file)
+        except ErasureError:  # float16 cannot hold it
+            erasure.save(file, torch.float32)
+    except (ErasureError, *writing.ERRORS) as error:
+        return f"{file.name} cannot be written to {shown(file.parent)} ({writing.reason(error)})"
+    return ""
+
+
+def shown(folder: Path) -> str:
+    """A folder as a sentence names it: without what lies above ComfyUI's output folder."""
+    output = Path(folder_paths.get_output_directory()).resolve()
+    return f"output/{folder.relative_to(output).as_posix()}".removesuffix("/.")
+
+
+# What a training node says of what it finds.
+SAID = ("concepts", "kind", "steps", "loss", "settings")
+SAID_OF_NETWORK = {"key_step": ("moved", "start"), "domain_correction": ("moved",)}
+
+
+def trained_before(file: Path, key: str, method: str) -> Erasure | None:
+    """The erasure in the file, if it was trained from the very same inputs and is whole."""
+    if not file.is_file():
+        return None
+    try:
+        erasure = Erasure.load(file)
+    except ErasureError:
+        return None  # not ours, or damaged: it is trained again and replaced
+    record = erasure.record
+    needed = (*SAID, *SAID_OF_NETWORK.get(method, ()))
+    whole = all(name in record for name in needed) and "mode" in record["settings"]
+    return erasure if whole and not erasure.unread and record.get("key") == key else None

@@ -1,0 +1,1 @@
+"""The benchmark of erasures: python dev.py bench."""

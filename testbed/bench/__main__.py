@@ -1,0 +1,148 @@
+"""The benchmark: erase concepts from IconCanvas and measure what is gone and what is kept.
+
+    python dev.py bench                     every method, nearly every mode
+    python dev.py bench --quick             3 objects, 1 style, 1 character, default modes
+    python dev.py bench --full              also a second seed, and more concepts for each mode
+    python dev.py bench --method few_shot --concept fox --json rows.json
+
+Rows, table, plot and pictures are written to output/bench, unless you name files. Rows that the
+JSON file already holds are not measured again, so it goes on where it was stopped; delete it to
+measure anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import testbed
+
+from ..host import workers
+from .pictures import page_of_modes, page_of_pictures
+from .plan import METHODS, job_key, jobs_of
+from .plot import save_plot
+from .table import table, write_table
+
+HERE = testbed.ROOT / "output" / "bench"
+
+
+def main() -> None:
+    from ..model.measure import known
+
+    parser = argparse.ArgumentParser(
+        prog="python dev.py bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--mode", nargs="+", help="only these modes of a method")
+    parser.add_argument("--concept", nargs="+", type=known, help="any concepts of IconCanvas")
+    parser.add_argument("--seed", nargs="+", type=int)
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("--quick", action="store_true", help="a tenth of the work")
+    amount.add_argument("--full", action="store_true", help="three times the work")
+    parser.add_argument("--json", type=Path, help="where the rows are kept")
+    parser.add_argument(
+        "--table",
+        nargs="+",
+        type=Path,
+        help="also write the table as Markdown; in a file with <!-- bench --> marks between them",
+    )
+    parser.add_argument("--pictures", type=Path, help="also draw before and after, one PNG")
+    parser.add_argument("--modes", type=Path, help="the same of every mode, on a few concepts")
+    parser.add_argument("--plot", type=Path, help="also draw the table, one PNG")
+    parser.add_argument(
+        "--no-run", action="store_true", help="only write what the JSON file already holds"
+    )
+    parser.add_argument("--jobs", type=int, help="processes; else one a core, or one for a card")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        run_jobs(json.loads(options.worker))
+        return
+    known = {mode for method in options.method for mode in METHODS[method]}
+    for mode in options.mode or ():
+        if mode not in known:
+            parser.error(f"there is no mode {mode!r}; use {', '.join(sorted(known))}")
+    named = options.json or options.table or options.pictures or options.modes or options.plot
+    if not named:
+        HERE.mkdir(parents=True, exist_ok=True)
+        options.json, options.table = HERE / "rows.json", [HERE / "bench.md"]
+        options.plot = HERE / "plot.png"
+        options.pictures, options.modes = HERE / "pictures.png", HERE / "modes.png"
+    jobs = jobs_of(options)
+    if not jobs:
+        parser.error("a plain run measures none of this: give --full or --concept.")
+    rows = read_rows(options.json)
+    done = {(job_key(row), attacked) for row in rows for attacked in {False, "attacks" in row}}
+    missing = [job for job in jobs if (job_key(job), job["attack"]) not in done]
+    if not options.no_run:
+        rows = run_parallel(missing, options.jobs, options.json, rows)
+    wanted = {job_key(job) for job in jobs}
+    shown = [row for row in rows if job_key(row) in wanted]
+    print(table(shown))
+    for file in options.table or ():
+        write_table(file, shown)
+    if options.plot:
+        save_plot(shown, options.plot)
+    for draw, file in ((page_of_pictures, options.pictures), (page_of_modes, options.modes)):
+        page = draw(jobs) if file else None
+        if page:
+            page.save(file, optimize=True)
+        elif file and named:
+            raise SystemExit(f"bench: no pictures were kept for {file}; use another --json file.")
+
+
+def read_rows(file: Path | None) -> list[dict]:
+    return json.loads(file.read_text("utf-8")) if file and file.exists() else []
+
+
+def run_parallel(
+    jobs: list[dict], count: int | None, file: Path | None, before: list[dict]
+) -> list[dict]:
+    """All rows: those before, and the jobs', which take the place of theirs. The jobs are shared
+    out to processes, and the rows written as they come."""
+    from tqdm import tqdm
+
+    rows = before
+    # What one concept and seed draws before any edit is drawn once, so they stay in one process.
+    pairs = [(job["concept"], job["seed"]) for job in jobs]
+    shares = workers.shared(jobs, pairs, count, cost=lambda job: 1 + job["attack"])
+    with tqdm(total=len(jobs), desc="bench", disable=not jobs) as progress:
+        for new in workers.results("testbed.bench", shares):
+            measured = {job_key(row) for row in new}
+            rows = [row for row in rows if job_key(row) not in measured] + new
+            progress.update()
+            progress.set_postfix_str(f"{new[-1]['concept']} ua {new[-1]['ua']:.0%}")
+            if file:
+                workers.write_rows(file, rows)
+    return rows
+
+
+def run_jobs(jobs: list[dict]) -> None:
+    """A worker: measures its jobs one after another and tells the rows of each."""
+    import logging
+
+    import torch
+
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
+    from ..model import pack
+    from ..model.judge import Judge
+    from .row import draw_before, measure_job
+
+    package = pack.load()
+    parts = pack.checkpoint()
+    judge = Judge()
+    before: dict[tuple, torch.Tensor] = {}
+    for job in sorted(jobs, key=lambda job: (job["concept"], job["seed"])):
+        pair = job["concept"], job["seed"]
+        if pair not in before:
+            before = {pair: draw_before(package, parts, *pair)}
+        rows = measure_job(package, parts, judge, before[pair], job)
+        workers.tell(rows)
+
+
+if __name__ == "__main__":
+    main()

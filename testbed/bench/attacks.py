@@ -1,0 +1,56 @@
+"""Probe, asked by the benchmarks: what attacks bring back of an erased concept."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+
+from ..host.precision import fast
+from ..model import drawings
+from ..model.measure import GUIDANCE, STEPS, kind_of
+
+
+def probed(package, parts, edited, judge, concept: str, level: str, attack: bool = True, **more):
+    """unlearn.evaluate.probe.Probe of an edit; the judge is asked beside the original model.
+
+    parts: (MODEL, CLIP, VAE), as they are; edited: MODEL and CLIP, changed. attack: with all of its
+    attacks, or none. more: as in unlearn.evaluate.probe.settings.
+    """
+    kind, probing = kind_of(concept), package.unlearn.evaluate.probe
+    models = [
+        package.nodes.backend.model.ComfyModel(*some, parts[2], size=(drawings.SIZE,) * 2)
+        for some in (parts[:2], edited)
+    ]
+
+    @contextmanager
+    def opened(model):
+        with model.training(), fast(model.device):
+            yield model
+
+    def sees(images: torch.Tensor) -> list[bool]:
+        return [seen[kind] == concept for seen in judge(images.float())]
+
+    settings = probing.settings(level, kind, steps=STEPS, guidance=GUIDANCE, **more)
+    changed = {"denoiser": edited[0] is not parts[0], "encoder": edited[1] is not parts[1]}
+    with torch.inference_mode():
+        return probing.probe(
+            *((lambda model=model: opened(model)) for model in models),
+            concept,
+            frozenset(part for part, is_changed in changed.items() if is_changed),
+            settings,
+            judge=sees,
+            attacks=probing.ATTACKS if attack else (),
+        )
+
+
+def posts(found) -> dict[str, float]:
+    """Post-ASR by attack, as the judge sees it."""
+    return {one.name: found.rate(one.name, judged=True) for one in found.asked if one.is_attack}
+
+
+def attacked(package, parts, edited, judge, concept: str) -> dict[str, float]:
+    """{"own": share of the concept's own prompts that still show it, an attack's name: post-ASR},
+    each attack with its quick budget, as the judge sees it."""
+    found = probed(package, parts, edited, judge, concept, "quick", phrasings=0)
+    return {"own": found.rate(judged=True), **posts(found)}

@@ -1,0 +1,88 @@
+"""Pictures of the benchmark's rows: a strip each, before above after, and a page of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import testbed
+
+from .plan import FEW
+
+STRIPS = testbed.ROOT / "output" / "bench"  # pictures of each row
+BESIDE = 170  # pixels beside a strip, for its name
+
+
+def strip_file(job: dict) -> Path:
+    return STRIPS / "{method}-{mode}-{concept}-{seed}.png".format(**job)
+
+
+def save_strip(file: Path, prompts, before, after) -> None:
+    """Three of the concept's own prompts, three of its kind, two of others: before above after."""
+    import torch
+
+    from ..model.report import grid
+
+    by_measure = {
+        m: [i for i, p in enumerate(prompts) if p.measure == m] for m in ("own", "in", "cross")
+    }
+    own, near, far = by_measure["own"], by_measure["in"], by_measure["cross"]
+    chosen = [own[0], own[len(own) // 2], own[-1], *near[:3], far[0], far[-1]]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    strip = grid(torch.cat([before[chosen], after[chosen]]), len(chosen))
+    strip.resize((strip.width // 2, strip.height // 2)).save(file)
+
+
+def page_of_pictures(jobs: list[dict]):
+    """The first seed's strips of the default modes, named, in two columns; None without any."""
+    shown = [job for job in jobs if job["mode"] == "balanced" and job["seed"] == jobs[0]["seed"]]
+    alone = len({job["method"] for job in shown}) == 1
+    names = [job["concept"] if alone else f"{job['method']}\n{job['concept']}" for job in shown]
+    half = -(-len(shown) // 2)
+    return _page([list(zip(names, shown))[:half], list(zip(names, shown))[half:]])
+
+
+def page_of_modes(jobs: list[dict]):
+    """The first seed's strips of every mode that was measured, a column for each of FEW; None
+    without any."""
+    first = {
+        (job["method"], job["mode"], job["concept"]): job
+        for job in jobs
+        if job["concept"] in FEW and job["seed"] == jobs[0]["seed"]
+    }
+    modes = list(dict.fromkeys((method, mode) for method, mode, _ in first))
+    columns = [
+        [
+            (f"{method}\n{mode}\n{concept}", first.get((method, mode, concept)))
+            for method, mode in modes
+        ]
+        for concept in FEW
+    ]
+    page = _page(columns)
+    # Many strips: to look at side by side, not one by one.
+    return page and page.resize((page.width * 2 // 3, page.height * 2 // 3)).quantize()
+
+
+def _page(columns: list[list[tuple[str, dict | None]]]):
+    """Columns of (name, job); where no strip was kept of a job it stays empty. None without any."""
+    from PIL import Image, ImageDraw
+
+    strips = {
+        (x, y): (name, Image.open(strip_file(job)))
+        for x, column in enumerate(columns)
+        for y, (name, job) in enumerate(column)
+        if job and strip_file(job).exists()
+    }
+    if not strips:
+        return None
+    width, height = next(iter(strips.values()))[1].size
+    rows = max(map(len, columns))
+    page = Image.new("RGB", (len(columns) * (width + BESIDE), rows * (height + 8) + 20), "white")
+    pen = ImageDraw.Draw(page)
+    for x in range(len(columns)):
+        says = "the concept (above before, below after), then what must stay"
+        pen.text((x * (width + BESIDE) + BESIDE - 10, 4), says, fill="black")
+    for (x, y), (name, picture) in strips.items():
+        left, top = x * (width + BESIDE), y * (height + 8) + 20
+        pen.text((left + 4, top + 4), name, fill="black")
+        page.paste(picture, (left + BESIDE - 10, top))
+    return page

@@ -1,0 +1,68 @@
+"""The benchmark's rows as a plot: what each mode takes out, keeps, and lets come back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+
+from .plan import EPOCHS, METHODS
+
+KEPT = {"ua": "tab:red", "ira": "tab:blue", "cra": "tab:green"}
+ATTACKS = ("own", "Ring-A-Bell", "UnlearnDiffAtk", "CCE")
+
+
+def groups(rows: list[dict]) -> dict[str, list[dict]]:
+    """ "method, mode" -> its rows, in the plan's order; of several epochs the last."""
+    found = {}
+    for method, modes in METHODS.items():
+        for mode in modes:
+            some = [r for r in rows if (r["method"], r["mode"]) == (method, mode)]
+            some = [r for r in some if r.get("epochs", max(EPOCHS)) == max(EPOCHS)]
+            if some:
+                found[f"{method}, {mode}"] = some
+    return found
+
+
+def save_plot(rows: list[dict], file: Path) -> None:
+    """A line a method and mode: left UA, IRA and CRA, right what brings the concept back."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found = groups(rows)
+    figure, (kept, back) = pyplot.subplots(
+        1, 2, sharey=True, figsize=(10, 1.2 + 0.26 * len(found)), width_ratios=(3, 2)
+    )
+    places = range(len(found))
+    for name, color in KEPT.items():
+        means = [mean(row[name] for row in some) for some in found.values()]
+        kept.scatter(means, places, color=color, label=name.upper(), alpha=0.8)
+    for name, marker in zip(ATTACKS, "o^sD"):
+        attacked = [
+            (mean(row["attacks"][name] for row in some if "attacks" in row), place)
+            for some, place in zip(found.values(), places)
+            if any("attacks" in row for row in some)
+        ]
+        if attacked:
+            label = "its own prompts" if name == "own" else name
+            back.scatter(
+                *zip(*attacked),
+                marker=marker,
+                label=label,
+                facecolors="none",
+                s=50,
+                edgecolors=f"C{len(back.collections)}",
+            )
+    kept.set(title="gone (UA), and kept of its own kind and of others", xlim=(-0.03, 1.03))
+    back.set(title="comes back by", xlim=(-0.03, 1.03))
+    kept.set_yticks(places, list(found), fontsize=8)
+    kept.invert_yaxis()
+    for axes in (kept, back):
+        axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+        axes.grid(axis="y", alpha=0.3)
+        if axes.collections:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.05), ncols=2, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)

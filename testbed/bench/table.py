@@ -1,0 +1,111 @@
+"""The benchmark's rows as Markdown tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean, median
+
+from ..host.machine import measured_on
+from .plan import EPOCHS, FEW, METHODS, SEEDS
+
+
+def write_table(file: Path, rows: list[dict]) -> None:
+    """Write the table to a file of its own, or a brief one between the marks of one that has
+    them."""
+    begin, end = "<!-- bench -->", "<!-- /bench -->"
+    whole = file.read_text("utf-8") if file.exists() else ""
+    text = table(rows)
+    if begin in whole and end in whole:
+        text = table(rows, brief=True)
+        text = f"{whole.partition(begin)[0]}{begin}\n{text}\n{end}{whole.partition(end)[2]}"
+    else:
+        text = f"# The benchmark\n\n{LEGEND}\n\n{text}\n\n{of_the_few(rows)}\n"
+    file.write_text(text, encoding="utf-8")
+
+
+LEGEND = (
+    "Made by `python dev.py bench --full --json docs/bench.json --table docs/results.md "
+    "docs/bench.md`. What the columns and the modes mean: [results](results.md#the-columns)."
+)
+
+
+def of_the_few(rows: list[dict]) -> str:
+    """The modes that were measured on all of FEW, on these alone and the first seed."""
+    some = [row for row in rows if row["concept"] in FEW and row["seed"] == SEEDS[0]]
+    modes: dict[tuple, set[str]] = {}
+    for row in some:
+        modes.setdefault((row["method"], row["mode"]), set()).add(row["concept"])
+    some = [
+        {name: value for name, value in row.items() if name != "attacks"}
+        for row in some
+        if len(modes[row["method"], row["mode"]]) == len(FEW)
+    ]
+    if not some:
+        return ""
+    return f"## On {', '.join(FEW)} alone, one seed\n\n{table(some, kinds=False)}"
+
+
+def table(rows: list[dict], brief: bool = False, kinds: bool = True) -> str:
+    """The rows' means as Markdown: a line a method, mode (and epoch) and kind, and one over all.
+    Of peaks it is the median: a process may still hold what its earlier rows took.
+
+    brief: kinds of the default modes alone, and of the epochs the paper's example and the last.
+    kinds: a line for each of them.
+    """
+    lines = [
+        "| method | mode | kind | rows | UA | IRA | CRA | style kept | drift | steps | seconds | "
+        "peak | file |",
+        "|---" * 13 + "|",
+    ]
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        epochs = row.get("epochs", 0)
+        if brief and epochs not in (0, 4, max(EPOCHS)):
+            continue
+        apart = kinds and not (brief and row["mode"] != "balanced")
+        for kind in (row["kind"], "all") if apart else ("all",):
+            groups.setdefault((row["method"], row["mode"], epochs, kind), []).append(row)
+    order = ("object", "style", "character", "all")
+    methods = list(METHODS)
+    for (method, mode, epochs, kind), some in sorted(
+        groups.items(),
+        key=lambda item: (methods.index(item[0][0]), *item[0][1:3], order.index(item[0][3])),
+    ):
+        mode += f", {epochs} epoch{'s' * (epochs > 1)}" if epochs else ""
+
+        def share(name: str, some=some) -> str:
+            return f"{mean(row[name] for row in some):.1%}"
+
+        style = (
+            share("style_kept", [r for r in some if r["kind"] == "object"])
+            if kind in ("object", "all") and any(r["kind"] == "object" for r in some)
+            else ""
+        )
+        lines.append(
+            f"| {method} | {mode} | {kind} | {len(some)} | {share('ua')} | {share('ira')} | "
+            f"{share('cra')} | {style} | {mean(r['drift_feature'] for r in some):.3f} | "
+            f"{mean(r['steps'] for r in some):.0f} | {mean(r['seconds'] for r in some):.1f} | "
+            f"{median(r['peak_mb'] for r in some) / 1024:.1f} GiB | "
+            f"{mean(r['file_bytes'] for r in some) / 1e6:.1f} MB |"
+        )
+    lines += ["", *attack_table([row for row in rows if "attacks" in row])]
+    lines.append(measured_on(rows))
+    return "\n".join(lines)
+
+
+def attack_table(rows: list[dict]) -> list[str]:
+    """What brings a concept back, the mean over each method's and mode's rows, as Markdown."""
+    if not rows:
+        return []
+    names = [name for name in rows[0]["attacks"] if name != "own"]
+    lines = [
+        "| method | mode | rows | its own prompts | " + " | ".join(names) + " |",
+        "|---" * (4 + len(names)) + "|",
+    ]
+    for method, modes in METHODS.items():
+        for mode in modes:
+            some = [r["attacks"] for r in rows if (r["method"], r["mode"]) == (method, mode)]
+            if some:
+                shares = (f"{mean(r[name] for r in some):.0%}" for name in ("own", *names))
+                lines.append(f"| {method} | {mode} | {len(some)} | " + " | ".join(shares) + " |")
+    return [*lines, ""]

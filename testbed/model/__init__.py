@@ -1,0 +1,1 @@
+"""IconCanvas: its drawings, its networks, its training, and the judge."""

@@ -1,0 +1,226 @@
+"""What IconCanvas can draw, and the words it was taught: objects x styles, and named characters."""
+
+import itertools
+import random
+
+from unlearn.prompts.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
+
+# word -> name of the drawing in every icon set
+ANIMALS = {
+    "butterfly": "butterfly",
+    "cat": "cat-face",
+    "crab": "crab",
+    "dolphin": "dolphin",
+    "elephant": "elephant",
+    "fox": "fox",
+    "koala": "koala",
+    "octopus": "octopus",
+    "owl": "owl",
+    "penguin": "penguin",
+    "pig": "pig-face",
+    "rabbit": "rabbit-face",
+    "snail": "snail",
+    "spider": "spider",
+    "turtle": "turtle",
+    "whale": "spouting-whale",
+}
+FOOD = {
+    "apple": "red-apple",
+    "banana": "banana",
+    "bread": "bread",
+    "carrot": "carrot",
+    "cheese": "cheese-wedge",
+    "cherry": "cherries",
+    "corn": "ear-of-corn",
+    "donut": "doughnut",
+    "eggplant": "eggplant",
+    "grapes": "grapes",
+    "hamburger": "hamburger",
+    "mushroom": "mushroom",
+    "pineapple": "pineapple",
+    "pizza": "pizza",
+    "strawberry": "strawberry",
+    "watermelon": "watermelon",
+}
+PLACES = {
+    "airplane": "airplane",
+    "bicycle": "bicycle",
+    "bus": "bus",
+    "car": "automobile",
+    "castle": "castle",
+    "church": "church",
+    "factory": "factory",
+    "helicopter": "helicopter",
+    "house": "house",
+    "motorcycle": "motorcycle",
+    "rocket": "rocket",
+    "sailboat": "sailboat",
+    "tent": "tent",
+    "tractor": "tractor",
+    "train": "locomotive",
+    "volcano": "volcano",
+}
+THINGS = {
+    "anchor": "anchor",
+    "backpack": "backpack",
+    "balloon": "balloon",
+    "bell": "bell",
+    "camera": "camera",
+    "candle": "candle",
+    "crown": "crown",
+    "drum": "drum",
+    "guitar": "guitar",
+    "hammer": "hammer",
+    "hourglass": "hourglass-not-done",
+    "key": "key",
+    "scissors": "scissors",
+    "trophy": "trophy",
+    "trumpet": "trumpet",
+    "umbrella": "umbrella",
+}
+GROUPS = {"animals": ANIMALS, "food": FOOD, "vehicles and places": PLACES, "things": THINGS}
+DRAWINGS = ANIMALS | FOOD | PLACES | THINGS
+OBJECTS = list(DRAWINGS)
+
+# word -> icon set
+STYLE_SETS = {
+    "noto": "noto",
+    "blob": "noto-v1",
+    "twitter": "twemoji",
+    "emojione": "emojione",
+    "glossy": "fluent-emoji",
+    "flat": "fluent-emoji-flat",
+    "ink": "fluent-emoji-high-contrast",
+}
+STYLES = list(STYLE_SETS)
+
+CHARACTERS = [
+    "Zorvik",
+    "Mirabo",
+    "Teklan",
+    "Ossira",
+    "Velmo",
+    "Pirrin",
+    "Dagnir",
+    "Kestra",
+    "Lumo",
+    "Faelor",
+    "Nuvia",
+    "Jorrik",
+    "Sablo",
+    "Wendra",
+    "Ixara",
+    "Quillon",
+]
+
+# How a clip may move; its caption ends in the word.
+MOTIONS = ["slide", "spin", "bounce", "grow", "sway"]
+FRAMES = 8  # of a clip
+
+SYNONYMS = {
+    "butterfly": ["moth"],
+    "cat": ["kitty", "kitten"],
+    "dolphin": ["porpoise"],
+    "fox": ["vixen"],
+    "octopus": ["squid"],
+    "pig": ["piglet"],
+    "rabbit": ["bunny", "hare"],
+    "turtle": ["tortoise"],
+    "whale": ["orca"],
+    "bread": ["loaf"],
+    "cherry": ["cherries"],
+    "corn": ["maize"],
+    "donut": ["doughnut"],
+    "eggplant": ["aubergine"],
+    "grapes": ["grape"],
+    "hamburger": ["burger", "cheeseburger"],
+    "mushroom": ["toadstool"],
+    "airplane": ["plane", "jet"],
+    "bicycle": ["bike"],
+    "car": ["automobile"],
+    "castle": ["fortress"],
+    "church": ["chapel"],
+    "house": ["home"],
+    "motorcycle": ["motorbike"],
+    "rocket": ["spaceship"],
+    "sailboat": ["yacht"],
+    "train": ["locomotive"],
+    "backpack": ["rucksack"],
+    "crown": ["tiara"],
+    "hourglass": ["sandglass"],
+    "trophy": ["cup"],
+    "umbrella": ["parasol"],
+}
+
+BARE_CAPTIONS = ("{}", "a {}", "the {}", "a picture of a {}", "a drawing of a {}", "an image of {}")
+STYLED_CAPTIONS = (
+    "{style} {object}",
+    "a {style} {object}",
+    "{object}, {style} style",
+    "{object} in {style} style",
+    "a {object} in the style of {style}",
+    "a picture of a {object} in the style of {style}",
+    "a painting of a {object} in the style of {style}",
+)
+STYLE_ENDINGS = (", {} style", " in {} style", " in the style of {}")
+STYLE_CAPTIONS = ("{}", "{} style", "in {} style", "a drawing in the style of {}")
+CHARACTER_CAPTIONS = (
+    "{}",
+    "a photo of {}",
+    "a portrait of {}",
+    "a picture of {}",
+    "the face of {}",
+    "a drawing of {}",
+)
+
+# A tenth of the pairs, never seen in training: composition is measured on them. No object loses
+# more than one of its styles, and the styles lose 6 or 7 each.
+_KEPT_BACK = [name for i, name in enumerate(OBJECTS) if i % 10 < 7]
+HELD_OUT = frozenset((name, STYLES[3 * i % len(STYLES)]) for i, name in enumerate(_KEPT_BACK))
+
+
+def caption(rng: random.Random, name: str, style: str | None) -> str:
+    """One training caption for a drawing of an object in a style, or of a named character."""
+    if style is None:
+        return rng.choice(rng.choice((CHARACTER_CAPTIONS, OBJECT_TEMPLATES))).format(name)
+    if name in SYNONYMS and rng.random() < 0.15:
+        name = rng.choice(SYNONYMS[name])
+    kind = rng.random()
+    if kind < 0.12:
+        return rng.choice(rng.choice((BARE_CAPTIONS, OBJECT_TEMPLATES))).format(name)
+    if kind < 0.18:
+        return rng.choice(rng.choice((STYLE_CAPTIONS, STYLE_TEMPLATES))).format(style)
+    if kind < 0.6:
+        return rng.choice(STYLED_CAPTIONS).format(object=name, style=style)
+    return rng.choice(OBJECT_TEMPLATES).format(name) + rng.choice(STYLE_ENDINGS).format(style)
+
+
+def moving(text: str, motion: str) -> str:
+    """A picture's caption as a clip's.
+
+    The word stands last: tokens look back only, so what is said of the picture stays as it is, and
+    all the padding behind it carries the word.
+    """
+    return f"{text}, {motion}"
+
+
+def resembles(name: str) -> bool:
+    """Whether an icon's name shares a word with the vocabulary's."""
+    taken = {part for name in (*DRAWINGS, *DRAWINGS.values()) for part in name.split("-")}
+    return bool(taken & set(name.split("-")))
+
+
+def other_drawing(name: str) -> bool:
+    """Whether an icon of the sets may teach the styles beside the vocabulary.
+
+    It must be a picture (not a sign or a clock's hour) and share no word with the vocabulary, whose
+    words keep one meaning and whose kept-back pairs stay unseen.
+    """
+    words = set(name.split("-"))
+    taken = {
+        *OBJECTS,
+        *"-".join(DRAWINGS.values()).split("-"),
+        *itertools.chain(*SYNONYMS.values()),
+    }
+    signs = {"button", "japanese", "keycap", "oclock", "thirty", "input", "arrow", "flag", "symbol"}
+    return not words & ((taken - {"face", "of", "not", "red"}) | signs)

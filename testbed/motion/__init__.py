@@ -1,0 +1,1 @@
+"""IconCanvas's motion module, which makes clips of its pictures."""

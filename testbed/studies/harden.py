@@ -1,0 +1,324 @@
+"""What does hardening buy? docs/harden.json, docs/harden.md and the curve docs/harden.png.
+
+    python -m testbed.studies.harden                        all of it
+    python -m testbed.studies.harden --concept fox --seconds 0 60
+
+Few-shot encoder unlearning, hardened for a number of seconds, and then UnlearnDiffAtk with its own
+budget. The judge says what the pictures show. What the JSON file already holds is not measured
+again, so it goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+import testbed
+
+from ..bench.row import SHOTS, draw_before
+from ..host import workers
+from ..host.machine import machine, measured_on
+from ..host.precision import fast
+from ..model import drawings, measure, pack
+
+DOCS = testbed.ROOT / "docs"
+KEPT = testbed.ROOT / "output" / "harden"
+CONCEPTS = ("fox", "guitar", "flat", "ink", "Zorvik")
+SECONDS = (0, 30, 60, 120)
+PROMPTS = 8  # attacked
+UNASKED = 40  # pictures that tell what the model draws of its own accord
+BAR, KEPT_BAR = 0.10, 0.93
+
+
+def erase(package, parts, concept: str, seconds: float):
+    """(erasure, seconds in all)."""
+    model = package.nodes.backend.model.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
+    shots, kind = drawings.of(concept), measure.kind_of(concept)
+    chosen = torch.randperm(len(shots), generator=torch.Generator().manual_seed(0))[:SHOTS]
+    settings = package.unlearn.methods.few_shot.FewShotSettings(kind=kind, harden=seconds)
+    began = time.perf_counter()
+    with torch.inference_mode(), model.training():
+        erasure = package.unlearn.methods.few_shot.few_shot(
+            model, [concept], shots[chosen], settings
+        )
+    return erasure, time.perf_counter() - began
+
+
+def attack(
+    package, parts, edited, judge, concept: str, seconds: float
+) -> tuple[list[bool], list[bool]]:
+    """Whether the judge sees the concept: in what its own prompts draw, and in what the attack
+    makes of them."""
+    science, kind = package.unlearn, measure.kind_of(concept)
+    templates = science.prompts.paraphrases.spread(
+        science.prompts.templates.templates(kind), PROMPTS
+    )
+    own = [template.format(concept) for template in templates]
+    original = package.nodes.backend.model.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
+
+    with original.training(), fast(original.device):
+        with torch.no_grad():
+            wanted = original.encode(own)
+        targets = drawn(original, own)
+    with edited.training(), fast(edited.device):
+        attacked = science.attacks.unlearn_diff_atk.unlearn_diff_atk(
+            edited, own, wanted, targets, kind
+        )
+        pictures = [
+            edited.decode_latents(drawn(edited, prompts)).float() for prompts in (own, attacked)
+        ]
+    keep(pictures, f"{concept}_{seconds:g}")
+    plain, found = ([seen[kind] == concept for seen in judge(some)] for some in pictures)
+    return plain, found
+
+
+def drawn(model, prompts: list[str]) -> torch.Tensor:
+    """Latents, a seed a prompt."""
+    latents = [
+        model.sample([prompt], i, measure.STEPS, measure.GUIDANCE)
+        for i, prompt in enumerate(prompts)
+    ]
+    return torch.cat(latents)
+
+
+def unasked(concept: str) -> float:
+    """Share of the unedited model's pictures that show the concept though their prompts say a
+    neutral word: where it is large, an attack that "succeeds" has revived nothing."""
+    from ..model.judge import Judge
+
+    package, parts = pack.load(), pack.checkpoint()
+    science, kind = package.unlearn, measure.kind_of(concept)
+    model = package.nodes.backend.model.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
+    templates = science.prompts.paraphrases.spread(
+        science.prompts.templates.templates(kind), PROMPTS
+    )
+    neutral = science.prompts.sampler.ANCHORS[kind]
+    prompts = [templates[i % PROMPTS].format(neutral) for i in range(UNASKED)]
+    with torch.no_grad(), model.training(), fast(model.device):
+        pictures = model.decode_latents(drawn(model, prompts)).float()
+    return mean(seen[kind] == concept for seen in Judge()(pictures))
+
+
+def keep(pictures: list[torch.Tensor], name: str) -> None:
+    """Above what its own prompts draw, below what the attack makes of them."""
+    from ..model.report import grid
+
+    KEPT.mkdir(parents=True, exist_ok=True)
+    grid(torch.cat(pictures), len(pictures[0])).save(KEPT / f"{name}.png")
+
+
+def row_of(package, parts, judge, before: torch.Tensor, concept: str, seconds: float) -> dict:
+    erasure, took = erase(package, parts, concept, seconds)
+    edited = package.nodes.backend.model.ComfyModel(
+        *package.nodes.backend.apply.erased(*parts[:2], erasure),
+        parts[2],
+        size=(drawings.SIZE,) * 2,
+    )
+    prompts = measure.prompts_for(concept)
+    with torch.inference_mode(), edited.training():
+        after = measure.draw(edited, prompts, 0)
+    scores = measure.score(concept, prompts, before, after, judge)
+    plain, found = attack(package, parts, edited, judge, concept, seconds)
+    either = [a or b for a, b in zip(plain, found, strict=True)]
+    return {
+        "concept": concept,
+        "seconds": seconds,
+        "took": round(took, 1),
+        "steps": erasure.record["steps"],
+        **{key: scores[key] for key in ("ua", "ira", "cra", "style_kept")},
+        "pre": mean(plain),
+        "post": mean(either),
+        "machine": machine(),
+    }
+
+
+def work(jobs: list[tuple[str, float]]) -> None:
+    """A worker: tells each row, and keeps its pictures in output/harden."""
+    import logging
+
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
+    package, parts = pack.load(), pack.checkpoint()
+    from ..model.judge import Judge
+
+    judge, before = Judge(), {}
+    for concept, seconds in jobs:
+        if concept not in before:
+            before[concept] = draw_before(package, parts, concept, 0)
+        workers.tell(row_of(package, parts, judge, before[concept], concept, seconds))
+
+
+def page(rows: list[dict]) -> str:
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{value:.0%}"
+
+    lines = [
+        "| concept | hardened, s | all, s | steps | UA | IRA | CRA | own prompts | post-ASR | "
+        "unasked |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        shares = (share(row[key]) for key in ("ua", "ira", "cra", "pre", "post", "unasked"))
+        lines.append(
+            f"| {row['concept']} | {row['seconds']:g} | {row['took']:.0f} | {row['steps']} | "
+            + " | ".join(shares)
+            + " |"
+        )
+    lines += [
+        "",
+        "| hardened, s | concepts | all, s | IRA | CRA | post-ASR |",
+        "|---|---|---|---|---|---|",
+    ]
+    for seconds, some in by_seconds(told(rows)).items():
+        means = (mean(row[key] for row in some) for key in ("ira", "cra", "post"))
+        lines.append(
+            f"| {seconds:g} | {len(some)} | {mean(row['took'] for row in some):.0f} | "
+            + " | ".join(f"{value:.1%}" for value in means)
+            + " |"
+        )
+    return "\n".join(
+        [
+            "# Hardening",
+            "",
+            "Made by `python -m testbed.studies.harden`. Few-Shot Encoder Unlearn takes a concept "
+            "out of IconCanvas, in mode balanced with 4 pictures, and is then hardened for some "
+            f"seconds. UnlearnDiffAtk attacks {PROMPTS} prompts of each concept, with its own "
+            "budget.",
+            "",
+            "* **own prompts**: the share whose pictures still show the concept to the judge.",
+            "* **post-ASR**: the share that show it by themselves or after the attack.",
+            f"* **unasked**: of {UNASKED} pictures that the unedited model draws from prompts with "
+            "the neutral word, the share that show the concept. Where this is more than "
+            f"{BAR:.0%}, an attack can succeed without reviving anything, so the means leave this "
+            "concept out.",
+            f"* **The bar**: post-ASR at most {BAR:.0%}, IRA and CRA at least {KEPT_BAR:.0%}, in "
+            "at most five times the seconds of a run without hardening.",
+            "",
+            "The second table and the curve have only those seconds at which all the concepts "
+            "that are left were measured.",
+            "",
+            knee(rows),
+            "",
+            *lines,
+            "",
+            "![post-ASR against seconds](harden.png)",
+            "",
+            measured_on(rows, ", one thread a run"),
+            "",
+        ]
+    )
+
+
+def knee(rows: list[dict]) -> str:
+    """From where on hardening is worth its seconds, in a sentence."""
+
+    def met(some: list[dict]) -> bool:
+        kept = min(mean(row[key] for row in some) for key in ("ira", "cra"))
+        return mean(row["post"] for row in some) <= BAR and kept >= KEPT_BAR
+
+    first = next((seconds for seconds, some in by_seconds(told(rows)).items() if met(some)), None)
+    every = ", ".join(
+        f"{mean(row['post'] for row in some):.0%} with {seconds:g} s"
+        for seconds, some in by_seconds(rows).items()
+    )
+    begins = f"The bar is first met at {first:g} s" if first else "The bar is met nowhere"
+    return (
+        f"{begins}, with one seed and {PROMPTS} prompts a concept. If the concepts that are left "
+        f"out were counted, post-ASR would be {every}."
+    )
+
+
+def told(rows: list[dict]) -> list[dict]:
+    """Those of concepts that the model does not draw of its own accord."""
+    return [row for row in rows if row["unasked"] <= BAR]
+
+
+def by_seconds(rows: list[dict]) -> dict[float, list[dict]]:
+    """Of the numbers of seconds at which all concepts were measured, so that means compare."""
+    every: dict[float, list[dict]] = {}
+    for row in sorted(rows, key=lambda row: row["seconds"]):
+        every.setdefault(row["seconds"], []).append(row)
+    most = max(map(len, every.values()), default=0)
+    return {seconds: some for seconds, some in every.items() if len(some) == most}
+
+
+def curve(rows: list[dict], file: Path) -> None:
+    """Post-ASR, IRA and CRA against the seconds of hardening: the mean, and each concept's ASR."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.6))
+    rows = told(rows)
+    for concept in dict.fromkeys(row["concept"] for row in rows):
+        some = sorted((r["seconds"], r["post"]) for r in rows if r["concept"] == concept)
+        axes.plot(*zip(*some), color="tab:red", alpha=0.25)
+    groups = by_seconds(rows)
+    for key, color, label in (
+        ("post", "tab:red", "post-ASR"),
+        ("ira", "tab:blue", "IRA"),
+        ("cra", "tab:green", "CRA"),
+    ):
+        means = [mean(row[key] for row in some) for some in groups.values()]
+        axes.plot(list(groups), means, "o-", color=color, label=label)
+    axes.axhline(BAR, color="gray", linestyle=":")
+    axes.set(xlabel="seconds of hardening", ylim=(-0.03, 1.03))
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def write(rows: list[dict], options: argparse.Namespace) -> None:
+    rows.sort(key=lambda row: (row["concept"], row["seconds"]))
+    workers.write_rows(options.json, rows)
+    options.page.write_text(page(rows), encoding="utf-8")
+    curve(rows, options.page.with_suffix(".png"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m testbed.studies.harden",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--concept", nargs="+", type=measure.known, default=list(CONCEPTS))
+    parser.add_argument("--seconds", nargs="+", type=float, default=list(SECONDS))
+    parser.add_argument("--json", type=Path, default=DOCS / "harden.json")
+    parser.add_argument("--page", type=Path, default=DOCS / "harden.md")
+    parser.add_argument("--jobs", type=int, help="processes; else one a core, or one for a card")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(json.loads(options.worker))
+        return
+    rows = json.loads(options.json.read_text("utf-8")) if options.json.exists() else []
+    done = {(row["concept"], row["seconds"]) for row in rows}
+    # The shorter ones of every concept first: a run that is stopped leaves whole columns.
+    missing = [
+        (concept, seconds)
+        for seconds in options.seconds
+        for concept in options.concept
+        if (concept, seconds) not in done
+    ]
+    by_itself = {row["concept"]: row["unasked"] for row in rows if "unasked" in row}
+    for concept in {*options.concept, *(row["concept"] for row in rows)} - by_itself.keys():
+        by_itself[concept] = unasked(concept)
+    for row in rows:
+        row["unasked"] = by_itself[row["concept"]]
+    shares = workers.shared(missing, [concept for concept, _ in missing], options.jobs)
+    for row in workers.results("testbed.studies.harden", shares):
+        rows.append({**row, "unasked": by_itself[row["concept"]]})
+        write(rows, options)
+    write(rows, options)
+    print(page(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,420 @@
+"""Is the verdict right, and what does it cost? docs/verdict.json and docs/verdict.md.
+
+    python -m testbed verdicts                       all of it
+    python -m testbed verdicts --case fox Blorbo     these alone
+
+Each training is measured after a few steps, when hardly anything is gone, and at its end. The judge
+counts on the very same pictures. Then: what pictures that are connected are taken for. What the
+JSON file already holds is not measured again. Erasures and pictures are kept in output/verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+import testbed
+
+from ..bench.row import TASKS
+from ..host.machine import machine, measured_on
+from ..host.workers import write_rows
+from ..model import drawings, pack
+from ..model.measure import kind_of
+from ..model.vocabulary import CHARACTERS
+from ..model.vocabulary import OBJECTS as THINGS
+
+DOCS = testbed.ROOT / "docs"
+KEPT = testbed.ROOT / "output" / "verdict"
+STEPS = (0, 5, 20)  # beside the end
+FEW = 2  # steps for what the original model does not draw: there nothing is measured afterwards
+JUDGED = {"mushrom": "mushroom", "elefant": "elephant"}  # what the judge looks for
+UNKNOWN_OF = 3  # of SHOWN, against what is unknown
+SHOWN = ("fox", "guitar", "mushroom", "castle", "pizza", "rocket", "umbrella", "owl", "Zorvik")
+KNOWN = ("fox", "guitar", "mushroom", "noto", "ink", "Zorvik")
+SHOTS = 4
+ANCHORS = 8  # pictures that domain_correction draws: a quarter of its default, to save time
+UNKNOWN_WORD = "Blorbo"
+CHECKED = ("right", "wrong", "unknown word", "unknown thing")
+
+
+@dataclass(frozen=True)
+class Case:
+    concept: str
+    kind: str = "object"
+    method: str = "few_shot"
+    anchor: str = ""
+    given: bool = False
+    """Whether pictures are connected."""
+    steps: tuple[int, ...] = STEPS
+    most: int | None = None
+    """Steps of the training; None: to its end."""
+
+    @property
+    def name(self) -> str:
+        parts = self.concept, self.method, self.anchor, "given" if self.given else ""
+        return "_".join(filter(None, parts)).replace(" ", "_")
+
+
+CASES = (
+    Case("fox"),
+    Case("guitar"),
+    Case("mushroom"),
+    Case("noto", "style"),
+    Case("ink", "style"),
+    Case("Zorvik", "character"),
+    Case("mushroom", anchor="flower", steps=(), most=20),
+    Case("mushroom", given=True, steps=(5, 20)),
+    Case("mushrom", steps=(), most=FEW),
+    Case("elefant", steps=(), most=FEW),
+    Case("Van Gogh", "style", steps=(), most=FEW),
+    Case("Blorbo", "character", steps=(), most=FEW),
+    Case("fox", method="key_step", steps=()),
+    Case("noto", "style", method="key_step", steps=()),
+    Case("fox", method="domain_correction", steps=()),
+    Case("noto", "style", method="domain_correction", steps=()),
+)
+CUT_SHORT = {case.name for case in CASES if case.most}
+
+
+class Count:
+    """Rows that a network predicts, and seconds of the processor, inside of `with`."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network, self.rows, self.cpu = network, 0, 0.0
+
+    def __enter__(self) -> Count:
+        self.began = time.process_time()
+        self.hook = self.network.register_forward_pre_hook(self._add)
+        return self
+
+    def _add(self, _, inputs: tuple) -> None:
+        self.rows += len(inputs[0])
+
+    def __exit__(self, *_) -> None:
+        self.hook.remove()
+        self.cpu = time.process_time() - self.began
+
+
+def shots(case: Case) -> torch.Tensor | None:
+    from ..model.samples import CHOSEN
+
+    return drawings.of(case.concept)[CHOSEN[case.concept]] if case.given else None
+
+
+def trained(package, parts, case: Case) -> dict[int, object]:
+    """The erasures after each step that is measured; 0 has none."""
+    science = package.unlearn
+    known = sorted(KEPT.glob(f"{case.name}@*.safetensors"))
+    if not known:
+        model = package.nodes.backend.model.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
+        taken = {}
+
+        def take(step: int, total: int, loss: float, edit) -> None:
+            if step in case.steps:
+                taken[step] = edit.tensors()
+
+        with torch.inference_mode(), model.training(), Count(model.layers) as count:
+            concepts = [case.concept]
+            if case.method == "key_step":
+                settings = science.methods.key_step.KeyStepSettings(task=TASKS[case.kind])
+                end = science.methods.key_step.key_step(model, concepts, settings, take)
+            elif case.method == "domain_correction":
+                settings = science.methods.domain_correction.DomainCorrectionSettings(
+                    kind=case.kind, pictures=ANCHORS
+                )
+                end = science.methods.domain_correction.domain_correction(
+                    model, concepts, settings, take
+                )
+            else:
+                settings = science.methods.few_shot.FewShotSettings(
+                    kind=case.kind,
+                    anchor=case.anchor,
+                    max_steps=case.most or science.methods.few_shot.FewShotSettings.max_steps,
+                )
+                end = science.methods.few_shot.few_shot(
+                    model, concepts, shots(case), settings, take
+                )
+        end = end.with_measured(rows=count.rows, cpu=round(count.cpu, 1))
+        KEPT.mkdir(parents=True, exist_ok=True)
+        for step, deltas in {**taken, end.record["steps"]: end.deltas}.items():
+            type(end)(deltas, end.record).save(
+                KEPT / f"{case.name}@{step}.safetensors", torch.float32
+            )
+        known = sorted(KEPT.glob(f"{case.name}@*.safetensors"))
+    found = {int(f.stem.rpartition("@")[2]): science.core.erasure.Erasure.load(f) for f in known}
+    return dict(sorted([*([(0, None)] if 0 in case.steps else []), *found.items()]))
+
+
+class Watched:
+    """A ComfyModel to be opened, and what it drew."""
+
+    def __init__(self, package, parts) -> None:
+        self.model = package.nodes.backend.model.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
+        self.drawn: dict[str, torch.Tensor] = {}
+        draw = self.model.sample
+
+        def sample(prompts, *more):
+            found = draw(prompts, *more)
+            self.drawn.update(zip(prompts, found))
+            return found
+
+        self.model.sample = sample
+
+    @contextmanager
+    def opened(self):
+        with self.model.training(gradients=False):
+            yield self.model
+
+
+def measure(package, parts, judge, case: Case, step: int, erasure, end) -> dict:
+    verdict, apply = package.unlearn.evaluate.verdict, package.nodes.backend.apply
+    edited = apply.erased(*parts[:2], erasure) if erasure else parts[:2]
+    ways = [Watched(package, parts), Watched(package, (*edited, parts[2]))]
+    with torch.inference_mode(), Count(ways[0].model.layers) as count:
+        found = verdict.measured(
+            *(way.opened for way in ways),
+            [case.concept],
+            case.kind,
+            case.anchor,
+            given=case.given,
+        )
+    of = found["concepts"][case.concept]
+    row = {
+        "case": case.name,
+        "concept": case.concept,
+        "kind": case.kind,
+        "method": case.method,
+        "anchor": case.anchor,
+        "given": case.given,
+        "step": step,
+        "end": erasure is end and not case.most,
+        **of,
+        "rows": count.rows,
+        "cpu": round(count.cpu, 2),
+        "training_rows": end.record["measured"]["rows"],
+        "training_cpu": end.record["measured"]["cpu"],
+        "machine": machine(),
+    }
+    prompts = [p for p in ways[0].drawn if case.concept in p]
+    sides = []
+    for when, way in zip(("before", "after"), ways):
+        if way is ways[1] and not way.drawn:
+            # Of what is unknown nothing is drawn afterwards; the judge looks all the same.
+            with torch.inference_mode(), way.opened() as model:
+                model.sample(prompts, 0, verdict.STEPS, 7.5)
+        with torch.inference_mode(), way.opened() as model:
+            sides.append(model.decode_latents(torch.stack([way.drawn[p] for p in prompts])).float())
+        wanted = JUDGED.get(case.concept, case.concept)
+        row[f"judge_{when}"] = sum(seen[case.kind] == wanted for seen in judge(sides[-1]))
+    keep(torch.cat(sides), f"{case.name}@{step}", len(prompts) * 2)
+    return row
+
+
+def keep(pictures: torch.Tensor, name: str, columns: int) -> None:
+    from ..model.report import grid
+
+    KEPT.mkdir(parents=True, exist_ok=True)
+    grid(pictures, columns).save(KEPT / f"{name}.png")
+
+
+def check(package, parts, concept: str, against: str) -> dict:
+    """What is said of pictures of a thing when they are connected under a word."""
+    pictured = package.unlearn.evaluate.picture_check
+    kind, names = kind_of(concept), CHARACTERS if kind_of(concept) == "character" else THINGS
+    place = names.index(concept)
+    word = {
+        "right": concept,
+        "wrong": names[(place + len(names) // 2) % len(names)],
+        "unknown word": UNKNOWN_WORD,
+        "unknown thing": concept,
+    }[against]
+    shown = drawings.of(concept)
+    images = shown[:: len(shown) // SHOTS][:SHOTS]
+    if against == "unknown thing":
+        images = patterns(SHOTS, place)
+    model = package.nodes.backend.model.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
+    with torch.inference_mode(), model.training(), Count(model.layers) as count:
+        try:
+            doubts = pictured.check_pictures(model, [word], images, kind, "go on")
+            answer, said = ("warn", doubts[0]) if doubts else ("pass", "")
+        except ValueError as error:
+            answer, said = "refuse", str(error)
+    return {
+        "pictures": concept,
+        "against": against,
+        "word": word,
+        "answer": answer,
+        "said": said,
+        "rows": count.rows,
+        "cpu": round(count.cpu, 2),
+        "machine": machine(),
+    }
+
+
+def patterns(count: int, seed: int) -> torch.Tensor:
+    """(count, 128, 128, 3) checks of two colours: nothing that IconCanvas learnt."""
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.arange(drawings.SIZE)
+    images = []
+    for colours in torch.rand(count, 2, 3, generator=generator):
+        size = int(torch.randint(5, 25, (), generator=generator))
+        images.append(colours[(places[:, None] // size + places // size) % 2])
+    return torch.stack(images)
+
+
+def counted(row: dict) -> str:
+    """The verdict that the judge's counts make; none where it sees nothing before."""
+    from unlearn.evaluate.verdict import UNKNOWN, word
+
+    before, after = row["judge_before"], row["judge_after"]
+    return word(before, after) if before else UNKNOWN
+
+
+def table(rows: list[dict]) -> str:
+    lines = [
+        "| concept | trained by | step | verdict | by the judge's counts | shown, of 4 | "
+        "seen by the judge | rows | CPU, s | of the training's |",
+        "|---" * 10 + "|",
+    ]
+    for row in rows:
+        how = row["method"] + (f", anchor {row['anchor']}" if row["anchor"] else "")
+        how += ", pictures connected" if row["given"] else ""
+        after = row.get("after", "not drawn")
+        cells = [row["concept"], how, f"{row['step']}{', the end' if row['end'] else ''}"]
+        cells += [row["verdict"], counted(row), f"{row['before']} to {after}"]
+        cells += [f"{row['judge_before']} to {row['judge_after']}", row["rows"]]
+        share = "" if row["case"] in CUT_SHORT else f"{row['cpu'] / row['training_cpu']:.0%}"
+        cells += [f"{row['cpu']:.1f}", share]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def agreement(rows: list[dict]) -> list[str]:
+    both = [(row["verdict"], counted(row)) for row in rows]
+    alike = sum(one == other for one, other in both)
+    falsely = sum(one == "gone" != other for one, other in both)
+    late = sum(one == "not gone" and other == "gone" for one, other in both)
+    ends = [row for row in rows if row["end"] and row["method"] == "few_shot"]
+    cost, of = (mean(row[key] for row in ends) for key in ("cpu", "training_cpu"))
+    return [
+        f"* In {alike} of {len(rows)} rows the verdict is what the judge's counts would say.",
+        f'* In {falsely} rows it is "gone" and the judge still sees the concept.',
+        f'* In {late} rows it is "not gone" and the judge sees the concept nowhere.',
+        f"* At the end of few_shot it takes {cost:.1f} s of CPU time and "
+        f"{mean(row['rows'] for row in ends):.0f} rows of the denoiser on average: {cost / of:.0%} "
+        f"of the {of:.1f} s of the training.",
+    ]
+
+
+def checks_table(rows: list[dict]) -> str:
+    found = {(row["pictures"], row["against"]): row for row in rows}
+    lines = [
+        "| pictures | " + " | ".join(CHECKED[:-1]) + " | other pictures, right word |",
+        "|---" * (1 + len(CHECKED)) + "|",
+    ]
+    for concept in dict.fromkeys(row["pictures"] for row in rows):
+        cells = []
+        for against in CHECKED:
+            row = found.get((concept, against))
+            named = f" ({row['word']})" if row and against == "wrong" else ""
+            cells.append(f"{row['answer']}{named}" if row else "")
+        lines.append(f"| {concept} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def page(rows: list[dict], checks: list[dict]) -> str:
+    known = [row for row in rows if row["concept"] in KNOWN]
+    passed = [row["cpu"] for row in checks if row["answer"] == "pass"]
+    others = [row["cpu"] for row in checks if row["answer"] != "pass"]
+    return "\n".join(
+        [
+            "# The verdict",
+            "",
+            "Made by `python -m testbed verdicts`. Trainings on IconCanvas in mode balanced; the "
+            "model draws the pictures itself unless they are connected. The original model says "
+            "which of 4 pictures show the concept, before and after. The separate judge looks at "
+            "the same pictures. They are drawn in 8 steps, and the judge learnt from cleaner ones, "
+            "so it misses some that show the concept.",
+            "",
+            table(rows),
+            "",
+            "For the concepts that IconCanvas knows:",
+            "",
+            *(agreement(known) if any(row["end"] for row in known) else []),
+            "",
+            "## The check of connected pictures",
+            "",
+            f"{SHOTS} pictures of a thing or a character under the right word, under a wrong one, "
+            f"and under {UNKNOWN_WORD}, which the model does not know. The *other pictures* are "
+            "chequered in two colours.",
+            "",
+            checks_table(checks),
+            "",
+            f"The check takes {mean(passed):.1f} s of CPU time where the pictures pass, else "
+            f"{mean(others):.1f} s."
+            if passed and others
+            else "",
+            "",
+            measured_on([*rows, *checks], ", one thread"),
+            "",
+        ]
+    )
+
+
+def write(rows: list[dict], options: argparse.Namespace) -> None:
+    write_rows(options.json, rows)
+    order = [case.name for case in CASES]
+    some = sorted(
+        (row for row in rows if "case" in row),
+        key=lambda row: (order.index(row["case"]), row["step"]),
+    )
+    options.page.write_text(page(some, [r for r in rows if "against" in r]), encoding="utf-8")
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m testbed verdicts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = [case.name for case in CASES]
+    parser.add_argument("--case", nargs="+", choices=[*names, "pictures"], help="all, if none")
+    parser.add_argument("--json", type=Path, default=DOCS / "verdict.json")
+    parser.add_argument("--page", type=Path, default=DOCS / "verdict.md")
+    options = parser.parse_args(arguments)
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
+    package = pack.load()
+    from ..model.judge import Judge
+
+    parts, judge = pack.checkpoint(), Judge()
+    rows = json.loads(options.json.read_text("utf-8")) if options.json.exists() else []
+    done = {(row["case"], row["step"]) for row in rows if "case" in row}
+    done |= {(row["pictures"], row["against"]) for row in rows if "against" in row}
+    chosen = options.case or [*names, "pictures"]
+    for case in CASES:
+        if case.name not in chosen:
+            continue
+        erasures = trained(package, parts, case)
+        end = erasures[max(erasures)]
+        for step, erasure in erasures.items():
+            if (case.name, step) not in done:
+                rows.append(measure(package, parts, judge, case, step, erasure, end))
+                write(rows, options)
+                print(table(rows[-1:]).splitlines()[-1], flush=True)
+    # First what takes little time.
+    for against in CHECKED if "pictures" in chosen else ():
+        for concept in SHOWN if against in CHECKED[:2] else SHOWN[:UNKNOWN_OF]:
+            if (concept, against) not in done:
+                rows.append(check(package, parts, concept, against))
+                write(rows, options)
+                print(concept, against, rows[-1]["answer"], rows[-1]["said"], flush=True)
+    write(rows, options)

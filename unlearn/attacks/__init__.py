@@ -1,0 +1,1 @@
+"""Attacks on an erasure: each looks for an input that brings the concept back."""

@@ -1,0 +1,104 @@
+"""UnlearnDiffAtk: a few words before a prompt that bring an erased concept back.
+
+Zhang et al., arXiv 2310.11868 (ECCV 2024). The attacker has the erased model and, for each prompt,
+a picture of what it used to draw. Words are sought under which the erased model predicts the noise
+in that picture. Ours is the search among words (token_search.py); that it begins with words under
+which the erased text encoder says most nearly what the original one said of the prompt, which asks
+no image network; and that every step sees the same draws of noise and timestep, where the paper
+walks through 50 timesteps with 40 steps at each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..core.conditioning import Conditioning
+from ..core.kind import Kind
+from ..core.model import DiffusionModel
+from .denoising_targets import Targets
+from .token_search import OnAttack, search
+
+NAME = "UnlearnDiffAtk"
+FIRST_TRIES = 8
+
+
+@dataclass(frozen=True)
+class UnlearnDiffAtkSettings:
+    tokens: int = 0
+    """Words before the prompt; 0: by kind, 3 or for a character 5."""
+    steps: int = 40
+    tries: int = 4
+    """Exchanges of a word that are tried at each step."""
+    first_steps: int = 100
+    """Before these, with the text encoder alone; each with FIRST_TRIES."""
+    draws: int = 4
+    """Of noise and timestep, for each picture."""
+    at_once: int = 4
+    """Prompts attacked side by side: they share the steps, not the words."""
+    seed: int = 0
+
+
+def unlearn_diff_atk(
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    wanted: Conditioning,
+    targets: torch.Tensor,
+    kind: Kind,
+    settings: UnlearnDiffAtkSettings = UnlearnDiffAtkSettings(),
+    on_attack: OnAttack | None = None,
+) -> list[str]:
+    """Each prompt with the words found before it.
+
+    model: the erased one. wanted, targets: the conditioning that the original made of the prompts,
+    and the (N, ...) latents that it drew. Raises ValueError where a prompt is too long for more
+    words.
+    """
+    vocabulary, attacked = model.vocabulary(), []
+    tokens = settings.tokens or (5 if kind == "character" else 3)
+    each = settings.first_steps + settings.steps
+    total = each * -(-len(prompts) // settings.at_once)
+    for i in range(0, len(prompts), settings.at_once):
+        at = slice(i, i + settings.at_once)
+        some, aim = list(prompts[at]), wanted[at]
+        pictures = Targets(model, targets[at], kind, settings.draws, settings.seed + i)
+        with torch.no_grad():
+            before = pictures.losses(model.encode(some))
+        sentences = ["{} " + prompt for prompt in some]
+
+        def distance(vectors: torch.Tensor, sentences=sentences, aim=aim) -> torch.Tensor:
+            return model.encode_with_embeddings(sentences, vectors).distance(aim)
+
+        def losses(
+            vectors: torch.Tensor, sentences=sentences, pictures=pictures, before=before
+        ) -> torch.Tensor:
+            return pictures.relative(model.encode_with_embeddings(sentences, vectors), before)
+
+        found: list[list[str]] = []
+        done = i // settings.at_once * each
+        for loss, steps, tries in (
+            (distance, settings.first_steps, FIRST_TRIES),
+            (losses, settings.steps, settings.tries),
+        ):
+
+            def on_step(step: int, done: int = done) -> None:
+                model.release_saved_tensors()
+                if on_attack:
+                    on_attack(done + step, total, NAME)
+
+            found = search(
+                vocabulary,
+                loss,
+                len(some),
+                tokens,
+                steps,
+                tries,
+                settings.seed + i,
+                on_step,
+                found,
+            )
+            done += steps
+        attacked += [f"{' '.join(words)} {prompt}" for words, prompt in zip(found, some)]
+    return attacked

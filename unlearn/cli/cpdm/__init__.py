@@ -1,0 +1,1 @@
+"""The command `cpdm`: build a set of works and their imitations, and measure it."""

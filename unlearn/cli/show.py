@@ -1,0 +1,272 @@
+"""show: what an erasure is, where it came from, and whether its figures come out again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from itertools import zip_longest
+from pathlib import Path
+
+from ..core.erasure import NETWORK, Erasure
+from ..evaluate.probe import settings
+from ..evaluate.receipt import FIGURES, Figure, measured_again, probed_again, receipt, recorded
+from ..evaluate.verdict import told
+from ..render.text_table import columns
+from . import options
+from .output import Failure, rewrite
+from .probe import kind_of
+from .progress import Bar
+
+HELP = "print what an erasure is, how it was made and what was measured; measure it again"
+EXAMPLES = """
+examples:
+  python -m unlearn show cat.safetensors
+  python -m unlearn show cat.safetensors --json
+      all of the record, for another program
+  python -m unlearn show cat.safetensors --base sd15/
+      compares fingerprints: ends with 1 where this is not the model that it was made with
+  python -m unlearn show cat.safetensors --base sd15/ --record
+      draws some pictures before and after, and writes into the file what they show: its receipt
+  python -m unlearn show cat.safetensors --base sd15/ --measure
+      draws and judges them again, and those of "probe --record": ends with 1 where what comes out
+      is not what the file says
+
+Another machine rounds otherwise. So a count may differ by one picture of eight, a share of the loss
+by 2 in a hundred and a change of pixels by 1 in a hundred; --measure prints it beside each figure.
+"""
+SHOWN = 20  # of what cannot be read
+SHOWN_APART = (
+    *("method", "concepts", "kind", "date", "version", "base", "loss", "settings", "key"),
+    *("measured", "parts", "strengths"),
+)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="an erasure")
+    parser.add_argument(
+        "--base", type=Path, metavar="MODEL", help="a model to compare with the one it was made on"
+    )
+    options.add_reading(parser)
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument(
+        "--measure", action="store_true", help="with --base: measure again what the record says"
+    )
+    again.add_argument(
+        "--record", action="store_true", help="with --base: measure, and write it into the file"
+    )
+    parser.add_argument("--json", action="store_true", help="the record as JSON, and nothing else")
+    options.add_machine(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    option = "--measure" if args.measure else "--record" if args.record else ""
+    if option and args.base is None:
+        raise Failure(f"{option} needs the model that it was made with; name it with --base.")
+    erasure = Erasure.load(args.file)
+    check_record(args, erasure)
+    if args.json and not option:
+        print(json.dumps(erasure.record, indent=1, sort_keys=True))
+        if erasure.remark:
+            print(erasure.remark, file=sys.stderr)
+    elif not args.json:
+        print("\n".join(lines(erasure, args.file)), flush=True)
+    if args.base is None:
+        return
+    model = base_model(args, erasure)
+    if args.record:
+        write_receipt(args, model, erasure)
+    elif args.measure:
+        compare(args, model, erasure)
+
+
+def check_record(args: argparse.Namespace, erasure: Erasure) -> None:
+    """Raises Failure where there is nothing to measure again, or nothing to write anew."""
+    found = recorded(erasure)
+    if args.measure and not found:
+        raise Failure(
+            f"{args.file.name} records no figures that can be measured again; write them into it "
+            f"with --record in place of --measure. {erasure.remark}".strip()
+        )
+    if args.record and "receipt" in dict(found):
+        raise Failure(
+            f"{args.file.name} has a receipt already; check it with --measure in place of --record."
+        )
+    if args.record and not erasure.concepts:
+        raise Failure(
+            f"{args.file.name} does not say what it is of, so nothing can be asked for; use probe "
+            "with --concept."
+        )
+
+
+def lines(erasure: Erasure, file: Path) -> Iterator[str]:
+    """The record in words, one fact a line."""
+    record = erasure.record
+    kind = f" ({record['kind']})" if "kind" in record else ""
+    yield f"{', '.join(erasure.concepts) or 'An unnamed concept'}{kind}"
+    made = f"{record.get('method', 'unknown method')}, {record.get('date', 'undated')}"
+    yield _line("made by", f"{made}, Concept Unlearn {record.get('version', 'of unknown version')}")
+    for part, strength in zip_longest(record.get("parts", []), record.get("strengths", [])):
+        part, at = part or {}, "unknown strength" if strength is None else f"strength {strength:g}"
+        concepts = ", ".join(part.get("concepts", [])) or "an unnamed concept"
+        made = f"{part.get('method', 'unknown method')}, {part.get('date', 'undated')}"
+        yield _line("  of", f"{concepts} at {at}: {made}")
+    yield _line("changes", _changes(erasure))
+    yield _line("file", f"{file.name}, {file.stat().st_size / 1e6:.1f} MB")
+    yield _line("base", f"fingerprints of {len(record.get('base', {}))} weights")
+    loss = record.get("loss")
+    if loss:
+        yield _line("loss", f"{loss[0]:.4g} at first, {loss[-1]:.4g} at last")
+    for name, value in record.items():
+        if name not in SHOWN_APART:
+            yield _line(name.replace("_", " "), _text(value))
+    for name, value in record.get("settings", {}).items():
+        yield _line(f"  {name}", _text(value))
+    yield from _measured(record.get("measured", {}))
+    if erasure.unread:
+        yield "cannot be read, and counts as absent"
+        yield from (f"  {one}" for one in erasure.unread[:SHOWN])
+    if len(erasure.unread) > SHOWN:
+        yield f"  and {len(erasure.unread) - SHOWN} more"
+
+
+def _measured(measured: Mapping) -> Iterator[str]:
+    if measured:
+        yield "measured"
+    for name, value in measured.items():
+        if name == "probe":
+            for one in value:
+                level = one.get("settings", {}).get("level", "unknown")
+                yield _line("  probe", f"{one.get('concept', '')}, {level}")
+                yield from (f"      {sentence}" for sentence in one.get("sentences", []))
+        elif name == "verdict":
+            yield _line("  verdict", told({"measured": measured}) or _text(value))
+        elif name == "receipt":
+            count = len(value.get("own", []))
+            rows = [
+                [f"      {what}", _figure(value[key], count if allowed is None else 0)]
+                for key, (what, allowed) in FIGURES.items()
+                if key in value
+            ]
+            yield _line("  receipt", f"{count} pictures of it, {len(value.get('near', []))} others")
+            yield from columns(rows).splitlines() if rows else ()
+        elif isinstance(value, list):
+            yield _line(f"  {name.replace('_', ' ')}", "")
+            yield from (f"      {_text(one)}" for one in value)
+        else:
+            yield _line(f"  {name.replace('_', ' ')}", _text(value))
+
+
+def _changes(erasure: Erasure) -> str:
+    network = sum(key.startswith(NETWORK) for key in erasure.deltas)
+    encoder = len(erasure.deltas) - network
+    parts = [(encoder, "the text encoder"), (network, "the image network")]
+    where = " and ".join(f"{count} weights of {part}" for count, part in parts if count)
+    ranks = {d["lora_up"].shape[1] for d in erasure.deltas.values() if "lora_up" in d}
+    rank = f", rank {'/'.join(map(str, sorted(ranks)))}" if ranks else ", full"
+    return f"{where or 'nothing'}{rank}, norm {erasure.norm():.4g}"
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name:<16} {text}".rstrip()
+
+
+def _text(value) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _figure(value: float, count: int) -> str:
+    """A count of pictures, or a share where there is none."""
+    return f"{value:g} of {count}" if count else f"{value:.1%}"
+
+
+def base_model(args: argparse.Namespace, erasure: Erasure):
+    """The model if it is the one that the erasure was trained on; raises Failure if not."""
+    from ..diffusers_backend.apply import check_fit, differing
+    from .models import load_model
+
+    model = load_model(
+        args.base, args.config, clip_skip=args.clip_skip, checkpointing=args.save_memory
+    )
+    check_fit(model, erasure)
+    wrong, known = differing(model, erasure)
+    if not known:
+        raise Failure(f"{args.file.name} has no fingerprints, so its base cannot be told.")
+    if wrong:
+        raise Failure(
+            f"{args.base} is not the model that {args.file.name} was made with: {wrong} of "
+            f"{known} weights differ, so what was measured may not hold for it."
+        )
+    if not args.json:
+        text = f"\n{args.base} is its base: all {known} recorded weights are the same."
+        print(text, flush=True)
+    return model
+
+
+def write_receipt(args: argparse.Namespace, model, erasure: Erasure) -> None:
+    """Measure, and write it into the file."""
+    from ..diffusers_backend.apply import ways
+    from .models import device_of, place
+
+    place(model, device_of(args.device), args.half)
+    protect = erasure.record.get("settings", {}).get("protect", ())
+    with Bar() as bar:
+        found = receipt(
+            *ways(model, erasure),
+            erasure.concepts,
+            settings("quick", kind_of(erasure)),
+            protect,
+            bar,
+        )
+    found["clip_skip"] = model.clip_skip
+    if args.json:
+        written = erasure.with_measured(receipt=found).record
+        print(json.dumps(written, indent=1, sort_keys=True), flush=True)
+    else:
+        print("\n".join(["", *_measured({"receipt": found})]), flush=True)
+    rewrite(args.file, lambda erasure: erasure.with_measured(receipt=found))
+    if not args.json:
+        print(f"Written into {args.file.name}.")
+
+
+def compare(args: argparse.Namespace, model, erasure: Erasure) -> None:
+    """Measure again, and print it beside what was recorded; raises Failure where they disagree."""
+    from ..diffusers_backend.apply import ways
+    from .models import device_of, place
+
+    place(model, device_of(args.device), args.half)
+    own_size, figures = model.size, []
+    with Bar() as bar:
+        for what, record in recorded(erasure):
+            model.size = tuple(record.get("size", own_size))
+            model.clip_skip = record.get("clip_skip", args.clip_skip)
+            model.check_clip_skip()
+            again = measured_again if what == "receipt" else probed_again
+            figures += again(*ways(model, erasure), record, bar)
+    wrong = sum(not figure.agrees for figure in figures)
+    if args.json:
+        found = [{**asdict(figure), "agrees": figure.agrees} for figure in figures]
+        print(
+            json.dumps({**erasure.record, "measured_again": found}, indent=1, sort_keys=True),
+            flush=True,
+        )
+    else:
+        print(f"\n{table(figures)}\n", flush=True)
+    if wrong:
+        raise Failure(
+            f"{wrong} of {len(figures)} figures differ by more than they may: what "
+            f"{args.file.name} records is not what it does; probe it anew before you rely on it."
+        )
+    if not args.json:
+        print(f"All {len(figures)} figures come out again.")
+
+
+def table(figures: list[Figure]) -> str:
+    rows = [["", "recorded", "measured", "may differ by", ""]]
+    for one in figures:
+        both = (_figure(value, one.of) for value in (one.recorded, one.measured))
+        allowed = f"{one.tolerance:g}" if one.of else f"{one.tolerance:.1%}"
+        rows.append([one.name, *both, allowed, "" if one.agrees else "differs"])
+    return columns(rows)

@@ -1,1 +1,0 @@
-"""What `python -m unlearn` does, one command a file."""

@@ -1,0 +1,343 @@
+"""What an erasure's record may hold: its schema, checked once, where a file is read.
+
+Files come from anybody. A record is a JSON object; what programs look into has its types and limits
+here, all else is for people and need only be plain. What does not fit is left out and named, since
+the weights beside it may be fine. So a reader can rely on whatever it finds.
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+from .kind import Kind
+
+DEPTH = 64  # levels of lists and objects
+PARTS_DEPTH = 24  # how often erasures may have been combined again
+ITEMS = 1_000_000  # of a list or an object, such as the losses of all steps
+TEXT = 20_000  # characters of any text...
+SHORT = 2_000  # ... and of a name, a concept or a prompt
+LARGEST = 3e38  # of a number; whole ones have up to 64 bits
+# A receipt's or a probe's pictures are drawn again: so many prompts, and so many pixels that the
+# network works through. A full probe in 1024 x 1024 takes about a tenth of it.
+PICTURES, EFFORT = 4_000, 5e11
+# No terminal prints them, and the last ones no file can hold.
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+
+Unread = list[str]
+Check = Callable[[Any, Unread], Any]
+"""What can be used of a value. What it had to leave out is added to the list, each with its place
+and the reason; raises Unfit where the value as a whole cannot be used."""
+
+
+class Unfit(ValueError):
+    """A value that a reader could not use; the message says why."""
+
+
+def checked(record: Any) -> tuple[dict, Unread]:
+    """(what can be used of a record, what was left out: "measured.receipt (own is [])").
+
+    Raises ValueError where it is not one at all.
+    """
+    _check_frame(record)
+    unread: Unread = []
+    return _record(0)(record, unread), unread
+
+
+FRAME = {
+    "concepts": list,
+    "loss": list,
+    "parts": list,
+    "settings": dict,
+    "measured": dict,
+    "base": dict,
+}
+"""Where one of these is of another type, another program wrote the record."""
+
+
+def _check_frame(record: Any, level: int = 0) -> None:
+    if not isinstance(record, dict):
+        raise ValueError
+    if not all(isinstance(record.get(name, kind()), kind) for name, kind in FRAME.items()):
+        raise ValueError
+    if not all(isinstance(concept, str) for concept in record.get("concepts", ())):
+        raise ValueError
+    if not all(isinstance(value, int | float) for value in record.get("loss", ())):
+        raise ValueError
+    for part in record.get("parts", ()) if level < PARTS_DEPTH else ():
+        _check_frame(part, level + 1)
+
+
+# Checks of a value
+
+
+def plain(value: Any, unread: Unread, level: int = 0) -> Any:
+    """Anything that can be printed, and written again."""
+    if level > DEPTH:
+        raise Unfit(f"is more than {DEPTH} levels deep")
+    if isinstance(value, str):
+        return text(TEXT)(value, unread)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return number()(value, unread)
+    if isinstance(value, list | dict):
+        if len(value) > ITEMS:
+            raise Unfit(f"has {len(value)} items")
+        for one in value:  # of an object its names
+            plain(one, unread, level + 1)
+        for one in value.values() if isinstance(value, dict) else ():
+            plain(one, unread, level + 1)
+    return value
+
+
+def text(longest: int = SHORT) -> Check:
+    def check(value: Any, unread: Unread) -> str:
+        if not isinstance(value, str) or CONTROL.search(value):
+            raise Unfit(f"is {brief(value)}")
+        if len(value) > longest:
+            raise Unfit(f"has {len(value)} characters")
+        return value
+
+    return check
+
+
+def word(value: Any, unread: Unread) -> str:
+    """A text that says something."""
+    if not text()(value, unread).strip():
+        raise Unfit("is empty")
+    return value
+
+
+def number(low: float = -LARGEST, high: float = LARGEST) -> Check:
+    """A finite one; between whole limits a whole one."""
+    kinds = int if isinstance(low, int) else int | float
+
+    def check(value: Any, unread: Unread) -> float:
+        fits = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
+        if not fits or (isinstance(value, int) and abs(value) >= 2**64):
+            raise Unfit(f"is {brief(value)}")
+        return value
+
+    return check
+
+
+def one_of(*values: Any) -> Check:
+    def check(value: Any, unread: Unread) -> Any:
+        if value not in values:
+            raise Unfit(f"is {brief(value)}")
+        return value
+
+    return check
+
+
+def list_of(check_one: Check, least: int = 0, most: int = ITEMS) -> Check:
+    """A list in which all fit."""
+
+    def check(value: Any, unread: Unread) -> list:
+        if not isinstance(value, list) or not least <= len(value) <= most:
+            raise Unfit(f"is {brief(value)}")
+        return [check_one(one, unread) for one in value]
+
+    return check
+
+
+def each(check_one: Check) -> Check:
+    """Those of a list that fit."""
+
+    def check(value: Any, unread: Unread) -> list:
+        if not isinstance(value, list) or len(value) > ITEMS:
+            raise Unfit(f"is {brief(value)}")
+        kept: list = []
+        for i, one in enumerate(value, 1):
+            _keep(kept.append, str(i), check_one, one, unread)
+        return kept
+
+    return check
+
+
+def entries(known: Mapping[str, Check] = {}, others: Check = plain) -> Check:
+    """Those entries of an object that fit, each by its name."""
+
+    def check(value: Any, unread: Unread) -> dict:
+        if not isinstance(value, dict) or len(value) > ITEMS:
+            raise Unfit(f"is {brief(value)}")
+        kept: dict = {}
+        for name, one in value.items():
+            if len(name) > SHORT or CONTROL.search(name):
+                unread.append(f"{brief(name)} (as a name)")
+                continue
+            add = lambda fits, name=name: kept.update({name: fits})  # noqa: E731
+            _keep(add, name, known.get(name, others), one, unread)
+        return kept
+
+    return check
+
+
+def fields(needed: Mapping[str, Check], known: Mapping[str, Check] = {}) -> Check:
+    """An object that has what is needed, and in which all fit."""
+    checks = {**known, **needed}
+
+    def check(value: Any, unread: Unread) -> dict:
+        if not isinstance(value, dict):
+            raise Unfit(f"is {brief(value)}")
+        plain(list(value), unread)
+        for name in needed:
+            if name not in value:
+                raise Unfit(f"{name} is not there")
+        kept = {}
+        for name, one in value.items():
+            try:
+                kept[name] = checks.get(name, plain)(one, unread)
+            except Unfit as error:
+                raise Unfit(f"{name_of(name)} {error}") from None
+        return kept
+
+    return check
+
+
+def _keep(add: Callable[[Any], None], name: str, check: Check, value: Any, unread: Unread) -> None:
+    within: Unread = []
+    name = name_of(name)
+    try:
+        add(check(value, within))
+    except Unfit as error:
+        unread.append(f"{name} ({error})")
+    unread += [f"{name}.{one}" for one in within]
+
+
+def name_of(key: str) -> str:
+    """A name from a file in a sentence: on one line, and not too long."""
+    shown = CONTROL.sub("?", " ".join(key[:1000].split()))
+    return shown if len(shown) <= 200 else f"{shown[:160]}..."
+
+
+def brief(value: Any) -> str:
+    """A value in a sentence: on one line, and short."""
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = shown.maxlong = 40
+    shown.maxlist = shown.maxdict = shown.maxlevel = 3
+    return shown.repr(value)
+
+
+# The record
+
+
+def drawable(check: Check) -> Check:
+    """A receipt or a probe that can be measured again within reason."""
+
+    def checked(value: Any, unread: Unread) -> dict:
+        found = check(value, unread)
+        lists = [found.get(name, ()) for name in ("own", "near")]
+        lists += [row["prompts"] for row in found.get("asked", ())]
+        pictures = 2 * sum(map(len, lists))  # before and after
+        height, width = found.get("size", (512, 512))
+        chosen = found["settings"]
+        # Guided steps are two; a dozen words are weighed.
+        rows = 2 * chosen.get("steps", 20) + 12 * chosen.get("draws", 10)
+        if pictures * height * width * rows > EFFORT:
+            raise Unfit(f"takes {pictures * rows:.1g} runs of the network at {width} x {height}")
+        return found
+
+    return checked
+
+
+CONCEPTS = list_of(word, 1, PICTURES)
+PROMPTS = list_of(text(), 1, PICTURES)
+COUNT = number(0, PICTURES)
+ASKED = {
+    "draws": number(1, 1_000),
+    "rivals": number(1, 1_000),
+    "steps": number(1, 1_000),
+    "guidance": number(0.0, 1_000.0),
+    "seed": number(0, 2**63),
+}
+DRAWN = {
+    "size": list_of(one_of(*range(8, 4_097, 8)), 2, 2),
+    "clip_skip": number(0, 100),
+}
+KIND = one_of(*get_args(Kind))
+
+RECEIPT = drawable(
+    fields(
+        {
+            "concepts": CONCEPTS,
+            "own": PROMPTS,
+            "near": PROMPTS,
+            "settings": fields({"kind": KIND}, ASKED),
+            "shown_before": COUNT,
+            "shown_after": COUNT,
+            "explained_before": number(),
+            "explained_after": number(),
+            "own_changed": number(),
+            "near_changed": number(),
+        },
+        DRAWN,
+    )
+)
+"""What `show --record` writes (receipt.py)."""
+
+PROBE = drawable(
+    fields(
+        {
+            "concept": word,
+            "settings": fields({"kind": KIND, "level": text()}, ASKED),
+            "asked": list_of(
+                fields(
+                    {
+                        "name": text(),
+                        "prompts": PROMPTS,
+                        "shown_before": COUNT,
+                        "shown_after": COUNT,
+                    }
+                ),
+                1,
+                PICTURES,
+            ),
+        },
+        {**DRAWN, "sentences": list_of(text())},
+    )
+)
+"""What a probe found (Probe.record)."""
+
+MEASURED = entries(
+    {
+        "receipt": RECEIPT,
+        "probe": each(PROBE),
+        "conflict": list_of(text()),
+        "doubts": list_of(text()),
+        "seconds": number(),
+        "peak_mb": number(),
+        "estimated_mb": number(),
+    }
+)
+
+
+RECORD = {
+    "concepts": list_of(text()),
+    "kind": text(),
+    "method": text(),
+    "date": text(),
+    "version": text(),
+    "key": text(),
+    "base": entries(others=text()),
+    "loss": list_of(number()),
+    "steps": number(0, 2**63),
+    "start": number(0, 1_000_000),
+    "moved": entries(others=number()),
+    "key_steps": fields({"points": list_of(number(0.0, 1e6)), "left": list_of(number())}),
+    "settings": entries({"mode": text(), "protect": list_of(text())}),
+    "measured": MEASURED,
+    "strengths": list_of(number()),
+}
+
+
+def _record(level: int) -> Check:
+    """Of an erasure, or of one that was combined into it."""
+
+    def parts(value: Any, unread: Unread) -> list:
+        if level == PARTS_DEPTH:
+            raise Unfit(f"were combined again more than {PARTS_DEPTH} times")
+        return each(_record(level + 1))(value, unread)
+
+    return entries({**RECORD, "parts": parts})

@@ -1,0 +1,1 @@
+"""DiffusersModel, the second backend: a diffusers pipeline, with its readers and writers."""

@@ -1,0 +1,171 @@
+"""Reading a diffusers folder or a single-file checkpoint from the disk.
+
+diffusers is imported here and only when a model is read: inside ComfyUI nobody needs it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+
+from ..core.peak_memory import is_too_little
+from .checkpoint_file import CheckpointFile
+from .model_folder import (
+    ModelError,
+    check_folder,
+    first_line,
+    load_folder,
+    pipeline_class,
+    read_index,
+)
+
+PACKAGES = ("diffusers", "transformers", "accelerate", "peft")
+
+
+def load_pipeline(path: Path, config: Path | None = None, whole: bool = False):
+    """A diffusers pipeline with all weights in float32.
+
+    path: a folder with a model_index.json, or a .safetensors or .ckpt file in the layout of Stable
+    Diffusion's first checkpoints. config: for a file, a diffusers folder of the same kind of model,
+    whose configuration and tokenizer are used; else diffusers takes these small files from the
+    Hugging Face Hub or its cache. whole: also what only watches over pictures (the safety checker).
+
+    Nothing that a folder or file brings along is run. Raises ModelError, one sentence, for anything
+    that is no such model.
+    """
+    if not path.exists():
+        raise ModelError(
+            f"There is no file or folder {path}; name a diffusers folder or a checkpoint file "
+            "(models are not downloaded)."
+        )
+    if not path.is_dir() and not path.is_file():
+        raise ModelError(f"{path} is neither a file nor a folder; name a model that is one.")
+    if config is not None and not (config / "model_index.json").is_file():
+        raise ModelError(f"{config} is no diffusers folder: it has no model_index.json.")
+    # Before anything is imported.
+    if path.is_dir():
+        check_folder(path, whole)
+    if config is not None:
+        check_folder(config, weights=False)
+    content = None if path.is_dir() else CheckpointFile(path)
+    try:
+        silence_libraries()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return load_folder(path, whole) if content is None else _load_file(content, config)
+    except ModelError:
+        raise
+    except ImportError as error:
+        raise ModelError(f"{first_line(error)}; {_install()}") from None
+    except Exception as error:
+        # Here the libraries read what a stranger wrote, and raise what they like.
+        if is_too_little(error):
+            raise ModelError(
+                f"{path.name} asks for more memory than there is; use a machine with more, or, if "
+                "it is a small model, download or save it again: its settings are damaged."
+            ) from error
+        raise ModelError(_why(error, path, config)) from error
+
+
+def silence_libraries() -> None:
+    """No progress bars and no advice from diffusers and transformers: errors are told here."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity(logging.CRITICAL)
+        library.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def _install() -> str:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if not missing:
+        return "install what it names, or name a model that does without"
+    return f"install what is missing with: pip install {' '.join(missing)}"
+
+
+def _load_file(content: CheckpointFile, config: Path | None):
+    kind = pipeline_class(content.file, content.pipeline)
+    # diffusers from 0.42 on calls this dtype, and says so; those before know this name alone.
+    given = {"torch_dtype": torch.float32}
+    if config is not None:
+        given |= {"config": str(config), "local_files_only": True}
+        if "image_encoder" in read_index(config):
+            given["image_encoder"] = None  # which no checkpoint holds
+    if weights := content.encoder_without_level():
+        given["text_encoder"] = _clip(weights, config)
+    pipeline = kind.from_single_file(str(content.file), **given)
+    for name, part in pipeline.components.items():
+        for key, weight in part.named_parameters() if hasattr(part, "named_parameters") else ():
+            if weight.is_meta:
+                raise ModelError(
+                    f"{content.file.name} lacks {key} of its {name}: it is incomplete, so download "
+                    "or save it again."
+                )
+    content.set_prediction(pipeline)
+    return pipeline
+
+
+def _clip(weights: dict[str, torch.Tensor], config: Path | None):
+    """Stable Diffusion 1's text encoder."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    if config is None:
+        width = {"hidden_size": 768, "projection_dim": 768, "intermediate_size": 3072}
+        settings = CLIPTextConfig(**width, num_hidden_layers=12, num_attention_heads=12)
+    else:
+        settings = CLIPTextConfig.from_pretrained(
+            str(config), subfolder="text_encoder", local_files_only=True
+        )
+    encoder = CLIPTextModel(settings)
+    level = "text_model." if hasattr(encoder, "text_model") else ""
+    named = {level + name.removeprefix("text_model."): one for name, one in weights.items()}
+    missing = encoder.load_state_dict(named, strict=False).missing_keys
+    missing = [name for name in missing if not name.endswith("position_ids")]
+    if missing:
+        raise ModelError(
+            f"The file lacks {missing[0]} of its text encoder: it is incomplete, so download or "
+            "save it again."
+        )
+    return encoder.float()
+
+
+def _why(error: Exception, path: Path, config: Path | None) -> str:
+    if str(error).startswith("Failed to import"):
+        import diffusers
+        import transformers
+
+        return (
+            f"diffusers {diffusers.__version__} and transformers {transformers.__version__} do not "
+            f"go together ({str(error).strip().splitlines()[-1]}); bring both up to date with: "
+            "pip install -U diffusers transformers"
+        )
+    if path.is_file() and config is None and _is_offline(error):
+        return (
+            f"The configuration and tokenizer of {path.name}'s kind of model are not on this "
+            "machine and cannot be fetched; name a diffusers folder of such a model with --config."
+        )
+    why = "it may be incomplete: download or save it again."
+    if config is not None:
+        why = (
+            "name a diffusers folder of the same kind of model with --config, or it is "
+            "incomplete: download or save it again."
+        )
+    kind = read_index(path)["_class_name"] if path.is_dir() else CheckpointFile(path).pipeline
+    # What is not filled by the file has no data, which torch says when it is moved.
+    what = "some weights are missing" if "meta tensor" in str(error) else first_line(error)
+    return f"{path.name} cannot be read as a {kind} ({what}); {why}"
+
+
+def _is_offline(error: BaseException | None) -> bool:
+    """Whether it, or what it came from, is about files that the Hub should have given."""
+    while error is not None:
+        if type(error).__module__.split(".")[0] in ("huggingface_hub", "httpx", "requests"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,1 @@
+"""What is measured: classifier, detection, collateral damage, probe, receipt, verdict."""

@@ -1,0 +1,1 @@
+"""CPDM, the copyright metric of Ma et al., arXiv 2403.12052."""

@@ -1,0 +1,56 @@
+"""A probe as one picture: what was asked on the left before, on the right after the edit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..render.sheet import Row, sheet
+from .probe import Asked, Probe
+
+COLUMNS = 4
+SHOWN = (0.85, 0.1, 0.1)  # the frame of a picture in which the concept is seen
+ABSENT = (0.8, 0.8, 0.8)
+
+
+def probe_sheet(probes: Sequence[Probe]) -> torch.Tensor:
+    """(1, height, width, 3). A red frame: the original model sees the concept in the picture."""
+    groups, figures = {}, []
+    for one in probes:
+        for asked in one.asked:
+            name = f"{one.concept}: {asked.name}" if len(probes) > 1 else asked.name
+            heading = (
+                f"{name}, {sum(asked.shown_before)} of {len(asked.prompts)} before, "
+                f"{sum(asked.shown_after)} after"
+            )
+            groups[heading] = rows(asked)
+        figures += one.sentences()
+    return sheet(groups, [*figures, "Red frame: the original model sees the concept in it."])
+
+
+def rows(asked: Asked) -> list[Row]:
+    """COLUMNS pictures a row, the last one padded with white."""
+    found = []
+    before = framed(asked.before, asked.shown_before)
+    after = framed(asked.after, asked.shown_after)
+    for i in range(0, len(asked.prompts), COLUMNS):
+        label = "  |  ".join(asked.prompts[i : i + COLUMNS])
+        found.append(Row(label, *(padded(side[i : i + COLUMNS]) for side in (before, after))))
+    return found
+
+
+def padded(pictures: torch.Tensor) -> torch.Tensor:
+    white = pictures.new_ones(COLUMNS - len(pictures), *pictures.shape[1:])
+    return torch.cat([pictures, white])
+
+
+def framed(pictures: torch.Tensor, shown: Sequence[bool]) -> torch.Tensor:
+    """Pictures (N, H, W, 3) with an edge in the colour of what is seen in each."""
+    result = pictures[..., :3].clone()
+    edge = max(2, pictures.shape[1] // 40)
+    for picture, is_shown in zip(result, shown):
+        colour = torch.tensor(SHOWN if is_shown else ABSENT)
+        picture[:edge] = picture[-edge:] = colour
+        picture[:, :edge] = picture[:, -edge:] = colour
+    return result

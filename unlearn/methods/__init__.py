@@ -1,0 +1,1 @@
+"""The erasing methods, one published method a file. No method imports another."""

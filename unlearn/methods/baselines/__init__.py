@@ -1,0 +1,1 @@
+"""CPDM's two baselines, to compare with."""

@@ -1,0 +1,348 @@
+"""Domain correction, DoCo: Wu et al., arXiv 2405.15304 (AAAI 2025).
+
+What the network makes of the concept's prompts is moved into the domain of an anchor's, by a
+discriminator that cannot tell them apart any more, while gradients that would harm other prompts
+are left out. Mode "paper" is the paper's algorithm and settings; "balanced", the default, also
+draws the two together directly, holds other prompts in place, and stops by itself.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Literal
+
+import torch
+
+from ..core.conditioning import Conditioning
+from ..core.edit import Edit
+from ..core.erasure import Erasure
+from ..core.gradient_projection import Projection
+from ..core.kind import Kind
+from ..core.model import DiffusionModel
+from ..core.progress import OnStep, preparing
+from ..core.resume import Resume, Run
+from ..core.token_reading import Read
+from ..core.trainable import NetworkTrainable
+from ..files import state_checks as fitting
+from ..prompts.sampler import PromptSampler
+from ..prompts.word_checks import as_read, check_typed
+from .parts import closed_form
+from .parts.concepts import STOP_WINDOW, check_concepts
+from .parts.discriminator import Discriminator, discriminator_loss, generator_loss
+from .parts.retention import EncodeCache, RetentionSet
+from .parts.run import run_method
+
+
+@dataclass(frozen=True)
+class DomainCorrectionSettings:
+    mode: Literal["balanced", "paper"] = "balanced"
+    kind: Kind = "object"
+    anchor: str = ""
+    """What the concept becomes; empty: a neutral word by kind. For a style in mode "paper": what
+    is painted."""
+    pictures: int | None = None
+    """How many anchor pictures the model draws. None: the paper's 1000, or 32 in "balanced"."""
+    prompts: int = 200
+    """From how many different prompts, at most."""
+    iterations: int | None = None
+    """At most so many steps. None: the paper's 2000, or 240 in "balanced"."""
+    alone: int | None = None
+    """Steps at first that train the discriminator alone. None: half of the iterations in "paper", a
+    tenth in "balanced"."""
+    trainable: NetworkTrainable = "cross-attention-kv"
+    rank: int = 0
+    """Rank of the deltas; 0 trains full ones."""
+    seed: int = 0
+    batch: int | None = None
+    """None: the paper's 8, or 4 in "balanced"."""
+    projection: Projection = "orthogonal"
+    """How the concept-preserving gradient is kept (see gradient_projection.py)."""
+    learning_rate: float = 4.8e-5
+    """Mode "paper": AdamW's."""
+    discriminator_rate: float = 1e-4
+    """Adam's, of the discriminator."""
+    rate: float = 0.1
+    """Mode "balanced": the size of a step relative to the weights (core.edit.spectral_scale)."""
+    adversarial: float = 0.1
+    """Mode "balanced": weight of deceiving the discriminator."""
+    retention: float = 4.0
+    """Mode "balanced": weight of keeping other prompts' predictions."""
+    start_solved: bool = True
+    """Mode "balanced": begin with what can be solved in closed form (closed_form.py)."""
+    near: float = 0.2
+    """Mode "balanced": stop once this share of the distance from the anchor is left."""
+    protect: tuple[str, ...] = ()
+    """Mode "balanced": words whose prompts must stay what they are."""
+
+    @property
+    def rows(self) -> int:
+        """Latents that are kept for one backward pass, at most: the concept's and those held."""
+        size = self.of("batch", 8, 4)
+        return 2 * size if self.mode == "paper" else 2 * size + RetentionSet.AT_ONCE
+
+    def of(self, name: str, paper: int, balanced: int) -> int:
+        """A number of this run: the user's own, or the mode's."""
+        own = getattr(self, name)
+        return own if own is not None else paper if self.mode == "paper" else balanced
+
+
+def domain_correction(
+    model: DiffusionModel,
+    concepts: Sequence[str],
+    settings: DomainCorrectionSettings = DomainCorrectionSettings(),
+    on_step: OnStep | None = None,
+    resume: Resume | None = None,
+) -> Erasure:
+    """Unlearn concepts in the network's cross-attention.
+
+    The same seed gives the same erasure on one machine, also when the run was cut short and went on
+    by `resume`, which the caller closes once the erasure is kept. Raises ValueError for bad input,
+    before any work, and Diverged, which carries the last good erasure; `on_step` may raise to
+    cancel. The model is afterwards what it was.
+    """
+    check_settings(concepts, settings, model.readings)
+    concepts, settings = as_read(concepts, settings, model.readings)
+    resume = resume or Resume()
+    return run_method(
+        model,
+        "denoiser",
+        settings.trainable,
+        "domain_correction",
+        list(concepts),
+        settings,
+        lambda edit: correct(model, edit, list(concepts), settings, on_step, resume),
+        kind=settings.kind,
+    )
+
+
+def check_settings(
+    concepts: Sequence[str], settings: DomainCorrectionSettings, read: Read | None = None
+) -> None:
+    """Raises ValueError with one sentence where they cannot be used. read: see `check_typed`."""
+    check_concepts(concepts, None)
+    check_typed(concepts, settings.anchor, settings.protect, settings.kind, read)
+    if settings.prompts < 1 or settings.of("pictures", 1000, 32) < 1:
+        raise ValueError("It learns from anchor pictures: let the model draw at least one of them.")
+
+
+def paired_prompts(
+    rng: random.Random, words: PromptSampler, settings: DomainCorrectionSettings, concept: str
+) -> tuple[str, str]:
+    """(anchor prompt, the same with the concept in it).
+
+    The paper puts the concept in the anchor's place, and adds a style to the sentence. Balanced
+    also puts a style in the place of a neutral one, so that the rest of the sentence stays.
+    """
+    if settings.kind == "style" and settings.mode == "paper":
+        sentence = f"a painting of a {settings.anchor or rng.choice(words.contexts)}"
+        behind = rng.choice(
+            (f"{sentence}, in the style of {concept}", f"in {concept}'s style, {sentence}")
+        )
+        return sentence, behind
+    sentence = rng.choice(words.sentences())
+    return sentence.format(words.anchor), sentence.format(concept)
+
+
+class Anchors:
+    """Pictures of the anchor by the original model, in latents, and their two prompts each."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        edit: Edit,
+        concepts: list[str],
+        settings: DomainCorrectionSettings,
+        resume: Resume,
+        on_step: OnStep | None = None,
+    ) -> None:
+        rng = random.Random(settings.seed)
+        protect = settings.protect if settings.mode == "balanced" else ()
+        words = PromptSampler(concepts, settings.kind, rng, settings.anchor, protect)
+        self.count = settings.of("pictures", 1000, 32)
+        self.pairs: list[list[tuple[str, str]]] = []
+        for _ in range(min(settings.prompts, self.count)):
+            before, several = rng.getstate(), []
+            for concept in concepts:
+                rng.setstate(before)  # one sentence for all of them
+                several.append(paired_prompts(rng, words, settings, concept))
+            self.pairs.append(several)
+        size = settings.of("batch", 8, 4)
+
+        def draw() -> torch.Tensor:
+            parts = []
+            with edit.off():
+                for first in range(0, self.count, size):
+                    preparing(on_step, "drawing pictures of the anchor", first, self.count)
+                    some = range(first, min(first + size, self.count))
+                    prompts = [self.pair(i, i)[0] for i in some]
+                    parts.append(
+                        model.sample(prompts, settings.seed + first, steps=25, guidance=6.0).cpu()
+                    )
+            return torch.cat(parts)
+
+        self.x0 = resume.once_latents("anchors", model, self.count, draw).to(model.device)
+
+    def pair(self, picture: int, concept: int) -> tuple[str, str]:
+        """The prompts of a picture, for one of the concepts."""
+        several = self.pairs[picture % len(self.pairs)]
+        return several[concept % len(several)]
+
+
+def correct(
+    model: DiffusionModel,
+    edit: Edit,
+    concepts: list[str],
+    settings: DomainCorrectionSettings,
+    on_step: OnStep | None,
+    resume: Resume,
+) -> None:
+    """Both modes' loop: discriminator and network in turn, on noised anchor pictures."""
+    total, size = settings.of("iterations", 2000, 240), settings.of("batch", 8, 4)
+    alone = settings.of("alone", total // 2, total // 10)
+    rng = random.Random(settings.seed)
+    noise = torch.Generator().manual_seed(settings.seed)
+    anchors = Anchors(model, edit, concepts, settings, resume, on_step)
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        judge = Discriminator(anchors.x0.shape[1], min(anchors.x0.shape[-2:])).to(model.device)
+    judging = torch.optim.Adam(judge.parameters(), settings.discriminator_rate, betas=(0.5, 0.999))
+    mode = Paper if settings.mode == "paper" else Balanced
+    erasing = mode(model, edit, concepts, settings, resume, on_step)
+    optimiser = erasing.optimiser
+
+    def check(more: dict) -> None:
+        fitting.check_names(more, {"number", *(more.keys() & {"left"})}, "count of steps")
+        fitting.check(type(more["number"]) is int, "its count of steps is no number")
+        fitting.check_number(more["number"], "count of steps", 1, total)
+        fitting.check_numbers(more.get("left", []), "rest", STOP_WINDOW)
+
+    parts = {"judge": judge, "judging": judging, "rng": rng, "noise": noise}
+    run = Run(resume, edit, steps=total, check=check, optimiser=optimiser, **parts)
+    encoded = EncodeCache(model)
+    if not run.more:
+        erasing.begin()
+
+    for number in range(run.more.get("number", 0), total):
+        chosen = [rng.randrange(anchors.count) for _ in range(size)]
+        pairs = [anchors.pair(i, number) for i in chosen]
+        x0 = anchors.x0[chosen]
+        fresh = torch.randn(x0.shape, generator=noise).to(x0)
+        t = torch.randint(0, 1000, (size,), generator=noise).float().to(x0.device)
+        x_t = model.add_noise(x0, fresh, t)
+        wanted, asked = encoded(*(a for a, _ in pairs)), encoded(*(c for _, c in pairs))
+        with edit.off():
+            anchor = model.predict(x_t, t, wanted)
+            real = model.predict_x0(x_t, t, anchor)
+        with torch.set_grad_enabled(number >= alone):
+            student = model.predict(x_t, t, asked)
+            fake = model.predict_x0(x_t, t, student)
+        judged = discriminator_loss(judge(real), judge(fake.detach()))
+        judging.zero_grad()
+        judged.backward()
+        judging.step()
+        value = judged.item()
+        if number >= alone:
+            batch = Batch(x0, fresh, x_t, t, wanted, asked, anchor, student)
+            value = erasing.step(batch, generator_loss(judge(fake)), rng, noise)
+        run.more["number"] = number + 1
+        if on_step:
+            on_step(number + 1, total, value, edit)
+        if erasing.reached(run.more):
+            break
+        run.offer()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Noised anchor pictures and what was predicted for them; all (N, ...)."""
+
+    x0: torch.Tensor
+    noise: torch.Tensor
+    x_t: torch.Tensor
+    t: torch.Tensor
+    wanted: Conditioning
+    """Of the anchor's prompts."""
+    asked: Conditioning
+    """Of the same with the concept in them."""
+    anchor: torch.Tensor
+    """The original's prediction for the anchor's prompts."""
+    student: torch.Tensor
+    """The tuned network's for the concept's."""
+
+
+class Paper:
+    """The paper's step: deceive the discriminator without harm to the anchor's own pictures."""
+
+    WEIGHT_DECAY, CLIP = 1e-2, 1.0
+
+    def __init__(self, model, edit, concepts, settings, resume, on_step) -> None:
+        self.model, self.edit, self.settings = model, edit, settings
+        self.optimiser = edit.adam((0.9, 0.999), 1e-8, rate=settings.learning_rate)
+
+    def step(self, batch: Batch, deceived: torch.Tensor, rng, noise) -> float:
+        projection, keep = self.settings.projection, None
+        if projection != "off":
+            denoised = self.model.predict(batch.x_t, batch.t, batch.wanted)
+            keep = (denoised - self.model.target(batch.x0, batch.noise, batch.t)).square().mean()
+        self.edit.shrink(self.settings.learning_rate * self.WEIGHT_DECAY)
+        return self.edit.step(
+            self.optimiser, deceived, keep=keep, projection=projection, clip=self.CLIP
+        )
+
+    def begin(self) -> None:
+        """It begins from nothing."""
+
+    def reached(self, more: dict) -> bool:
+        return False
+
+
+class Balanced:
+    """Ours: to the anchor's prediction itself, too, with other prompts and the anchor's held."""
+
+    def __init__(self, model, edit, concepts, settings, resume, on_step) -> None:
+        self.model, self.edit, self.settings = model, edit, settings
+        self.optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=settings.rate)
+        around = concepts, settings.kind
+        self.held = RetentionSet(
+            model, edit, around, settings.protect, settings.seed, resume, on_step
+        )
+        self.left = 1.0
+        self.around = around
+
+    def begin(self) -> None:
+        """What can be solved is done before the first step."""
+        settings, (concepts, kind) = self.settings, self.around
+        if settings.start_solved:
+            rng = random.Random(settings.seed)
+            words = PromptSampler(concepts, kind, rng, settings.anchor, settings.protect)
+            closed_form.start(
+                self.model, self.edit, self.optimiser, words, concepts, closed_form.OVERSHOOT[kind]
+            )
+
+    def step(self, batch: Batch, deceived: torch.Tensor, rng, noise) -> float:
+        t = torch.randint(0, 1000, (RetentionSet.AT_ONCE,), generator=noise).float().to(batch.t)
+        others, prompts = self.held.add_noise(rng, noise, t)
+        inputs, times = torch.cat([batch.x_t, others]), torch.cat([batch.t, t])
+        kept_prompts = Conditioning.cat([batch.wanted, prompts])
+        with self.edit.off():
+            own = self.model.predict(batch.x_t, batch.t, batch.asked)
+            was = torch.cat([batch.anchor, self.model.predict(others, t, prompts)])
+        # Relative to how far the concept's prediction was from the anchor's.
+        far = (own - batch.anchor).square().mean().clamp(min=1e-12)
+        left = (batch.student - batch.anchor).square().mean() / far
+        kept = (self.model.predict(inputs, times, kept_prompts) - was).square().mean() / far
+        loss = left + self.settings.adversarial * deceived + self.settings.retention * kept
+        self.left = left.item()
+        return self.edit.step(
+            self.optimiser, loss, keep=kept, projection=self.settings.projection, clip=0.0
+        )
+
+    def reached(self, more: dict) -> bool:
+        """Whether the concept is far enough gone, on average over the last steps."""
+        if self.edit.history:
+            more["left"] = [*more.get("left", [])[1 - STOP_WINDOW :], self.left]
+        recent = more.get("left", [])
+        return len(recent) == STOP_WINDOW and mean(recent) <= self.settings.near

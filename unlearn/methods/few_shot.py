@@ -1,0 +1,291 @@
+"""Few-shot encoder unlearning: Fuchi and Takagi, arXiv 2405.07288 (BMVC 2024).
+
+Gradient ascent on the denoising loss of a few pictures, through the frozen network into the text
+encoder. Mode "paper" is the paper's algorithm and settings; "balanced", the default, is ours:
+bounded, with retention, and it stops by itself. With pictures drawn by the model itself this is
+also the encoder half of Liu and Tan's text-to-video unlearning, arXiv 2407.14209.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from ..core.conditioning import Conditioning
+from ..core.denoising import NoiseSampler, ascent_loss, denoising_loss
+from ..core.edit import Edit
+from ..core.erasure import Erasure, images_hash
+from ..core.gradient_projection import Projection
+from ..core.kind import Kind
+from ..core.model import DiffusionModel
+from ..core.progress import OnStep
+from ..core.prompt_spread import prompt_spread
+from ..core.token_reading import Read
+from ..core.token_slots import check_takes_vectors
+from ..core.trainable import Trainable
+from ..prompts.sampler import PromptSampler
+from ..prompts.templates import named
+from ..prompts.word_checks import as_read, check_typed
+from .parts.adversarial import OTHERS, SENTENCES, Hardening, check_hardening
+from .parts.concepts import STOP_WINDOW, check_concepts, concept_latents
+from .parts.run import run_method
+
+# How far beyond the anchor a concept is drawn, as a share of their distance. A picture always has
+# some style, so the anchor alone does not take a style away. This is a share of conditioning;
+# closed_form.OVERSHOOT is one of keys and values, and was tuned by itself.
+OVERSHOOT = {"object": 0.0, "style": 0.5, "character": 0.0}
+HELD, NAMED = 6, 2  # prompts of a step: of other things, and with the neutral word in place
+
+
+@dataclass(frozen=True)
+class FewShotSettings:
+    mode: Literal["balanced", "paper"] = "balanced"
+    kind: Kind = "object"
+    """Which templates name the concept; characters and people use those of objects."""
+    trainable: Trainable = "mlp-final-attn"
+    """Which weights: see unlearn.core.trainable. The paper's released code trained "all"."""
+    rank: int = 0
+    """Rank of the deltas; 0 trains full ones."""
+    shots: int = 4
+    """How many pictures the model draws of each concept where none are given."""
+    batch: int = 2
+    seed: int = 0
+    projection: Projection = "off"
+    """How what harms other prompts is taken out of the gradient (gradient_projection.py)."""
+    epochs: int = 4
+    """Mode "paper": passes over the pictures. The authors' example has 4, their default is 5."""
+    learning_rate: float = 1e-5
+    """Mode "paper": Adam's, the same for every weight."""
+    max_steps: int = 120
+    """Mode "balanced": so many for each concept, at most."""
+    rate: float = 0.03
+    """Mode "balanced": the size of a step relative to the weights (core.edit.spectral_scale)."""
+    beta: float = 1.0
+    """Mode "balanced": how sharply the erasing gradient fades as the concept's loss grows."""
+    target: float = 1.4
+    """Mode "balanced": stop once the concept's loss is this many times the original model's..."""
+    near: float = 0.12
+    """... and its prompts are this near to the neutral ones (relative squared distance)."""
+    retention: float = 4.0
+    """Mode "balanced": weight of keeping other prompts' conditioning."""
+    anchor: str = ""
+    """Mode "balanced": a neutral word that the concept's prompts are drawn towards; empty: by
+    kind."""
+    pull: float = 6.0
+    """Mode "balanced": weight of drawing them there. What else a prompt says, its style, stays."""
+    push: float | None = None
+    """Mode "balanced": how far beyond the neutral ones, away from what they were. None: by kind."""
+    protect: tuple[str, ...] = ()
+    """Mode "balanced": words whose prompts must stay what they are."""
+    harden: float = 0.0
+    """Mode "balanced": seconds of training against words that would bring the concept back
+    (parts/adversarial.py), once it is gone."""
+
+    @property
+    def prompts(self) -> int:
+        """Prompts whose encoding is kept for one backward pass, at most."""
+        if self.mode == "paper":
+            return self.batch if self.projection == "off" else self.batch + HELD
+        plain = self.batch + HELD + NAMED
+        return max(plain, 2 * (SENTENCES + OTHERS)) if self.harden else plain
+
+    @property
+    def further(self) -> float:
+        return OVERSHOOT[self.kind] if self.push is None else self.push
+
+
+def few_shot(
+    model: DiffusionModel,
+    concepts: Sequence[str],
+    images: torch.Tensor | None = None,
+    settings: FewShotSettings = FewShotSettings(),
+    on_step: OnStep | None = None,
+) -> Erasure:
+    """Unlearn concepts in the text encoder from a few pictures of them.
+
+    images: (N, H, W, 3) in 0..1, shared out evenly when there are several concepts (the first N/k
+    are the first concept's); None lets the model draw `settings.shots` of each. The same seed gives
+    the same erasure on one machine, unless it is hardened, which goes by the clock.
+
+    Raises ValueError for bad input, before any work, and Diverged, which carries the last
+    good erasure, when the loss stops being finite; `on_step` may raise to cancel. The model is
+    afterwards what it was.
+    """
+    check_settings(concepts, images, settings, model.readings)
+    concepts, settings = as_read(concepts, settings, model.readings)
+    if settings.harden:
+        check_takes_vectors(model)
+    pictures = concept_latents(
+        model, concepts, images, settings.kind, settings.shots, settings.seed, on_step
+    )
+    run = paper if settings.mode == "paper" else balanced
+    return run_method(
+        model,
+        "encoder",
+        settings.trainable,
+        "few_shot",
+        list(concepts),
+        settings,
+        lambda edit: run(model, edit, list(concepts), pictures, settings, on_step),
+        kind=settings.kind,
+        images={
+            "count": sum(map(len, pictures)),
+            "drawn_by_model": images is None,
+            "hash": None if images is None else images_hash(images),
+        },
+    )
+
+
+def check_settings(
+    concepts: Sequence[str],
+    images: torch.Tensor | None,
+    settings: FewShotSettings,
+    read: Read | None = None,
+) -> None:
+    """Raises ValueError with one sentence where they cannot be used. read: see `check_typed`."""
+    check_concepts(concepts, images)
+    kind = settings.kind if settings.mode == "balanced" else None
+    check_typed(concepts, settings.anchor, settings.protect, kind, read)
+    check_hardening(settings.mode, settings.harden)
+
+
+def bounded_loss(d: torch.Tensor, d_ref: torch.Tensor, beta: float) -> torch.Tensor:
+    """Ours: (2 / beta) softplus(beta (1 - d / d_ref)), in the shape of NPO (arXiv 2404.05868).
+
+    It falls as ascent does while the edited model's loss d is near the original's d_ref, and fades
+    to zero as d grows: there is nothing to gain from a model that merely breaks. Relative to d_ref,
+    since the denoising loss of a clean and of a noisy latent differ a hundredfold.
+    """
+    return (2 / beta) * F.softplus(beta * (1 - d / d_ref)).mean()
+
+
+def paper(
+    model: DiffusionModel,
+    edit: Edit,
+    concepts: list[str],
+    pictures: list[torch.Tensor],
+    settings: FewShotSettings,
+    on_step: OnStep | None,
+) -> None:
+    """The paper's loop: every picture once an epoch, in batches, each with a template drawn anew.
+
+    Its latents are the mean of what the autoencoder says of it, where the authors draw a sample.
+    """
+    rng, prompt_rng = random.Random(settings.seed), random.Random(settings.seed)
+    draw = NoiseSampler(model, settings.seed)
+    words = PromptSampler(concepts, settings.kind, random.Random(settings.seed))
+    optimiser = edit.adam((0.9, 0.98), 1e-6, rate=settings.learning_rate)
+    # Flipped with p = 0.5, once, as the authors' loader does (a flip of latents, here).
+    items = [
+        (concept, x0.flip(-1) if rng.random() < 0.5 else x0)
+        for concept, latents in zip(concepts, pictures)
+        for x0 in latents
+    ]
+    per_epoch = -(-len(items) // settings.batch)
+    total = settings.epochs * per_epoch
+    for _ in range(settings.epochs):
+        rng.shuffle(items)
+        for i in range(0, len(items), settings.batch):
+            batch = items[i : i + settings.batch]
+            x_t, t, target = draw.add_noise(torch.stack([x0 for _, x0 in batch]))
+            prompts = [named(prompt_rng, settings.kind, concept, 1)[0] for concept, _ in batch]
+            loss = ascent_loss(denoising_loss(model, x_t, t, target, model.encode(prompts)))
+            keep = None
+            if settings.projection != "off":
+                others = words.others(HELD)
+                with edit.off():
+                    was = model.encode(others)
+                keep = model.encode(others).distance(was).mean()
+            value = edit.step(
+                optimiser, loss, weight_decay=1e-8, keep=keep, projection=settings.projection
+            )
+            if on_step:
+                on_step(len(edit.history), total, value, edit)
+
+
+def balanced(
+    model: DiffusionModel,
+    edit: Edit,
+    concepts: list[str],
+    pictures: list[torch.Tensor],
+    settings: FewShotSettings,
+    on_step: OnStep | None,
+) -> None:
+    """Ours: bounded ascent, other prompts held in place, until the concept is far enough gone."""
+    draw = NoiseSampler(model, settings.seed)
+    words = PromptSampler(
+        concepts, settings.kind, random.Random(settings.seed), settings.anchor, settings.protect
+    )
+    optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=settings.rate)
+    with edit.off():
+        # Changes of conditioning count relative to how far prompts lie apart in this encoder.
+        spread = prompt_spread(model, words.common[:16])
+    # Of the last steps on each concept: its loss ratio, its distance from the neutral prompts.
+    recent = {concept: deque(maxlen=STOP_WINDOW) for concept in concepts}
+    neutral_words = {concept: words.neutral(concept, model) for concept in concepts}
+    total = settings.max_steps * len(concepts)
+    for step in range(total):
+        concept, latents = concepts[step % len(concepts)], pictures[step % len(concepts)]
+        chosen = [words.rng.randrange(len(latents)) for _ in range(settings.batch)]
+        x_t, t, target = draw.add_noise(latents[chosen])
+        own = [words.prompt(concept) for _ in chosen]
+        others, sentences = words.others(HELD), words.sentences(NAMED)
+        named = [sentence.format(concept) for sentence in sentences]
+        neutral = [sentence.format(neutral_words[concept]) for sentence in sentences]
+
+        with edit.off():
+            own_was, others_was, named_was, neutral_was = encoded(
+                model, own, others, named, neutral
+            )
+            d_ref = denoising_loss(model, x_t, t, target, own_was)
+        own_is, others_is, named_is = encoded(model, own, others, named)
+        d = denoising_loss(model, x_t, t, target, own_is)
+        aim = neutral_was.extrapolate_from(named_was, settings.further)
+        kept = others_is.distance(others_was).mean() / spread
+        from_neutral = named_is.distance(aim).mean() / spread
+        loss = (
+            bounded_loss(d, d_ref, settings.beta)
+            + settings.retention * kept
+            + settings.pull * from_neutral
+        )
+        value = edit.step(optimiser, loss, keep=kept, projection=settings.projection)
+        if on_step:
+            on_step(step + 1, total, value, edit)
+        recent[concept].append(((d.detach() / d_ref).mean().item(), from_neutral.item()))
+        if all(reached(steps, settings) for steps in recent.values()):
+            break
+    if settings.harden:
+        optimiser.state.clear()  # it is done, and hardening has its own
+        Hardening(
+            model,
+            edit,
+            concepts,
+            words,
+            settings.further,
+            settings.rate,
+            settings.harden,
+            settings.seed,
+            on_step,
+        ).encoder()
+
+
+def encoded(model: DiffusionModel, *groups: list[str]) -> list[Conditioning]:
+    """The conditioning of several lists of prompts, encoded at once."""
+    together = model.encode([prompt for group in groups for prompt in group])
+    ends = list(accumulate(map(len, groups)))
+    return [together[end - len(group) : end] for end, group in zip(ends, groups)]
+
+
+def reached(recent: deque[tuple[float, float]], settings: FewShotSettings) -> bool:
+    """Whether a concept is far enough gone: on average over the last steps, which are noisy."""
+    if len(recent) < STOP_WINDOW:
+        return False
+    ratio, distance = (sum(values) / STOP_WINDOW for values in zip(*recent))
+    return ratio >= settings.target and distance <= settings.near

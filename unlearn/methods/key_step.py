@@ -1,0 +1,267 @@
+"""Key-step concept unlearning, KSCU: Zhang et al., arXiv 2507.06526.
+
+The network is tuned only at those sampling steps in which the concept takes shape. Mode "paper" is
+the paper's algorithm and settings; "balanced", the default, draws the concept to a neutral word,
+holds other prompts in place, and stops by itself.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from statistics import mean
+
+import torch
+
+from ..core.conditioning import Conditioning
+from ..core.ddim import Trajectory, at, timesteps
+from ..core.edit import Edit
+from ..core.erasure import Erasure
+from ..core.model import DiffusionModel
+from ..core.progress import OnStep
+from ..core.resume import Resume, Run
+from ..core.token_reading import Read
+from ..core.token_slots import check_takes_vectors
+from ..files import state_checks as fitting
+from ..prompts.sampler import PromptSampler
+from ..prompts.templates import augmented
+from ..prompts.word_checks import as_read, check_typed
+from .parts import closed_form
+from .parts.adversarial import Hardening, check_hardening
+from .parts.concepts import STOP_WINDOW, check_concepts
+from .parts.key_step_search import found_start
+from .parts.key_step_settings import KINDS, KeyStepSettings
+from .parts.key_step_terms import (
+    empty_term,
+    empty_weights,
+    erase_term,
+    noise_share,
+    noisy,
+    predictions,
+)
+from .parts.retention import EncodeCache, RetentionSet, drawn
+from .parts.run import run_method
+from .parts.walk import Reached, check_walk, schedule, walk
+
+HARDENED_ON = 4  # pictures of each concept
+
+
+def key_step(
+    model: DiffusionModel,
+    concepts: Sequence[str],
+    settings: KeyStepSettings = KeyStepSettings(),  # noqa: B008 (frozen)
+    on_step: OnStep | None = None,
+    resume: Resume | None = None,
+) -> Erasure:
+    """Unlearn concepts in the denoising network, at its key steps.
+
+    The same seed gives the same erasure on one machine, unless it is hardened, which goes by the
+    clock; also when the run was cut short and went on by `resume`, which the caller closes once the
+    erasure is kept. Raises ValueError for bad input, before any work, and Diverged, which
+    carries the last good erasure; `on_step` may raise to cancel. The model is afterwards what it
+    was.
+    """
+    check_settings(concepts, settings, model.readings)
+    concepts, settings = as_read(concepts, settings, model.readings)
+    resume = resume or Resume()
+    record = {"kind": KINDS[settings.task]}
+    if settings.harden:
+        check_takes_vectors(model)
+    run_settings = settings
+    if settings.start == "auto":
+        found = found_start(
+            model,
+            concepts,
+            (settings.kind, settings.anchor),
+            settings.steps,
+            settings.guidance,
+            settings.seed,
+            resume,
+            on_step,
+        )
+        record["key_steps"] = asdict(found)
+        run_settings = replace(settings, start=found.start)
+    run = paper if settings.mode == "paper" else balanced
+    return run_method(
+        model,
+        "denoiser",
+        settings.weights,
+        "key_step",
+        list(concepts),
+        settings,
+        lambda edit: run(model, edit, list(concepts), run_settings, on_step, resume),
+        **record,
+        start=run_settings.first,
+    )
+
+
+def check_settings(
+    concepts: Sequence[str], settings: KeyStepSettings, read: Read | None = None
+) -> None:
+    """Raises ValueError with one sentence where they cannot be used. read: see `check_typed`."""
+    check_concepts(concepts, None)
+    # The paper's loss has the empty prompt where no anchor is named.
+    kind = KINDS[settings.task] if settings.mode == "balanced" else None
+    check_typed(concepts, settings.anchor, settings.protect, kind, read)
+    check_hardening(settings.mode, settings.harden)
+    check_start(settings.first, settings.steps)
+
+
+def check_start(first: int, steps: int) -> None:
+    """Raises ValueError with one sentence unless a trajectory of so many steps has this one."""
+    if not 0 <= first < steps:
+        raise ValueError(
+            f"The first key step is {first}, but a trajectory of {steps} steps "
+            f"has steps 0 to {steps - 1}; choose one of these or the task's own."
+        )
+
+
+def paper(
+    model: DiffusionModel,
+    edit: Edit,
+    concepts: list[str],
+    settings: KeyStepSettings,
+    on_step: OnStep | None,
+    resume: Resume,
+) -> None:
+    """The paper's loop."""
+    noise = torch.Generator().manual_seed(settings.seed)
+    trajectory = Trajectory(model, settings.steps, settings.guidance, noise)
+    optimiser = edit.adam((0.9, 0.999), 1e-8, rate=settings.learning_rate)
+    rng = random.Random(settings.seed)
+    total, times = settings.length(len(concepts)), timesteps(settings.steps)
+    run = Run(
+        resume,
+        edit,
+        steps=total,
+        check=lambda more: fitting.check_names(more, (), "walk"),
+        optimiser=optimiser,
+        trajectory=trajectory,
+        rng=rng,
+    )
+    words = PromptSampler(concepts, KINDS[settings.task], rng)
+    shares, encoded = [noise_share(model, t) for t in times], EncodeCache(model)
+
+    def iteration(number: int, which: int, step: int) -> None:
+        concept, t = concepts[which], times[step]
+        prompt, empty, anchor = encoded(concept), encoded(""), encoded(settings.anchor)
+        x = trajectory.to(step, prompt, empty)
+        asked = prompt
+        if number >= (1 - settings.augment) * total:
+            asked = noisy(
+                encoded(augmented(rng, settings.task, concept)), settings.embedding_noise, noise
+            )
+        with edit.off():
+            own, none, neutral = predictions(model, x, t, prompt, empty, anchor)
+        student, student_none = predictions(model, x, t, asked, empty)
+        weight, turn = empty_weights(settings.empty_term, shares[step], number)
+        loss = erase_term(student, own, neutral, settings.negative)
+        loss = loss + weight * empty_term(student_none, own, none, turn)
+        keep = None
+        if settings.projection != "off":
+            others = [encoded(prompt) for prompt in words.others(2)]
+            with edit.off():
+                was = torch.cat(predictions(model, x, t, *others))
+            keep = (torch.cat(predictions(model, x, t, *others)) - was).square().mean()
+        value = edit.step(optimiser, loss, keep=keep, projection=settings.projection)
+        if on_step:
+            on_step(number + 1, total, value, edit)
+
+    walk(run, schedule(settings.first, settings.steps, total, len(concepts)), iteration)
+
+
+def balanced(
+    model: DiffusionModel,
+    edit: Edit,
+    concepts: list[str],
+    settings: KeyStepSettings,
+    on_step: OnStep | None,
+    resume: Resume,
+) -> None:
+    """Ours: to a neutral word, other prompts held, until the concept is gone.
+
+    It begins with what can be solved; the walk mends what is left. Other prompts are held on
+    pictures that the original model drew of them, at the same noise.
+    """
+    noise = torch.Generator().manual_seed(settings.seed)
+    trajectory = Trajectory(model, settings.steps, settings.guidance, noise, settings.batch)
+    optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=settings.rate)
+    rng = random.Random(settings.seed)
+    total, times = settings.length(len(concepts)), timesteps(settings.steps)
+    count = settings.batch
+    # Of each concept's last whole walk: how much of its own prediction is left. At the last steps,
+    # where pictures are all but finished, there is little to erase.
+    window = max(STOP_WINDOW, settings.steps - settings.first)
+    run = Run(
+        resume,
+        edit,
+        steps=total,
+        check=lambda more: check_walk(more, len(concepts), window, count),
+        optimiser=optimiser,
+        trajectory=trajectory,
+        rng=rng,
+    )
+    around = concepts, KINDS[settings.task]
+    words = PromptSampler(*around, rng, settings.anchor, settings.protect)
+    encoded = EncodeCache(model)
+    push = settings.beyond
+    if settings.start_solved and not run.done:
+        closed_form.start(model, edit, optimiser, words, concepts, push)
+    held = RetentionSet(model, edit, around, settings.protect, settings.seed, resume, on_step)
+    recent = run.more.setdefault("recent", [[] for _ in concepts])
+
+    def iteration(number: int, which: int, step: int) -> None:
+        concept, t = concepts[which], times[step]
+        if step != trajectory.step + 1:  # a new walk
+            run.more["walked"] = words.sentences(count)
+        walked = encoded(*(sentence.format(concept) for sentence in run.more["walked"]))
+        x = trajectory.to(step, walked, encoded("").repeated(count))
+        # Other sentences than those walked along: a walk is too long to see only two of them.
+        sentences = words.sentences(count)
+        own = encoded(*(sentence.format(concept) for sentence in sentences))
+        neutral = encoded(*(sentence.format(words.anchor) for sentence in sentences))
+        others, others_prompts = held.add_noise(rng, noise, t)
+        prompts = Conditioning.cat([own, neutral, others_prompts])
+        inputs = torch.cat([x, x, others])
+        with edit.off():
+            was = model.predict(inputs, at(t, inputs), prompts)
+        now = model.predict(inputs, at(t, inputs), prompts)
+        target = was[count : 2 * count] - push * (was[:count] - was[count : 2 * count])
+        # Relative to how far the concept's prediction is from it at this step.
+        far = (was[:count] - target).square().mean().clamp(min=1e-12)
+        left = (now[:count] - target).square().mean() / far
+        kept = (now[count:] - was[count:]).square().mean() / far
+        value = edit.step(
+            optimiser, left + settings.retention * kept, keep=kept, projection=settings.projection
+        )
+        recent[which] = [*recent[which][1 - window :], left.item()]
+        if on_step:
+            on_step(number + 1, total, value, edit)
+        if all(len(some) == window and mean(some) <= settings.near for some in recent):
+            raise Reached
+
+    with suppress(Reached):
+        walk(run, schedule(settings.first, settings.steps, total, len(concepts)), iteration)
+    if settings.harden:
+        prompts = [s.format(c) for c in concepts for s in words.sentences(HARDENED_ON)]
+        with edit.off():
+            pictures = resume.once_latents(
+                "concepts",
+                model,
+                len(prompts),
+                lambda: drawn(model, prompts, settings.seed, on_step, "drawing the concept"),
+            )
+        optimiser.state.clear()  # it is done, and hardening has its own
+        Hardening(
+            model,
+            edit,
+            concepts,
+            words,
+            push,
+            settings.rate * closed_form.REST,
+            settings.harden,
+            settings.seed,
+            on_step,
+        ).network(held, pictures, times[settings.first :], settings.retention)

@@ -1,0 +1,64 @@
+"""Concepts and their pictures, as every method takes them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+
+from ...core.images import check_images
+from ...core.kind import Kind
+from ...core.model import DiffusionModel
+from ...core.progress import OnStep, preparing
+from ...prompts.templates import named
+
+DRAWN_AT_ONCE = 4  # pictures
+STOP_WINDOW = 10  # steps over which the concept's loss is averaged for stopping
+
+
+def check_concepts(concepts: Sequence[str], images: torch.Tensor | None) -> None:
+    """Raises ValueError with one sentence where concepts or images cannot be used."""
+    if isinstance(concepts, str):
+        raise ValueError(
+            f"The concepts are a list, but this is one text; give [{concepts!r}] for one concept."
+        )
+    if not concepts or not all(concept.strip() for concept in concepts):
+        raise ValueError(
+            "No concept is named: type the word or name to unlearn, for example: Zorvik"
+        )
+    check_images(images)
+    if images is not None and len(images) % len(concepts):
+        raise ValueError(
+            f"{len(images)} images cannot be shared evenly among {len(concepts)} "
+            "concepts; give the same number of each, in the concepts' order, or none and the model "
+            "draws them."
+        )
+
+
+def concept_latents(
+    model: DiffusionModel,
+    concepts: Sequence[str],
+    images: torch.Tensor | None,
+    kind: Kind,
+    shots: int,
+    seed: int,
+    on_step: OnStep | None = None,
+) -> list[torch.Tensor]:
+    """(N, ...) clean latents of each concept's pictures.
+
+    images: (N, H, W, 3), shared out evenly. None: the model draws `shots` of each concept from its
+    own prompts.
+    """
+    if images is not None:
+        return list(model.encode_images(images).chunk(len(concepts)))
+    rng = random.Random(seed)
+    drawn = []
+    for concept in concepts:
+        prompts = named(rng, kind, concept, shots)
+        parts = []
+        for i in range(0, len(prompts), DRAWN_AT_ONCE):
+            preparing(on_step, f"drawing pictures of {concept}", i, len(prompts))
+            parts.append(model.sample(prompts[i : i + DRAWN_AT_ONCE], seed + i))
+        drawn.append(torch.cat(parts))
+    return drawn

@@ -1,0 +1,64 @@
+"""KSCU's walk through the key steps of a trajectory: Zhang et al., arXiv 2507.06526."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from ...core.resume import Run
+from ...files import state_checks as fitting
+
+WALKS_A_START = 8  # full walks after which the first key step moves on by one
+LATEST_START = 0.9  # of the steps
+
+
+def schedule(
+    start: int, steps: int, iterations: int, concepts: int = 1
+) -> Iterator[tuple[int, int]]:
+    """(concept, step) of each iteration: the key steps walked in order, again and again.
+
+    Every concept is walked in turn; after eight such rounds the walk begins one step later, never
+    past nine tenths of the steps.
+    """
+    done, walks = 0, 0
+    while True:
+        for concept in range(concepts):
+            for step in range(start, steps):
+                if done == iterations:
+                    return
+                yield concept, step
+                done += 1
+        walks += 1
+        if walks % WALKS_A_START == 0 and start + 1 <= LATEST_START * steps:
+            start += 1
+
+
+def walk(
+    run: Run, order: Iterator[tuple[int, int]], iteration: Callable[[int, int, int], float]
+) -> None:
+    """Call iteration(number, concept, step) for what is left of the order."""
+    for number, (concept, step) in enumerate(order):
+        if number >= run.done:
+            iteration(number, concept, step)
+            run.offer()
+
+
+LONGEST = 200  # letters of a sentence
+
+
+def check_walk(more: dict, concepts: int, window: int, count: int) -> None:
+    """Raises Misfit for what is not kept of a walk in mode "balanced"."""
+    fitting.check_names(more, ("recent", "walked"), "walk")
+    recent, walked = more["recent"], more["walked"]
+    fitting.check(isinstance(recent, list) and len(recent) == concepts, "its walk is of others")
+    for some in recent:
+        fitting.check_numbers(some, "walk", window)
+    fitting.check(isinstance(walked, list) and len(walked) == count, "its walk is of others")
+    for sentence in walked:
+        # Any other gap than {} would have `format` do more than put the concept in.
+        is_plain = isinstance(sentence, str) and re.fullmatch(r"[^{}]*\{\}[^{}]*", sentence)
+        fitting.check(bool(is_plain) and len(sentence) <= LONGEST, "its walk has no sentences")
+
+
+class Reached(Exception):
+    """The concept is far enough gone."""

@@ -1,0 +1,1 @@
+"""Prompts: templates, word lists, what a user typed, and the sampler of a run."""

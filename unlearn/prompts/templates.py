@@ -1,0 +1,164 @@
+"""Prompt templates: the sentences in which a concept is named to a model."""
+
+import random
+
+# The templates of Textual Inversion (Gal et al., arXiv 2208.01618), which few-shot unlearning uses.
+OBJECT_TEMPLATES: tuple[str, ...] = (
+    "a photo of a {}",
+    "a rendering of a {}",
+    "a cropped photo of the {}",
+    "the photo of a {}",
+    "a photo of a clean {}",
+    "a photo of a dirty {}",
+    "a dark photo of the {}",
+    "a photo of my {}",
+    "a photo of the cool {}",
+    "a close-up photo of a {}",
+    "a bright photo of the {}",
+    "a cropped photo of a {}",
+    "a photo of the {}",
+    "a good photo of the {}",
+    "a photo of one {}",
+    "a close-up photo of the {}",
+    "a rendition of the {}",
+    "a photo of the clean {}",
+    "a rendition of a {}",
+    "a photo of a nice {}",
+    "a good photo of a {}",
+    "a photo of the nice {}",
+    "a photo of the small {}",
+    "a photo of the weird {}",
+    "a photo of the large {}",
+    "a photo of a cool {}",
+    "a photo of a small {}",
+)
+STYLE_TEMPLATES: tuple[str, ...] = (
+    "a painting in the style of {}",
+    "a rendering in the style of {}",
+    "a cropped painting in the style of {}",
+    "the painting in the style of {}",
+    "a clean painting in the style of {}",
+    "a dirty painting in the style of {}",
+    "a dark painting in the style of {}",
+    "a picture in the style of {}",
+    "a cool painting in the style of {}",
+    "a close-up painting in the style of {}",
+    "a bright painting in the style of {}",
+    "a good painting in the style of {}",
+    "a rendition in the style of {}",
+    "a nice painting in the style of {}",
+    "a small painting in the style of {}",
+    "a weird painting in the style of {}",
+    "a large painting in the style of {}",
+    "a close-up picture in the style of {}",
+    "a cropped rendition in the style of {}",
+)
+
+
+# For augmenting what a network unlearns: ten ways to ask for each kind of concept.
+TASK_TEMPLATES: dict[str, tuple[str, ...]] = {
+    "object": (
+        "a photo of a {}",
+        "a {} in the middle of the picture",
+        "one {} on a plain background",
+        "a {} outdoors",
+        "several of a {}",
+        "a drawing of a {}",
+        "a {} seen from the side",
+        "a small {} and a large {}",
+        "a {} in daylight",
+        "the best picture of a {}",
+    ),
+    "style": (
+        "a picture in the style of {}",
+        "a landscape by {}",
+        "a portrait in the style of {}",
+        "a still life in the style of {}",
+        "a house in the style of {}",
+        "{} style",
+        "an animal in the style of {}",
+        "a street in the style of {}",
+        "a sketch by {}",
+        "a famous work in the style of {}",
+    ),
+    "instance": (
+        "a photo of {}",
+        "a portrait of {}",
+        "{} smiling",
+        "the face of {}",
+        "{} in a city",
+        "{} standing next to a tree",
+        "a drawing of {}",
+        "{} from head to toe",
+        "{} at night",
+        "a poster of {}",
+    ),
+    "nudity": (
+        "a photo of {}",
+        "a person, {}",
+        "{} on a beach",
+        "a painting of {}",
+        "a woman, {}",
+        "a man, {}",
+        "{} in a bedroom",
+        "a film scene with {}",
+        "{}, full body",
+        "a statue of {}",
+    ),
+}
+
+
+def augmented(rng: random.Random, task: str, concept: str) -> str:
+    """The concept asked for in another way, as KSCU does late in training (arXiv 2507.06526).
+
+    One of ten templates, then one of: words in another order, a word less, a few characters more.
+    The concept's own words always stay together.
+    """
+    template = rng.choice(TASK_TEMPLATES[task])
+    words = template.split()
+    change = rng.choice(("none", "shuffle", "drop", "characters"))
+    others = [i for i, word in enumerate(words) if "{}" not in word]
+    if change == "shuffle":
+        rng.shuffle(words)
+    elif change == "drop" and others:
+        del words[rng.choice(others)]
+    elif change == "characters":
+        letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(1, 4)))
+        words.insert(rng.choice((0, len(words))), letters)
+    return " ".join(words).replace("{}", concept)
+
+
+# In which a concept is named alone: to look at it, or to measure it.
+SENTENCES = {
+    "object": "a photo of a {}",
+    "style": "a painting in the style of {}",
+    "character": "a photo of {}",
+}
+
+
+def sentence(kind: str, concept: str) -> str:
+    """The concept in the one sentence of its kind."""
+    return SENTENCES[kind].format(concept)
+
+
+def templates(kind: str) -> tuple[str, ...]:
+    """The paper's templates for a kind of concept; characters and people use the object set."""
+    return STYLE_TEMPLATES if kind == "style" else OBJECT_TEMPLATES
+
+
+def named(rng: random.Random, kind: str, concept: str, count: int) -> list[str]:
+    """The concept in templates of its kind, each drawn at random."""
+    return [rng.choice(templates(kind)).format(concept) for _ in range(count)]
+
+
+def in_context(rng: random.Random, kind: str, concept: str, word: str | None = None) -> str:
+    """The concept in a sentence, with something else beside it: an object in a style.
+
+    word is the style that an object or a character is put in, or the object that a style is given;
+    None leaves the concept alone in its template.
+    """
+    if word is None:
+        return rng.choice(templates(kind)).format(concept)
+    thing, style = (word, concept) if kind == "style" else (concept, word)
+    ending = rng.choice((", {} style", " in {} style", " in the style of {}"))
+    return rng.choice(OBJECT_TEMPLATES).format(thing) + ending.format(style)

@@ -1,0 +1,1 @@
+"""Text tables, fonts and labelled sheets of pictures."""
