@@ -32,6 +32,8 @@ from unlearn.diffusers_backend.apply import applied
 from unlearn.diffusers_backend.load import load_pipeline
 from unlearn.diffusers_backend.model import DiffusersModel
 
+pytestmark = pytest.mark.costly
+
 PICTURES = [str(samples.FOLDER / f"mushroom_{i}.png") for i in (1, 2)]
 QUICK = ["--images", *PICTURES, "--steps", "2", "--no-verdict", *CPU]
 
@@ -606,7 +608,7 @@ def test_a_checkpoint_file_is_applied_and_exported_as_a_folder_is(
         assert torch.allclose(conditioning(own), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("precision", ["float16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_exported_text_encoder_loads_everywhere(
     folder: Path, model: DiffusersModel, full: Path, precision: str, tmp_path: Path
 ) -> None:

@@ -24,6 +24,8 @@ from unlearn.core.erasure import Erasure
 from unlearn.core.resume import Resume
 from unlearn.diffusers_backend.model import DiffusersModel
 
+pytestmark = pytest.mark.costly
+
 STEPS, CUT = 4, 3
 METHODS = {
     "few_shot": ["--shots", "1"],
