@@ -201,6 +201,7 @@ def test_a_run_that_diverges_keeps_nothing_but_what_was_good(
     assert_nothing_stays(diverging)
 
 
+@pytest.mark.slow
 def test_the_whole_node_keeps_only_what_it_hands_on(
     pack: ModuleType, parts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

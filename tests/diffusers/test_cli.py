@@ -176,7 +176,11 @@ def test_erase_is_the_method_itself(model: DiffusersModel, low_rank: Path) -> No
     ("method", "options"),
     [
         ("key_step", ["--mode", "paper", "--start", "0"]),
-        ("domain_correction", ["--mode", "paper", "--shots", "1", "--batch", "1"]),
+        pytest.param(
+            "domain_correction",
+            ["--mode", "paper", "--shots", "1", "--batch", "1"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_erase_by_the_networks_methods(

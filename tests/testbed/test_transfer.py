@@ -195,6 +195,7 @@ def test_film_is_the_pipelines_own(tools: transfer.Tools) -> None:
 
 
 @pytest.mark.costly
+@pytest.mark.slow
 def test_erased_encoder_reaches_the_clips_and_no_more(tools: transfer.Tools) -> None:
     erasure = transfer.erase(tools.image, Job(("fox",), 1, "real"), transfer.QUICK)
     clips = clips_for(("fox",))[:1]

@@ -224,6 +224,7 @@ def test_the_first_optimiser_is_let_go_of(method: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.costly
+@pytest.mark.slow
 def test_an_encoder_all_of_whose_weights_are_trained_is_hardened_outside_comfyui() -> None:
     """Its word vectors are trained, too, and the words to attack with are looked up in them."""
     model = DiffusersModel(diffusers_pipeline.pipeline())

@@ -464,7 +464,7 @@ def test_same_seed_same_erasure(settings: KeyStepSettings) -> None:
     assert not same(first, key_step(TinyNetworkModel(), ["cat"], replace(settings, seed=1)))
 
 
-costly = pytest.mark.costly
+costly = pytest.mark.costly  # not in the fast tier
 
 CUTS = [
     # (settings, concepts, the iteration at which it is cancelled)
