@@ -26,7 +26,7 @@ from .backend.model import ComfyModel
 from .backend.read_depth import check_read
 from .backend.words import plain, typed_concepts
 from .base import UnlearnNode
-from .progress import Counting, tell
+from .progress import RowProgress, tell
 from .sockets import (
     erased_inputs,
     kind_input,
@@ -157,7 +157,7 @@ class CompareErasure(UnlearnNode):
                 pictures,
                 concepts,
                 kind,
-                on_row=Counting(node_id, "judging"),
+                on_row=RowProgress(node_id, "judging"),
                 things=things_in(asked, concepts),
             )
         figures = findings(concepts, seen, own, others)

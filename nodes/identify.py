@@ -13,7 +13,7 @@ from .backend.checks import check_clip, check_vae
 from .backend.model import ComfyModel
 from .backend.words import usable
 from .base import UnlearnNode
-from .progress import Counting, tell
+from .progress import RowProgress, tell
 from .sockets import kind_input, seed_input
 
 
@@ -91,7 +91,7 @@ class IdentifyConcept(UnlearnNode):
         host.check_encoder()
         host.prepare_asking()
         with host.training():
-            ranking = identify(host, images, words, kind, draws, seed, Counting(node_id))
+            ranking = identify(host, images, words, kind, draws, seed, RowProgress(node_id))
             found = []
             if erased_clip is not None:
                 erased = ComfyModel(model, erased_clip)

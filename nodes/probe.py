@@ -16,7 +16,7 @@ from .backend.checks import check_clip, check_vae
 from .backend.model import ComfyModel
 from .backend.words import reader, typed_concepts, usable
 from .base import UnlearnNode
-from .progress import Asking, tell
+from .progress import ProbeProgress, tell
 from .sockets import (
     ErasureType,
     erased_inputs,
@@ -178,7 +178,7 @@ class ProbeErasure(UnlearnNode):
                 parts,
                 chosen,
                 given,
-                on_probe=Asking(node_id, one),
+                on_probe=ProbeProgress(node_id, one),
             )
             probes.append(found)
         records = [found.record() for found in probes]

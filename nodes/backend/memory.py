@@ -16,7 +16,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ...unlearn.core.model import Part
 from ...unlearn.evaluate.classifier import rows_at_once
-from .patching import blocks, edited, is_quantised
+from .aliasing import is_quantised
+from .patching import edited
+from .recompute import blocks
 from .version import told_with_version
 
 MEASURED = "a photo of a cat, in the style of an old painting"  # a prompt as long as most

@@ -30,14 +30,16 @@ from ...unlearn.core.token_slots import (
     slot_positions,
 )
 from ...unlearn.core.trainable import encoder_weights, network_weights
+from .aliasing import aliased
 from .checks import autoencoder, check_clip, check_patcher, check_vae, check_vae_fits
 from .differentiable import differentiable, trainable_kernels
 from .dynamic_vram import static_clip, static_model
 from .identity import fingerprints, without_hooks
 from .memory import MEASURED, Planned
 from .packed import unpacked_for_products
-from .patching import aliased, checkpointed, edited
+from .patching import edited
 from .read_depth import check_read, handed_on_besides, is_spoilt, spoilt, unread_layers
+from .recompute import checkpointed
 from .version import told_with_version
 from .words import encoder_names, part_named, readings, tokenized
 

@@ -799,8 +799,8 @@ def gemma3_alone() -> dict:
     return read_by_wan(lt.Gemma3_12BTokenizer, encoder, sizes, spiece_model=sentencepiece_model())
 
 
-MORE = r"hands on more of a prompt than .* \({}\), as HiDream's and Anima's do"
-WRITES = "makes no conditioning that a MODEL could read: ComfyUI has it write text"
+MORE = r"gives more than one vector .* \({}\), as those of HiDream and Anima do"
+WRITES = "makes no conditioning that a MODEL could read: ComfyUI uses it to write text"
 REFUSED: dict[str, tuple[Callable[[], dict], str]] = {
     "mT5 and BERT, HunyuanDiT": (
         mt5_bert_hunyuan_dit,
