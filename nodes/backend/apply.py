@@ -65,7 +65,7 @@ def erased_model(model, erasure: Erasure, strength: float = 1.0):
 
 
 def erased(model, clip, erasure: Erasure, strength: float = 1.0):
-    """(MODEL, CLIP), each with what the erasure changes in it; an unchanged one is returned as is."""
+    """(MODEL, CLIP), each with what the erasure changes in it; an unchanged one stays as it is."""
     if has_part(erasure, "MODEL"):
         model, _ = erased_model(model, erasure, strength)
     if has_part(erasure, "CLIP"):

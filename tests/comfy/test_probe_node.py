@@ -15,7 +15,7 @@ from small_probe import small_probe
 
 pytestmark = pytest.mark.usefixtures("node_body", "small_runs")
 
-NOT_RECORDED = "The figures are not put into its record."
+NOT_RECORDED = "The figures do not go into its record."
 
 
 @pytest.fixture
