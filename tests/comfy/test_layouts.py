@@ -335,8 +335,8 @@ def test_prompts_of_a_trained_encoder_count(pack: ModuleType, loaded: Loaded) ->
     )
     assert none < few < more
     assert more - few == pytest.approx(few - none, rel=0.01)
-    weights, given = model._weights("encoder", "mlp-final-attn"), model.checkpointing
-    full, recomputed = model._encoding(weights, 4)
+    weights, given = model.selected("encoder", "mlp-final-attn"), model.checkpointing
+    full, recomputed = pack.nodes.backend.memory.encoding_bytes(model, weights, 4)
     assert 0 < recomputed < full
     assert model.checkpointing == given
 

@@ -759,7 +759,7 @@ def test_both_encode_alike(
     theirs = pack.nodes.backend.model.ComfyModel(parts[0], clip, parts[2])
     with torch.inference_mode(), theirs.training(), torch.no_grad():
         wanted, found = theirs.encode(PROMPTS).cross, ours.encode(PROMPTS).cross
-        assert list(theirs._weights("encoder", "mlp-final-attn")) == list(
+        assert list(theirs.selected("encoder", "mlp-final-attn")) == list(
             ours.selected("encoder", "mlp-final-attn")
         )
     assert relative(found, wanted) < 1e-5
@@ -803,7 +803,7 @@ def test_both_mean_the_same_by_v_prediction(
 @pytest.mark.parametrize("part", SELECTIONS)
 def test_both_select_the_same_weights_in_the_same_order(pair: Pair, part: str) -> None:
     for select in SELECTIONS[part]:
-        theirs, ours = pair.comfy._weights(part, select), pair.ours.selected(part, select)
+        theirs, ours = pair.comfy.selected(part, select), pair.ours.selected(part, select)
         # CLIP-L's projection takes no gradient: no pipeline has it.
         wanted = [key for key in theirs if "text_projection" not in key]
         assert list(ours) == wanted
@@ -984,4 +984,4 @@ def test_xl_is_alike_in_both(pack: ModuleType, host: ModuleType, xl: DiffusersMo
             _, _, t, x = noisy(xl, len(PROMPTS))
             assert relative(xl.predict(x, t, found), comfy.predict(x, t, wanted)) < 1e-4
         for select in ("mlp-final-attn", "mlp", "attention"):
-            assert list(xl.selected("encoder", select)) == list(comfy._weights("encoder", select))
+            assert list(xl.selected("encoder", select)) == list(comfy.selected("encoder", select))
