@@ -97,9 +97,8 @@ def only(name: str, values: list) -> Any:
     """The single value in a list. Raises ValueError if there are more or none."""
     if len(values) != 1:
         raise ValueError(
-            f"{name} is a list of {len(values)} values, and this node runs once, with one value "
-            "for each input other than pictures: give one value, and use another node for each "
-            "of the rest."
+            f"{name} is a list of {len(values)}, but this node takes a list for pictures only and "
+            "runs once: give it one value, and use another node for each of the others."
         )
     return values[0]
 
