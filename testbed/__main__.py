@@ -61,7 +61,7 @@ def main() -> None:
 
     from .model import checkpoint, data, train
 
-    torch.set_num_threads(1)  # the workers of train.Stage are the parallelism
+    torch.set_num_threads(1)  # the workers of stage.Stage are the parallelism
     folder = data.CACHE / "train"
     folder.mkdir(parents=True, exist_ok=True)
     extra = {"steps": options.steps} if options.steps else {}

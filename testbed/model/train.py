@@ -4,131 +4,17 @@ Each stage writes a checkpoint every few minutes and goes on from it when run ag
 and matrix products run in bfloat16 where that is faster, weights and optimiser stay in float32.
 """
 
-import itertools
-import json
-import math
-import os
-import random
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from ..host.precision import fast
-from ..host.workers import at_once
 from . import data, models, tokens
-from .vocabulary import HELD_OUT, STYLES, SYNONYMS, caption, other_drawing
-
-SAVE_EVERY = 180.0  # seconds
-WORKERS = at_once()
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _one_core(numbers: Iterator[int]) -> None:
-    """Give a worker thread a core of its own: two on one core halve the speed of both."""
-    torch.set_num_threads(1)
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[next(numbers) % len(cores)]})
-
-
-def _workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(WORKERS, initializer=_one_core, initargs=(itertools.count(),))
-
-
-def to_tensor(images: np.ndarray) -> torch.Tensor:
-    """uint8 (N, H, W, 3) to float (N, 3, H, W) in 0..1, channels last in memory."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
-
-
-@dataclass
-class Stage:
-    """A resumable optimisation of `modules` for `steps` steps, warmed up and cosine-annealed.
-
-    `average` > 0 keeps an exponential moving average of the weights, which is what is then used.
-    """
-
-    name: str
-    modules: torch.nn.ModuleDict
-    steps: int
-    peak: float
-    warmup: int = 100
-    decay: float = 0.0
-    average: float = 0.0
-
-    def run(self, loss: Callable[[int], torch.Tensor], folder: Path) -> None:
-        """Minimise `loss(worker)`; afterwards `modules` hold the final (averaged) weights.
-
-        On a CPU each core is a worker with a batch of its own, and the gradients are averaged: one
-        meeting a step, where threads inside every small operation would meet thousands of times.
-        """
-        file = folder / f"{self.name}.pt"
-        parameters = [p for p in self.modules.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(parameters, lr=self.peak, weight_decay=self.decay, fused=True)
-        mean = [p.detach().clone() for p in parameters]
-        first = 0
-        if file.exists():
-            state = torch.load(file, map_location=DEVICE, weights_only=True)
-            self.modules.load_state_dict(state["modules"])
-            optimiser.load_state_dict(state["optimiser"])
-            mean, first = [m.to(DEVICE) for m in state["mean"]], state["step"]
-        saved, smooth = time.monotonic(), None
-        pool = _workers()
-
-        def gradient(worker: int) -> tuple[float, tuple[torch.Tensor, ...]]:
-            value = loss(worker)
-            return value.item(), torch.autograd.grad(value, parameters, materialize_grads=True)
-
-        progress = tqdm(
-            range(first, self.steps),
-            initial=first,
-            total=self.steps,
-            desc=self.name,
-            mininterval=10,
-        )
-        for step in progress:
-            for group in optimiser.param_groups:
-                group["lr"] = self.peak * self._rate(step)
-            values, gradients = zip(*pool.map(gradient, range(WORKERS)))
-            value = sum(values) / WORKERS
-            if not math.isfinite(value):
-                raise FloatingPointError(f"{self.name}: the loss became {value} at step {step}.")
-            for parameter, *parts in zip(parameters, *gradients):
-                # A plain sum keeps the memory format, which the fused optimiser relies on.
-                parameter.grad = sum(parts[1:], parts[0]) / WORKERS
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
-            weight = 1 - min(self.average, (step + 1) / (step + 10))
-            torch._foreach_lerp_(mean, [p.detach() for p in parameters], weight)
-            smooth = value if smooth is None else 0.99 * smooth + 0.01 * value
-            progress.set_postfix_str(f"loss {smooth:.4f}", refresh=False)
-            if time.monotonic() - saved > SAVE_EVERY or step + 1 == self.steps:
-                temporary = file.with_suffix(".tmp")
-                state = {
-                    "modules": self.modules.state_dict(),
-                    "step": step + 1,
-                    "mean": mean,
-                    "optimiser": optimiser.state_dict(),
-                }
-                torch.save(state, temporary)
-                temporary.replace(file)
-                saved = time.monotonic()
-        with torch.no_grad():
-            for parameter, value in zip(parameters, mean):
-                parameter.copy_(value)
-
-    def _rate(self, step: int) -> float:
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
+from .examples import Batches, other_latents, to_tensor, training_latents
+from .stage import DEVICE, WORKERS, Stage
+from .vocabulary import STYLES, SYNONYMS
 
 
 def shallow(modules: torch.nn.ModuleDict, on: bool) -> None:
@@ -194,103 +80,6 @@ def reconstruction(modules: torch.nn.ModuleDict, images: np.ndarray) -> float:
         output = modules["decoder"](modules["encoder"](target)).clamp(0, 1)
         ratios.append(-10 * (output - target).square().mean((1, 2, 3)).log10())
     return torch.cat(ratios).mean().item()
-
-
-def shifted(images: np.ndarray, variants: int, rng: np.random.Generator) -> np.ndarray:
-    """Each picture `variants` times, moved by up to three pixels: (N * variants, 128, 128, 3)."""
-    copies = []
-    for picture in images:
-        padded = np.pad(picture, ((3, 3), (3, 3), (0, 0)), mode="edge")
-        for _ in range(variants):
-            y, x = rng.integers(0, 7, 2)
-            copies.append(padded[y : y + data.SIZE, x : x + data.SIZE])
-    return np.stack(copies)
-
-
-def training_latents(folder: Path, variants: int = 8) -> tuple[torch.Tensor, list[tuple]]:
-    """Latents (N, variants, 4, 16, 16) of the drawings trained on, and their (name, style)."""
-    file = folder / "latents.pt"
-    drawings = data.load().where(lambda *pair: pair not in HELD_OUT)
-    pairs = list(zip(drawings.names, drawings.styles))
-    if file.exists():
-        return torch.load(file, weights_only=True), pairs
-    z = encoded(folder, shifted(drawings.images, variants, np.random.default_rng(0)))
-    z = z.unflatten(0, (-1, variants)).contiguous()
-    torch.save(z, file)
-    return z, pairs
-
-
-def other_latents(folder: Path) -> tuple[torch.Tensor, list[tuple]]:
-    """Latents (N, 1, 4, 16, 16) of icons outside the vocabulary, with their (name, style).
-
-    A style seen on a thousand other things is learnt as a style, and carries over to the pairs that
-    are kept back; seen on the vocabulary alone it is remembered with each object.
-    """
-    file = folder / "latents-other.pt"
-    names = json.loads((data.CACHE / "pretraining.json").read_text())
-    chosen = [i for i, name in enumerate(names) if other_drawing(name)]
-    pairs = [(names[i].replace("-", " "), style) for i in chosen for style in STYLES]
-    if not file.exists():
-        images = np.load(data.CACHE / "pretraining.npy", mmap_mode="r")
-        own = [i * len(STYLES) + j for i in chosen for j in range(len(STYLES))]
-        torch.save(encoded(folder, images[own])[:, None].contiguous(), file)
-    return torch.load(file, weights_only=True), pairs
-
-
-@torch.no_grad()
-def encoded(folder: Path, images: np.ndarray) -> torch.Tensor:
-    """The trained autoencoder's latents, (N, 4, 16, 16), of uint8 (N, 128, 128, 3)."""
-    encoder, _ = models.autoencoder()
-    weights = torch.load(folder / "autoencoder.final.pt", weights_only=True)["modules"]
-    encoder.load_state_dict(
-        {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
-    )
-    encoder.to(DEVICE, memory_format=torch.channels_last)
-    parts = np.array_split(images, max(1, len(images) // 32))
-
-    def latents(part: np.ndarray) -> torch.Tensor:
-        with torch.no_grad(), fast(DEVICE):  # each thread has its own of both
-            return encoder(to_tensor(part).to(DEVICE)).float().cpu()
-
-    with _workers() as pool:
-        return torch.cat(list(tqdm(pool.map(latents, parts), total=len(parts), desc="latents")))
-
-
-class Batches:
-    """Endless random batches of (latents, captions, (name, style)); a tenth are characters.
-
-    others: latents and pairs outside the vocabulary, of which the share `beside` of a batch is
-    drawn.
-    """
-
-    def __init__(
-        self,
-        latents: torch.Tensor,
-        pairs: list[tuple],
-        size: int,
-        seed: int,
-        others: tuple[torch.Tensor, list[tuple]] | None = None,
-        beside: float = 0.3,
-    ) -> None:
-        self.latents, self.pairs, self.size = latents, pairs, size
-        self.others, self.beside = others, round(beside * size) if others else 0
-        self.rng = random.Random(seed)
-        self.objects = [i for i, (_, style) in enumerate(pairs) if style]
-        self.characters = [i for i, (_, style) in enumerate(pairs) if not style]
-
-    def __next__(self) -> tuple[torch.Tensor, list[str], list[tuple]]:
-        rng = self.rng
-        chosen = [
-            rng.choice(self.characters if rng.random() < 0.1 else self.objects)
-            for _ in range(self.size - self.beside)
-        ]
-        variant = [rng.randrange(self.latents.shape[1]) for _ in chosen]
-        latents, pairs = self.latents[chosen, variant], [self.pairs[i] for i in chosen]
-        if self.others:
-            more = [rng.randrange(len(self.others[1])) for _ in range(self.beside)]
-            latents = torch.cat([latents, self.others[0][more, 0]])
-            pairs += [self.others[1][i] for i in more]
-        return latents, [caption(rng, *pair) for pair in pairs], pairs
 
 
 class ImageTower(torch.nn.Module):

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from ..host.precision import fast
 from . import data
 from .judge import HEADS, WEIGHTS, JudgeNetwork, augmented, labels, to_images
-from .train import DEVICE, WORKERS, Stage
+from .stage import DEVICE, WORKERS, Stage
 from .vocabulary import STYLES, resembles
 
 

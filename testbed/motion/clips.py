@@ -102,7 +102,7 @@ def training_clips(folder: Path) -> tuple[torch.Tensor, list[tuple]]:
 
     Moved as pixels and then encoded, one file a motion word: a latent picture cannot be turned.
     """
-    from ..model.train import encoded, to_tensor
+    from ..model.examples import encoded, to_tensor
 
     drawings = sources()
     for motion in MOTIONS:

@@ -14,7 +14,8 @@ import torch
 
 from ..host.precision import fast
 from ..model import checkpoint, models, tokens
-from ..model.train import DEVICE, WORKERS, Stage, attention, noise_schedule
+from ..model.stage import DEVICE, WORKERS, Stage
+from ..model.train import attention, noise_schedule
 from ..model.vocabulary import FRAMES
 from . import motion
 from .batches import ClipBatches

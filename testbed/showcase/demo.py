@@ -20,7 +20,8 @@ from tqdm import tqdm
 import testbed
 
 from ..host import process as host
-from ..host.server import Progress, Server, api_prompt
+from ..host.server import Progress, Server
+from ..host.workflow import api_prompt
 from ..model import measure
 from ..model.judge import Judge
 

@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 import testbed
 
-from ..host.server import Server, api_prompt
+from ..host.server import Server
+from ..host.workflow import api_prompt
 from ..model import samples
 
 FOLDER = testbed.ROOT / "workflows"

@@ -15,7 +15,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ..host import evolved
-from ..host.server import Server, api_prompt
+from ..host.server import Server
+from ..host.workflow import api_prompt
 from ..model import samples
 from ..motion import motion
 from . import thumbnails

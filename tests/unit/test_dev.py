@@ -16,7 +16,7 @@ import pytest
 import dev
 from testbed.host import matrix
 from testbed.host.patience import finish
-from testbed.host.server import api_prompt
+from testbed.host.workflow import api_prompt
 
 
 @pytest.fixture
