@@ -9,17 +9,18 @@ MUTED = 2
 BYPASSED = 4
 
 NOT_EXECUTED = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}
-# The last is a choice with settings of its own; saved workflows choose what has none.
+# The last is a choice whose options may have settings of their own. The saved workflows choose
+# options without any.
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "COMFY_DYNAMICCOMBO_V3"}
 UPLOADS = ("image_upload", "animated_image_upload", "video_upload")
 
 
 def api_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
-    """The API prompt of a workflow in the browser's format (version 0.4).
+    """The API prompt for a workflow in the browser's format (version 0.4).
 
-    Follows the browser: muted nodes are left out, bypassed ones and reroutes are stepped over, a
-    primitive gives its value. ValueError when a node is unknown to the host (also: a subgraph) or
-    its saved values are fewer than its widgets.
+    It does what the browser does: muted nodes are left out, bypassed nodes and reroutes are
+    replaced by what feeds them, and a primitive gives its value. Raises ValueError if the host does
+    not know a node (a subgraph, for example), or if a node has fewer saved values than widgets.
     """
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: link for link in workflow["links"]}
@@ -44,10 +45,10 @@ def api_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[st
 
 
 def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-    """Name the values of a saved node, which are a bare list in the order of its widgets.
+    """The values of a saved node by name. The file has them as a list, in the order of the widgets.
 
-    Values beyond the last widget belong to widgets that the browser adds for display. Optional
-    widgets at the end may have none: a file saved before there were any is as good.
+    Values after the last widget belong to widgets that the browser adds for display. Optional
+    widgets at the end may lack a value: the file may be older than the widget.
     """
     values = node.get("widgets_values") or []
     if isinstance(values, dict):
@@ -63,7 +64,7 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]
 
 
 def _widget_names(schema: dict[str, Any]) -> list[str]:
-    """The widgets of a node in saved order; "" where the browser alone has one."""
+    """The names of a node's widgets in saved order; "" for a widget that only the browser has."""
     names = []
     for group in ("required", "optional"):
         uploads = False
@@ -73,7 +74,7 @@ def _widget_names(schema: dict[str, Any]) -> list[str]:
             if options.get("forceInput") or not is_widget:
                 continue
             names.append(name)
-            # The browser gives a seed this companion unless the schema says no in so many words.
+            # The browser adds this widget to a seed unless the schema explicitly says no.
             is_seed = kind == "INT" and name in ("seed", "noise_seed")
             if options.get("control_after_generate", is_seed):
                 names.append("")
@@ -84,7 +85,7 @@ def _widget_names(schema: dict[str, Any]) -> list[str]:
 
 
 def _source(link_id: int | None, links: dict[int, list], nodes: dict[int, dict]) -> Any:
-    """What feeds an input: [node id, output], a primitive's value, or None for nothing."""
+    """What feeds an input: [node id, output], the value of a primitive, or None for nothing."""
     while link_id is not None:
         _, origin, slot = links[link_id][:3]
         node = nodes[origin]
@@ -102,7 +103,8 @@ def _source(link_id: int | None, links: dict[int, list], nodes: dict[int, dict])
 
 
 def _bypass(node: dict[str, Any], slot: int) -> int | None:
-    """The link that a bypassed node hands on: the input at the output's place, else any alike."""
+    """The input link that a bypassed node passes on: the one at the output's position if it has the
+    same type, otherwise the first of that type."""
     kind = node["outputs"][slot]["type"]
     inputs = node.get("inputs", [])
     for socket_ in inputs[slot : slot + 1] + inputs:

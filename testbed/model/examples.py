@@ -20,7 +20,7 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
 
 
 def shifted(images: np.ndarray, variants: int, rng: np.random.Generator) -> np.ndarray:
-    """Each picture `variants` times, moved by up to three pixels: (N * variants, 128, 128, 3)."""
+    """Each picture `variants` times, shifted by up to three pixels: (N * variants, 128, 128, 3)."""
     copies = []
     for picture in images:
         padded = np.pad(picture, ((3, 3), (3, 3), (0, 0)), mode="edge")
@@ -31,7 +31,7 @@ def shifted(images: np.ndarray, variants: int, rng: np.random.Generator) -> np.n
 
 
 def training_latents(folder: Path, variants: int = 8) -> tuple[torch.Tensor, list[tuple]]:
-    """Latents (N, variants, 4, 16, 16) of the drawings trained on, and their (name, style)."""
+    """Latents (N, variants, 4, 16, 16) of the training drawings, and their (name, style)."""
     file = folder / "latents.pt"
     drawings = data.load().where(lambda *pair: pair not in HELD_OUT)
     pairs = list(zip(drawings.names, drawings.styles))
@@ -46,8 +46,8 @@ def training_latents(folder: Path, variants: int = 8) -> tuple[torch.Tensor, lis
 def other_latents(folder: Path) -> tuple[torch.Tensor, list[tuple]]:
     """Latents (N, 1, 4, 16, 16) of icons outside the vocabulary, with their (name, style).
 
-    A style seen on a thousand other things is learnt as a style, and carries over to the pairs that
-    are kept back; seen on the vocabulary alone it is remembered with each object.
+    A style that is shown on a thousand other things is learnt as a style, and generalises to the
+    held-out pairs. Shown on the vocabulary only, it is memorised with each object.
     """
     file = folder / "latents-other.pt"
     names = json.loads((data.CACHE / "pretraining.json").read_text())
@@ -62,7 +62,7 @@ def other_latents(folder: Path) -> tuple[torch.Tensor, list[tuple]]:
 
 @torch.no_grad()
 def encoded(folder: Path, images: np.ndarray) -> torch.Tensor:
-    """The trained autoencoder's latents, (N, 4, 16, 16), of uint8 (N, 128, 128, 3)."""
+    """Latents (N, 4, 16, 16) of uint8 pictures (N, 128, 128, 3), by the trained autoencoder."""
     encoder, _ = models.autoencoder()
     weights = torch.load(folder / "autoencoder.final.pt", weights_only=True)["modules"]
     encoder.load_state_dict(
@@ -72,7 +72,7 @@ def encoded(folder: Path, images: np.ndarray) -> torch.Tensor:
     parts = np.array_split(images, max(1, len(images) // 32))
 
     def latents(part: np.ndarray) -> torch.Tensor:
-        with torch.no_grad(), fast(DEVICE):  # each thread has its own of both
+        with torch.no_grad(), fast(DEVICE):  # both are settings of a thread
             return encoder(to_tensor(part).to(DEVICE)).float().cpu()
 
     with workers() as pool:
@@ -82,8 +82,7 @@ def encoded(folder: Path, images: np.ndarray) -> torch.Tensor:
 class Batches:
     """Endless random batches of (latents, captions, (name, style)); a tenth are characters.
 
-    others: latents and pairs outside the vocabulary, of which the share `beside` of a batch is
-    drawn.
+    others: latents and pairs outside the vocabulary. They make up the share `beside` of a batch.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One resumable stage of a training, shared by the cores of a CPU."""
+"""One stage of a training: resumable, and shared by the cores of a CPU."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _one_core(numbers: Iterator[int]) -> None:
-    """Give a worker thread a core of its own: two on one core halve the speed of both."""
+    """Give a worker thread a core of its own, since two on one core run at half speed."""
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
@@ -33,9 +33,10 @@ def workers() -> ThreadPoolExecutor:
 
 @dataclass
 class Stage:
-    """A resumable optimisation of `modules` for `steps` steps, warmed up and cosine-annealed.
+    """A resumable optimisation of `modules` with warm-up and a cosine schedule.
 
-    `average` > 0 keeps an exponential moving average of the weights, which is what is then used.
+    peak: the highest learning rate. decay: AdamW's weight decay. average: if above 0, the decay of
+    an exponential moving average of the weights, which is the result.
     """
 
     name: str
@@ -47,10 +48,10 @@ class Stage:
     average: float = 0.0
 
     def run(self, loss: Callable[[int], torch.Tensor], folder: Path) -> None:
-        """Minimise `loss(worker)`; afterwards `modules` hold the final (averaged) weights.
+        """Minimise `loss(worker)`. Afterwards `modules` hold the final (averaged) weights.
 
-        On a CPU each core is a worker with a batch of its own, and the gradients are averaged: one
-        meeting a step, where threads inside every small operation would meet thousands of times.
+        On a CPU each core is a worker with a batch of its own, and the gradients are averaged. So
+        the threads wait for each other once a step, not in every small operation.
         """
         file = folder / f"{self.name}.pt"
         parameters = [p for p in self.modules.parameters() if p.requires_grad]
@@ -84,7 +85,7 @@ class Stage:
             if not math.isfinite(value):
                 raise FloatingPointError(f"{self.name}: the loss became {value} at step {step}.")
             for parameter, *parts in zip(parameters, *gradients):
-                # A plain sum keeps the memory format, which the fused optimiser relies on.
+                # A plain sum keeps the memory format, which the fused optimiser needs.
                 parameter.grad = sum(parts[1:], parts[0]) / WORKERS
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()

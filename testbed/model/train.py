@@ -1,7 +1,7 @@
 """Trains IconCanvas from its drawings: autoencoder, text encoder, UNet, in that order.
 
-Each stage writes a checkpoint every few minutes and goes on from it when run again. Convolutions
-and matrix products run in bfloat16 where that is faster, weights and optimiser stay in float32.
+Each stage writes a checkpoint every few minutes, and continues from it when run again. Convolutions
+and matrix products use bfloat16 if that is faster; weights and optimiser stay in float32.
 """
 
 from pathlib import Path
@@ -18,10 +18,9 @@ from .vocabulary import STYLES, SYNONYMS
 
 
 def shallow(modules: torch.nn.ModuleDict, on: bool) -> None:
-    """Leave out, or put back, the residual blocks that cost most: those at full and half
-    resolution.
+    """Skip, or use again, the most expensive residual blocks: those at full and half resolution.
 
-    A block's branch begins at zero, so a block left out is just its last activation.
+    A block's branch starts at zero, so a skipped block is only its last activation.
     """
     encoder, decoder = modules["encoder"], modules["decoder"]
     for costly in (encoder[1], encoder[4], encoder[5], decoder[14], decoder[15], decoder[18]):
@@ -29,12 +28,13 @@ def shallow(modules: torch.nn.ModuleDict, on: bool) -> None:
 
 
 def train_autoencoder(folder: Path, steps: int = 6000, crop: int = 64, batch: int = 16) -> None:
-    """TAESD-shaped autoencoder on every icon all sets share; every 20th name is kept back.
+    """Train an autoencoder like TAESD on every icon that all sets share; every 20th name is held
+    out.
 
-    Half of the crops come from IconCanvas's own drawings, which it must draw well. The encoder's
-    output is held near mean 0 and standard deviation 1 a channel, the space in which the UNet
-    works, and the decoder learns to bear a little noise in it. Four fifths of the steps leave the
-    costly blocks out and run several times as fast.
+    Half of the crops come from IconCanvas's own drawings, which it must draw well. A term of the
+    loss keeps each channel of the latents near mean 0 and standard deviation 1, and the decoder
+    learns to tolerate a little noise in them. The first four fifths of the steps skip the expensive
+    blocks and run several times as fast.
     """
     images = np.load(data.CACHE / "pretraining.npy", mmap_mode="r")
     own = data.load().images
@@ -73,7 +73,7 @@ def train_autoencoder(folder: Path, steps: int = 6000, crop: int = 64, batch: in
 
 @torch.no_grad()
 def reconstruction(modules: torch.nn.ModuleDict, images: np.ndarray) -> float:
-    """Mean peak signal-to-noise ratio in decibels of the autoencoder on uint8 (N, H, W, 3)."""
+    """The autoencoder's mean peak signal-to-noise ratio, in dB, on uint8 pictures (N, H, W, 3)."""
     ratios = []
     for part in np.array_split(images, max(1, len(images) // 16)):
         target = to_tensor(part).to(DEVICE, memory_format=torch.channels_last)
@@ -83,7 +83,7 @@ def reconstruction(modules: torch.nn.ModuleDict, images: np.ndarray) -> float:
 
 
 class ImageTower(torch.nn.Module):
-    """The picture's half of the contrastive pair; it is thrown away afterwards."""
+    """The image encoder of the contrastive training. It is not kept."""
 
     def __init__(self, width: int = 48) -> None:
         super().__init__()
@@ -109,10 +109,10 @@ class ImageTower(torch.nn.Module):
 
 
 def matching(captions: list[str], pairs: list[tuple]) -> torch.Tensor:
-    """(N, N) whether caption i, written for drawing i, also describes drawing j.
+    """(N, N) booleans: whether caption i, written for drawing i, also describes drawing j.
 
-    A caption that names only the object describes it in every style, one that names only the style
-    every object.
+    A caption that names only the object describes it in every style. One that names only the style
+    describes every object.
     """
     names = [hash(name) for name, _ in pairs]
     styles = [hash(style) for _, style in pairs]
@@ -131,10 +131,10 @@ def matching(captions: list[str], pairs: list[tuple]) -> torch.Tensor:
 
 
 def attention(*args, **kwargs) -> torch.Tensor:
-    """Plain softmax attention, in the host's two calling conventions.
+    """Plain softmax attention, for the host's two calling conventions.
 
-    (q, k, v, heads, mask) or, as an override, (function, q, k, v, heads, ...). Torch's fused kernel
-    is several times slower in training on a CPU.
+    These are (q, k, v, heads, mask) and, as an override, (function, q, k, v, heads, ...). In
+    training on a CPU torch's fused kernel is several times slower.
     """
     if callable(args[0]):
         args = args[1:]
@@ -148,11 +148,12 @@ def attention(*args, **kwargs) -> torch.Tensor:
 
 
 def pooled(text: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """The text encoder's end-of-text vector, (N, width), of captions of up to 24 tokens.
+    """The text encoder's end-of-text vector, (N, width), for captions of up to 24 tokens.
 
-    Its own forward pass writes into its activations, which a backward pass does not survive.
+    Written out here because the encoder's own forward pass writes into its activations, and then a
+    backward pass fails.
     """
-    ids = ids[:, :24]  # attention looks back only, so padding behind the end changes nothing
+    ids = ids[:, :24]  # attention is causal, so the padding after the end changes nothing
     table = text.embeddings
     x = table.token_embedding(ids) + table.position_embedding.weight[: ids.shape[1]]
     mask = torch.full((ids.shape[1],) * 2, -1e4, device=ids.device).triu(1)
@@ -164,10 +165,10 @@ def pooled(text: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 
 def train_text_encoder(folder: Path, steps: int = 600, batch: int = 96) -> None:
-    """CLIP's contrastive training of the text encoder against the drawings' latents.
+    """Train the text encoder as CLIP does, contrastively, against the latents of the drawings.
 
-    A caption that names only the object matches every style of it, so each row of the softmax may
-    have several positives. The token table stays as it is: most of its rows never occur.
+    A caption that names only the object matches all of its styles, so a row of the softmax may have
+    several positives. The token embeddings are not trained, since most of them never occur.
     """
     latents, pairs = training_latents(folder)
     text, image = models.text_encoder(), ImageTower()
@@ -175,7 +176,7 @@ def train_text_encoder(folder: Path, steps: int = 600, batch: int = 96) -> None:
     modules = torch.nn.ModuleDict({"text": text, "image": image}).to(DEVICE)
     scale = torch.nn.Parameter(torch.tensor(2.7, device=DEVICE))
     modules.register_parameter("scale", scale)
-    # The softmax wants the whole batch in each worker.
+    # Each worker gets a whole batch, since the softmax runs over it.
     batches = [Batches(latents, pairs, batch, seed=worker) for worker in range(WORKERS)]
     hits = []
 
@@ -203,15 +204,17 @@ def train_text_encoder(folder: Path, steps: int = 600, batch: int = 96) -> None:
 
 
 def noise_schedule() -> torch.Tensor:
-    """Stable Diffusion's cumulative alphas: betas 0.00085 to 0.012, linear in their roots."""
+    """Stable Diffusion's cumulative alphas, (1000,): the roots of the betas rise linearly, and the
+    betas go from 0.00085 to 0.012."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     return (1 - betas).cumprod(0).float()
 
 
 def train_unet(folder: Path, steps: int = 6000, batch: int = 64, further: bool = False) -> None:
-    """Noise prediction under the frozen text encoder, min-SNR weighted (Hang et al., 2303.09556).
+    """Train the UNet to predict noise, with the frozen text encoder.
 
-    further: start from unet.final.pt in the folder, at half the peak rate, instead of from nothing.
+    The loss has min-SNR weights (Hang et al., arXiv 2303.09556). further: start from unet.final.pt
+    in the folder, at half the peak learning rate, instead of from random weights.
     """
     latents, pairs = training_latents(folder)
     text = models.text_encoder().requires_grad_(False).to(DEVICE)
@@ -226,7 +229,7 @@ def train_unet(folder: Path, steps: int = 6000, batch: int = 64, further: bool =
 
     def loss(worker: int) -> torch.Tensor:
         z, captions, _ = next(batches[worker])
-        # A tenth learns the empty prompt, which guidance needs.
+        # A tenth has the empty prompt, which classifier-free guidance needs.
         captions = ["" if batches[worker].rng.random() < 0.1 else words for words in captions]
         t = torch.randint(0, 1000, (len(z),), device=DEVICE)
         alpha = alphas[t].view(-1, 1, 1, 1)

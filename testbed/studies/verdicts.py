@@ -4,8 +4,8 @@
     python -m testbed verdicts --case fox Blorbo     these alone
 
 Each training is measured after a few steps, when hardly anything is gone, and at its end. The judge
-counts on the very same pictures. Then: what pictures that are connected are taken for. What the
-JSON file already holds is not measured again. Erasures and pictures are kept in output/verdict.
+looks at the same pictures. Then the check of connected pictures is measured. Rows that the JSON
+file already has are not measured again. Erasures and pictures are kept in output/verdict.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ KEPT = testbed.ROOT / "output" / "verdict"
 
 
 class Count:
-    """Rows that a network predicts, and seconds of the processor, inside of `with`."""
+    """Counts a network's forward rows, and CPU seconds, inside a `with` block."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         self.network, self.rows, self.cpu = network, 0, 0.0
@@ -71,7 +71,7 @@ def shots(case: Case) -> torch.Tensor | None:
 
 
 def trained(package, parts, case: Case) -> dict[int, object]:
-    """The erasures after each step that is measured; 0 has none."""
+    """From each measured step to the erasure after it; None for step 0."""
     science = package.unlearn
     known = sorted(KEPT.glob(f"{case.name}@*.safetensors"))
     if not known:
@@ -115,7 +115,7 @@ def trained(package, parts, case: Case) -> dict[int, object]:
 
 
 class Watched:
-    """A ComfyModel to be opened, and what it drew."""
+    """A ComfyModel that keeps the latents it drew, by prompt."""
 
     def __init__(self, package, parts) -> None:
         self.model = package.nodes.backend.model.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
@@ -168,7 +168,7 @@ def measure(package, parts, judge, case: Case, step: int, erasure, end) -> dict:
     sides = []
     for when, way in zip(("before", "after"), ways):
         if way is ways[1] and not way.drawn:
-            # Of what is unknown nothing is drawn afterwards; the judge looks all the same.
+            # The verdict draws nothing afterwards for an unknown concept, but the judge needs it.
             with torch.inference_mode(), way.opened() as model:
                 model.sample(prompts, 0, verdict.STEPS, 7.5)
         with torch.inference_mode(), way.opened() as model:
@@ -187,7 +187,7 @@ def keep(pictures: torch.Tensor, name: str, columns: int) -> None:
 
 
 def check(package, parts, concept: str, against: str) -> dict:
-    """What is said of pictures of a thing when they are connected under a word."""
+    """What the check says to pictures of a thing that are connected under a word."""
     pictured = package.unlearn.evaluate.picture_check
     kind, names = kind_of(concept), CHARACTERS if kind_of(concept) == "character" else THINGS
     place = names.index(concept)
@@ -221,7 +221,7 @@ def check(package, parts, concept: str, against: str) -> dict:
 
 
 def patterns(count: int, seed: int) -> torch.Tensor:
-    """(count, 128, 128, 3) checks of two colours: nothing that IconCanvas learnt."""
+    """(count, 128, 128, 3) chequered pictures in two colours: nothing that IconCanvas knows."""
     generator = torch.Generator().manual_seed(seed)
     places = torch.arange(drawings.SIZE)
     images = []
@@ -272,7 +272,7 @@ def main(arguments: list[str]) -> None:
                 rows.append(measure(package, parts, judge, case, step, erasure, end))
                 write(rows, options)
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
-    # First what takes little time.
+    # The quick ones first.
     for against in CHECKED if "pictures" in chosen else ():
         for concept in SHOWN if against in CHECKED[:2] else SHOWN[:UNKNOWN_OF]:
             if (concept, against) not in done:

@@ -9,7 +9,7 @@ from .verdicts_plan import CHECKED, CUT_SHORT, KNOWN, SHOTS, UNKNOWN_WORD
 
 
 def counted(row: dict) -> str:
-    """The verdict that the judge's counts make; none where it sees nothing before."""
+    """The verdict that follows from the judge's counts; unknown if it sees nothing before."""
     from unlearn.evaluate.verdict import UNKNOWN, word
 
     before, after = row["judge_before"], row["judge_after"]

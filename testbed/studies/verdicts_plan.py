@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-STEPS = (0, 5, 20)  # beside the end
-FEW = 2  # steps for what the original model does not draw: there nothing is measured afterwards
+STEPS = (0, 5, 20)  # measured beside the end
+FEW = 2  # steps for a concept that the model does not draw: nothing is measured afterwards
 JUDGED = {"mushrom": "mushroom", "elefant": "elephant"}  # what the judge looks for
-UNKNOWN_OF = 3  # of SHOWN, against what is unknown
+UNKNOWN_OF = 3  # how many of SHOWN are tried with an unknown word or thing
 SHOWN = ("fox", "guitar", "mushroom", "castle", "pizza", "rocket", "umbrella", "owl", "Zorvik")
 KNOWN = ("fox", "guitar", "mushroom", "noto", "ink", "Zorvik")
 SHOTS = 4
