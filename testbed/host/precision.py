@@ -13,7 +13,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether convolutions and products in bfloat16 take a device less time than in float32."""
     if device.type != "cpu":
         return True
-    # oneDNN, with which PyTorch computes on most CPUs, knows if it has bfloat16 kernels for this one.
+    # oneDNN, which PyTorch uses on most CPUs, knows if it has bfloat16 kernels for this one.
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import testbed
+from unlearn.files.writing import whole_file
 
 MARK = "RESULT "
+JOBS_HELP = "number of processes (default: one for each core, or one with a graphics card)"
 Job = TypeVar("Job")
 
 
@@ -112,6 +114,5 @@ def tell(result: Any) -> None:
 
 def write_rows(file: Path, rows: list[dict]) -> None:
     """Write rows as JSON. If the program is stopped while it writes, the old file stays."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    with whole_file(file) as new:
+        new.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
