@@ -278,7 +278,7 @@ def test_biases_of_experts_are_trained_in_full(pack: ModuleType) -> None:
     """They are a matrix, of which the host would take no LoRA."""
     loaded = build("GPT-OSS, Lens")
     weights = comfy_model(pack, loaded).selected("encoder", "mlp-final-attn")
-    edit = pack.unlearn.core.model.Edit(weights, rank=2)
+    edit = pack.unlearn.core.edit.Edit(weights, rank=2)
     full = {key for key, delta in edit.deltas.items() if delta.full is not None}
     assert full == {key for key in weights if key.endswith(".bias")}
 

@@ -383,7 +383,7 @@ def test_what_a_diverged_run_reached_is_told_to_be_lost_where_it_is(
     aside.mkdir()
 
     def diverges(*_: Any) -> None:
-        error = pack.unlearn.core.model.Diverged(float("nan"), 1, {}, [1.0])
+        error = pack.unlearn.core.edit.Diverged(float("nan"), 1, {}, [1.0])
         error.erasure = learnt(pack)
         raise error
 

@@ -770,7 +770,7 @@ def test_both_predict_and_draw_alike(pair: Pair, pictures: torch.Tensor) -> None
     x0, noise, t, x = noisy(comfy, 5)
     with torch.no_grad():
         prompts = ours.encode([*PROMPTS, "a dog", "ink"])
-        theirs = pair.pack.unlearn.core.model.Conditioning(prompts.cross)
+        theirs = pair.pack.unlearn.core.conditioning.Conditioning(prompts.cross)
         wanted = comfy.predict(x, t, theirs)
         assert relative(ours.add_noise(x0, noise, t), x) < 1e-5
         assert relative(ours.predict(x, t, prompts), wanted) < 1e-6
@@ -794,7 +794,7 @@ def test_both_mean_the_same_by_v_prediction(
     with torch.inference_mode(), comfy.training(), torch.no_grad():
         x0, noise, t, x = noisy(comfy, 5)
         prompts = ours.encode([*PROMPTS, "a dog", "ink"])
-        wanted = comfy.predict(x, t, pack.unlearn.core.model.Conditioning(prompts.cross))
+        wanted = comfy.predict(x, t, pack.unlearn.core.conditioning.Conditioning(prompts.cross))
         assert relative(ours.predict(x, t, prompts), wanted) < 1e-4
         assert relative(ours.target(x0, noise, t), comfy.target(x0, noise, t)) < 1e-4
         assert relative(ours.predict_x0(x, t, wanted), comfy.predict_x0(x, t, wanted)) < 1e-4
@@ -944,7 +944,7 @@ def test_one_file_serves_both(
             cross, wanted = model.encode(PROMPTS[:2]), comfy.encode(PROMPTS[:2])
             # The host adds the deltas to an encoder that it keeps in half precision.
             assert relative(cross.cross, wanted.cross) < 2e-3
-            prediction = comfy.predict(x, t, pack.unlearn.core.model.Conditioning(cross.cross))
+            prediction = comfy.predict(x, t, pack.unlearn.core.conditioning.Conditioning(cross.cross))
             assert relative(model.predict(x, t, cross), prediction) < 1e-4
 
 
