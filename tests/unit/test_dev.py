@@ -186,7 +186,7 @@ def test_failure_and_interruption_end_with_one_line(
     assert end_with(dev.SetupError("A sentence.")) == (1, "\nA sentence.\n")
     code, said = end_with(KeyboardInterrupt())
     assert code == 130
-    assert said.strip() == "Interrupted; the same command goes on from the last step that was done."
+    assert said.strip() == "Interrupted. The same command continues after the last finished step."
 
 
 def test_second_setup_does_nothing(
