@@ -944,7 +944,9 @@ def test_one_file_serves_both(
             cross, wanted = model.encode(PROMPTS[:2]), comfy.encode(PROMPTS[:2])
             # The host adds the deltas to an encoder that it keeps in half precision.
             assert relative(cross.cross, wanted.cross) < 2e-3
-            prediction = comfy.predict(x, t, pack.unlearn.core.conditioning.Conditioning(cross.cross))
+            prediction = comfy.predict(
+                x, t, pack.unlearn.core.conditioning.Conditioning(cross.cross)
+            )
             assert relative(model.predict(x, t, cross), prediction) < 1e-4
 
 
