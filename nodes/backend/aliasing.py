@@ -41,7 +41,7 @@ def aliased(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
                                 alias = torch.nn.Parameter(alias, requires_grad=False)
                             aliases[id(tensor)] = tensor, alias
                         alias = aliases[id(tensor)][1]
-                        hold = _held if is_quantised(tensor) else weakref.ref
+                        hold = _strong_reference if is_quantised(tensor) else weakref.ref
                         replaced.append((table, name, hold(tensor), alias))
                         table[name] = alias
         tensor = None  # this name would keep the last tensor alive as well
@@ -76,7 +76,7 @@ def _alias(tensor: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _held(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+def _strong_reference(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     return lambda: tensor
 
 

@@ -150,7 +150,7 @@ def _patch(patcher, names: dict, erasure: Erasure, strength: float, part: Part) 
         )
     check_strength(strength)
     own = patcher.model.state_dict()
-    deltas = {key: _fitting(patcher, own, erasure, key, part) for key in wanted}
+    deltas = {key: _checked_delta(patcher, own, erasure, key, part) for key in wanted}
     if strength == 0:
         return ""
     patches = comfy.lora.load_lora(Erasure(deltas).state_dict(), names, log_missing=False)
@@ -163,7 +163,7 @@ def _patch(patcher, names: dict, erasure: Erasure, strength: float, part: Part) 
     return base_warning(patcher, erasure, wanted)
 
 
-def _fitting(
+def _checked_delta(
     patcher, own: Mapping, erasure: Erasure, key: str, part: Part
 ) -> dict[str, torch.Tensor]:
     """The erasure's change of the weight `key`, in the shape of that weight.
@@ -200,7 +200,7 @@ def fits(model, clip, erasure: Erasure, socket: str) -> bool:
     own = patcher.model.state_dict()
     try:
         for key in erasure.deltas:
-            _fitting(patcher, own, erasure, key, part)
+            _checked_delta(patcher, own, erasure, key, part)
     except ErasureError:
         return False
     return bool(erasure.deltas) and all(map(part.has, erasure.deltas))
@@ -258,7 +258,7 @@ def foreign_erasure(clip, tensors: Mapping[str, torch.Tensor], name: str) -> Era
         and not key.endswith(OFTEN_MISSING)
     }
     namings = product(FOREIGN_LEVELS, FOREIGN_PREFIXES)
-    found = max((_renamed(tensors, own, *naming) for naming in namings), key=len)
+    found = max((_under_own_names(tensors, own, *naming) for naming in namings), key=len)
     if not found:
         raise ErasureError(
             f"{name} holds neither an erasure nor a text encoder of this kind; choose another "
@@ -282,18 +282,18 @@ def foreign_erasure(clip, tensors: Mapping[str, torch.Tensor], name: str) -> Era
             raise ErasureError(
                 f"{name} cannot be used: its {key} holds {holds}; save or download it again."
             )
-        if not (_same_in(value.dtype, base, value) or _same_in(base.dtype, value, base)):
+        if not (_equal_in(value.dtype, base, value) or _equal_in(base.dtype, value, base)):
             deltas[key] = {"diff": value.float() - base.float()}
     # The file does not say which concepts were erased.
     return Erasure(deltas, {"method": "foreign", "concepts": []})
 
 
-def _renamed(tensors: Mapping, own: set[str], level: str, prefix: str) -> dict:
+def _under_own_names(tensors: Mapping, own: set[str], level: str, prefix: str) -> dict:
     """The file's tensors that are weights of the host's encoder, under the host's names."""
     names = ((OWN_PREFIX + level + key.removeprefix(prefix), key) for key in tensors)
     return {to: tensors[key] for to, key in names if to in own and key.startswith(prefix)}
 
 
-def _same_in(dtype: torch.dtype, one: torch.Tensor, other: torch.Tensor) -> bool:
+def _equal_in(dtype: torch.dtype, one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether `one`, rounded to dtype, equals `other`. A file in another precision is no change."""
     return torch.equal(one.to(dtype).float(), other.float())

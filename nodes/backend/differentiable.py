@@ -102,14 +102,14 @@ def differentiable_writing() -> Iterator[None]:
     before = {name: getattr(torch, name) for name in WRITING if hasattr(torch, name)}
     try:
         for name, function in before.items():
-            setattr(torch, name, _writing(function))
+            setattr(torch, name, _allowing_out(function))
         yield
     finally:
         for name, function in before.items():
             setattr(torch, name, function)
 
 
-def _writing(function: Callable) -> Callable:
+def _allowing_out(function: Callable) -> Callable:
     @functools.wraps(function)
     def run(*args, out=None, **kwargs):
         if out is None:
@@ -117,7 +117,7 @@ def _writing(function: Callable) -> Callable:
         leaves = tree_leaves((args, kwargs, out))
         if not torch.is_grad_enabled() or not any(_wants_gradient(leaf) for leaf in leaves):
             return function(*args, out=out, **kwargs)
-        return _written(function(*args, **kwargs), out)
+        return _copied_to(function(*args, **kwargs), out)
 
     return run
 
@@ -126,7 +126,7 @@ def _wants_gradient(value) -> bool:
     return isinstance(value, torch.Tensor) and value.requires_grad
 
 
-def _written(result: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def _copied_to(result: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """The result. It is copied into `out` as well, since the caller may read it there."""
     if out.is_leaf and out.requires_grad:
         return result  # never write over a trained weight

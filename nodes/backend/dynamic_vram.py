@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 
-LOADED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+SECOND_COPIES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 """From the host's model to a weak reference to the patcher of its second copy. A run may use
 several patchers of one model, with and without an erasure; they share the second copy."""
 
@@ -28,12 +28,12 @@ def static_model(patcher):
             "train it, and it does not know the file. Use one of ComfyUI's own loaders, or start "
             "ComfyUI with --disable-dynamic-vram."
         )
-    fresh = LOADED.get(patcher.model, lambda: None)()
+    fresh = SECOND_COPIES.get(patcher.model, lambda: None)()
     if fresh is None:
         load, given, *place = patcher.cached_patcher_init
         fresh = load(*given, disable_dynamic=True)
         fresh = fresh[place[0]] if place else fresh
-        LOADED[patcher.model] = weakref.ref(fresh)
+        SECOND_COPIES[patcher.model] = weakref.ref(fresh)
     copy = patcher.clone(disable_dynamic=True, model_override=fresh.get_clone_model_override())
     # The host may have loaded the model for `fresh`. Without this reference it reports a leak.
     copy.fresh = fresh

@@ -64,7 +64,7 @@ def signature(patcher) -> str:
     for name, replacement in sorted(patcher.object_patches.items()):
         kinds = [kind.__qualname__ for kind in type(replacement).__mro__]
         digest.update(repr((name, kinds, getattr(replacement, "__qualname__", ""))).encode())
-    for name, weight in _set_aside(patcher).items():
+    for name, weight in _backups(patcher).items():
         own = weight.state_dict(name) if is_quantised(weight) else {name: weight}
         tensors |= own if name in tensors else {}
     for name, tensor in sorted(tensors.items()):
@@ -82,14 +82,14 @@ def signature(patcher) -> str:
     return digest.hexdigest()[:16]
 
 
-def _set_aside(patcher) -> dict[str, torch.Tensor]:
+def _backups(patcher) -> dict[str, torch.Tensor]:
     """Weights that the host keeps beside the module while it has changed them there, by name.
 
     `backup` has the weights without patches. `hook_backup` has them with patches and without hooks.
     """
     hooked = getattr(patcher, "hook_backup", {})
-    return {name: kept[0] for name, kept in hooked.items()} | {
-        name: kept.weight for name, kept in patcher.backup.items()
+    return {name: backup[0] for name, backup in hooked.items()} | {
+        name: backup.weight for name, backup in patcher.backup.items()
     }
 
 
@@ -106,8 +106,8 @@ def _leaves(value) -> Iterator:
 
 def own_weight(patcher, key: str) -> torch.Tensor:
     """A model's own weight: with merges, without LoRAs and hooks."""
-    kept = _set_aside(patcher).get(key)
-    weight = comfy.utils.get_attr(patcher.model, key) if kept is None else kept
+    backup = _backups(patcher).get(key)
+    weight = comfy.utils.get_attr(patcher.model, key) if backup is None else backup
     weight = (weight.dequantize() if is_quantised(weight) else weight).detach()
     merges = [patch for patch in patcher.patches.get(key, ()) if _is_merge(patch)]
     if not merges:

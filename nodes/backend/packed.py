@@ -31,7 +31,7 @@ def unpacked_for_products(
     devices: dict[tuple, torch.device] = {}
     for root, device in parts:
         for layer in filter(_is_packed, root.modules()):
-            form = (device, *_form(layer))
+            form = (device, *_format_of(layer))
             found.setdefault(form, []).append(layer)
             devices[form] = device
     unpacked: list[tuple[torch.nn.Module, bool]] = []
@@ -42,7 +42,7 @@ def unpacked_for_products(
             for layer in layers:
                 unpacked.append((layer, layer._full_precision_mm))
                 layer._full_precision_mm = True
-                layer._forward = _product  # covers the host's own method
+                layer._forward = _unpacked_product  # covers the host's own method
             if not all(_has_backward(layers[0], dtype, devices[form]) for dtype in DTYPES):
                 raise ValueError(
                     f"ComfyUI {host_version()} keeps weights of this model in the format "
@@ -55,7 +55,9 @@ def unpacked_for_products(
             del layer._forward
 
 
-def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _unpacked_product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
     whole = weight.dequantize().to(x.dtype) if is_quantised(weight) else weight
     return torch.nn.functional.linear(x, whole, bias)
 
@@ -67,7 +69,7 @@ def _is_packed(module: torch.nn.Module) -> bool:
     return multiplies and plain and is_quantised(module.weight)
 
 
-def _form(layer: torch.nn.Module) -> tuple:
+def _format_of(layer: torch.nn.Module) -> tuple:
     """What decides which kernel multiplies: the layer's class, the format and its options."""
     options = getattr(getattr(layer.weight, "_params", None), "__dict__", {})
     kinds = (bool, int, str, torch.dtype)
