@@ -167,7 +167,7 @@ def qwen3vl_ideogram() -> dict:
 
 
 def qwen3_ideogram() -> dict:
-    """Its language model by itself."""
+    """Only Ideogram 4's language model."""
     import comfy.text_encoders.ideogram4 as ideogram4
 
     return {
