@@ -15,12 +15,10 @@ from layouts import Loaded
 pytestmark = pytest.mark.usefixtures("host", "node_body")
 FORMS = [
     "float8_e4m3fn",
-    "float8_e5m2",
-    "nvfp4",
-    "mxfp8",
     "int8_tensorwise",
-    "int8 rotated",
     "convrot_w4a4",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("float8_e5m2", "nvfp4", "mxfp8")),
+    pytest.param("int8 rotated", marks=pytest.mark.slow),
 ]
 
 

@@ -94,6 +94,7 @@ def test_figures_on_another_base_are_not_its_own(
     assert asked[0].parts == {"denoiser"}
 
 
+@pytest.mark.slow
 def test_an_erased_model_alone_is_probed_as_a_style(
     pack: ModuleType, parts: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:

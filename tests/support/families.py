@@ -19,13 +19,10 @@ ONE_OF_EACH = {
     "Gemma 3, Lumina 2",
     "Jina CLIP",
     "Pile T5, AuraFlow",
-    "Mistral, Flux 2",
-    "Qwen 3 VL, Krea 2",
     "Qwen 3.5",
     "GPT-OSS, Lens",
     # Networks
     "sd15",
-    "sdxl",
     "flux",
     "wan",
 }

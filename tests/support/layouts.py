@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+SIDE = 64  # pixels
 SMALL_CLIP = {
     "hidden_size": 32,
     "intermediate_size": 64,

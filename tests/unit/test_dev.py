@@ -147,6 +147,7 @@ def test_failing_pip_gets_a_sentence(
     assert not dev.unfinished().exists(), "nothing was changed yet"
 
 
+@pytest.mark.costly
 def test_unfinished_installation_starts_over(place: Path, without_pip: None) -> None:
     dev.make_environment()
     dev.install(dev.Step("Nothing"), "pip")
@@ -421,6 +422,7 @@ def test_matrix_says_what_failed_and_what_was_skipped_by_name() -> None:
     assert matrix.read(nothing, "0.24.0").failed == ["no test ran"]
 
 
+@pytest.mark.costly
 def test_matrix_fails_where_a_test_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here none runs."""
     (tmp_path / "comfyui_version.py").write_text('__version__ = "9.9.9"')
