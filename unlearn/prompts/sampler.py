@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..core.kind import ANCHORS, Kind
 from .common_words import COMMON_STYLES, COMMON_WORDS
+from .names import unnamed
 from .templates import in_context, templates
 
 if TYPE_CHECKING:
@@ -32,14 +33,9 @@ class PromptSampler:
         self.rng = rng
         self.kind, self.protect = kind, list(protect)
         self.anchor = anchor.strip() or ANCHORS[kind]
-        named = {word for concept in concepts for word in concept.lower().split()}
-
-        def unnamed(words: Sequence[str]) -> list[str]:
-            return [word for word in words if not named & set(word.lower().split())]
-
-        self.common = unnamed((*COMMON_WORDS, *COMMON_STYLES))
+        self.common = unnamed((*COMMON_WORDS, *COMMON_STYLES), concepts)
         context_words = COMMON_WORDS if kind == "style" else COMMON_STYLES
-        self.contexts = unnamed((*context_words, *protect))
+        self.contexts = unnamed((*context_words, *protect), concepts)
 
     def prompt(self, concept: str) -> str:
         """A random prompt of the concept; half of them name something else, too."""
