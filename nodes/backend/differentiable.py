@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import comfy.cli_args
+import comfy.model_management as management
 import comfy.ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
@@ -202,3 +203,17 @@ def differentiable(function, q: torch.Tensor, *args, **kwargs) -> torch.Tensor:
             if "automatic differentiation" not in str(error):
                 raise
     return attention_pytorch(q, *args, **kwargs)
+
+
+@contextmanager
+def in_one_stream() -> Iterator[None]:
+    """Have the host fetch weights that lie on the CPU in the stream that computes with them.
+
+    In streams of its own it waits for the forward pass alone before it writes the next weight over
+    the last one's memory; autograd may still read there.
+    """
+    streams, management.NUM_STREAMS = management.NUM_STREAMS, 0
+    try:
+        yield
+    finally:
+        management.NUM_STREAMS = streams

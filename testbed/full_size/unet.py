@@ -99,7 +99,7 @@ def bare_seconds(host, settings, rows: int, grad: bool) -> float:
     x = torch.randn(rows, 4, SIDE, SIDE, device=host.device)
     t = torch.full((rows,), 500.0, device=host.device)
     context = host.encode(["a photo of a fox"]).cross.repeat(rows, 1, 1).detach()
-    weights = list(host._weights("denoiser", trained_weights(settings)).values()) if grad else []
+    weights = list(host.selected("denoiser", trained_weights(settings)).values()) if grad else []
     for weight in weights:
         weight.requires_grad_(True)
     # What is recomputed asks for a gradient only where its input does.

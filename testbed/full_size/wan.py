@@ -75,8 +75,9 @@ def measured(layers: int) -> dict[str, int]:
     with torch.inference_mode():
         patcher, clip = pair(layers)
         host = package.nodes.backend.model.ComfyModel(patcher, clip)
-        weights = host._weights("encoder", settings.trainable)
-        full, recomputed = host._encoding(weights, settings.prompts)
+        weights = host.selected("encoder", settings.trainable)
+        memory = package.nodes.backend.memory
+        full, recomputed = memory.encoding_bytes(host, weights, settings.prompts)
     values = sum(
         RANK * (w.shape[0] + w[0].numel()) if w.ndim > 1 else w.numel() for w in weights.values()
     )

@@ -162,7 +162,7 @@ def test_selection_is_the_papers_in_what_is_read(pack: ModuleType, loaded: Loade
     """Feed-forward in every layer that is read, attention in the last of them."""
     model = comfy_model(pack, loaded)
     found: dict[tuple[str, int], set[bool]] = {}
-    for key in model._weights("encoder", "mlp-final-attn"):
+    for key in model.selected("encoder", "mlp-final-attn"):
         path = next(path for path in UNREAD[loaded.name] if key.startswith(path + "."))
         layer, _, name = key.removeprefix(path + ".").partition(".")
         found.setdefault((path, int(layer)), set()).add("attn" in name or "Attention" in name)

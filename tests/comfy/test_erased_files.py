@@ -373,7 +373,7 @@ def test_a_training_node_trains_anew_what_it_cannot_use(
     model, clip, vae = parts
     training, settings = pack.nodes.training, pack.unlearn.methods.few_shot.FewShotSettings()
     inputs = ["few_shot", ["fox"], settings, model, clip, vae, 64, None, "kept", 0]
-    run_of = training.Training(*inputs, verdict=False)
+    run_of = training.TrainingRun(*inputs, verdict=False)
     good = of_the_encoder(pack, clip, **{**RECORD, "key": "replaced"})
     learnt = []
 
@@ -381,7 +381,7 @@ def test_a_training_node_trains_anew_what_it_cannot_use(
         learnt.append(host)
         return good
 
-    part = training.Trained("encoder", "mlp-final-attn", 0, 1, 1)
+    part = training.TrainingSpec("encoder", "mlp-final-attn", 0, 1, 1)
     _, file, _ = run_of.run(None, part, learn)
     _, _, again = run_of.run(None, part, learn)
     assert (len(learnt), again[:14]) == (1, "Trained before")

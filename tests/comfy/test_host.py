@@ -409,7 +409,7 @@ def test_aliases_share_the_weights_memory(pack: ModuleType, loaded: Loaded) -> N
 def test_weight_functions_of_others_stay_and_come_first(pack: ModuleType, loaded: Loaded) -> None:
     key = f"{LAYER}.0.mlp.fc1.weight"
     module = loaded.clip.cond_stage_model.get_submodule(key.removesuffix(".weight"))
-    edit = pack.unlearn.core.model.Edit({key: module.weight}, rank=0)
+    edit = pack.unlearn.core.edit.Edit({key: module.weight}, rank=0)
     others = [lambda weight: weight * 2]
     before, module.weight_function = module.weight_function, others
     try:

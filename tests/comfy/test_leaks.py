@@ -173,14 +173,14 @@ def test_a_run_whose_backward_pass_fails_keeps_nothing(
         def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
             raise MemoryError
 
-    changed = pack.unlearn.core.model.Edit.changed
+    changed = pack.unlearn.core.edit.Edit.changed
 
     def failing(*given: Any) -> torch.Tensor:
         return Fails.apply(changed(*given))
 
     erase("few_shot", checkpointing=True)
     before = tensors()
-    monkeypatch.setattr(pack.unlearn.core.model.Edit, "changed", failing)
+    monkeypatch.setattr(pack.unlearn.core.edit.Edit, "changed", failing)
     with pytest.raises(MemoryError):
         erase("few_shot", checkpointing=True)
     assert tensors() == before
@@ -193,7 +193,7 @@ def test_a_run_that_diverges_keeps_nothing_but_what_was_good(
     monkeypatch.setattr(science, "bounded_loss", lambda d, *_: d.mean() * torch.nan)
 
     def diverging() -> None:
-        with pytest.raises(pack.unlearn.core.model.Diverged):
+        with pytest.raises(pack.unlearn.core.edit.Diverged):
             erase("few_shot")
 
     assert_nothing_stays(diverging)

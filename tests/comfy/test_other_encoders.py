@@ -277,8 +277,8 @@ def test_empty_prompt_without_tokens_is_at_no_distance(pack: ModuleType) -> None
 def test_biases_of_experts_are_trained_in_full(pack: ModuleType) -> None:
     """They are a matrix, of which the host would take no LoRA."""
     loaded = build("GPT-OSS, Lens")
-    weights = comfy_model(pack, loaded)._weights("encoder", "mlp-final-attn")
-    edit = pack.unlearn.core.model.Edit(weights, rank=2)
+    weights = comfy_model(pack, loaded).selected("encoder", "mlp-final-attn")
+    edit = pack.unlearn.core.edit.Edit(weights, rank=2)
     full = {key for key, delta in edit.deltas.items() if delta.full is not None}
     assert full == {key for key in weights if key.endswith(".bias")}
 

@@ -85,7 +85,7 @@ def inside(folder: Path) -> list[str]:
 
 
 def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """From the pack's folder, as the README says."""
+    """From the pack's folder, as docs/command-line.md says."""
     return subprocess.run(
         [sys.executable, "-m", "unlearn", *arguments],
         cwd=ROOT,
@@ -126,9 +126,10 @@ def test_help_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str
 
 
 def promised() -> list[str]:
-    """Every command line that a help text or the README gives."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    texts = [*(command.EXAMPLES.replace("\\\n", "") for command in COMMANDS.values()), readme]
+    """Every command line that a help text, the README or a page gives."""
+    pages = [ROOT / "README.md", ROOT / "docs" / "command-line.md"]
+    texts = [command.EXAMPLES.replace("\\\n", "") for command in COMMANDS.values()]
+    texts += [page.read_text(encoding="utf-8") for page in pages]
     shown = [re.findall(r"(?:^ +|`)python -m unlearn ([^`\n]+)", text, re.M) for text in texts]
     assert all(shown), "none is without"
     return [line for lines in shown for line in lines]

@@ -1,4 +1,4 @@
-"""python -m unlearn on the kinds of model that the README names, as folders and as files."""
+"""python -m unlearn on the kinds of model that its page names, as folders and as files."""
 
 from __future__ import annotations
 

@@ -759,7 +759,7 @@ def test_both_encode_alike(
     theirs = pack.nodes.backend.model.ComfyModel(parts[0], clip, parts[2])
     with torch.inference_mode(), theirs.training(), torch.no_grad():
         wanted, found = theirs.encode(PROMPTS).cross, ours.encode(PROMPTS).cross
-        assert list(theirs._weights("encoder", "mlp-final-attn")) == list(
+        assert list(theirs.selected("encoder", "mlp-final-attn")) == list(
             ours.selected("encoder", "mlp-final-attn")
         )
     assert relative(found, wanted) < 1e-5
@@ -770,7 +770,7 @@ def test_both_predict_and_draw_alike(pair: Pair, pictures: torch.Tensor) -> None
     x0, noise, t, x = noisy(comfy, 5)
     with torch.no_grad():
         prompts = ours.encode([*PROMPTS, "a dog", "ink"])
-        theirs = pair.pack.unlearn.core.model.Conditioning(prompts.cross)
+        theirs = pair.pack.unlearn.core.conditioning.Conditioning(prompts.cross)
         wanted = comfy.predict(x, t, theirs)
         assert relative(ours.add_noise(x0, noise, t), x) < 1e-5
         assert relative(ours.predict(x, t, prompts), wanted) < 1e-6
@@ -794,7 +794,7 @@ def test_both_mean_the_same_by_v_prediction(
     with torch.inference_mode(), comfy.training(), torch.no_grad():
         x0, noise, t, x = noisy(comfy, 5)
         prompts = ours.encode([*PROMPTS, "a dog", "ink"])
-        wanted = comfy.predict(x, t, pack.unlearn.core.model.Conditioning(prompts.cross))
+        wanted = comfy.predict(x, t, pack.unlearn.core.conditioning.Conditioning(prompts.cross))
         assert relative(ours.predict(x, t, prompts), wanted) < 1e-4
         assert relative(ours.target(x0, noise, t), comfy.target(x0, noise, t)) < 1e-4
         assert relative(ours.predict_x0(x, t, wanted), comfy.predict_x0(x, t, wanted)) < 1e-4
@@ -803,7 +803,7 @@ def test_both_mean_the_same_by_v_prediction(
 @pytest.mark.parametrize("part", SELECTIONS)
 def test_both_select_the_same_weights_in_the_same_order(pair: Pair, part: str) -> None:
     for select in SELECTIONS[part]:
-        theirs, ours = pair.comfy._weights(part, select), pair.ours.selected(part, select)
+        theirs, ours = pair.comfy.selected(part, select), pair.ours.selected(part, select)
         # CLIP-L's projection takes no gradient: no pipeline has it.
         wanted = [key for key in theirs if "text_projection" not in key]
         assert list(ours) == wanted
@@ -944,7 +944,7 @@ def test_one_file_serves_both(
             cross, wanted = model.encode(PROMPTS[:2]), comfy.encode(PROMPTS[:2])
             # The host adds the deltas to an encoder that it keeps in half precision.
             assert relative(cross.cross, wanted.cross) < 2e-3
-            prediction = comfy.predict(x, t, pack.unlearn.core.model.Conditioning(cross.cross))
+            prediction = comfy.predict(x, t, pack.unlearn.core.conditioning.Conditioning(cross.cross))
             assert relative(model.predict(x, t, cross), prediction) < 1e-4
 
 
@@ -984,4 +984,4 @@ def test_xl_is_alike_in_both(pack: ModuleType, host: ModuleType, xl: DiffusersMo
             _, _, t, x = noisy(xl, len(PROMPTS))
             assert relative(xl.predict(x, t, found), comfy.predict(x, t, wanted)) < 1e-4
         for select in ("mlp-final-attn", "mlp", "attention"):
-            assert list(xl.selected("encoder", select)) == list(comfy._weights("encoder", select))
+            assert list(xl.selected("encoder", select)) == list(comfy.selected("encoder", select))

@@ -1,0 +1,68 @@
+"""Drawing by the host's sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import comfy.model_management as management
+import comfy.sample
+import torch
+
+from ...unlearn.core.conditioning import Conditioning
+
+if TYPE_CHECKING:
+    from .model import ComfyModel
+
+
+def sampled(
+    model: ComfyModel,
+    prompts: Sequence[str] | Conditioning,
+    seed: int,
+    steps: int,
+    guidance: float,
+) -> torch.Tensor:
+    """Clean latents of pictures of `size`, one a prompt, by the host's dpmpp_2m sampler.
+
+    A network that is told its guidance as a number, as Flux dev and HunyuanVideo 1, draws by
+    that: classifier-free guidance on top of it would burn the pictures.
+    """
+    if getattr(getattr(model.layers, "params", None), "guidance_embed", False):
+        guidance = 1.0
+    with torch.no_grad():
+        positive = prompts if isinstance(prompts, Conditioning) else model.encode(prompts)
+        if len(positive) > 1 and (positive.tokens is not None or positive.extra):
+            # The host takes a mask, and a number of tokens, for one prompt's.
+            each = [
+                sampled(model, positive.single(i), seed + i, steps, guidance)
+                for i in range(len(positive))
+            ]
+            return torch.cat(each)
+        negative = model.encode([""]).repeated(len(prompts))
+    noise = torch.cat(
+        [
+            model.denoiser.noise(1, model.size, torch.Generator().manual_seed(seed + i))
+            for i in range(len(prompts))
+        ]
+    )
+    latents = comfy.sample.sample(
+        model.patcher,
+        noise,
+        steps,
+        guidance,
+        "dpmpp_2m",
+        "karras",
+        _listed(positive),
+        _listed(negative),
+        torch.zeros_like(noise),
+        callback=lambda *_: management.throw_exception_if_processing_interrupted(),
+        disable_pbar=True,
+        seed=seed,
+    )
+    model.residency.make_room()
+    return model.network.process_latent_in(latents.float()).to(model.device)
+
+
+def _listed(conditioning: Conditioning) -> list:
+    """Conditioning as the host passes it between nodes."""
+    return [[conditioning.cross, {**conditioning.extra, "pooled_output": conditioning.pooled}]]
