@@ -26,10 +26,11 @@ KEYS_AND_VALUES = {
 
 
 def encoder_weights(
-    root: torch.nn.Module, trainable: Trainable, unread: int | Mapping[str, int] = 0
+    root: torch.nn.Module, trainable: str, unread: int | Mapping[str, int] = 0
 ) -> dict[str, torch.Tensor]:
     """The weights and biases of an encoder to train, by their names under `root`.
 
+    trainable: one of `Trainable`.
     "mlp-final-attn": the feed-forward layers everywhere, and the attention of the last layer that
     is read. "mlp", "attention": only those, in every layer. "all": every layer with weights, with
     norms and embeddings (as in the paper's first released code).
@@ -119,11 +120,10 @@ def stacks(root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.ModuleList]]:
             yield name, module
 
 
-def network_weights(
-    root: torch.nn.Module, trainable: NetworkTrainable | Baseline
-) -> dict[str, torch.Tensor]:
+def network_weights(root: torch.nn.Module, trainable: str) -> dict[str, torch.Tensor]:
     """The weights and biases of a denoiser to train, by their names under `root`.
 
+    trainable: one of `NetworkTrainable` or `Baseline`.
     "cross-attention": its linear layers. "cross-attention-kv": only those that make keys and values
     of the prompt. "outside-cross-attention": all other linear layers and the convolutions. "all":
     both. "convolution": every convolution.
