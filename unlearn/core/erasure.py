@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from ..files.writing import whole_file
 from . import record as records
+from .kind import Kind
 from .version import VERSION
 
 FORMAT = "concept-unlearn/1"
@@ -59,7 +60,7 @@ class Erasure:
         return list(self.record.get("concepts", ()))
 
     @property
-    def kinds(self) -> set[str]:
+    def kinds(self) -> set[Kind]:
         """The kinds of its concepts: object, style or character. A record without one counts as
         object."""
         return _kinds(self.record)
@@ -208,13 +209,15 @@ def _check_header(file: Path) -> None:
         raise SafetensorError(f"its header has {length} bytes, but at most {HEADER} are read")
 
 
-def _kinds(record: Mapping) -> set[str]:
+def _kinds(record: Mapping) -> set[Kind]:
     """The kinds in a record, or in the records that it was combined from."""
     if parts := record.get("parts"):
-        return set().union(*map(_kinds, parts))
-    kind = record.get("kind", "object")
-    kind = "character" if kind == "instance" else kind
-    return {kind if kind in ("style", "character") else "object"}
+        found: set[Kind] = set()
+        return found.union(*map(_kinds, parts))
+    kind = record.get("kind")
+    if kind in ("character", "instance"):  # KSCU calls a character an instance
+        return {"character"}
+    return {"style"} if kind == "style" else {"object"}
 
 
 def _concepts_of(record: Mapping, kind: str) -> Iterator[str]:

@@ -270,7 +270,7 @@ def load_part(folder: Path, library: str, name: str):
     name = "CLIPImageProcessor" if name == "CLIPFeatureExtractor" else name
     sources = {"diffusers": diffusers, "transformers": transformers}
     kind: Any = getattr(sources.get(library, stable_diffusion), name, None)
-    if not inspect.isclass(kind):
+    if kind is None:
         raise ModelError(
             f"{folder} is a {shown(name)}, which this version of {library} does not have; update "
             f"{library}."
