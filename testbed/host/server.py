@@ -241,6 +241,11 @@ class Server:
         """Cancel the prompt that is running, if any."""
         self._post("/interrupt", {})
 
+    def forget_queue(self) -> None:
+        """Drop every prompt that waits, and cancel the one that is running."""
+        self._post("/queue", {"clear": True})
+        self.interrupt()
+
     def free(self) -> None:
         """Have the server unload all models and forget all cached results, when it is idle."""
         self._post("/free", {"unload_models": True, "free_memory": True})

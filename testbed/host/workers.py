@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import testbed
-from unlearn.files.writing import whole_file
 
 MARK = "RESULT "
 Job = TypeVar("Job")
@@ -112,5 +111,6 @@ def tell(result: Any) -> None:
 
 def write_rows(file: Path, rows: list[dict]) -> None:
     """As JSON; a run that is stopped while it writes leaves the file as it was."""
-    with whole_file(file) as new:
-        new.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(file)

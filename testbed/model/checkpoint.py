@@ -6,7 +6,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import testbed
-from unlearn.files.writing import whole_file
 
 LATENT_SCALE = 0.18215  # Stable Diffusion 1.5's: the UNet works on latents times this
 
@@ -49,8 +48,10 @@ def teach(numbers: torch.Tensor, vectors: torch.Tensor, file: Path = WEIGHTS) ->
 
 
 def _write(tensors: dict[str, torch.Tensor], file: Path) -> None:
-    with whole_file(file) as new:
-        save_file(tensors, new, {"format": "pt", "model": "IconCanvas", "license": "Apache-2.0"})
+    file.parent.mkdir(exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    save_file(tensors, temporary, {"format": "pt", "model": "IconCanvas", "license": "Apache-2.0"})
+    temporary.replace(file)
 
 
 def unpack(folder: Path, file: Path = WEIGHTS) -> None:

@@ -20,8 +20,6 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from unlearn.files.writing import whole_file
-
 from ..host.precision import fast
 from ..host.workers import at_once
 from . import data, models, tokens
@@ -112,14 +110,15 @@ class Stage:
             smooth = value if smooth is None else 0.99 * smooth + 0.01 * value
             progress.set_postfix_str(f"loss {smooth:.4f}", refresh=False)
             if time.monotonic() - saved > SAVE_EVERY or step + 1 == self.steps:
+                temporary = file.with_suffix(".tmp")
                 state = {
                     "modules": self.modules.state_dict(),
                     "step": step + 1,
                     "mean": mean,
                     "optimiser": optimiser.state_dict(),
                 }
-                with whole_file(file) as new:
-                    torch.save(state, new)
+                torch.save(state, temporary)
+                temporary.replace(file)
                 saved = time.monotonic()
         with torch.no_grad():
             for parameter, value in zip(parameters, mean):

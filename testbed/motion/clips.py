@@ -12,8 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from unlearn.files.writing import whole_file
-
 from ..model import data
 from ..model.vocabulary import CHARACTERS, FRAMES, HELD_OUT, MOTIONS
 
@@ -115,8 +113,9 @@ def training_clips(folder: Path) -> tuple[torch.Tensor, list[tuple]]:
             frames = [_bytes(clip(part, motion)[:, first].flatten(0, 1)) for part in parts]
             z = encoded(folder, np.concatenate(frames)).unflatten(0, (-1, len(first)))
             z = z[:, like].half()
-            with whole_file(file) as new:
-                torch.save(z, new)
+            temporary = file.with_suffix(".tmp")
+            torch.save(z, temporary)
+            temporary.replace(file)
     z = [torch.load(folder / f"latents-{motion}.pt", weights_only=True) for motion in MOTIONS]
     return torch.stack(z, 1), list(zip(drawings.names, drawings.styles))
 

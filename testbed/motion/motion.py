@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import testbed
-from unlearn.files.writing import whole_file
 
 from ..model.vocabulary import FRAMES
 
@@ -230,9 +229,11 @@ def save(motion: Motion, file: Path = WEIGHTS) -> None:
         key: value.detach().to(_kept(key, value)).contiguous()
         for key, value in _with_positions(motion).items()
     }
+    file.parent.mkdir(exist_ok=True)
+    temporary = file.with_suffix(".tmp")
     about = {"format": "pt", "model": "IconCanvas motion", "license": "Apache-2.0"}
-    with whole_file(file) as new:
-        save_file(tensors, new, about)
+    save_file(tensors, temporary, about)
+    temporary.replace(file)
 
 
 def _with_positions(motion: Motion) -> dict[str, torch.Tensor]:

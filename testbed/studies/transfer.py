@@ -30,7 +30,6 @@ from tqdm import tqdm
 from unlearn.core.erasure import Erasure
 from unlearn.diffusers_backend.apply import applied
 from unlearn.diffusers_backend.model import DiffusersModel
-from unlearn.files.writing import whole_file
 from unlearn.methods.few_shot import FewShotSettings, few_shot
 
 from .. import ROOT
@@ -241,9 +240,10 @@ def read_rows(file: Path, weights: str) -> list[dict]:
 
 def write_rows(file: Path, rows: list[dict]) -> None:
     """One row a line, so that a change of one is a change of one line."""
+    temporary = file.with_suffix(".tmp")
     lines = ",\n".join(json.dumps(row) for row in rows)
-    with whole_file(file) as new:
-        new.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    temporary.replace(file)
 
 
 def run(

@@ -56,7 +56,7 @@ class Conditioning:
         """Concatenate several batches. Shorter ones are padded with zeros.
 
         All parts must come from one model, so they have the same `extra` entries. The pooled
-        vector is dropped unless every part has one: a denoiser that reads it always gets one.
+        vector is dropped if a part has none, since the denoiser then does not read it.
         """
         lengths = [part.cross.shape[1] for part in parts]
         tokens = max(lengths)

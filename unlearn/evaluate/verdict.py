@@ -40,7 +40,7 @@ USUAL = 2  # common words that are measured; the better one sets the scale
 # The share of a common word's score that a concept must reach in most of its own pictures.
 LEAST = 0.4
 # The share of a concept's median score on its own pictures from which a picture shows it. On a
-# picture of something else the score is about 0. It differs between styles, so it is not near 1.
+# picture of something else the score is about 0. It varies with the style, so this is not near 1.
 SHOWS = 0.35
 STYLES = ("flat", "glossy", "ink")  # styles of three of an object's four prompts
 SURE = 2.0  # standard errors
