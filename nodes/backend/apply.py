@@ -11,16 +11,15 @@ import comfy.utils
 import torch
 from torch.utils._pytree import tree_leaves
 
+from ...unlearn.core import fit
 from ...unlearn.core.erasure import (
     NETWORK,
     Erasure,
     ErasureError,
-    check_range,
     check_strength,
-    matrix_shape,
     name_of,
 )
-from ...unlearn.core.record import name_of as printed
+from ...unlearn.core.fit import check_delta
 from .checks import check_clip
 from .identity import OFTEN_MISSING, fingerprints, own_weight
 from .version import host_version
@@ -177,20 +176,11 @@ def _checked_delta(
             f"{other}. Make the erasure anew here, or load it with the version of ComfyUI and the "
             "model file that it was made with."
         )
-    if key not in own:
-        raise ErasureError(
-            f"{name_of(erasure)} is for another {part.name}: this one has no {printed(key)}. "
-            f"Connect the {part.socket} of the model it was made with."
-        )
-    # Not from the state dict, which has a quantised weight as stored: two values in one number.
-    weight = comfy.utils.get_attr(patcher.model, key)
-    if matrix_shape(delta) != matrix_shape({"diff": weight}):
-        raise ErasureError(
-            f"{name_of(erasure)} is for a {part.name} of another size: {key} is "
-            f"{matrix_shape({'diff': weight})} here and {matrix_shape(delta)} in the file."
-        )
-    check_range(delta, weight, f"{name_of(erasure)}: its change of {key}")
-    # Reshaped, because the host silently skips a change of another shape.
+    # Not from the state dict: it packs two values of a quantised weight into one number.
+    weight = comfy.utils.get_attr(patcher.model, key) if key in own else None
+    remedy = f"Connect the {part.socket} of the model it was made with."
+    check_delta(erasure, key, weight, part.name, remedy)
+    # The host passes over one of another shape without a word.
     return {"diff": delta["diff"].reshape(weight.shape)} if "diff" in delta else dict(delta)
 
 
@@ -219,18 +209,13 @@ def kept_otherwise(key: str, own: Iterable[str]) -> str:
 
 
 def base_warning(patcher, erasure: Erasure, keys: Iterable[str]) -> str:
-    """A warning if the patcher's own weights differ from those the erasure was trained on."""
-    base = erasure.record.get("base", {})
-    recorded = {key: base[key] for key in keys if key in base}
+    """A sentence when a patcher's own weights are not those the erasure was trained on."""
     own = patcher.model.state_dict()
-    found = fingerprints(patcher, [key for key in recorded if key in own])
-    differing = sum(found.get(key) != value for key, value in recorded.items())
-    if not differing:
-        return ""
-    return (
-        f"Warning: {differing} of {len(recorded)} weights differ from those this erasure was "
-        "trained on, so what was measured may not hold for this model; probe it again."
-    )
+
+    def of_own(recorded: Iterable[str]) -> Mapping[str, str]:
+        return fingerprints(patcher, [key for key in recorded if key in own])
+
+    return fit.base_warning(erasure, keys, of_own)
 
 
 def other_base(model, clip, erasure: Erasure) -> str:

@@ -600,7 +600,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good() -> None
         (["cat", " "], "", "No concept is named: type the word or name to unlearn"),
         (["Cat"], " cAT", "The anchor ' cAT' is the concept itself, so nothing would change"),
         (["cat", "Dog"], "dog", "The anchor 'dog' is the concept itself"),
-        (["Picture"], " ", "'picture' is the word that is drawn in a concept's place"),
+        (["Picture"], " ", "'picture' is the default anchor, which takes"),
     ],
 )
 def test_bad_input_gets_a_sentence_before_any_work(

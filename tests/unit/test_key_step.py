@@ -594,7 +594,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good(
 
 def test_the_neutral_word_itself_needs_another_anchor() -> None:
     """The paper's loss goes to the empty prompt, which no word is."""
-    with pytest.raises(ValueError, match="'person' is the word that is drawn in a concept's place"):
+    with pytest.raises(ValueError, match="'person' is the default anchor, which takes"):
         check_settings(["Person"], KeyStepSettings(task="instance"))
     check_settings(["Person"], KeyStepSettings(task="instance", mode="paper"))
 
