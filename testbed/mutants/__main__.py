@@ -52,13 +52,9 @@ def run(
         for number in range(min(at_once, len(faults))):
             (folder := Path(place) / f"copy{number}").mkdir()
             copies.put(Scratch(source, folder))
-        for number in range(copies.qsize()):
-            # Also has Python compile what is imported, which is then not done for each fault.
-            copy = copies.get()
-            plain = copy.test(every if number == 0 else every[:1], write_bytecode=True)
-            copies.put(copy)
-            if plain.verdict != SURVIVED:
-                raise SystemExit(f"Without any fault the tests fail: {plain.by}")
+        plain = copies.queue[0].test(every)
+        if plain.verdict != SURVIVED:
+            raise SystemExit(f"Without any fault the tests fail: {plain.by}")
         told(f"{len(every)} tests or files of tests pass without a fault.")
 
         def judged(fault: Fault) -> Outcome:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.context
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from testbed.host.patience import finish
+from testbed import ROOT
+from testbed.host.patience import POLL_SECONDS, Patience
 
 from .faults import Fault
 
 COPIED = ("unlearn", "nodes", "tests", "dev.py", "pyproject.toml")
 LEFT_OUT = (".git", ".venv", ".pytest_cache", ".ruff_cache", ".mypy_cache", "__pycache__")
+BUSY_SECONDS = 120.0  # of CPU time, after which a run hangs: none needs a quarter of it
 UNTIDY = shutil.ignore_patterns("__pycache__", ".*_cache")
 
 KILLED, SURVIVED, BROKEN = "killed", "survived", "broken"
@@ -62,39 +66,66 @@ class Scratch:
     def holding(self, fault: Fault) -> Iterator[None]:
         """The fault is in the copy while this is open."""
         file = self.folder / fault.file
-        before, stat = file.read_bytes(), file.stat()
-        file.write_text(fault.applied(before.decode()), encoding="utf-8", newline="")
-        # Python compiles a file anew where its time differs from the one that was compiled.
-        os.utime(file, (stat.st_atime, stat.st_mtime + 2))
+        before = file.read_bytes()
+        self._write(file, fault.applied(before.decode()).encode())
         try:
             yield
         finally:
-            file.write_bytes(before)
-            os.utime(file, (stat.st_atime, stat.st_mtime))
+            self._write(file, before)
 
-    def test(self, tests: Sequence[str], write_bytecode: bool = False) -> Outcome:
+    @staticmethod
+    def _write(file: Path, content: bytes) -> None:
+        """Python must compile it anew, also where its size and the second are those of before."""
+        for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
+            compiled.unlink()
+        file.write_bytes(content)
+
+    def test(self, tests: Sequence[str]) -> Outcome:
         """Run the fast ones of these tests until one fails."""
         options = ["-x", "-q", "--fast", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment["PYTHONDONTWRITEBYTECODE"] = "" if write_bytecode else "1"
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *options, *tests],
-            cwd=self.folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        try:
-            said, _ = finish(process)
-        except TimeoutError:
-            return Outcome(KILLED, "silence: it did not end")
-        return outcome(process.returncode, said)
+        said = self.folder.with_suffix(".txt")
+        process = context().Process(target=run_pytest, args=(self.folder, [*options, *tests], said))
+        process.start()
+        patience = Patience(process.pid, busy=BUSY_SECONDS)
+        while process.exitcode is None:
+            process.join(POLL_SECONDS)
+            if process.exitcode is None and patience.ran_out():
+                process.kill()
+                process.join()
+                return Outcome(KILLED, "silence: it did not end", BUSY_SECONDS)
+        return outcome(process.exitcode, said.read_text(encoding="utf-8", errors="replace"))
 
     def judge(self, fault: Fault) -> Outcome:
         with self.holding(fault):
             return self.test(fault.tests)
+
+
+@cache
+def context() -> multiprocessing.context.BaseContext:
+    """New processes, forked from one that has imported what takes long, where the system can."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    found = multiprocessing.get_context("forkserver")
+    # An optimiser's first step imports the last of them: a second, each time.
+    found.set_forkserver_preload(["torch", "pytest", "psutil", "safetensors", "torch._dynamo"])
+    return found
+
+
+def run_pytest(folder: Path, arguments: list[str], said: Path) -> None:
+    """In a process of its own: run the tests of a copy, which write to the file `said`."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("testbed", "unlearn")]:
+        del sys.modules[name]  # those of the repository, not of the copy
+    sys.path[:] = [str(folder), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.chdir(folder)
+    with said.open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        import pytest
+
+        code = int(pytest.main(arguments))
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def outcome(code: int, said: str) -> Outcome:

@@ -47,9 +47,11 @@ class NotedNetworkModel(TinyNetworkModel):
         """The prompt, of all that were encoded so far, whose conditioning (tokens, width) is."""
         for prompt in dict.fromkeys(prompt for prompts in list(self.encoded) for prompt in prompts):
             cross = TinyNetworkModel.encode(self, [prompt]).cross[0]
-            if len(cross) <= len(row) and torch.allclose(row[: len(cross)], cross, atol=1e-6):
-                if not row[len(cross) :].any():
-                    return prompt
+            padding = row[len(cross) :]
+            if len(row) < len(cross) or padding.any():
+                continue
+            if torch.allclose(row[: len(cross)], cross, atol=1e-6):
+                return prompt
         raise AssertionError("nothing was encoded to this")
 
 
@@ -68,8 +70,8 @@ class Step:
     eps: float
 
 
-@pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+@pytest.fixture(name="steps")
+def noted_steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     """Every step of an edit that the test takes."""
     taken: list[Step] = []
     step = Edit.step

@@ -12,7 +12,8 @@ from statistics import mean
 
 import pytest
 import torch
-from noted import NotedNetworkModel, Step, said_of, shift, square, steps  # noqa: F401 (a fixture)
+from noted import NotedNetworkModel, Step, said_of, shift, square
+from noted import noted_steps as noted_steps
 from tiny import Cancelled, TinyModel, cancel_at
 
 from unlearn.core.ddim import ddim_step, timesteps
@@ -45,7 +46,9 @@ def cancelled(step: int = 1):
 # Few-shot
 
 
-@pytest.mark.parametrize(("kind", "push", "anchor"), [("object", 0, "picture"), ("style", 0.5, "plain")])
+@pytest.mark.parametrize(
+    ("kind", "push", "anchor"), [("object", 0, "picture"), ("style", 0.5, "plain")]
+)
 def test_few_shot_loss_by_hand(kind: str, push: float, anchor: str, steps: list[Step]) -> None:
     model, x0 = TinyModel(), torch.tensor([0.1, 0.9]).view(2, 1, 1, 1)
     with model.edit("encoder", "mlp") as edit:
@@ -332,9 +335,7 @@ def test_domain_corrections_balanced_loss_by_hand(
     assert (step.betas, step.eps, step.clip) == ((0.9, 0.98), 1e-12, 0.0)
 
 
-def test_domain_correction_stops_where_a_fifth_is_left(
-    steps: list[Step], judged: list
-) -> None:
+def test_domain_correction_stops_where_a_fifth_is_left(steps: list[Step], judged: list) -> None:
     settings = DomainCorrectionSettings(
         pictures=4, batch=2, alone=0, retention=0.5, anchor="thing", rate=0.3
     )
