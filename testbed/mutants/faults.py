@@ -282,6 +282,13 @@ FAULTS: list[Fault] = [
         ),
         ("the last of several concepts decides", "min(found, key=", "max(found, key="),
     ),
+    *faults(
+        "how far it moved",
+        PARTS + "run.py",
+        ["key_step"],
+        ("in shares of itself", "(own - empty).norm()", "(now - empty).norm()"),
+        ("the edited model for both", "with edit.off():", "if True:"),
+    ),
     # Domain correction
     *faults(
         "domain correction",
@@ -531,7 +538,7 @@ FAULTS: list[Fault] = [
     *faults(
         "edit",
         "unlearn/core/edit.py",
-        ["edit", "domain_correction"],
+        ["edit", "preserve", "domain_correction"],
         (
             "weight decay of the delta alone",
             "(weight + delta.full.detach()) * rate",
@@ -633,7 +640,7 @@ FAULTS: list[Fault] = [
     *faults(
         "classifier",
         "unlearn/evaluate/classifier.py",
-        ["identify"],
+        ["classifier", "identify"],
         ("all of what a word changes counts", '"object": 0.5', '"object": 1.0'),
         ("half of what a style changes counts", '"style": 1.0', '"style": 0.5'),
         (

@@ -80,6 +80,19 @@ def test_the_loss_grows_and_every_layer_is_trained() -> None:
     assert erasure.record["moved"]["fox"] > 0
 
 
+def test_concepts_take_turns_each_with_its_own_pictures() -> None:
+    model = Predicting(3.0)
+    model.prompts = []
+    model.encode = lambda prompts: (
+        model.prompts.append(prompts[0]) or Conditioning(torch.zeros(len(prompts), 1, 1))
+    )
+    images = torch.cat([torch.zeros(2, 8, 8, 3), torch.ones(2, 8, 8, 3)])
+    gradient_ascent(model, ["fox", "owl"], images, GradientAscentSettings(iterations=4))
+    assert [set(x0.flatten().tolist()) for x0, _, _ in model.asked] == [{0.0}, {1.0}] * 2
+    named = {word for prompt in model.prompts for word in prompt.split()} & {"fox", "owl"}
+    assert named == {"fox", "owl"}
+
+
 def test_an_unbounded_loss_stops_the_run() -> None:
     settings = GradientAscentSettings(iterations=200, learning_rate=1e30)
     with pytest.raises(Diverged) as error:

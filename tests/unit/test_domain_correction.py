@@ -145,9 +145,14 @@ def test_shrink_and_a_step_are_adamws() -> None:
 
 
 def test_shrink_leaves_low_rank_deltas_as_they_are() -> None:
+    """There is no gradient of the weight itself that AdamW's decay would go with."""
     edit = Edit({"w": torch.ones(4, 4)}, rank=1)
+    delta = edit.deltas["w"]
+    delta.up.data.copy_(torch.tensor([[1.0], [-2.0], [3.0], [0.5]]))
+    before = delta.value().detach().clone()
+    assert before.abs().min() > 0
     edit.shrink(0.5)
-    assert not edit.deltas["w"].value().any()
+    assert torch.equal(delta.value(), before)
 
 
 # Prompts and anchors
