@@ -8,6 +8,7 @@
     python dev.py soak     erase 150 times in one ComfyUI: does memory stay? soak --runs 10
     python dev.py matrix   run the host's tests on older ComfyUIs, too: matrix 0.24.0
     python dev.py fuzz     give every reader of files bad ones: fuzz --inputs 5000 --seed 0
+    python dev.py mutants  put faults into a copy of the code: does a test notice each of them?
     python dev.py setup    only get ready
 
 Each first sets up what is missing: a virtual environment in .venv, ComfyUI in .host (or your own,
@@ -61,6 +62,7 @@ MODULES = {
     "bench": "testbed.bench",
     "soak": "testbed.host.soak",
     "fuzz": "testbed.fuzz",
+    "mutants": "testbed.mutants",
 }
 
 TORCH = "torch==2.13.0"
@@ -566,7 +568,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    tasks = ("setup", "demo", "test", "serve", "bench", "soak", "matrix", "fuzz")
+    tasks = ("setup", "demo", "test", "serve", "bench", "soak", "matrix", "fuzz", "mutants")
     parser.add_argument("task", choices=tasks)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for what the task starts")
     options = parser.parse_args()
