@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+import tiny
 import torch
 from tiny import TinyNetworkModel
 
@@ -187,7 +188,10 @@ def test_without_a_step_it_is_an_erasure_of_its_own() -> None:
     assert erasure.record["steps"] == 0
     assert erasure.deltas
     assert all(key.startswith(NETWORK) for key in erasure.deltas)
-    assert erasure.record["moved"]["cat"] > 0
+    x0 = 0.5 * model.noise(4, torch.Generator().manual_seed(1))
+    erased = model.erased(erasure)
+    left = tiny.left(erased, x0, "a photo of a cat", "a photo of a picture")
+    assert left < 0.95, "nearer to the anchor's prediction, whose distance was 1"
     assert not key_step(
         model, ["cat"], KeyStepSettings(steps=10, iterations=0, start_solved=False)
     ).deltas

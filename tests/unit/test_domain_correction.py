@@ -305,7 +305,6 @@ def test_while_the_discriminator_learns_alone_no_weight_changes(
 
     def on_step(step: int, total: int, loss: float, edit: Edit) -> None:
         sizes.append(sum(p.detach().abs().sum().item() for p in edit.parameters()))
-        assert loss > 0
 
     settings = replace(settings, iterations=8, alone=5)
     record = domain_correction(TinyNetworkModel(), ["cat"], settings, on_step).record
