@@ -96,8 +96,8 @@ def test_few_shot_loss_by_hand(kind: str, push: float, anchor: str, steps: list[
 def test_few_shot_stops_at_its_own_bounds(ratio: float, distance: float, expected: bool) -> None:
     recent = deque([(ratio, distance)] * STOPS_AFTER)
     assert shots.reached(recent, FewShotSettings()) is expected
-    recent.pop()
-    assert not shots.reached(recent, FewShotSettings())
+    too_few = deque([(99.0, 0.0)] * (STOPS_AFTER - 1))
+    assert not shots.reached(too_few, FewShotSettings())
 
 
 def test_few_shot_goes_on_until_each_of_several_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
