@@ -149,7 +149,7 @@ FAULTS: list[Fault] = [
         PARTS + "walk.py",
         ["key_step"],
         ("the first step moves on after four walks", "WALKS_A_START = 8", "WALKS_A_START = 4"),
-        ("the first step moves to the end", "LATEST_START = 0.9", "LATEST_START = 1.0"),
+        ("the first step moves to the end", "LATEST_START = 0.9", "LATEST_START = 0.98"),
         (
             "concepts are not walked in turn",
             "for concept in range(concepts):",
@@ -681,7 +681,7 @@ FAULTS: list[Fault] = [
     *faults(
         "verdict",
         "unlearn/evaluate/verdict.py",
-        ["verdict"],
+        ["classifier", "verdict"],
         ("anything counts as drawn", "LEAST = 0.4", "LEAST = 0.0"),
         ("hardly anything counts as drawn", "LEAST = 0.4", "LEAST = 1.5"),
         ("anything shows it", "SHOWS = 0.35", "SHOWS = -9.0"),
@@ -840,5 +840,13 @@ FAULTS: list[Fault] = [
             "for key in dict.fromkeys(key for erasure in erasures for",
             "for key in dict.fromkeys(key for erasure in erasures[:1] for",
         ),
+    ),
+    *faults(
+        "erasure on a pipeline",
+        "unlearn/diffusers_backend/apply.py",
+        ["applied"],
+        ("reversed", "weight.float() + strength * change", "weight.float() - strength * change"),
+        ("at full strength", "weight.float() + strength * change", "weight.float() + change"),
+        ("stays on", "model.weights[key].detach().copy_(value)", "pass"),
     ),
 ]

@@ -9,6 +9,7 @@ import torch
 from tiny import TinyModel
 
 from unlearn.core.conditioning import Conditioning
+from unlearn.evaluate import verdict
 from unlearn.evaluate.classifier import _ordered, alone, explained, identify
 
 
@@ -61,3 +62,11 @@ def test_of_a_style_all_of_it_counts() -> None:
     x0 = torch.zeros(1, 1, 1, 1)
     found = explained(Erring(), x0, [alone("style")], ["cat", "dog"], range(2), "style")
     assert found.mean(2)[0].tolist() == pytest.approx([0.75, -1.25], rel=1e-3)
+
+
+@pytest.mark.parametrize(("mean", "sure"), [(1.02, True), (-1.02, True), (0.98, False)])
+def test_more_draws_are_asked_for_within_two_standard_errors(mean: float, sure: bool) -> None:
+    """Of four margins with a standard deviation of 1, two standard errors are 1."""
+    spread = (3 / 4) ** 0.5 * torch.tensor([-1.0, -1.0, 1.0, 1.0])
+    assert spread.std().item() == pytest.approx(1.0)
+    assert verdict.is_sure(mean + spread) is sure
