@@ -12,7 +12,7 @@ from statistics import mean
 
 import pytest
 import torch
-from noted import NotedNetworkModel, Step, said_of, shift, square
+from noted import NotedNetworkModel, Prediction, Step, said_of, shift, square
 from noted import noted_steps as noted_steps
 from tiny import Cancelled, TinyModel, cancel_at
 
@@ -109,6 +109,16 @@ def test_few_shot_goes_on_until_each_of_several_is_gone(monkeypatch: pytest.Monk
 # Key-step
 
 
+def walked_to(model: NotedNetworkModel, predictions: list[Prediction]) -> torch.Tensor:
+    """Where the first of ten steps lead, with guidance 3, by these predictions of the network."""
+    x = predictions[0].x_t.chunk(2)[0]
+    for one, t, after in zip(predictions, timesteps(10), timesteps(10)[1:]):
+        assert torch.equal(one.x_t, torch.cat([x, x]))
+        yes, no = one.result.chunk(2)
+        x = ddim_step(model, x, t, no + 3 * (yes - no), after)
+    return x
+
+
 @pytest.mark.parametrize(
     ("task", "push", "anchor"), [("object", 0, "picture"), ("style", 0.6, "plain")]
 )
@@ -143,13 +153,7 @@ def test_key_step_loss_by_hand(task: str, push: float, anchor: str, steps: list[
     count = sum(".attn2." in name for name, _ in model.network.named_parameters())
     assert step.rate == pytest.approx(0.2 * 0.1 * spectral_scale(weight) / math.sqrt(count))
 
-    # The walk there, with guidance 3.
-    x = before[-3].x_t[:2]
-    for walked, t, after in zip(before[-3:], timesteps(10), timesteps(10)[1:]):
-        assert torch.equal(walked.x_t, torch.cat([x, x]))
-        yes, no = walked.result.chunk(2)
-        x = ddim_step(model, x, t, no + 3 * (yes - no), after)
-    assert torch.allclose(x, off.x_t[:2], atol=1e-6)
+    assert torch.allclose(walked_to(model, before[-3:]), off.x_t[:2], atol=1e-6)
 
 
 def test_key_step_stops_after_a_walk_of_which_a_fifth_is_left(steps: list[Step]) -> None:
@@ -170,6 +174,7 @@ def test_key_step_keeps_others_where_it_is_projected(steps: list[Step]) -> None:
     settings = replace(settings, projection="orthogonal", start=3)
     with pytest.raises(Cancelled):
         key_step(model, ["cat"], settings, cancelled(2))
+    assert torch.allclose(walked_to(model, model.made[:3]), model.made[3].x_t[:1], atol=1e-6)
     was, now = model.made[-2:]
     assert (was.edited, now.edited) == (False, True)
     assert steps[1].keep == pytest.approx(square(now.result, was.result).item(), rel=1e-4)
