@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,10 +102,9 @@ def test_the_command_has_the_options_that_it_had(parser: Parser) -> None:
 @pytest.mark.parametrize("line", before_registry.COMMAND_LINES)
 def test_the_command_reads_what_it_read(parser: Parser, line: str) -> None:
     now, before = asked(parser, line), COMMAND["read"][line]
-    if isinstance(before, str):
-        if "invalid choice" in before:  # another order of methods, one kind more
-            now, before = now.partition("(")[0], before.partition("(")[0]
-        assert now == before.replace("trains one of", "takes one of")
+    if isinstance(before, str):  # refused, for the same options; its words may become better
+        assert isinstance(now, str)
+        assert re.findall(r"--\w+", now) == re.findall(r"--\w+", before)
         return
     if before["method"] == "key_step":  # whose kind was called task
         task = before["settings"].pop("task")
