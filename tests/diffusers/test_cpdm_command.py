@@ -83,7 +83,7 @@ def test_captions_that_are_no_text(tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"There is no .*caption.csv; write it"):
         read_captions(tmp_path / "caption.csv")
     (tmp_path / "caption.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(Failure, match="is no table in UTF-8"):
+    with pytest.raises(Failure, match="is not a CSV table in UTF-8"):
         read_captions(tmp_path / "caption.csv")
 
 
