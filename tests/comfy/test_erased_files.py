@@ -109,7 +109,7 @@ def other_names_below(clip: Any, tensors: dict) -> None:
         (of_integers, "holds torch.int8"),
         (without_a_dimension, "is a text encoder of another size"),
         (turned, "is a text encoder of another size"),
-        (half_of_it, "weights of this text encoder, the first that it lacks is clip_l"),
+        (half_of_it, "weights of this text encoder; the first that it lacks is clip_l"),
         (one_weight, "holds 1 of the 68 weights of this text encoder"),
         (other_names_below, "holds 52 of the 68 weights of this text encoder"),
     ],
@@ -140,7 +140,7 @@ def test_an_encoder_in_which_nothing_was_erased_is_said_to_be_one(
     )
     assert erasure.deltas == {}
     assert summary.startswith(
-        "theirs, strength 1. Nothing is erased: the file differs in no weight"
+        "theirs, strength 1. Nothing is erased: the file has the same weights"
     )
     for node in (pack.nodes.erasures.SaveErasedClip, pack.nodes.erasures.SaveErasedModel):
         with pytest.raises(ValueError, match="changes no weight, so it would"):

@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 import torch
 from families import family_first, only
-from layouts import LAYOUTS, Loaded, build
+from layouts import LAYOUTS, SIDE, Loaded, build
 
 pytestmark = pytest.mark.usefixtures("node_body", "small_runs")
 
-SIDE = 64  # pixels
 SELECTIONS = ("cross-attention", "cross-attention-kv", "outside-cross-attention")
 PROMPTS = ("a photo of a cat", "a dog in ink style")
 # In 0..1000, as the methods draw them: both ends, and the first and last steps of a trajectory.

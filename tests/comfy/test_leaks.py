@@ -35,7 +35,7 @@ SLACK = 2**18  # bytes of Python's own
 
 each_method = pytest.mark.parametrize(
     "method",
-    ["few_shot", "key_step", pytest.param("domain_correction", marks=pytest.mark.slow)],
+    ["few_shot", *(pytest.param(name, marks=pytest.mark.slow) for name in list(SETTINGS)[1:])],
 )
 
 
@@ -117,6 +117,7 @@ def test_what_a_run_left_free_goes_back_to_the_system(pack: ModuleType) -> None:
 # Planning
 
 
+@pytest.mark.slow
 def test_planning_keeps_nothing(pack: ModuleType, parts: tuple) -> None:
     def prepare() -> None:
         pack.nodes.backend.model.ComfyModel(*parts, size=(32, 32)).prepare(
@@ -186,6 +187,7 @@ def test_a_run_whose_backward_pass_fails_keeps_nothing(
     assert tensors() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_keeps_nothing_but_what_was_good(
     pack: ModuleType, erase: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +201,7 @@ def test_a_run_that_diverges_keeps_nothing_but_what_was_good(
     assert_nothing_stays(diverging)
 
 
+@pytest.mark.slow
 def test_the_whole_node_keeps_only_what_it_hands_on(
     pack: ModuleType, parts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

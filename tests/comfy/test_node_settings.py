@@ -214,7 +214,10 @@ def test_as_many_pictures_a_step_as_batch_says(unlearn: Callable[..., tuple]) ->
 
 @pytest.mark.parametrize(
     ("mode", "projections"),
-    [("balanced", ("off", "orthogonal", "as_released")), ("paper", ("off", "orthogonal"))],
+    [
+        ("balanced", ("off", "orthogonal", "as_released")),
+        pytest.param("paper", ("off", "orthogonal"), marks=pytest.mark.slow),
+    ],
 )
 def test_the_encoders_gradient_is_projected_in_both_modes(
     unlearn: Callable[..., tuple], mode: str, projections: tuple[str, ...]
@@ -236,6 +239,7 @@ def distance(one: Any, other: Any) -> float:
     return sum((one.delta(key) - other.delta(key)).norm() ** 2 for key in one.deltas) ** 0.5
 
 
+@pytest.mark.slow
 def test_a_style_is_pushed_beyond_the_neutral_word(pack: ModuleType, parts: tuple) -> None:
     """By half of the way there, where a thing is not: a few steps take it further already."""
     science = pack.unlearn.methods.few_shot

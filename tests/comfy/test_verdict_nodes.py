@@ -60,7 +60,7 @@ def test_summary_and_file_begin_with_what_was_measured(
     pack: ModuleType, unlearn: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a single step, really drawn and judged; and queued again it is not drawn again."""
-    _, erasure, summary, record = unlearn(concept="cat")
+    _, erasure, summary, record = unlearn(concept="cat", size=128)
     first, second = summary.splitlines()[:2]
     found = record["measured"]["verdict"]
     assert found["concepts"]["cat"]["verdict"] == "not gone"
@@ -73,7 +73,7 @@ def test_summary_and_file_begin_with_what_was_measured(
     monkeypatch.setattr(
         pack.unlearn.evaluate.verdict, "measured", lambda *_: pytest.fail("it was there")
     )
-    *_, again, _ = unlearn(concept="cat")
+    *_, again, _ = unlearn(concept="cat", size=128)
     assert again.splitlines()[:2] == [
         first,
         "Trained before with these inputs; read from the file.",

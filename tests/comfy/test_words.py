@@ -122,11 +122,11 @@ def test_both_backends_read_a_word_alike(
 def test_how_far_a_name_moved_is_measured_by_its_letters(pack: ModuleType, layouts: dict) -> None:
     """By a training node, and by Combine."""
     clip, nodes = layouts[CLIP].clip, pack.nodes
-    erased, _ = nodes.apply.erased_clip(clip, of_the_encoder(pack, clip))
+    erased, _ = nodes.backend.apply.erased_clip(clip, of_the_encoder(pack, clip))
     before, after = (drawn_by(c, r"a photo of a guitar_\(music\)") for c in (clip, erased))
     wanted = ((after - before).norm() / before.norm()).item()
     assert nodes.few_shot.movement(clip, erased, [NAME], "object")[NAME] == pytest.approx(wanted)
-    same = nodes.erased.conflict(clip, erased, erased, f"a photo of a {NAME}")
+    same = nodes.erasures.conflict(clip, erased, erased, f"a photo of a {NAME}")
     assert same == pytest.approx((1.0, 1.0))
 
 

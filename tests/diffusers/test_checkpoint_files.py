@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from unlearn.diffusers_backend.load import ModelError, load_pipeline
 from unlearn.diffusers_backend.model import DiffusersModel
 
+pytestmark = pytest.mark.costly
+
 Tensors = dict[str, torch.Tensor]
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 ENCODER = "cond_stage_model.transformer."

@@ -32,6 +32,8 @@ from unlearn.diffusers_backend.apply import applied
 from unlearn.diffusers_backend.load import load_pipeline
 from unlearn.diffusers_backend.model import DiffusersModel
 
+pytestmark = pytest.mark.costly
+
 PICTURES = [str(samples.FOLDER / f"mushroom_{i}.png") for i in (1, 2)]
 QUICK = ["--images", *PICTURES, "--steps", "2", "--no-verdict", *CPU]
 
@@ -175,7 +177,11 @@ def test_erase_is_the_method_itself(model: DiffusersModel, low_rank: Path) -> No
     ("method", "options"),
     [
         ("key_step", ["--mode", "paper", "--start", "0"]),
-        ("domain_correction", ["--mode", "paper", "--shots", "1", "--batch", "1"]),
+        pytest.param(
+            "domain_correction",
+            ["--mode", "paper", "--shots", "1", "--batch", "1"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_erase_by_the_networks_methods(
@@ -607,7 +613,7 @@ def test_a_checkpoint_file_is_applied_and_exported_as_a_folder_is(
         assert torch.allclose(conditioning(own), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("precision", ["float16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_exported_text_encoder_loads_everywhere(
     folder: Path, model: DiffusersModel, full: Path, precision: str, tmp_path: Path
 ) -> None:

@@ -18,6 +18,8 @@ from unlearn.core.erasure import NETWORK, Erasure
 from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.evaluate.probe import ATTACKS, ProbeSettings, settings
 
+pytestmark = pytest.mark.costly
+
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 TO_K = NETWORK + "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
 QUICK = ["--steps", "2", "--guidance", "3", *CPU]
@@ -133,7 +135,9 @@ def test_several_erasures_are_probed_together_for_each_concept(
     assert (one.read_bytes(), other.read_bytes()) == before
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize(
+    "attack", [ATTACKS[0], *(pytest.param(one, marks=pytest.mark.slow) for one in ATTACKS[1:])]
+)
 def test_one_attack_alone_is_run(
     attack: str,
     folder: Path,

@@ -23,6 +23,8 @@ from unlearn.diffusers_backend.apply import applied
 from unlearn.diffusers_backend.load import load_pipeline
 from unlearn.diffusers_backend.model import DiffusersModel
 
+pytestmark = pytest.mark.costly
+
 PROMPT = "a photo of a cat"
 METHODS = {
     "few_shot": ["--shots", "1"],
@@ -111,11 +113,11 @@ def assert_only_changed(
     ("kind", "method"),
     [
         ("sd2", "few_shot"),
-        ("xl", "few_shot"),
         ("xl", "key_step"),
         ("animatediff", "few_shot"),
-        ("animatediff", "key_step"),
-        ("animatediff_xl", "few_shot"),
+        pytest.param("xl", "few_shot", marks=pytest.mark.slow),
+        pytest.param("animatediff", "key_step", marks=pytest.mark.slow),
+        pytest.param("animatediff_xl", "few_shot", marks=pytest.mark.slow),
     ],
 )
 def test_apply_writes_the_same_kind_of_folder_with_the_erasure_in_it(

@@ -19,6 +19,8 @@ from unlearn.__main__ import main
 from unlearn.core.erasure import NETWORK, Erasure
 from unlearn.diffusers_backend.model import DiffusersModel
 
+pytestmark = pytest.mark.costly
+
 RANK = 3
 SELECTIONS = ("cross-attention", "outside-cross-attention")
 # The first is linear layers alone, the second has convolutions, too; some have biases.

@@ -24,6 +24,8 @@ from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.evaluate.cpdm.inception import load_inception
 from unlearn.evaluate.cpdm.metric import semantic_distance, style_distance
 
+pytestmark = pytest.mark.costly
+
 WORKS = {"fox_1": "a photo of a fox, flat style", "ink.sea": "a painting of the sea"}
 CPU = torch.device("cpu")
 

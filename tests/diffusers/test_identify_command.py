@@ -16,6 +16,8 @@ from testbed.model import samples
 from unlearn.__main__ import main
 from unlearn.core.erasure import Erasure
 
+pytestmark = pytest.mark.costly
+
 PICTURES = [str(samples.FOLDER / f"mushroom_{i}.png") for i in (1, 3)]
 WORDS = "cat, pizza, mushroom, house"
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"

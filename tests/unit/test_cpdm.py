@@ -200,6 +200,7 @@ def test_poolings_of_the_fids_network(fid: Inception) -> None:
 
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+@pytest.mark.costly
 def test_torchvisions_file_and_its_poolings(tmp_path: Path, ending: str) -> None:
     file = small_inception.write(tmp_path / f"inception_v3_google{ending}", is_fid=False)
     found = load_inception(file)
@@ -213,6 +214,7 @@ def test_torchvisions_file_and_its_poolings(tmp_path: Path, ending: str) -> None
     assert torch.allclose(found.network.Mixed_5b(x)[:, -32:], wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.costly
 def test_both_kinds_of_file_are_the_same_network(fid: Inception, tmp_path: Path) -> None:
     other = load_inception(small_inception.write(tmp_path / "pt_inception.safetensors"))
     assert other.is_fid

@@ -456,12 +456,15 @@ def test_no_more_latents_are_kept_for_a_step_than_it_says(settings: KeyStepSetti
 
 
 @pytest.mark.parametrize("settings", MODES)
+@pytest.mark.costly
 def test_same_seed_same_erasure(settings: KeyStepSettings) -> None:
     settings = replace(settings, iterations=8)
     first, again = (key_step(TinyNetworkModel(), ["cat"], settings) for _ in range(2))
     assert same(first, again)
     assert not same(first, key_step(TinyNetworkModel(), ["cat"], replace(settings, seed=1)))
 
+
+costly = pytest.mark.costly  # not in the fast tier
 
 CUTS = [
     # (settings, concepts, the iteration at which it is cancelled)
@@ -472,10 +475,16 @@ CUTS = [
     pytest.param(replace(PAPER, projection="orthogonal"), ["cat"], 14, id="paper, projected"),
     pytest.param(replace(PAPER, rank=2), ["cat"], 14, id="paper, low rank"),
     pytest.param(PAPER, ["cat", "dog"], 10, id="paper, two concepts"),
-    pytest.param(BALANCED, ["cat"], 1, id="balanced at once"),
-    pytest.param(BALANCED, ["cat"], 12, id="balanced within a walk"),
-    pytest.param(replace(BALANCED, start=5), ["cat"], 6, id="balanced after a walk"),
-    pytest.param(replace(BALANCED, rank=2, projection="orthogonal"), ["cat"], 14, id="projected"),
+    pytest.param(BALANCED, ["cat"], 1, id="balanced at once", marks=costly),
+    pytest.param(BALANCED, ["cat"], 12, id="balanced within a walk", marks=costly),
+    pytest.param(replace(BALANCED, start=5), ["cat"], 6, id="balanced after a walk", marks=costly),
+    pytest.param(
+        replace(BALANCED, rank=2, projection="orthogonal"),
+        ["cat"],
+        14,
+        id="projected",
+        marks=costly,
+    ),
     pytest.param(replace(BALANCED, protect=("tiger",)), ["cat", "dog"], 10, id="two concepts"),
     pytest.param(replace(BALANCED, start="auto"), ["cat"], 5, id="balanced, start found"),
 ]
@@ -688,6 +697,7 @@ def test_start_auto_measures_and_says_so_in_the_record() -> None:
     assert record["settings"]["start"] == "auto"
 
 
+@pytest.mark.costly
 def test_of_several_concepts_the_one_decided_first_sets_the_start() -> None:
     def start(concepts: list[str]) -> int:
         settings = replace(PAPER, steps=24, start="auto", iterations=1)

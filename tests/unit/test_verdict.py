@@ -391,6 +391,7 @@ def command(small: Path, file: Path, *more: str) -> list[str]:
     return ["erase", str(small), "fox", *options, "-o", str(file)]
 
 
+@pytest.mark.costly
 def test_command_ends_with_the_verdict_and_records_it(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
