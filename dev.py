@@ -8,6 +8,7 @@
     python dev.py soak     erase 150 times in one ComfyUI; its memory must not grow: soak --runs 10
     python dev.py matrix   run the tests of the ComfyUI backend on older ComfyUIs: matrix 0.24.0
     python dev.py fuzz     give every reader of files bad ones: fuzz --inputs 5000 --seed 0
+    python dev.py mutants  put faults into a copy of the code: does a test notice each of them?
     python dev.py setup    only set up
 
 Each task first sets up what is missing: a virtual environment in .venv, ComfyUI in .host (or your
@@ -61,6 +62,7 @@ MODULES = {
     "bench": "testbed.bench",
     "soak": "testbed.host.soak",
     "fuzz": "testbed.fuzz",
+    "mutants": "testbed.mutants",
 }
 
 TORCH = "torch==2.13.0"
@@ -570,7 +572,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    tasks = ("setup", "demo", "test", "serve", "bench", "soak", "matrix", "fuzz")
+    tasks = ("setup", "demo", "test", "serve", "bench", "soak", "matrix", "fuzz", "mutants")
     parser.add_argument("task", choices=tasks)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the task")
     options = parser.parse_args()

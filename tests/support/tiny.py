@@ -124,7 +124,7 @@ class TinyModel:
         self, sentences: Sequence[str], vectors: torch.Tensor
     ) -> Conditioning:
         rows = []
-        for sentence, gap in zip(sentences, vectors):
+        for sentence, gap in zip(sentences, vectors.expand(len(sentences), -1, -1)):
             words = [word_vector(word, self.width) for word in sentence.split() if word != "{}"]
             rows.append(torch.cat([torch.stack(words), gap] if words else [gap]).mean(0))
         return Conditioning(self._layers(torch.stack(rows))[:, None])
@@ -324,7 +324,7 @@ class TinyNetworkModel(TinyModel):
         self, sentences: Sequence[str], vectors: torch.Tensor
     ) -> Conditioning:
         rows = []
-        for sentence, gap in zip(sentences, vectors):
+        for sentence, gap in zip(sentences, vectors.expand(len(sentences), -1, -1)):
             words = ["<start>", *sentence.replace(",", " ").lower().split()]
             parts = [gap if w == "{}" else word_vector(w, self.width)[None] for w in words]
             rows.append(self._layers(torch.cat(parts)))
