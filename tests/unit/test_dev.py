@@ -423,6 +423,7 @@ def test_matrix_says_what_failed_and_what_was_skipped_by_name() -> None:
 
 
 @pytest.mark.costly
+@pytest.mark.slow
 def test_matrix_fails_where_a_test_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here none runs."""
     (tmp_path / "comfyui_version.py").write_text('__version__ = "9.9.9"')
