@@ -149,7 +149,8 @@ def small_runs(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def small_runs_outside_comfyui(request: pytest.FixtureRequest) -> None:
     """The same for what is tested in tests/diffusers."""
-    if request.path.parent.name == "diffusers":
+    whole = request.node.get_closest_marker("full_runs")
+    if request.path.parent.name == "diffusers" and not whole:
         import unlearn.methods.parts.closed_form
         import unlearn.methods.parts.retention
         from unlearn.diffusers_backend.model import DiffusersModel

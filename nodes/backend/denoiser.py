@@ -15,7 +15,7 @@ from .schedule import Schedule
 
 
 class Denoiser:
-    """Asks the network as the host's sampler does, and gives back the network's own output."""
+    """Runs the denoiser as the host's sampler does, and returns the denoiser's own output."""
 
     def __init__(self, patcher, schedule: Schedule, residency: Residency) -> None:
         self.patcher, self.schedule, self.residency = patcher, schedule, residency
@@ -23,7 +23,7 @@ class Denoiser:
 
     @property
     def module(self) -> torch.nn.Module:
-        """The host's BaseModel around the network."""
+        """The host's BaseModel, which contains the denoiser."""
         return self.patcher.model
 
     @property
@@ -42,7 +42,7 @@ class Denoiser:
             if conditioning.pooled is None
             else scale_gradient(conditioning.pooled, 1 / scale),
         )
-        # As the host does: each prompt's by itself, together where they allow it.
+        # As in the host: conds are made for each prompt, and batched if they allow it.
         each = [self.conds(x_t[i : i + 1], lifted.single(i % len(lifted))) for i in range(len(x_t))]
         first, others = each[0], each[1:]
         if all(first[k].can_concat(other[k]) for other in others for k in first):
@@ -55,15 +55,15 @@ class Denoiser:
         return scale_gradient(output, scale)
 
     def conds(self, x_t: torch.Tensor, conditioning: Conditioning) -> dict:
-        """What the network is given beside x_t (1, ...) and its noise level, as the host has it."""
+        """The denoiser's inputs beside x_t (1, ...) and the noise level, as the host makes them."""
         known = {
             **conditioning.extra,
             "cross_attn": conditioning.cross,
-            "pooled_output": conditioning.pooled,  # some networks look for it, None or not
+            "pooled_output": conditioning.pooled,  # some models need the key, even if it is None
             "noise": x_t,
-            # What an inpainting model is to keep: nothing.
+            # An inpainting model gets an empty picture to keep.
             "latent_image": torch.zeros_like(x_t),
-            # LTX 2 would have sound beside the pictures; this says that there is none.
+            # Tells LTX 2 that there is no sound beside the pictures.
             "latent_shapes": [x_t.shape],
             "device": self.device,
             "width": x_t.shape[-1] * 8,
@@ -78,7 +78,7 @@ class Denoiser:
         options = {
             **self.patcher.model_options.get("transformer_options", {}),
             "optimized_attention_override": differentiable,
-            # What the host's sampler tells, and some patches of the MODEL ask for.
+            # The host's sampler passes these, and some patches of a MODEL need them.
             "cond_or_uncond": [0],
             "sigmas": sigma,
         }
@@ -89,7 +89,7 @@ class Denoiser:
         finally:
             handle.remove()
         if self.schedule.is_exact and not get_all_wrappers(WrappersMP.APPLY_MODEL, options):
-            # Told back from x0, it would have lost a millionth of itself under little noise.
+            # Computed back from x0, the output would lose about 1e-6 of its value at little noise.
             shapes = [getattr(output, "shape", None) for output in outputs]
             if shapes == [x_t.shape]:
                 return outputs[0].float()
@@ -106,7 +106,7 @@ class Denoiser:
         return torch.randn(count, channels, *self.space(size), generator=generator)
 
     def space(self, size: tuple[int, int]) -> list[int]:
-        """Height and width of the latents, after one frame where they are a video's."""
+        """Height and width of the latents; for a video model with one frame before them."""
         layout = self.module.latent_format
         space = [side // layout.spacial_downscale_ratio for side in size]
         return [1, *space] if layout.latent_dimensions == 3 else space

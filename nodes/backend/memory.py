@@ -17,7 +17,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ...unlearn.core.model import Part
 from ...unlearn.evaluate.classifier import rows_at_once
-from .patching import blocks, edited, is_quantised
+from .aliasing import is_quantised
+from .patching import edited
+from .recompute import blocks
 
 if TYPE_CHECKING:
     from .model import ComfyModel

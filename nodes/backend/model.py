@@ -21,6 +21,7 @@ from ...unlearn.core.token_slots import (
     Vocabulary,
 )
 from ...unlearn.core.trainable import encoder_weights, network_weights
+from .aliasing import aliased
 from .checks import autoencoder, check_clip, check_patcher, check_vae, check_vae_fits
 from .denoiser import Denoiser
 from .differentiable import in_one_stream, trainable_kernels
@@ -28,8 +29,9 @@ from .dynamic_vram import static_clip, static_model
 from .identity import fingerprints, without_hooks
 from .memory import MEASURED, MemoryPlan, leave_room_for_classifier, plan_attack, plan_training
 from .packed import unpacked_for_products
-from .patching import aliased, checkpointed, edited
+from .patching import edited
 from .read_depth import check_read, is_spoilt, spoilt, unread_layers
+from .recompute import checkpointed
 from .residency import Residency
 from .sampling import sampled
 from .schedule import Schedule

@@ -1,4 +1,4 @@
-"""Network and text encoder on the device, beside room for what is computed with them."""
+"""Keeps denoiser and text encoder on the device, with free memory for the computation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import comfy.model_management as management
 
 
 class Residency:
-    """Loads both models, and loads them again where the host has put something else there."""
+    """Loads both models, and loads them again if the host has unloaded one."""
 
     def __init__(self, patcher, encoder_patcher, device) -> None:
         self.patchers, self.device = (patcher, encoder_patcher), device
@@ -14,22 +14,21 @@ class Residency:
         """Bytes that stay free beside the models."""
 
     def load(self) -> None:
-        """Put as much of both models on the device as fits beside `room`."""
+        """Load as much of both models as fits beside `room`."""
         management.load_models_gpu(list(self.patchers), memory_required=self.room)
-        if self.room:  # The host fills a part of what is free with weights in any case.
+        if self.room:  # the host may have filled a part of it with weights
             management.free_memory(self.room, self.device)
 
     def ready(self) -> None:
-        """Load what the host has unloaded since.
+        """Load again what the host has unloaded.
 
-        The autoencoder may have taken the network's place, or the place of the text encoder, which
-        the host loads by itself.
+        The host may have unloaded a model to load the autoencoder, or the text encoder.
         """
         if not self.is_loaded():
             self.load()
 
     def make_room(self) -> None:
-        """Make `room` again: whenever the host draws, it fills it with weights."""
+        """Free `room` again. The host fills it with weights whenever it draws."""
         if self.room:
             self.load()
 

@@ -1,4 +1,4 @@
-"""Drawing by the host's sampler."""
+"""Draws with the host's sampler."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ def sampled(
     steps: int,
     guidance: float,
 ) -> torch.Tensor:
-    """Clean latents of pictures of `size`, one a prompt, by the host's dpmpp_2m sampler.
+    """Clean latents of one picture for each prompt, by the host's dpmpp_2m sampler.
 
-    A network that is told its guidance as a number, as Flux dev and HunyuanVideo 1, draws by
-    that: classifier-free guidance on top of it would burn the pictures.
+    The pictures have the model's `size`; picture i has the seed seed + i. Models that get their
+    guidance as a number, such as Flux dev and HunyuanVideo 1, draw without classifier-free
+    guidance, since both together oversaturate the pictures.
     """
     if getattr(getattr(model.layers, "params", None), "guidance_embed", False):
         guidance = 1.0
     with torch.no_grad():
         positive = prompts if isinstance(prompts, Conditioning) else model.encode(prompts)
         if len(positive) > 1 and (positive.tokens is not None or positive.extra):
-            # The host takes a mask, and a number of tokens, for one prompt's.
+            # The host takes a mask, and a number of tokens, for one prompt only.
             each = [
                 sampled(model, positive.single(i), seed + i, steps, guidance)
                 for i in range(len(positive))
@@ -64,5 +65,5 @@ def sampled(
 
 
 def _listed(conditioning: Conditioning) -> list:
-    """Conditioning as the host passes it between nodes."""
+    """The conditioning in the form that the host passes between nodes."""
     return [[conditioning.cross, {**conditioning.extra, "pooled_output": conditioning.pooled}]]

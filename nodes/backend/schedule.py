@@ -1,11 +1,11 @@
-"""The noise schedule of a MODEL: noise levels, noising, and what a prediction means."""
+"""The noise schedule of a MODEL: noise levels, adding noise, and converting predictions."""
 
 from __future__ import annotations
 
 import comfy.model_sampling
 import torch
 
-# How the host comes from a network's output to x0, where that output is epsilon, v or velocity.
+# The host's functions from a denoiser's output to x0, for outputs that are epsilon, v or velocity.
 OWN_OUTPUT = tuple(
     kind.calculate_denoised
     for kind in (
@@ -24,20 +24,20 @@ class Schedule:
 
     @property
     def sampling(self) -> torch.nn.Module:
-        """The host's model_sampling, asked of the patcher.
+        """The host's model_sampling, from the patcher.
 
-        The network's own may belong to another branch of the graph, and it is the checkpoint's
-        while the host has the network unloaded.
+        The one in the module may be that of another branch of the graph, or that of the checkpoint
+        while the model is unloaded.
         """
         return self.patcher.get_model_object("model_sampling")
 
     @property
     def is_exact(self) -> bool:
-        """Whether the network's output is just what `prediction` computes from x0."""
+        """Whether the denoiser's output is exactly what `prediction` computes from x0."""
         return type(self.sampling).calculate_denoised in OWN_OUTPUT
 
     def sigma(self, t: torch.Tensor) -> torch.Tensor:
-        """(N,) noise levels of timesteps (N,)."""
+        """The noise levels (N,) of timesteps (N,)."""
         sampling = self.sampling
         if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
             return sampling.sigma(t.clamp(max=len(sampling.sigmas) - 1))
@@ -48,22 +48,22 @@ class Schedule:
             # One at a time: Cosmos Predict 2 compares a sigma with a number.
             times = low + (high - low) * t / 1000
             return torch.stack([sampling.sigma(time).to(t) for time in times])
-        # At sigma 0 a flow's two ends are one, and tell no velocity.
+        # At sigma 0 a flow's x_t equals x0, and the velocity cannot be computed from the two.
         sigma = sampling.sigma(t / 1000 * getattr(sampling, "multiplier", 1.0))
         return sigma.clamp(min=float(sampling.sigma_min))
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """x_t of clean latents (N, ...) at timesteps (N,)."""
+        """x_t from clean latents (N, ...) at timesteps (N,)."""
         return self.sampling.noise_scaling(like(self.sigma(t), x0), noise, x0)
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """What the network should predict at x_t: epsilon, v or velocity."""
+        """What the denoiser should predict at x_t: epsilon, v or velocity."""
         if type(self.sampling).calculate_denoised is comfy.model_sampling.EPS.calculate_denoised:
             return noise
         return self.prediction(self.add_noise(x0, noise, t), t, x0)
 
     def prediction(self, x_t: torch.Tensor, t: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
-        """The network's output that means x0: epsilon (or a flow's velocity), or v."""
+        """The denoiser's output that corresponds to x0: epsilon, v or velocity."""
         sigma = like(self.sigma(t), x_t)
         sampling = self.sampling
         if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
@@ -75,7 +75,7 @@ class Schedule:
     def predict_x0(
         self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor
     ) -> torch.Tensor:
-        """x0 that a prediction at x_t means: the inverse of `prediction`."""
+        """The x0 that corresponds to a prediction at x_t: the inverse of `prediction`."""
         sigma = like(self.sigma(t), x_t)
         sampling = self.sampling
         if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
@@ -86,5 +86,5 @@ class Schedule:
 
 
 def like(sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """(N,) noise levels in a shape that multiplies x (N, ...)."""
+    """Noise levels (N,) in a shape that can be multiplied with x (N, ...)."""
     return sigma.to(x).view(-1, *[1] * (x.ndim - 1))

@@ -1,4 +1,4 @@
-"""The text encoders of a CLIP: prompts and token vectors to conditioning."""
+"""The text encoders of a CLIP: from prompts and token vectors to conditioning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .words import encoder_names, part_named, tokenized
 
 
 class TextEncoder:
-    """Encodes as the stock CLIP Text Encode does, but reads prompts as plain words."""
+    """Encodes as the stock CLIP Text Encode does, but takes prompts as plain words."""
 
     def __init__(self, clip, residency: Residency) -> None:
         self.clip, self.residency, self.device = clip, residency, residency.device
@@ -32,17 +32,18 @@ class TextEncoder:
         return self.clip.cond_stage_model
 
     def encode(self, prompts: Sequence[str], one_a_token: Callable[[], bool]) -> Conditioning:
-        """Conditioning (N, tokens, width) of prompts.
+        """The conditioning of prompts, (N, tokens, width).
 
-        one_a_token: says whether the network is given one vector for each token and nothing else,
-        so that several prompts may go through the encoder at once.
+        one_a_token: returns whether the denoiser gets one vector for each token and nothing else.
+        Then several prompts can be encoded at once.
         """
         tokens = [tokenized(self.clip, prompt) for prompt in prompts]
         return self.of_tokens(tokens, one_a_token)
 
     def of_tokens(self, tokens: list[dict], one_a_token: Callable[[], bool]) -> Conditioning:
         if len(tokens) > 1 and one_a_token() and _can_be_stacked(tokens):
-            # The host encodes the sections of a long prompt as one batch. These are N short ones.
+            # The host encodes the sections of a long prompt as one batch. Here the sections are N
+            # short prompts.
             sections = {name: [t[name][0] for t in tokens] for name in tokens[0]}
             output = self._run(sections)
             cross = output.pop("cond").unflatten(1, (len(tokens), -1))[0]
@@ -53,7 +54,7 @@ class TextEncoder:
         return Conditioning.cat([self.of_one(t) for t in tokens])
 
     def of_one(self, tokens: dict) -> Conditioning:
-        """Conditioning of one prompt. Raises ValueError where the methods would lose a part."""
+        """The conditioning of one prompt. Raises ValueError if the methods would lose a part."""
         output = self._run(tokens)
         if beyond := handed_on_besides(output):
             raise ValueError(
@@ -65,17 +66,18 @@ class TextEncoder:
     def with_embeddings(
         self, sentences: Sequence[str], vectors: torch.Tensor, one_a_token: Callable[[], bool]
     ) -> Conditioning:
-        """Conditioning of sentences whose gap holds vectors (N or 1, tokens, width).
+        """The conditioning of sentences with vectors (N or 1, tokens, width) in their slot.
 
-        The host takes a vector where a token's number would stand, as for textual inversions.
-        Raises ValueError for a text encoder that takes none.
+        As for textual inversions, the host takes a vector in the place of a token's number. Raises
+        ValueError if this text encoder takes none.
         """
         vectors = vectors.expand(len(sentences), -1, -1)
         tokens = [self._filled(*pair) for pair in zip(sentences, vectors)]
         try:
             return self.of_tokens(tokens, one_a_token)
         except (RuntimeError, ValueError) as error:
-            # The host compares HunyuanVideo 1's first token with a number, and makes one of Lens's.
+            # The host compares the first token of HunyuanVideo 1 with a number, and converts that
+            # of Lens to one. Both fail for a vector.
             if not any(part in str(error) for part in ("Boolean value of", "can be converted to")):
                 raise
             raise ValueError(
@@ -85,13 +87,13 @@ class TextEncoder:
 
     @torch.no_grad()
     def vocabulary(self) -> Vocabulary:
-        """Whole words with a token in each of the encoders, and their vectors side by side."""
+        """Words that are one token in every encoder, with their vectors of all encoders joined."""
         names = encoder_names(self.clip, self.clip.tokenize(""))
         words, numbers = shared_words(
             {token: i for i, token in part_named(self.clip.tokenizer, name).inv_vocab.items()}
             for name in names
         )
-        # Asked of the layer and not read from its weight: Gemma's layer scales the vectors.
+        # The layer is run, instead of reading its weight, because Gemma's layer scales the vectors.
         tables = [
             layer(torch.tensor(some, device=layer.weight.device).long(), out_dtype=torch.float32)
             for layer, some in zip(map(self._embedding, names), numbers)
@@ -99,7 +101,7 @@ class TextEncoder:
         return beside(words, [table.to(self.device) for table in tables])
 
     def _filled(self, sentence: str, vectors: torch.Tensor) -> dict:
-        """Tokens of a sentence with vectors (tokens, width) in its gap."""
+        """The tokens of a sentence with vectors (tokens, width) in its slot."""
         one, other = (
             tokenized(self.clip, text) for text in fill_with_two_fillers(sentence, len(vectors))
         )
@@ -114,11 +116,11 @@ class TextEncoder:
         return one
 
     def _embedding(self, name: str) -> torch.nn.Module:
-        """The layer that makes vectors of tokens."""
+        """The token embedding layer of an encoder."""
         return part_named(self.module, name).transformer.get_input_embeddings()
 
     def _on_device(self, cross: torch.Tensor, pooled: torch.Tensor | None, extra: dict):
-        """Conditioning on the network's device: the host leaves an encoder's output on the CPU."""
+        """The conditioning on the denoiser's device. The host leaves it on the CPU."""
         found = {"cross": cross, "pooled": pooled, "extra": extra}
         return Conditioning(
             **tree_map(lambda x: x.to(self.device) if torch.is_tensor(x) else x, found)
@@ -128,14 +130,14 @@ class TextEncoder:
         self.residency.ready()
         clip = self.clip
         if self.residency.room:
-            # If the host loaded the encoder alone once more, it would fill the room beside it.
+            # Loading the encoder again would make the host fill the free room with weights.
             clip, patcher = copy(clip), clip.patcher
             clip.load_model = lambda tokens=None: patcher
         return clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
 
 
 def _can_be_stacked(tokens: list[dict]) -> bool:
-    """Whether every prompt has one section, all are of one length, and no word has a weight."""
+    """Whether all prompts have one section, the same length, and no weights."""
     sections = [section for t in tokens for section in t.values()]
     return (
         all(len(section) == 1 for section in sections)

@@ -496,7 +496,7 @@ def test_encoder_that_hands_on_more_than_vectors_gets_a_sentence(
     pack: ModuleType, encoder: Callable[[], Any], what: str, tmp_path: Path
 ) -> None:
     loaded = replace(build("UMT5, Wan"), clip=encoder())
-    sentence = rf"hands on more of a prompt than .* \({what}\), as HiDream's and Anima's do"
+    sentence = rf"gives more than one vector .* \({what}\), as those of HiDream and Anima do"
     refused(pack, loaded, tmp_path, sentence)
 
 

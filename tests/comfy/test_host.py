@@ -398,7 +398,7 @@ def test_applying_leaves_the_original_as_it_was(
 def test_aliases_share_the_weights_memory(pack: ModuleType, loaded: Loaded) -> None:
     encoder = loaded.clip.cond_stage_model
     before = dict(encoder.named_parameters())
-    with torch.inference_mode(False), pack.nodes.backend.patching.aliased([encoder]):
+    with torch.inference_mode(False), pack.nodes.backend.aliasing.aliased([encoder]):
         for name, parameter in encoder.named_parameters():
             assert parameter.data_ptr() == before[name].data_ptr()
             assert not parameter.is_inference()
@@ -433,7 +433,7 @@ def test_another_extensions_forward_survives_checkpointing(pack: ModuleType) -> 
         return x + 7
 
     block.forward = theirs
-    with pack.nodes.backend.patching.checkpointed([root]):
+    with pack.nodes.backend.recompute.checkpointed([root]):
         assert torch.equal(block(torch.zeros(1)), torch.full((1,), 7.0))
     assert block.forward is theirs
 

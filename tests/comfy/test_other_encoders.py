@@ -301,7 +301,7 @@ def test_experts_in_few_bits_get_a_sentence(pack: ModuleType, tmp_path: Path) ->
     how = {"format": "float8_e4m3fn", "num_experts": len(each)}
     stored["comfy_quant"] = torch.frombuffer(bytearray(json.dumps(how).encode()), dtype=torch.uint8)
     bank.load_state_dict({**stored, "bias": bank.bias})
-    with pytest.raises(ValueError, match="experts of a layer together in few bits"):
+    with pytest.raises(ValueError, match="experts of a layer in one quantised tensor"):
         run_node(pack, loaded, tmp_path)
 
 

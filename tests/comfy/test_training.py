@@ -164,7 +164,7 @@ def test_memory_of_weights_that_the_host_moves_becomes_free(pack: ModuleType) ->
     with torch.inference_mode():
         module = torch.nn.Linear(2, 2)
     held, values = weakref.ref(module.weight), module.weight.tolist()
-    with pack.nodes.backend.patching.aliased([module]):
+    with pack.nodes.backend.aliasing.aliased([module]):
         assert held() is None
         assert module.weight.tolist() == values
     assert module.weight.tolist() == values
@@ -175,7 +175,7 @@ def test_weights_that_the_host_moved_stay_where_it_put_them(pack: ModuleType) ->
     with torch.inference_mode():
         module = torch.nn.Linear(2, 2)
         moved, stayed = module.weight, module.bias
-    with pack.nodes.backend.patching.aliased([module]):
+    with pack.nodes.backend.aliasing.aliased([module]):
         module.weight.data = module.weight.data.clone()
         there = module.weight
     assert module.weight is there
@@ -192,7 +192,7 @@ def test_weights_moved_before_a_run_can_be_kept_for_its_backward_pass(pack: Modu
         x = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
         with pytest.raises(RuntimeError, match="version"):
             module(x)
-        with pack.nodes.backend.patching.aliased([module]):
+        with pack.nodes.backend.aliasing.aliased([module]):
             module(x).sum().backward()
         assert torch.equal(x.grad, module.weight.sum(0, keepdim=True))
 

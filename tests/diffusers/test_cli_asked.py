@@ -67,7 +67,7 @@ def test_a_base_cannot_be_told_without_fingerprints(
     file = make(model, tmp_path / "a.safetensors", FC1, concepts=["cat"])
     assert main(["show", str(file)]) == 0
     assert "\n  base             fingerprints of 0 weights\n" in capsys.readouterr().out
-    said = "a.safetensors has no fingerprints, so its base cannot be told.\n"
+    said = "a.safetensors has no fingerprints, so its base cannot be checked; leave out --base.\n"
     assert sentence(["show", file, "--base", folder, "--json", "--record"], capsys) == said
     assert main(["show", str(file), "--base", str(folder)]) == 1
     out, err = capsys.readouterr()
@@ -81,7 +81,7 @@ def test_a_receipt_of_nothing_in_particular_cannot_be_written(
     file = make(model, tmp_path / "a.safetensors", FC1, base=model.fingerprints([FC1]))
     before = file.read_bytes()
     assert sentence(["show", file, "--base", folder, "--record"], capsys) == (
-        "a.safetensors does not say what it is of, so nothing can be asked for; use probe with "
+        "a.safetensors does not name its concept, so nothing can be measured; use probe with "
         "--concept.\n"
     )
     assert file.read_bytes() == before

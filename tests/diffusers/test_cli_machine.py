@@ -110,5 +110,5 @@ def test_a_device_that_is_not_there_gets_a_sentence(
     for name in (name for name in here if not here[name]):
         run = ["erase", "no_model", "cat", "--device", name, "-o", tmp_path / "a.safetensors"]
         assert sentence(run, capsys) == (
-            f"There is no {name} device here; use --device cpu or auto.\n"
+            f"This machine has no {name} device; use --device cpu or auto.\n"
         )

@@ -277,7 +277,7 @@ def test_nothing_in_a_ckpt_file_is_run(
     for more in ([], ["--config", folders["sd1"]]):
         said = sentence(["erase", file, "cat", *more, "-o", tmp_path / "a.safetensors"], capsys)
         assert said == (
-            "model.ckpt is no checkpoint that can be read safely; name a .safetensors file.\n"
+            "model.ckpt cannot be read safely as a checkpoint; name a .safetensors file.\n"
         )
     assert not touched.exists()
 

@@ -271,7 +271,7 @@ def test_a_network_with_other_parts_is_refused(pipeline: StableDiffusionPipeline
         unet = UNet2DConditionModel(
             **{**LAYOUTS["two levels of three"].theirs, "time_cond_proj_dim": 8}
         )
-    with pytest.raises(ValueError, match=r"no place for, time_embedding\.cond_proj\.weight first"):
+    with pytest.raises(ValueError, match=r"does not have, time_embedding\.cond_proj\.weight first"):
         network_modules(unet)
 
 
@@ -380,8 +380,8 @@ def test_schedule_that_ends_in_pure_noise_stays_finite(pipeline: StableDiffusion
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"text_encoder": None}, "has no text_encoder; it must be Stable Diffusion"),
-        ({"scheduler": FlowMatchEulerDiscreteScheduler()}, "noise levels of another kind"),
+        ({"text_encoder": None}, "has no text_encoder; use Stable Diffusion"),
+        ({"scheduler": FlowMatchEulerDiscreteScheduler()}, "is for flow or EDM models"),
     ],
     ids=["no encoder", "flow"],
 )
@@ -401,7 +401,7 @@ def test_an_inpainting_network_gets_a_sentence(pipeline: StableDiffusionPipeline
     other = StableDiffusionPipeline(
         **{**pipeline.components, "unet": unet}, requires_safety_checker=False
     )
-    with pytest.raises(ValueError, match="takes 9 channels and gives 4"):
+    with pytest.raises(ValueError, match="has 9 input and 4 output channels"):
         DiffusersModel(other)
 
 
@@ -554,7 +554,7 @@ def test_lora_of_a_full_erasure_says_what_it_keeps(model: DiffusersModel, erasur
 
 def test_a_lora_cannot_hold_norms_and_embeddings(model: DiffusersModel) -> None:
     found = random_erasure(model, "encoder", "all")
-    with pytest.raises(ErasureError, match="belongs to a Embedding; export the text encoder"):
+    with pytest.raises(ErasureError, match="a weight of a Embedding; export the text encoder"):
         loras(model, found)
 
 
@@ -819,7 +819,7 @@ def alike(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Pair:
     # What the host's --use-pytorch-cross-attention sets. Its text encoders ask for it; its networks
     # train with that kernel in any case.
     monkeypatch.setattr("comfy.model_management.ENABLE_PYTORCH_ATTENTION", True)
-    monkeypatch.setattr(pair.ours, "latents", pair.comfy.latents)
+    monkeypatch.setattr(pair.ours, "encode_images", pair.comfy.encode_images)
     return pair
 
 
@@ -894,7 +894,8 @@ def predictions(model: DiffusersModel, *erasures: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_both_learn_the_same_from_what_the_model_draws(pair: Pair, small_runs: None) -> None:
+@pytest.mark.full_runs  # in four steps the pictures of the backends differ too much
+def test_both_learn_the_same_from_what_the_model_draws(pair: Pair) -> None:
     options = {"max_steps": 2, "shots": 1, "rank": 4}
     methods = pair.pack.unlearn.methods.few_shot
     theirs = methods.few_shot(pair.comfy, ["cat"], None, methods.FewShotSettings(**options))

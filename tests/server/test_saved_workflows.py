@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from test_workflows import FILE_NAMES, native
 
-from testbed.host.server import PromptError, Server, api_prompt
+from testbed.host.server import PromptError, Server
+from testbed.host.workflow import api_prompt
 
 SAVED = Path(__file__).resolve().parents[1] / "data" / "saved_by_0.1.0" / "workflows.zip"
 with zipfile.ZipFile(SAVED) as saved:

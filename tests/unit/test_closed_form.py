@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+import tiny
 import torch
 from tiny import TinyNetworkModel
 
 import testbed.model.pack
+from unlearn.core.conditioning import Conditioning
 from unlearn.core.edit import Delta
 from unlearn.core.erasure import NETWORK
 from unlearn.core.trainable import reads_prompt
@@ -47,6 +49,35 @@ def test_the_map_is_the_least_squares_solution(monkeypatch) -> None:
     expected = torch.linalg.lstsq(left, right).solution
     found = erasing_map(model, words(), ["cat"], push=0.5, retention=9.0)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_ridge_and_retention_by_hand(monkeypatch) -> None:
+    """The normal equations, of 128 sentences and 512 other prompts, which weigh 25 times as much:
+    (own + 25 kept + ridge) D = across, the ridge in shares of the mean square."""
+    monkeypatch.setattr(closed_form, "RIDGE", 0.5)
+    model, around = TinyNetworkModel(), words()
+    sentences, others = around.sentences(128), around.others(512)
+    own = tokens(model, [sentence.format("cat") for sentence in sentences])
+    neutral = tokens(model, [sentence.format(around.anchor) for sentence in sentences])
+    kept = tokens(model, others)
+    square = own.T @ own / len(own) + 25 * kept.T @ kept / len(kept)
+    ridge = 0.5 * square.diagonal().mean() * torch.eye(8, dtype=torch.float64)
+    expected = torch.linalg.solve(square + ridge, own.T @ (neutral - own) / len(own))
+    found = erasing_map(model, words(), ["cat"], push=0.0)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_ridge_keeps_the_map_finite_where_the_prompts_leave_it_open() -> None:
+    class Narrow(TinyNetworkModel):
+        def encode(self, prompts) -> Conditioning:
+            cross = super().encode(prompts).cross.clone()
+            cross[..., 4:] = 0.0  # which no prompt ever says
+            return Conditioning(cross)
+
+    found = erasing_map(Narrow(), words(), ["cat"], push=0.0)
+    assert found.isfinite().all()
+    assert not found[4:].any()
+    assert found[:4, :4].abs().max() > 0.01
 
 
 def test_retention_decides_between_the_concept_and_others() -> None:
@@ -105,7 +136,7 @@ def test_keys_and_values_get_the_change_and_the_rate_goes_down() -> None:
                     delta.value().detach().double(), expected, atol=1e-5, rtol=1e-4
                 )
         assert [group["lr"] for group in optimiser.param_groups] == pytest.approx(
-            [closed_form.REST * rate for rate in rates]
+            [rate / 5 for rate in rates]
         )
         assert all("diff" in tensors for tensors in edit.tensors().values())
 
@@ -157,7 +188,10 @@ def test_without_a_step_it_is_an_erasure_of_its_own() -> None:
     assert erasure.record["steps"] == 0
     assert erasure.deltas
     assert all(key.startswith(NETWORK) for key in erasure.deltas)
-    assert erasure.record["moved"]["cat"] > 0
+    x0 = 0.5 * model.noise(4, torch.Generator().manual_seed(1))
+    erased = model.erased(erasure)
+    left = tiny.left(erased, x0, "a photo of a cat", "a photo of a picture")
+    assert left < 0.95, "nearer to the anchor's prediction, whose distance was 1"
     assert not key_step(
         model, ["cat"], KeyStepSettings(steps=10, iterations=0, start_solved=False)
     ).deltas

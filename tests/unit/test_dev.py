@@ -16,7 +16,7 @@ import pytest
 import dev
 from testbed.host import matrix
 from testbed.host.patience import finish
-from testbed.host.server import api_prompt
+from testbed.host.workflow import api_prompt
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_failure_and_interruption_end_with_one_line(
     assert end_with(dev.SetupError("A sentence.")) == (1, "\nA sentence.\n")
     code, said = end_with(KeyboardInterrupt())
     assert code == 130
-    assert said.strip() == "Interrupted; the same command goes on from the last step that was done."
+    assert said.strip() == "Interrupted. The same command continues after the last finished step."
 
 
 def test_second_setup_does_nothing(

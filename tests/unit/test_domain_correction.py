@@ -148,9 +148,14 @@ def test_shrink_and_a_step_are_adamws() -> None:
 
 
 def test_shrink_leaves_low_rank_deltas_as_they_are() -> None:
+    """There is no gradient of the weight itself that AdamW's decay would go with."""
     edit = Edit({"w": torch.ones(4, 4)}, rank=1)
+    delta = edit.deltas["w"]
+    delta.up.data.copy_(torch.tensor([[1.0], [-2.0], [3.0], [0.5]]))
+    before = delta.value().detach().clone()
+    assert before.abs().min() > 0
     edit.shrink(0.5)
-    assert not edit.deltas["w"].value().any()
+    assert torch.equal(delta.value(), before)
 
 
 # Prompts and anchors
@@ -303,7 +308,6 @@ def test_while_the_discriminator_learns_alone_no_weight_changes(
 
     def on_step(step: int, total: int, loss: float, edit: Edit) -> None:
         sizes.append(sum(p.detach().abs().sum().item() for p in edit.parameters()))
-        assert loss > 0
 
     settings = replace(settings, iterations=8, alone=5)
     record = domain_correction(TinyNetworkModel(), ["cat"], settings, on_step).record
@@ -600,7 +604,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good() -> None
         (["cat", " "], "", "No concept is named: type the word or name to unlearn"),
         (["Cat"], " cAT", "The anchor ' cAT' is the concept itself, so nothing would change"),
         (["cat", "Dog"], "dog", "The anchor 'dog' is the concept itself"),
-        (["Picture"], " ", "'picture' is the word that is drawn in a concept's place"),
+        (["Picture"], " ", "'picture' is the default anchor, which takes"),
     ],
 )
 def test_bad_input_gets_a_sentence_before_any_work(

@@ -7,7 +7,7 @@ import torch
 from tiny import TinyModel
 
 from unlearn.core.conditioning import Conditioning
-from unlearn.core.edit import Diverged, Edit, spectral_scale
+from unlearn.core.edit import Diverged, Edit, scale_gradient, spectral_scale
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -51,12 +51,21 @@ def test_off_ends_also_after_an_error() -> None:
     assert edit.changed("fc.bias", torch.ones(6)).mean() == 1.5
 
 
-def test_the_models_weights_take_no_gradient() -> None:
+def test_a_delta_gets_its_weights_gradient_and_the_weight_itself_stays() -> None:
+    plain = TinyModel()
+    plain.encoder.requires_grad_(True)
+    plain.encode(["a cat"]).cross.square().sum().backward()
     model = TinyModel()
     with model.edit("encoder", "mlp") as edit:
-        model.encode(["a cat"]).cross.sum().backward()
-    assert all(delta.full.grad is not None for delta in edit.deltas.values())
-    assert all(p.grad is None for p in model.encoder.parameters())
+        loss = model.encode(["a cat"]).cross.square().sum()
+        edit.step(torch.optim.SGD(edit.parameters(), lr=0.1), loss)
+    assert len(edit.deltas) == 8
+    for key, delta in edit.deltas.items():
+        wanted = plain.original(key)
+        assert wanted.grad.any(), key
+        assert torch.allclose(delta.full.grad, wanted.grad, atol=1e-6), key
+        assert torch.allclose(delta.full, -0.1 * wanted.grad, atol=1e-6), key
+        assert torch.equal(model.original(key), wanted), key
 
 
 def test_weights_that_are_not_read_get_no_delta() -> None:
@@ -147,10 +156,10 @@ def test_loss_that_is_not_finite_hands_over_the_last_good_deltas() -> None:
         edit.step(optimiser, edit.changed("w", edit.weights["w"]).sum())
     with pytest.raises(Diverged, match=r"The loss became nan after step \d+; use") as error:
         edit.step(optimiser, edit.changed("w", edit.weights["w"]).sum() * torch.nan)
-    steps = len(error.value.history)
-    assert 0 < steps <= 12
+    # Kept before the second step and before the twelfth, of which eleven are done then.
+    assert error.value.history == pytest.approx([3 - 0.3 * i for i in range(11)], abs=1e-5)
     kept = error.value.deltas["w"]["diff"].float()
-    assert torch.allclose(kept, torch.full((3,), -0.1 * steps), rtol=1e-3)
+    assert torch.allclose(kept, torch.full((3,), -1.1), rtol=1e-3)
 
 
 @pytest.mark.parametrize("rank", [0, 8])
@@ -182,11 +191,51 @@ def test_steps_of_many_weights_share_the_rate() -> None:
     assert four == pytest.approx([one / 2] * 4)
 
 
+def test_rates_of_the_two_thin_matrices_by_hand() -> None:
+    """A weight of ones, 8 x 16, has a scale of 1 / sqrt(8) + 1 / 4; another shares the rate."""
+    groups = Edit({"w": torch.ones(8, 16), "other": torch.ones(4)}, rank=2).groups(0.1)
+    shared, scale = 0.1 / 2**0.5, 8**-0.5 + 0.25
+    assert [group["lr"] for group in groups] == pytest.approx(
+        [shared * scale * 16 / 2, 0.1 * shared / 4, shared]
+    )
+    assert [tuple(group["params"][0].shape) for group in groups] == [(8, 2), (2, 16), (4,)]
+
+
+def test_gradients_that_were_scaled_up_on_their_way_are_scaled_back() -> None:
+    edit = Edit({"w": torch.ones(2)}, rank=0)
+    edit.gradient_scale = 1 / 4
+    changed = edit.changed("w", edit.weights["w"])
+    assert torch.equal(changed, torch.ones(2)), "values are what they were"
+    (8 * changed.sum()).backward()
+    assert edit.deltas["w"].full.grad.tolist() == [2.0, 2.0]
+    half = torch.ones(2, requires_grad=True)
+    scale_gradient(half, 4.0).sum().backward()
+    assert half.grad.tolist() == [4.0, 4.0]
+
+
+def test_what_is_restored_is_what_was_kept() -> None:
+    """Deltas, losses, and which weights are read and so in the file."""
+    edit = Edit(weights(), rank=2)
+    optimiser = torch.optim.SGD(edit.parameters(), lr=0.1)
+    for _ in range(2):
+        edit.step(optimiser, edit.changed("fc.weight", edit.weights["fc.weight"]).sum())
+    kept = edit.state()
+    again = Edit(weights(), rank=2, seed=5)
+    again.restore(kept)
+    assert again.history == edit.history != []
+    assert set(again.tensors()) == set(edit.tensors()) == {"fc.weight"}
+    one, other = (some.deltas["fc.weight"].value() for some in (edit, again))
+    assert torch.equal(one, other)
+    assert one.abs().max() > 0.01
+
+
 def test_spectral_scale_by_hand() -> None:
     weight = torch.full((4, 16), 3.0)
     assert spectral_scale(weight) == pytest.approx(3.0 * (1 / 2 + 1 / 4))
     assert spectral_scale(torch.full((9,), 0.5)) == pytest.approx(0.5)
-    assert spectral_scale(torch.zeros(9)) > 0, "a bias that starts at zero is trained as well"
+    least = spectral_scale(torch.zeros(9))
+    assert least == 1e-3, "a bias that starts at zero is trained as well"
+    assert spectral_scale(torch.zeros(4, 16)) == pytest.approx(least * (1 / 2 + 1 / 4))
 
 
 def test_conditioning_distance_is_mean_squared_and_adds_the_pooled_vector() -> None:

@@ -8,16 +8,17 @@ from itertools import count
 
 import pytest
 import torch
+from noted import NotedNetworkModel, Step, shift, square
+from noted import noted_steps as noted_steps
 from tiny import Cancelled, TinyModel, TinyNetworkModel, cancel_at, same
 
-import testbed.model.pack
-from testbed.motion import pipeline as diffusers_pipeline
+from unlearn.core.conditioning import Conditioning
 from unlearn.core.edit import Edit
 from unlearn.core.resume import Resume
-from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.methods.few_shot import FewShotSettings, few_shot
 from unlearn.methods.key_step import KeyStepSettings, key_step
-from unlearn.methods.parts.adversarial import LEAST, STEP, WARM_UP, Hardening, soft_prefix
+from unlearn.methods.parts import adversarial
+from unlearn.methods.parts.adversarial import Hardening, soft_prefix
 from unlearn.methods.parts.retention import RetentionSet
 from unlearn.prompts.sampler import PromptSampler
 
@@ -36,13 +37,13 @@ def test_a_step_of_the_attack_by_hand() -> None:
     start = torch.tensor([[[3.0, 4.0]]])
     found = soft_prefix(lambda v: v[..., 0].sum(1), start, steps=1)
     # A vector's size: the root of the mean square, 12.5, times the root of its two numbers: 5.
-    torch.testing.assert_close(found, torch.tensor([[[3.0 - STEP * 5, 4.0]]]))
+    torch.testing.assert_close(found, torch.tensor([[[3.0 - 0.3 * 5, 4.0]]]))
     assert torch.equal(start, torch.tensor([[[3.0, 4.0]]]))
 
 
 def test_later_steps_of_the_attack_are_shorter() -> None:
     found = soft_prefix(lambda v: v[..., 0].sum(1), torch.tensor([[[3.0, 4.0]]]), steps=4)
-    length = STEP * 5 * (1 + 3 / 4 + 2 / 4 + 1 / 4)
+    length = 0.3 * 5 * (1 + 3 / 4 + 2 / 4 + 1 / 4)
     torch.testing.assert_close(found, torch.tensor([[[3.0 - length, 4.0]]]))
 
 
@@ -52,7 +53,7 @@ def test_the_attack_moves_each_encoders_part_by_its_own_scale() -> None:
     start = torch.tensor([[[0.02, -0.02, 1.0, -1.0]]])
     found = soft_prefix(lambda v: (v / scale).sum((1, 2)), start, steps=1, scale=scale)
     moved = (found - start) / scale
-    torch.testing.assert_close(moved, torch.full((1, 1, 4), -STEP))
+    torch.testing.assert_close(moved, torch.full((1, 1, 4), -0.3))
 
 
 def test_a_gradient_that_overflowed_moves_nothing() -> None:
@@ -61,10 +62,19 @@ def test_a_gradient_that_overflowed_moves_nothing() -> None:
     assert torch.equal(found, start)
 
 
-def test_the_attack_leaves_no_gradient_in_what_is_trained() -> None:
+def test_the_attack_takes_ten_steps_and_leaves_no_gradient_in_what_is_trained() -> None:
     weight = torch.ones(2, requires_grad=True)
-    soft_prefix(lambda v: (v * weight).square().sum((1, 2)), torch.ones(1, 1, 2))
-    assert weight.grad is None
+    (weight.sum() * 3).backward()
+    asked = []
+
+    def losses(vectors: torch.Tensor) -> torch.Tensor:
+        asked.append(vectors)
+        return (vectors * weight).square().sum((1, 2))
+
+    found = soft_prefix(losses, torch.ones(1, 1, 2))
+    assert len(asked) == 10
+    assert weight.grad.tolist() == [3.0, 3.0], "what was there before, and nothing more"
+    assert not found.requires_grad
 
 
 @pytest.mark.parametrize("settings", [FewShotSettings, KeyStepSettings])
@@ -78,6 +88,110 @@ def hardening(model: TinyModel, edit, **more) -> Hardening:
     words = PromptSampler([CONCEPT], "object", random.Random(0))
     values = {"push": 0.0, "rate": 0.02, "seconds": 60.0, "now": clock(0.5), **more}
     return Hardening(model, edit, [CONCEPT], words, **values)
+
+
+class Attacked:
+    """Stands in the place of the attack: it moves the words by a little, and notes its losses."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(adversarial, "soft_prefix", self)
+
+    def __call__(self, losses_of: Callable, start: torch.Tensor, scale=1.0) -> torch.Tensor:
+        self.losses, self.start, self.found = losses_of(start + 0.1).detach(), start, start + 0.1
+        return self.found
+
+
+class NotedEncoder(TinyModel):
+    """What was encoded, with the edit on or off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[tuple[bool, list[str], torch.Tensor]] = []
+
+    def _note(self, prompts: list[str], found: Conditioning) -> Conditioning:
+        self.said.append((self.current._on, list(prompts), found.cross.detach()))
+        return found
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        return self._note(prompts, super().encode(prompts))
+
+    def encode_with_embeddings(self, sentences: list[str], vectors: torch.Tensor) -> Conditioning:
+        return self._note(sentences, super().encode_with_embeddings(sentences, vectors))
+
+
+def test_the_encoders_loss_by_hand(monkeypatch: pytest.MonkeyPatch, steps: list[Step]) -> None:
+    """Three times both pulls, and five times what is held, in shares of how far prompts lie apart:
+    plain, and behind other words."""
+    model, attack = NotedEncoder(), Attacked(monkeypatch)
+    with model.edit("encoder", "mlp") as edit:
+        shift(edit)
+        hardening(model, edit, push=0.5, seconds=1.0, now=clock(0.6)).encoder()
+    common, empty, *said = model.said
+    assert [on for on, _, _ in said] == [False] * 6 + [True] * 5
+    _, prompts, crosses = zip(*said)
+    wanted, neutral_after, neutral, named, others, others_after = crosses[:6]
+    missed, attacked_is, named_is, others_is, others_after_is = crosses[6:]
+    assert prompts[0] == prompts[6] == prompts[7] == ["{} " + prompt for prompt in prompts[3]]
+    assert prompts[1] == ["{} " + prompt for prompt in prompts[2]]
+    assert prompts[2] == [prompt.replace(CONCEPT, "picture") for prompt in prompts[3]]
+    assert (len(prompts[3]), len(prompts[4])) == (4, 8)
+    assert torch.allclose(attack.losses, (missed - wanted).square().mean((1, 2)), rtol=1e-5)
+    spread = square(common[2], empty[2])
+    attacked = square(attacked_is, neutral_after + 0.5 * (neutral_after - wanted))
+    plain = square(named_is, neutral + 0.5 * (neutral - named))
+    kept, kept_after = square(others_is, others), square(others_after_is, others_after)
+    parts = [3 * attacked, 3 * plain, 5 * kept, 5 * kept_after]
+    (step,) = steps
+    assert step.loss == pytest.approx((sum(parts) / spread).item(), rel=1e-5)
+    assert min(parts) > 1e-3 * sum(parts)
+    assert (step.betas, step.eps) == ((0.9, 0.98), 1e-12)
+
+
+def test_what_was_found_is_what_the_encoder_is_trained_against(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And not the words that the attack began with."""
+    model, attack = NotedEncoder(), Attacked(monkeypatch)
+    with model.edit("encoder", "mlp") as edit:
+        hardening(model, edit, seconds=1.0, now=clock(0.6)).encoder()
+        sentences, cross = model.said[9][1], model.said[9][2]
+        with edit.off():
+            found = model.encode_with_embeddings(sentences, attack.found).cross
+    assert torch.allclose(cross, found, atol=1e-6)
+
+
+def test_the_networks_loss_by_hand(monkeypatch: pytest.MonkeyPatch, steps: list[Step]) -> None:
+    model, attack = NotedNetworkModel(), Attacked(monkeypatch)
+    with model.edit("denoiser", "cross-attention") as edit:
+        held = RetentionSet(model, edit, ([CONCEPT], "object"), (), 0, Resume())
+        pictures = model.sample([f"a photo of a {CONCEPT}"] * 4, seed=0)
+        shift(edit)
+        model.made.clear()
+        run = hardening(model, edit, push=0.5, seconds=1.0, now=clock(0.6))
+        run.network(held, pictures, [601.0], retention=4.0)
+    behind_words, plain, missed, trained = model.made
+    assert [one.edited for one in model.made] == [False, False, True, True]
+    own, aim = behind_words.result.split(2)
+    plain_own, plain_aim, others_were = plain.result.split([2, 2, 4])
+    attacked_is, plain_is, others_are = trained.result.split([2, 2, 4])
+    assert torch.allclose(
+        attack.losses, (missed.result - own).square().flatten(1).mean(1), rtol=1e-5
+    )
+    far = square(plain_own, plain_aim)
+    attacked = square(attacked_is, aim - 0.5 * (own - aim))
+    left = square(plain_is, plain_aim - 0.5 * (plain_own - plain_aim))
+    kept = square(others_are, others_were)
+    parts = [attacked, left, 4 * kept]
+    (step,) = steps
+    assert step.loss == pytest.approx((sum(parts) / far).item(), rel=1e-4)
+    assert min(parts) > 1e-3 * sum(parts)
+    prompts = [model.prompt_of(row) for row in plain.cross]
+    assert prompts[2:4] == [prompt.replace(CONCEPT, "picture") for prompt in prompts[:2]]
+    assert [model.prompt_of(row) for row in trained.cross[2:]] == prompts[:2] + prompts[4:]
+    tokens = missed.cross.shape[1]
+    found = trained.cross[:2, :tokens]
+    assert torch.equal(found, missed.cross), "what was found is trained against"
+    assert not torch.equal(found, behind_words.cross[:2, :tokens])
 
 
 def revived(model, edit) -> float:
@@ -98,6 +212,8 @@ def revived(model, edit) -> float:
 @pytest.mark.slow
 def test_hardened_encoder_is_harder_to_bring_back(pack) -> None:
     """On the real small model, after a few steps of the erasure itself."""
+    import testbed.model.pack
+
     science = pack.unlearn
     host = pack.nodes.backend.model.ComfyModel(*testbed.model.pack.checkpoint(), size=(64, 64))
     words = science.prompts.sampler.PromptSampler([CONCEPT], "object", random.Random(0))
@@ -150,7 +266,9 @@ def test_hardened_network_is_harder_to_bring_back() -> None:
         with edit.off():
             pictures = model.sample(prompts, seed=0)
         before = attacked_loss(edit)
-        hardening(model, edit, rate=0.1).network(held, pictures, [801.0, 601.0, 401.0], 1.0)
+        hardening(model, edit, rate=0.1, seconds=20.0).network(
+            held, pictures, [801.0, 601.0, 401.0], 1.0
+        )
         after = attacked_loss(edit)
         assert after > 2 * before
 
@@ -162,9 +280,7 @@ def test_rate_rises_at_first_and_falls_with_the_time_that_is_left() -> None:
         run = hardening(model, edit, seconds=20.0, now=clock(1.0))
         full = run.optimiser.param_groups[0]["lr"]
         seen = [run.optimiser.param_groups[0]["lr"] / full for _ in rates(run)]
-    expected = [
-        min(1, (i + 1) / WARM_UP) * (1 - (1 - LEAST) * (i + 1) / 20) for i in range(len(seen))
-    ]
+    expected = [min(1, (i + 1) / 10) * (1 - 0.9 * (i + 1) / 20) for i in range(len(seen))]
     assert seen == pytest.approx(expected)
     assert len(seen) == 19
 
@@ -227,6 +343,9 @@ def test_the_first_optimiser_is_let_go_of(method: str, monkeypatch: pytest.Monke
 @pytest.mark.slow
 def test_an_encoder_all_of_whose_weights_are_trained_is_hardened_outside_comfyui() -> None:
     """Its word vectors are trained, too, and the words to attack with are looked up in them."""
+    from testbed.motion import pipeline as diffusers_pipeline
+    from unlearn.diffusers_backend.model import DiffusersModel
+
     model = DiffusersModel(diffusers_pipeline.pipeline())
     with model.edit("encoder", "all") as edit:
         assert not model.vocabulary().vectors.requires_grad

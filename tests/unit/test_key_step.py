@@ -10,6 +10,7 @@ from statistics import mean
 import pytest
 import tiny
 import torch
+from noted import NotedNetworkModel
 from tiny import Cancelled, OutOfMemoryAtTheEnd, TinyNetworkModel, cancel_at, same
 
 from unlearn.core.conditioning import Conditioning
@@ -283,7 +284,6 @@ def test_paper_lowers_its_loss(parameterisation: str, task: str) -> None:
     record = key_step(TinyNetworkModel(parameterisation), ["cat"], settings).record
     first, last = mean(record["loss"][:5]), mean(record["loss"][-5:])
     assert last < 0.9 * first
-    assert record["moved"]["cat"] > 0
 
 
 @pytest.mark.parametrize("task", ["object", "style"])
@@ -311,14 +311,6 @@ def test_prompts_are_augmented_in_the_last_twentieth_only() -> None:
     assert all("Zorvik" in prompt for prompts in late for prompt in prompts)
 
 
-def test_the_augmented_prompt_is_what_is_trained() -> None:
-    def delta(augment: float) -> Erasure:
-        settings = replace(PAPER, task="style", iterations=1, start=0, augment=augment)
-        return key_step(TinyNetworkModel(), ["cat"], settings)
-
-    assert not same(delta(1.0), delta(0.0))
-
-
 def test_without_augmentation_only_the_concept_and_the_empty_prompt_are_asked_for() -> None:
     model = TinyNetworkModel()
     key_step(model, ["cat"], replace(PAPER, augment=0.0), lambda *_: None)
@@ -336,11 +328,6 @@ def test_paper_draws_the_concept_beyond_an_anchor_where_one_is_named() -> None:
     wanted = model.predict(x, t, anchor)
     before = (model.predict(x, t, own) - wanted).norm()
     assert (model.erased(erasure).predict(x, t, own) - wanted).norm() < 0.5 * before
-
-
-def test_the_older_script_trains_another_way() -> None:
-    older = key_step(TinyNetworkModel(), ["cat"], replace(PAPER, empty_term="older script"))
-    assert not same(older, key_step(TinyNetworkModel(), ["cat"], PAPER))
 
 
 def test_projection_in_the_paper_mode_keeps_other_prompts_nearer() -> None:
@@ -563,6 +550,20 @@ def test_low_rank_deltas_have_that_rank(settings: KeyStepSettings) -> None:
     assert delta["lora_up"].any()
 
 
+def test_how_far_a_concept_moved_is_in_shares_of_what_its_prompt_does() -> None:
+    """By the last three predictions: of the concept and of no prompt before, and of both after."""
+    model = NotedNetworkModel()
+    record = key_step(model, ["cat"], replace(PAPER, iterations=3, learning_rate=1e-2)).record
+    before, after = model.made[-2:]
+    assert (before.edited, after.edited) == (False, True)
+    assert torch.equal(before.x_t, after.x_t)
+    assert [model.prompt_of(row) for row in before.cross] == ["a photo of a cat", ""]
+    own, empty = before.result
+    moved = (after.result[0] - own).norm() / (own - empty).norm()
+    assert record["moved"]["cat"] == pytest.approx(moved.item(), rel=1e-5)
+    assert moved > 0.01
+
+
 def test_record_says_how_it_was_made() -> None:
     settings = replace(PAPER, task="instance", iterations=3)
     record = key_step(TinyNetworkModel(), ["Zorvik"], settings).record
@@ -594,7 +595,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good(
 
 def test_the_neutral_word_itself_needs_another_anchor() -> None:
     """The paper's loss goes to the empty prompt, which no word is."""
-    with pytest.raises(ValueError, match="'person' is the word that is drawn in a concept's place"):
+    with pytest.raises(ValueError, match="'person' is the default anchor, which takes"):
         check_settings(["Person"], KeyStepSettings(task="instance"))
     check_settings(["Person"], KeyStepSettings(task="instance", mode="paper"))
 
