@@ -1,1 +1,1 @@
-"""Faults put into the science on purpose: does a test notice each of them?"""
+"""Puts faults into the code on purpose, and checks that a test notices each."""
