@@ -41,7 +41,7 @@ def heard() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in program.SIGNALS}
     for number in program.SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-    program._hear()
+    program._interrupt_on_signals()
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -104,7 +104,7 @@ def test_ended_while_it_writes_it_leaves_nothing(
 def test_who_made_it_deaf_is_obeyed(heard: None) -> None:
     """As nohup does."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    program._hear()
+    program._interrupt_on_signals()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
 
 
