@@ -1,1 +1,1 @@
-"""Puts faults into the code on purpose, and checks that a test notices each."""
+"""Faults that are put into the science on purpose, to see if a test notices each of them."""

@@ -184,7 +184,7 @@ def test_nothing_that_is_read_is_replaced(
     assert "is an input, so it is not replaced" in sentence([*onto, other], capsys)
     (file.parent / RECEIPT).touch()
     around = ["apply", "no_model", file, "--force", "-o", file.parent]
-    assert f"holds {file.name} and is not replaced" in sentence(around, capsys)
+    assert f"holds {file.name}, so it is not replaced" in sentence(around, capsys)
     model = ["apply", file.parent, file, "--force", "-o", file.parent]
     assert "is an input, so it is not replaced" in sentence(model, capsys)
     picture = tmp_path / "a.png"
