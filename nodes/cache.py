@@ -1,4 +1,4 @@
-"""Where a training node keeps what it trained, and how it finds it again."""
+"""The files in which a training node keeps its erasures, and how it finds them again."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from ..unlearn.core.version import VERSION
 from ..unlearn.files import writing
 from .backend.identity import signature
 
-LONGEST = 120  # bytes of a file's name that the concepts take
-# Bytes of a filename_prefix and of each name in it: file systems take 255 of a name, and a number,
-# an ending and a file's name while it is written come to them.
+LONGEST = 120  # most bytes of the concepts in a file's name
+# Most bytes of a filename_prefix and of each name in it. File systems allow 255 for a name. A
+# number and an ending are added, and a longer temporary name while the file is written.
 LONGEST_PATH, LONGEST_PART = 500, 200
 
 
 def training_key(method: str, concepts, settings, images, size, model, clip, vae) -> str:
-    """A hash of what decides what training yields: all but functions that other nodes have put into
-    the model's attention, which say nothing of themselves. Another version of the pack may yield
-    another."""
+    """A hash of everything that decides the result of a training, the pack's version included.
+
+    Functions that other nodes put into the model's attention are the exception: they cannot be
+    identified.
+    """
     inputs = {
         "version": VERSION,
         "method": method,
@@ -35,15 +37,15 @@ def training_key(method: str, concepts, settings, images, size, model, clip, vae
         "model": signature(model),
         "clip": signature(clip.patcher),
         "skip": clip.layer_idx,
-        # Pictures that the model draws itself never leave its latents.
+        # Pictures that the model draws itself stay latents, and the VAE does not matter.
         "vae": None if images is None or vae is None else signature(vae.patcher),
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def output_file(path: str) -> Path:
-    """A path in the output folder. Raises ValueError where it leaves it, or where a file system
-    would not take it."""
+    """A path in the output folder. Raises ValueError if it leaves that folder, or if a file system
+    would refuse it."""
     longest = max((len(part.encode()) for part in Path(path).parts), default=0)
     if longest > LONGEST_PART or len(path.encode()) > LONGEST_PATH:
         raise ValueError(
@@ -66,7 +68,7 @@ def output_file(path: str) -> Path:
 
 
 def check_name(prefix: str) -> None:
-    """Raises ValueError unless a prefix ends in the name of a file in the output folder."""
+    """Raises ValueError unless the prefix ends in a file name, in the output folder."""
     file = output_file(prefix)
     hidden = file.name.startswith(".") or not file.name.strip()
     if hidden or file == Path(folder_paths.get_output_directory()).resolve():
@@ -77,10 +79,10 @@ def check_name(prefix: str) -> None:
 
 
 def dated(path: str) -> str:
-    """With today's date for %year% and the like, as the host's own Save nodes put it in."""
+    """The path with today's date for %year% and the like, as the host's Save nodes do it."""
 
     def part(name: str) -> str:
-        # Of the folder nothing is asked but that it is there.
+        # The folder does not matter, but it must exist.
         *_, replaced = folder_paths.get_save_image_path(name, str(Path(__file__).parent))
         return replaced
 
@@ -88,26 +90,26 @@ def dated(path: str) -> str:
 
 
 def erasure_file(prefix: str, concepts: list[str], key: str) -> Path:
-    """Where a trained erasure is kept."""
+    """The file for a trained erasure."""
     words = "-".join("".join(c if c.isalnum() else "_" for c in name) for name in concepts)[:60]
-    # File systems count bytes, of which some letters have four.
+    # File systems count bytes, and a letter may have four.
     words = words.encode()[:LONGEST].decode(errors="ignore")
     return output_file(dated(prefix)) / f"{words}_{key[:8]}.safetensors"
 
 
 def check_writable(file: Path) -> None:
-    """Raises ValueError where the file's folder cannot be written to: a run would be lost."""
+    """Raises ValueError if the file's folder cannot be written to: the run would be lost."""
     try:
         writing.check_writable(file)
     except OSError as error:
         raise ValueError(
-            f"What is trained could not be written to {shown(file.parent)} "
+            f"The erasure could not be written to {shown(file.parent)} "
             f"({writing.reason(error)}); choose another filename_prefix."
         ) from error
 
 
 def check_space(file: Path, needed: int) -> None:
-    """Raises ValueError where the file's disk has fewer than `needed` bytes free."""
+    """Raises ValueError if the file's disk has fewer than `needed` bytes free."""
     free = writing.free_bytes(file)
     if free < needed:
         raise ValueError(
@@ -117,14 +119,14 @@ def check_space(file: Path, needed: int) -> None:
 
 
 def save(erasure: Erasure, file: Path) -> str:
-    """Write an erasure; returns "", or why that was not possible.
+    """Write an erasure. Returns "", or a sentence that says why it could not be written.
 
-    It raises nothing: what was trained must not be lost with the file.
+    It does not raise: if the file fails, the trained erasure must not be lost with it.
     """
     try:
         try:
             erasure.save(file)
-        except ErasureError:  # float16 cannot hold it
+        except ErasureError:  # out of float16's range
             erasure.save(file, torch.float32)
     except (ErasureError, *writing.ERRORS) as error:
         return f"{file.name} cannot be written to {shown(file.parent)} ({writing.reason(error)})"
@@ -132,24 +134,24 @@ def save(erasure: Erasure, file: Path) -> str:
 
 
 def shown(folder: Path) -> str:
-    """A folder as a sentence names it: without what lies above ComfyUI's output folder."""
+    """A folder for a message: relative to ComfyUI's output folder."""
     output = Path(folder_paths.get_output_directory()).resolve()
     return f"output/{folder.relative_to(output).as_posix()}".removesuffix("/.")
 
 
-# What a training node says of what it finds.
+# What a training node needs from the record of an erasure that it finds, for its summary.
 SAID = ("concepts", "kind", "steps", "loss", "settings")
 SAID_OF_NETWORK = {"key_step": ("moved", "start"), "domain_correction": ("moved",)}
 
 
 def trained_before(file: Path, key: str, method: str) -> Erasure | None:
-    """The erasure in the file, if it was trained from the very same inputs and is whole."""
+    """The erasure in the file, if it was trained with the same inputs and is complete."""
     if not file.is_file():
         return None
     try:
         erasure = Erasure.load(file)
     except ErasureError:
-        return None  # not ours, or damaged: it is trained again and replaced
+        return None  # foreign or damaged: it is trained again, and the file is replaced
     record = erasure.record
     needed = (*SAID, *SAID_OF_NETWORK.get(method, ()))
     whole = all(name in record for name in needed) and "mode" in record["settings"]

@@ -1,4 +1,4 @@
-"""Charts that a training node returns as a picture."""
+"""Charts that a training node returns as pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..unlearn.render.sheet import DARK, PALE
 
 
 class Chart:
-    """A picture with two axes and lines on it."""
+    """A picture with two axes and lines. x and y: the ranges of the axes."""
 
     MARGIN = 34
 
@@ -56,14 +56,14 @@ class Chart:
 
 
 def loss_curve(losses: list[float]) -> torch.Tensor:
-    """The losses as a picture, (1, 256, 512, 3): each step thin, their running mean bold."""
+    """The losses as a picture, (1, 256, 512, 3): a thin line, and their running mean in bold."""
     low, high = (min(losses), max(losses)) if losses else (0.0, 1.0)
     chart = Chart(
         f"loss over {len(losses)} steps",
         (0, max(1, len(losses) - 1)),
         (low, high if high > low else low + 1.0),
     )
-    # Of the steps around each one, so that the line does not lag behind a falling loss.
+    # Centred on each step, so that the mean does not lag behind a falling loss.
     around = [losses[max(0, i - 4) : i + 5] for i in range(len(losses))]
     chart.line(list(enumerate(losses)), PALE)
     chart.line([(i, sum(some) / len(some)) for i, some in enumerate(around)], DARK, 2)
@@ -71,15 +71,15 @@ def loss_curve(losses: list[float]) -> torch.Tensor:
 
 
 def key_steps_plot(start: int, steps: int, found: dict | None) -> torch.Tensor:
-    """Which sampling steps were trained on, (1, 256, 512, 3).
+    """The sampling steps that were trained on, as a picture (1, 256, 512, 3).
 
-    found: a key_step_search.KeySteps as a dict, whose curve is drawn; None: nothing was measured.
+    found: a key_step_search.KeySteps as a dict, whose curve is drawn. None if nothing was measured.
     """
-    what = "; line: what is left when later steps know nothing of it" if found else ""
+    what = "; line: what is left if the steps from there on lack the concept" if found else ""
     chart = Chart(f"trained on steps {start} to {steps - 1}{what}", (0, steps), (0.0, 1.0))
     left, top = chart.place(start, 1.0)
     right, bottom = chart.place(steps, 0.0)
-    # Beside the axis, where it begins at the first step.
+    # One pixel to the right, so that it does not cover the axis.
     chart.pen.rectangle([left + 1, top, right, bottom], fill=(235, 240, 250))
     if found:
         chart.line(list(zip(found["points"], found["left"])), DARK, 2)

@@ -1,4 +1,4 @@
-"""Compare Erasure: the same prompts and seeds before and after, as one labelled picture."""
+"""Compare Erasure: the same prompts and seeds before and after an erasure, in one picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io, ui
 
-# ComfyUI's own: what its KSampler calls, so that a picture here is a picture there.
+# ComfyUI's own `nodes`: what its KSampler calls, so that the pictures are the same as there.
 from nodes import EmptyLatentImage, common_ksampler
 
 from ..unlearn.evaluate.collateral import near_prompts
@@ -26,7 +26,7 @@ from .backend.model import ComfyModel
 from .backend.read_depth import check_read
 from .backend.words import plain, typed_concepts
 from .base import UnlearnNode
-from .progress import Counting, tell
+from .progress import RowProgress, tell
 from .sockets import (
     erased_inputs,
     kind_input,
@@ -45,37 +45,37 @@ class CompareErasure(UnlearnNode):
             display_name="Compare Erasure",
             category="unlearn",
             description=(
-                "Draws the same prompts with the same seeds before and after an erasure, the "
-                "concept's and its neighbours', and says what is left and what changed."
+                "Draws the same prompts with the same seeds before and after an erasure: prompts "
+                "of the concept and of other things. Reports what is left and what changed."
             ),
             inputs=[
                 *original_inputs(),
                 *erased_inputs(),
                 io.String.Input(
-                    "concept", default="", tooltip="What was erased; several, with commas between."
+                    "concept", default="", tooltip="What was erased. Separate several by commas."
                 ),
                 kind_input(),
                 io.String.Input(
                     "prompts",
                     default="",
                     multiline=True,
-                    tooltip="Prompts of the concept, one a line. Empty: two usual ones.",
+                    tooltip="Prompts of the concept, one on each line. Empty: two usual ones.",
                 ),
                 io.String.Input(
                     "neighbours",
                     default="",
                     multiline=True,
-                    tooltip="Prompts that should draw what they drew, one a line. Empty: common "
-                    "things.",
+                    tooltip="Prompts whose pictures should not change, one on each line. Empty: "
+                    "common things.",
                 ),
                 io.Int.Input(
                     "count",
                     default=2,
                     min=1,
                     max=8,
-                    tooltip="Pictures a prompt, each with a seed one higher.",
+                    tooltip="Pictures for each prompt. Each further picture has the next seed.",
                 ),
-                seed_input("Of the first picture of each prompt, as in KSampler."),
+                seed_input("The seed of each prompt's first picture, as in KSampler."),
                 *sampling_inputs(),
                 io.Combo.Input(
                     "sampler_name",
@@ -134,7 +134,7 @@ class CompareErasure(UnlearnNode):
         check_pair(erased_model or model, erased_clip or clip, vae)
         node_id = cls.hidden.unique_id
         prompted, seeds = [*asked, *near], range(seed, seed + count)
-        # What is typed as a prompt may hold weights. A concept's own parentheses are none.
+        # A typed prompt may hold weights. In a built prompt, the concept's parentheses are text.
         given = asked if lines(prompts) else [plain(clip, prompt) for prompt in asked]
 
         def drawn(when: str, *parts) -> list[torch.Tensor]:
@@ -157,7 +157,7 @@ class CompareErasure(UnlearnNode):
                 pictures,
                 concepts,
                 kind,
-                on_row=Counting(node_id, "judging"),
+                on_row=RowProgress(node_id, "judging"),
                 things=things_in(asked, concepts),
             )
         figures = findings(concepts, seen, own, others)
@@ -177,7 +177,7 @@ class CompareErasure(UnlearnNode):
 
 
 def check_pair(model, clip, vae) -> None:
-    """Raises ValueError where what was erased is of another model than the rest."""
+    """Raises ValueError if the erased parts do not belong to the same model as the VAE."""
     check_vae_fits(vae, model.model)
     check_read(model.model, without_hooks(clip))
 
@@ -187,15 +187,17 @@ def lines(text: str) -> list[str]:
 
 
 def own_prompts(concepts: list[str], kind: str) -> list[str]:
-    """The first of the kind's templates, and one from the middle for a lone concept."""
+    """The kind's first template for each concept; for a single concept also a middle one."""
     sentences = templates(kind)
     chosen = sentences[:1] if len(concepts) > 1 else (sentences[0], sentences[len(sentences) // 2])
     return [sentence.format(concept) for concept in concepts for sentence in chosen]
 
 
 def things_in(prompts: list[str], concepts: list[str]) -> list[str]:
-    """The built-in things that prompts name beside the concepts: what a picture in a style is
-    likely to show."""
+    """The built-in things that the prompts name beside the concepts.
+
+    With a style these are what the pictures are likely to show.
+    """
 
     def spaced(text: str) -> str:
         words = re.findall(r"[^\W\d_]+", text.lower())
@@ -217,11 +219,11 @@ def draw(
     size: tuple[int, int],
     on_picture: Callable[[str], None],
 ) -> list[torch.Tensor]:
-    """(seeds, H, W, 3) pictures of each prompt, as Empty Latent Image, CLIP Text Encode and
-    KSampler draw them one by one; the negative prompt is empty.
+    """Pictures (seeds, H, W, 3) for each prompt, one by one, as Empty Latent Image, CLIP Text
+    Encode and KSampler draw them. The negative prompt is empty.
 
     sampling: steps, cfg, sampler and scheduler. size: width and height. on_picture(prompt) comes
-    before every picture and may raise to cancel; the host's sampler moves the progress bar.
+    before every picture and may raise to cancel. The host's sampler moves the progress bar.
     """
 
     def encoded(text: str):
@@ -241,7 +243,7 @@ def draw(
 
 
 def findings(concepts: list[str], seen: list[Seen], own: list[Row], others: list[Row]) -> list[str]:
-    """What the pictures say, a sentence each. seen: of the concepts' pictures, before and after."""
+    """Sentences about the pictures. seen: for the concepts' pictures, first before, then after."""
     half = len(seen) // 2
     before, after = seen[:half], seen[half:]
     counts = [sum(one.shown for one in side) for side in (before, after)]
@@ -257,13 +259,14 @@ def findings(concepts: list[str], seen: list[Seen], own: list[Row], others: list
     ]
     if counts[0] <= half / 2:
         found.append(
-            "The original hardly draws the concept from these prompts: compare with others."
+            "The original model hardly draws the concept from these prompts: compare with others."
         )
     return found
 
 
 def not_finite(rows: list[Row]) -> str:
-    """A sentence on pictures that a broken model draws: that they show nothing is no erasure."""
+    """A sentence if pictures are not finite, otherwise "". A broken model also shows no concept,
+    but that is no erasure."""
     counts = [
         sum(not picture.isfinite().all() for row in rows for picture in getattr(row, side))
         for side in ("before", "after")
@@ -274,13 +277,13 @@ def not_finite(rows: list[Row]) -> str:
     model = "the original model, its text encoder or the VAE" if counts[0] else "the erased model"
     return (
         f"{counts[0]} of {of} pictures before and {counts[1]} of {of} after are not finite (NaN or "
-        f"infinite), so nothing can be said of the erasure: {model} is broken. Look at its "
-        "weights, their precision and the LoRAs on it."
+        f"infinite), so nothing can be said of the erasure: {model} is broken. Check its weights, "
+        "their precision and the LoRAs on it."
     )
 
 
 def nothing_erased(model, clip, erased_model, erased_clip, rows: list[Row]) -> str:
-    """A sentence where before and after are the same; empty where they are not."""
+    """A sentence if before and after are the same, otherwise ""."""
     pairs = {}
     if erased_model is not None:
         pairs["erased_model"] = model, erased_model
@@ -289,20 +292,20 @@ def nothing_erased(model, clip, erased_model, erased_clip, rows: list[Row]) -> s
     of, have = " and ".join(pairs), "have" if len(pairs) > 1 else "has"
     if all(same_weights(*pair) for pair in pairs.values()):
         return (
-            f"Nothing was erased: {of} {have} the very weights of the original. Look whether the "
-            "node before it is bypassed or its strength 0."
+            f"Nothing was erased: {of} {have} the same weights as the original. Check if the node "
+            "before it is bypassed or its strength is 0."
         )
     if all(torch.equal(row.before, row.after) for row in rows):
-        return f"Nothing changed: every picture with {of} is the very same as the original's."
+        return f"Nothing changed: every picture with {of} is the same as the original's."
     return ""
 
 
 def same_weights(was, now) -> bool:
-    """Whether a patcher is another's clone with nothing more on it."""
+    """Whether a patcher is a clone of another, with the same patches and hooks."""
     hooks = [getattr(patcher, "forced_hooks", None) for patcher in (was, now)]
     return now.model is was.model and hooks[0] is hooks[1] and alike(was, now)
 
 
 def changed(rows: list[Row]) -> float:
-    """Mean absolute difference of a value, which lies in 0..1."""
+    """Mean absolute difference of all pixel values, which lie in 0..1."""
     return torch.cat([(row.after - row.before).abs().flatten() for row in rows]).mean().item()

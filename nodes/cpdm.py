@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import comfy.model_management as management
-import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
@@ -17,7 +16,7 @@ from ..unlearn.evaluate.cpdm.metric import Distance, Metric, Pair
 from ..unlearn.evaluate.cpdm.report import Report
 from ..unlearn.evaluate.cpdm.sheet import SHOWN, cpdm_sheet
 from .base import UnlearnNode
-from .progress import tell
+from .progress import PairProgress, tell
 
 FOLDER = "inception"
 ENDINGS = (".pth", ".safetensors")
@@ -27,12 +26,12 @@ folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / F
 
 def inception_choices() -> list[str]:
     names = folder_paths.get_filename_list(FOLDER)
-    # A list with nothing in it could not say what to do.
+    # An empty list could not say what to do.
     return [name for name in names if name.endswith(ENDINGS)] or [MISSING]
 
 
 def find_file(name: str) -> Path:
-    """Raises ValueError when no models folder has it."""
+    """The path of an Inception file. Raises ValueError if no models folder has it."""
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None or not name.endswith(ENDINGS):
         raise ValueError(
@@ -53,33 +52,34 @@ class CopyrightMetric(UnlearnNode):
             display_name="CPDM Copyright Metric",
             category="unlearn",
             description=(
-                "Says how far generated pictures are from original works, in what they show and in "
-                "how, and how much further after an erasure."
+                "Measures how far generated pictures are from original works, in content and in "
+                "style. With pictures from after an erasure it says how much further those are."
             ),
             inputs=[
                 io.Image.Input(
                     "originals",
-                    tooltip="The works. One for all, one for each generated picture, or one for "
-                    "the same number of them each, in their order.",
+                    tooltip="The original works. Give one for all generated pictures, one for each "
+                    "of them, or one for each group of equal size, in the same order.",
                 ),
                 io.Image.Input(
-                    "generated", tooltip="What the model made of the works' prompts, of any size."
+                    "generated",
+                    tooltip="Pictures that the model drew from the works' prompts. Any size.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
-                    tooltip="From the stock Load CLIP Vision, with CLIP ViT-L/14 for figures as "
-                    "the paper's. It says what is shown.",
+                    tooltip="Measures the content. From the stock Load CLIP Vision; the paper uses "
+                    "CLIP ViT-L/14.",
                 ),
                 io.Combo.Input(
                     "inception",
                     options=inception_choices(),
-                    tooltip=f"Weights of Inception v3 in models/{FOLDER}, of pytorch-fid or "
-                    "torchvision. It says how it is shown.",
+                    tooltip=f"Measures the style. Weights of Inception v3 in models/{FOLDER}, from "
+                    "pytorch-fid or torchvision.",
                 ),
                 io.Image.Input(
                     "generated_after",
                     optional=True,
-                    tooltip="The same prompts and seeds after an erasure, as many pictures in the "
+                    tooltip="Pictures from the same prompts and seeds after an erasure, in the "
                     "same order.",
                 ),
             ],
@@ -89,7 +89,8 @@ class CopyrightMetric(UnlearnNode):
                 io.Float.Output(
                     "distance",
                     display_name="distance",
-                    tooltip="Mean of M_sem M_style, after the erasure where there is one.",
+                    tooltip="Mean of M_sem M_style: after the erasure if generated_after is "
+                    "connected, otherwise of generated.",
                 ),
                 io.String.Output("json", display_name="JSON"),
             ],
@@ -105,7 +106,7 @@ class CopyrightMetric(UnlearnNode):
         sides = [generated] if generated_after is None else [generated, generated_after]
         check_counts(originals, *sides)
         network = load_inception(find_file(inception))
-        # Twice its weights: it works on a batch of pictures beside them.
+        # Twice the size of its weights leaves room for a batch of pictures.
         size = sum(w.numel() * w.element_size() for w in network.parameters())
         management.free_memory(2 * size, management.get_torch_device())
         network.to(management.get_torch_device())
@@ -128,7 +129,8 @@ class CopyrightMetric(UnlearnNode):
 
     @classmethod
     def fingerprint_inputs(cls, inception, **inputs) -> str:
-        """A file that was written anew is read anew. None: another node names it."""
+        """The file's time: a file that changed is read again. inception is None when the name
+        comes from another node."""
         name = inception[0] if inception else None
         path = name and folder_paths.get_full_path(FOLDER, name)
         return f"{Path(path).stat().st_mtime_ns}" if path else ""
@@ -145,11 +147,12 @@ def check_counts(
     generated: Sequence[torch.Tensor],
     after: Sequence[torch.Tensor] | None = None,
 ) -> None:
-    """Raises ValueError with one sentence where it cannot be told what belongs together."""
+    """Raises ValueError if the numbers of pictures do not say which belong together."""
     if len(generated) % len(originals):
         raise ValueError(
             f"{len(generated)} generated pictures cannot be shared out among {len(originals)} "
-            "originals: give one original for all, one for each, or one for as many each."
+            "originals: give one original for all of them, one for each, or one for each group "
+            "of equal size."
         )
     if after is not None and len(after) != len(generated):
         raise ValueError(
@@ -159,7 +162,7 @@ def check_counts(
 
 
 def pairs(originals: Sequence[torch.Tensor], generated: Sequence[torch.Tensor]) -> Iterator[Pair]:
-    """The first of the generated are the first original's, and so on."""
+    """Pair each generated picture with its original: the first group with the first, and so on."""
     each = len(generated) // len(originals)
     for i, picture in enumerate(generated):
         work, number = divmod(i, each)
@@ -174,12 +177,9 @@ def measured(
     generated: Sequence[torch.Tensor],
     what: str,
 ) -> list[Distance]:
-    """Progress bar and status text; asks the host whether to stop."""
-    bar, total = comfy.utils.ProgressBar(len(generated), node_id), len(generated)
-    found = []
+    """The distances of all pairs, with a progress bar. what: the first line of the status text."""
+    progress, found = PairProgress(node_id, what), []
     for distance in metric.measure(pairs(originals, generated)):
-        management.throw_exception_if_processing_interrupted()
         found.append(distance)
-        bar.update_absolute(len(found), total)
-        tell(node_id, f"{what}\n{len(found)} of {total}")
+        progress(len(found), len(generated))
     return found

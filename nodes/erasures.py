@@ -1,4 +1,4 @@
-"""Load, Save and Combine: what one does with an erasure once it is there."""
+"""Load, Save and Combine: the nodes for finished erasures."""
 
 from __future__ import annotations
 
@@ -33,20 +33,23 @@ from .sockets import ErasureType
 
 FOLDERS = ("loras", "text_encoders")
 ENDING = ".safetensors"
-NOT_CONNECTED = object()  # unlike None, which Probe Erasure hands on where it has no erasure
+NOT_CONNECTED = object()  # not None: Probe Erasure outputs None if it has no erasure
 
 
 def erasure_choices(folders: tuple[str, ...] = FOLDERS) -> list[str]:
-    """What the loaders offer: erasures among the LoRAs, and whole encoders of others. A name that
-    several folders have stands for the first one's file, as in `find_file`."""
+    """The files that the loaders offer: erasures among the LoRAs, and whole text encoders.
+
+    A name that several folders have appears once and means the first folder's file, as in
+    `find_file`.
+    """
     names = (name for folder in folders for name in folder_paths.get_filename_list(folder))
     return list(dict.fromkeys(name for name in names if name.endswith(ENDING)))
 
 
 def find_file(name: str) -> Path:
-    """Raises ErasureError when no models folder has it."""
+    """The path of an erasure file. Raises ErasureError if no models folder has it."""
     for folder in FOLDERS:
-        # Of what is not offered nothing is opened: other endings may hold code.
+        # Never open what the list does not offer: files with other endings may run code.
         path = name.endswith(ENDING) and folder_paths.get_full_path(folder, name)
         if path:
             return Path(path)
@@ -57,8 +60,8 @@ def find_file(name: str) -> Path:
 
 
 def changed_at(name: str | None) -> str:
-    """A file that was written anew is read anew. None: the name comes from another node, which the
-    host compares by itself."""
+    """The file's time: a file that changed is read again. name is None when it comes from another
+    node; the host compares that itself."""
     return "" if name is None else f"{find_file(name).stat().st_mtime_ns}"
 
 
@@ -72,20 +75,20 @@ class LoadErasedClip(UnlearnNode):
             display_name="Load Erased CLIP",
             category="unlearn",
             description=(
-                "Puts a saved erasure on a text encoder. Chain several for several erasures. Text "
-                "encoders that others erased load too."
+                "Puts a saved erasure on a text encoder. Chain several nodes for several erasures. "
+                "It also loads whole text encoders that others erased."
             ),
             inputs=[
                 io.Clip.Input(
                     "clip",
-                    tooltip="The text encoder of the model that the erasure was "
-                    "trained with. The one connected here stays what it is.",
+                    tooltip="The text encoder of the model that the erasure was trained with. "
+                    "The one that you connect is not changed.",
                 ),
                 io.Combo.Input(
                     "erasure_name",
                     options=erasure_choices(),
-                    tooltip="A file in models/loras, output/loras or models/text_encoders; of "
-                    "several of one name the first of these.",
+                    tooltip="A file in models/loras, output/loras or models/text_encoders. If "
+                    "several have the same name, the first of these folders counts.",
                 ),
                 strength_input("CLIP"),
             ],
@@ -127,20 +130,20 @@ class LoadErasedModel(UnlearnNode):
             display_name="Load Erased Model",
             category="unlearn",
             description=(
-                "Puts a saved erasure on the network that draws. Chain several for several "
-                "erasures."
+                "Puts a saved erasure on the denoiser (the UNet or transformer). Chain several "
+                "nodes for several erasures."
             ),
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model that the erasure was trained with. The one connected here "
-                    "stays what it is.",
+                    tooltip="The model that the erasure was trained with. The one that you connect "
+                    "is not changed.",
                 ),
                 io.Combo.Input(
                     "erasure_name",
                     options=erasure_choices(("loras",)),
-                    tooltip="A file in models/loras or output/loras; of two of one name the "
-                    "first of these.",
+                    tooltip="A file in models/loras or output/loras. If both have the same name, "
+                    "the first folder counts.",
                 ),
                 strength_input("MODEL"),
             ],
@@ -179,8 +182,8 @@ def strength_input(socket: str) -> io.Float.Input:
         max=2.0,
         step=0.05,
         display_mode=io.NumberDisplay.slider,
-        tooltip="1 is the erasure as trained, 0 the original. Negative values go the other way: -1 "
-        f"undoes an erasure that is already on this {socket}.",
+        tooltip="1 is the erasure as trained, 0 is the original. -1 undoes an erasure that is "
+        f"already on this {socket}.",
     )
 
 
@@ -190,13 +193,13 @@ def _loaded(
     what = ", ".join(erasure.concepts) or Path(name).stem
     if erasure.changes_nothing:
         warning = (
-            f"Nothing is erased: the file differs in no weight from what is connected. {warning}"
+            f"Nothing is erased: the file has the same weights as what is connected. {warning}"
         )
     warning = f"{warning} {erasure.remark}".strip()
     if warning:
         logging.warning(f"{Path(name).name}: {warning}")
     text = f"{what}, strength {strength:g}. {warning}".strip()
-    # Of these weights at this strength; what it does on others nobody has measured.
+    # The verdict holds for these weights at strength 1 only.
     if strength == 1 and not warning and (measured := told(erasure.record)):
         text += f"\nMeasured when it was trained: {measured}"
     tell(node_id, text)
@@ -204,11 +207,11 @@ def _loaded(
 
 
 def read(clip, file: Path) -> Erasure:
-    """The erasure in a file, or the difference that a whole erased encoder makes to this one."""
+    """The erasure in a file; for a whole erased text encoder, its difference to this CLIP."""
     if is_erasure(file):
         return Erasure.load(file)
     with opened(file) as content:
-        # Read in place: of a whole checkpoint the text encoder is a small part.
+        # Tensors are read from the open file, since a checkpoint is much larger than its encoder.
         tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 (no mapping)
         return foreign_erasure(clip, tensors, file.name)
 
@@ -224,11 +227,11 @@ class SaveErasedClip(UnlearnNode):
             display_name=cls.NAME,
             category="unlearn",
             description=(
-                f"Writes an erasure under a name of your own, as one small file that {cls.READERS}."
+                f"Writes an erasure under a name of your choice, as one file that {cls.READERS}."
             ),
             inputs=[
-                # Optional, all three, so that they keep their order. The browser takes the link
-                # away where the node before is bypassed or muted.
+                # The browser removes the link if the node before is bypassed or muted, so this
+                # input must be optional. The other two are optional to keep their order.
                 ErasureType.Input(
                     "erasure",
                     optional=True,
@@ -238,15 +241,16 @@ class SaveErasedClip(UnlearnNode):
                     "filename_prefix",
                     default=cls.PREFIX,
                     optional=True,
-                    tooltip="In the output folder; the stock nodes find what lies in output/loras.",
+                    tooltip="Folder and name in the output folder. The Load nodes find files in "
+                    "output/loras.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=["float16", "float32"],
                     default="float16",
                     optional=True,
-                    tooltip="float16 is half the size; its rounding is far below what a "
-                    "picture shows.",
+                    tooltip="float16 makes the file half as large. Its rounding is far too small "
+                    "to be seen in a picture.",
                 ),
             ],
             outputs=[io.String.Output("file", display_name="file")],
@@ -268,7 +272,7 @@ class SaveErasedClip(UnlearnNode):
         check_name(filename_prefix)
         check_changes(erasure, "The ERASURE that is connected")
         try:
-            # The host's own folder: it may put today's date into the prefix.
+            # The host may replace %year% and the like in the prefix by today's date.
             folder, name, counter, _, _ = folder_paths.get_save_image_path(
                 filename_prefix, folder_paths.get_output_directory()
             )
@@ -280,7 +284,7 @@ class SaveErasedClip(UnlearnNode):
                 f"({writing.reason(error)}): make room there, or choose another filename_prefix."
             ) from error
         text = f"{file.name}, {file.stat().st_size / 1e6:.1f} MB"
-        if erasure.concepts:  # of a text encoder that others erased they are not known
+        if erasure.concepts:  # unknown for a text encoder that others erased
             text += f": {', '.join(erasure.concepts)}"
         tell(cls.hidden.unique_id, text)
         relative = file.relative_to(Path(folder_paths.get_output_directory()).resolve())
@@ -294,14 +298,14 @@ class SaveErasedClip(UnlearnNode):
 
 
 class SaveErasedModel(SaveErasedClip):
-    """The same file, also for what was taken out of a denoising network."""
+    """The same file, for erasures of the denoiser."""
 
     NODE_ID, NAME, PREFIX = "SaveErasedModel", "Save Erased Model", "loras/erased_model"
     READERS = "Load Erased Model and the stock Load LoRA nodes read"
 
 
 class CombineErasedClip(UnlearnNode):
-    # An erasure of a model needs no text encoder, and any place may be left out.
+    # Erasures of a denoiser need no text encoder, and each erasure input may be empty.
     MAY_BE_EMPTY = ("clip", "erasure_1", "erasure_2")
 
     @classmethod
@@ -311,12 +315,12 @@ class CombineErasedClip(UnlearnNode):
             display_name="Combine Erased CLIP",
             category="unlearn",
             description=(
-                "Adds erasures of one model into one, and reports what each still does beside the "
-                "others."
+                "Adds several erasures of one model into one, and reports how much of each is left "
+                "beside the others."
             ),
             inputs=[
                 io.Clip.Input(
-                    "clip", tooltip="The original text encoder that all were trained on."
+                    "clip", tooltip="The original text encoder, which all were trained on."
                 ),
                 *(
                     ErasureType.Input(f"erasure_{i}", optional=i > 2, tooltip="An erasure to add.")
@@ -325,7 +329,7 @@ class CombineErasedClip(UnlearnNode):
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The original model, where erasures of it are combined.",
+                    tooltip="The original model. Needed if one of the erasures is of the denoiser.",
                 ),
             ],
             outputs=[
@@ -349,7 +353,7 @@ class CombineErasedClip(UnlearnNode):
         if has_part(together, "MODEL"):
             if model is None:
                 lines.append(
-                    "Erasures of the image network are among these: connect the original model to "
+                    "Some of these are erasures of the denoiser: connect the original model to "
                     "model, or MODEL stays empty."
                 )
             else:
@@ -376,9 +380,9 @@ class CombineErasedClip(UnlearnNode):
 
 
 def overlap(erasure: Erasure, together: Erasure) -> float:
-    """The share of an erasure's change of the network that is still there in a sum of several.
+    """How much of an erasure's change of the denoiser is left in the sum of several erasures.
 
-    Its projection on the sum: 1 where the others change what it does not.
+    The projection of the sum on the erasure: 1 if the others are orthogonal to it.
     """
     keys = [key for key in erasure.deltas if key.startswith(NETWORK)]
     one, both = erasure.deltas, together.deltas
@@ -387,7 +391,7 @@ def overlap(erasure: Erasure, together: Erasure) -> float:
 
 
 def named(erasure: Erasure) -> dict[str, str]:
-    """Each of its concepts in the sentence of its own kind."""
+    """From each concept of the erasure to a prompt for it, in the sentence of its kind."""
     return {
         concept: sentence(kind, concept)
         for kind in sorted(erasure.kinds)
@@ -396,7 +400,7 @@ def named(erasure: Erasure) -> dict[str, str]:
 
 
 def conflict(clip, alone, together, asked: str) -> tuple[float, float]:
-    """How far a prompt's conditioning moves in company: length and direction against alone.
+    """How far all erasures together move a prompt's conditioning, compared with one erasure alone.
 
     Returns (ratio of the lengths, cosine of the two movements).
     """

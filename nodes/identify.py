@@ -1,4 +1,4 @@
-"""Identify Concept: the node of unlearn/evaluate/classifier.py (arXiv 2303.16203)."""
+"""Identify Concept: the node for unlearn/evaluate/classifier.py (arXiv 2303.16203)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .backend.checks import check_clip, check_vae
 from .backend.model import ComfyModel
 from .backend.words import usable
 from .base import UnlearnNode
-from .progress import Counting, tell
+from .progress import RowProgress, tell
 from .sockets import kind_input, seed_input
 
 
@@ -25,7 +25,7 @@ class IdentifyConcept(UnlearnNode):
             display_name="Identify Concept",
             category="unlearn",
             description=(
-                "Says what your model itself calls the thing in some pictures: the word to "
+                "Finds what your model itself calls the thing in some pictures: the word to "
                 "unlearn. Nothing is trained."
             ),
             inputs=[
@@ -34,15 +34,15 @@ class IdentifyConcept(UnlearnNode):
                 io.Vae.Input("vae", tooltip="Turns pictures into latents."),
                 io.Image.Input(
                     "images",
-                    tooltip="A few pictures of one thing, or in one style, of the size that the "
-                    "model draws. Four do better than one.",
+                    tooltip="A few pictures of one thing, or in one style, in the size that the "
+                    "model draws. Four are better than one.",
                 ),
                 io.String.Input(
                     "candidates",
                     default="",
                     multiline=True,
-                    tooltip="The words to choose from, separated by commas or lines. Empty: the "
-                    "built-in ones, 254 things, 63 styles or 66 characters, by kind.",
+                    tooltip="The words to choose from, separated by commas or line breaks. Empty: "
+                    "the built-in words of the kind: 254 things, 63 styles or 66 characters.",
                 ),
                 kind_input(),
                 io.Int.Input(
@@ -50,27 +50,29 @@ class IdentifyConcept(UnlearnNode):
                     default=64,
                     min=12,
                     max=4096,
-                    tooltip="How often the words that are left in the end are tried, each time "
-                    "with other noise. More is slower and surer.",
+                    tooltip="How often each of the last remaining words is tried, each time with "
+                    "other noise. More is slower and more certain.",
                 ),
-                seed_input("Of the noise. The same seed gives the same ranking on one machine."),
+                seed_input(
+                    "The seed of the noise. The same seed gives the same ranking on one machine."
+                ),
                 io.Clip.Input(
                     "erased_clip",
                     optional=True,
-                    tooltip="The text encoder after an erasure of this concept: the words that it "
-                    "moved along with it are then proposed for protection.",
+                    tooltip="The text encoder after an erasure of this concept. The node then "
+                    "proposes words to protect: those that the erasure moved too.",
                 ),
             ],
             outputs=[
                 io.String.Output(
-                    "word", display_name="word", tooltip="The best word, for `concept`."
+                    "word", display_name="word", tooltip="The best word. Connect it to `concept`."
                 ),
                 io.String.Output("report", display_name="report"),
                 io.Image.Output("chart", display_name="chart", tooltip="The best words as bars."),
                 io.String.Output(
                     "neighbours",
                     display_name="neighbours",
-                    tooltip="What to protect, for `protect`; empty without an erased_clip.",
+                    tooltip="Words to protect. Connect it to `protect`. Empty without erased_clip.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -91,7 +93,7 @@ class IdentifyConcept(UnlearnNode):
         host.check_encoder()
         host.prepare_asking()
         with host.training():
-            ranking = identify(host, images, words, kind, draws, seed, Counting(node_id))
+            ranking = identify(host, images, words, kind, draws, seed, RowProgress(node_id))
             found = []
             if erased_clip is not None:
                 erased = ComfyModel(model, erased_clip)

@@ -1,4 +1,4 @@
-"""Probe Erasure: what is left of a concept, and what brings it back (unlearn/evaluate/probe.py)."""
+"""Probe Erasure: what is left of a concept and what brings it back (unlearn/evaluate/probe.py)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .backend.checks import check_clip, check_vae
 from .backend.model import ComfyModel
 from .backend.words import reader, typed_concepts, usable
 from .base import UnlearnNode
-from .progress import Asking, tell
+from .progress import ProbeProgress, tell
 from .sockets import (
     ErasureType,
     erased_inputs,
@@ -28,8 +28,8 @@ from .sockets import (
 )
 
 NOT_ITS_OWN = (
-    "Warning: what is connected is not all of this erasure at strength 1, or more than it; connect "
-    "the erasure alone to probe it."
+    "Warning: erased_model and erased_clip are not this erasure at strength 1, or more is on them. "
+    "Connect the erasure alone to probe it."
 )
 
 
@@ -41,7 +41,7 @@ class ProbeErasure(UnlearnNode):
             display_name="Probe Erasure",
             category="unlearn",
             description=(
-                "Looks for what is left of an erased concept: with its own prompts, with other "
+                "Searches for what is left of an erased concept: with its own prompts, with other "
                 "words for it, and with three attacks. The original model judges the pictures."
             ),
             inputs=[
@@ -49,46 +49,46 @@ class ProbeErasure(UnlearnNode):
                 ErasureType.Input(
                     "erasure",
                     optional=True,
-                    tooltip="The erasure, for the figures to go into its record. Nothing else need "
-                    "be connected: it is put on the model and the text encoder here.",
+                    tooltip="The erasure. The figures go into its record. The node applies it to "
+                    "model and clip, so erased_model and erased_clip may stay empty.",
                 ),
                 *erased_inputs(),
                 io.String.Input(
                     "concept",
                     default="",
-                    tooltip="What was erased; several, with commas between. Empty: what the "
-                    "erasure says.",
+                    tooltip="What was erased. Separate several by commas. Empty: the concepts in "
+                    "the erasure's record.",
                 ),
                 kind_input(),
                 io.Combo.Input(
                     "level",
                     options=["quick", "full"],
                     default="quick",
-                    tooltip="quick: few pictures and small attacks, made for a minute on a GPU. "
-                    "full: more and larger ones, many times as long.",
+                    tooltip="quick: few pictures and small attacks, meant to take a minute on a "
+                    "GPU. full: more pictures and larger attacks; many times as long.",
                 ),
-                seed_input("Of the pictures and of the attacks."),
+                seed_input("The seed of the pictures and of the attacks."),
                 *sampling_inputs(),
                 *picture_size_inputs(),
                 io.String.Input(
                     "synonyms",
                     default="",
                     optional=True,
-                    tooltip="Other words for it, with commas between.",
+                    tooltip="Other words for the concept, separated by commas.",
                 ),
                 io.String.Input(
                     "translations",
                     default="",
                     optional=True,
-                    tooltip="What it is called in other languages, with commas between. Empty: for "
-                    "common things the built-in names.",
+                    tooltip="Its names in other languages, separated by commas. Empty: the "
+                    "built-in names, which exist for common things.",
                 ),
                 io.String.Input(
                     "descriptions",
                     default="",
                     optional=True,
                     multiline=True,
-                    tooltip="Prompts that describe it without naming it, one a line.",
+                    tooltip="Prompts that describe it without naming it, one on each line.",
                 ),
             ],
             outputs=[
@@ -97,9 +97,8 @@ class ProbeErasure(UnlearnNode):
                 ErasureType.Output(
                     "probed",
                     display_name="ERASURE",
-                    tooltip="The erasure with these figures in its record, for Save Erased CLIP or "
-                    "Save Erased Model; "
-                    "none where none is connected.",
+                    tooltip="The erasure with the figures in its record, for Save Erased CLIP or "
+                    "Save Erased Model. Empty if no erasure is connected.",
                 ),
                 io.String.Output("json", display_name="JSON"),
             ],
@@ -137,7 +136,7 @@ class ProbeErasure(UnlearnNode):
         warning = ""
         check_clip(clip)
         if erasure is not None:
-            # What the erasure does not change comes back as it was.
+            # `erased` returns the same object for a part that the erasure does not change.
             own_model, own_clip = erased(model, clip, erasure)
             own_model = None if own_model is model else own_model
             own_clip = None if own_clip is clip else own_clip
@@ -163,8 +162,8 @@ class ProbeErasure(UnlearnNode):
         check_asked(concepts, given, reader(clip))
         if given != NOTHING and len(concepts) > 1:
             raise ValueError(
-                f"Synonyms, translations and descriptions are of one concept, but {len(concepts)} "
-                "are named; probe them one by one, or leave these empty."
+                f"Synonyms, translations and descriptions belong to one concept, but "
+                f"{len(concepts)} are named; probe them one by one, or leave these inputs empty."
             )
         chosen = fitting(edited, settings(level, kind, seed=seed, steps=steps, guidance=cfg))
         original.checkpointing = edited.checkpointing
@@ -178,15 +177,15 @@ class ProbeErasure(UnlearnNode):
                 parts,
                 chosen,
                 given,
-                on_probe=Asking(node_id, one),
+                on_probe=ProbeProgress(node_id, one),
             )
             probes.append(found)
         records = [found.record() for found in probes]
         text, probed = report(probes), erasure
         if left := said and [one for one in erasure.concepts if one not in said]:
-            text += f"\nOf another kind, and not asked for: {', '.join(left)}."
+            text += f"\nNot probed, because they are of another kind: {', '.join(left)}."
         if erasure is not None:
-            text += f"\n{warning} The figures are not put into its record." if warning else ""
+            text += f"\n{warning} The figures do not go into its record." if warning else ""
             probed = erasure if warning else erasure.with_probes(records)
         tell(node_id, text)
         picture = probe_sheet(probes)
@@ -195,24 +194,24 @@ class ProbeErasure(UnlearnNode):
 
 
 def said_by(erasure, kind: str) -> list[str]:
-    """The concepts of a kind that an erasure names.
+    """The concepts of this kind in an erasure's record.
 
-    Raises ValueError where all were erased as another kind: they would be asked for in sentences
-    that they were not erased from.
+    Raises ValueError if all of them are of another kind: they would be probed with sentences that
+    the erasure was not trained on.
     """
     if erasure.concepts and kind not in erasure.kinds:
         kinds = " and ".join(sorted(erasure.kinds))
         raise ValueError(
-            f"The erasure is of the kind {kinds}, and kind is {kind}: choose its own, or type the "
-            "concept to ask for it as another kind."
+            f"The erasure is of the kind {kinds}, and kind is {kind}: choose its own kind, or type "
+            "the concept to probe it as another kind."
         )
     return erasure.concepts_of(kind)
 
 
 def fitting(edited: ComfyModel, chosen: ProbeSettings) -> ProbeSettings:
-    """With as many prompts attacked side by side as there is memory for.
+    """The settings with as many prompts attacked side by side as memory allows.
 
-    Raises MemoryError, before anything is drawn, where there is too little for one.
+    Raises MemoryError, before anything is drawn, if there is too little memory for one prompt.
     """
     prefix, token = chosen.unlearn_diff_atk, chosen.cce
     counts = [count for count in (4, 2, 1) if count <= prefix.at_once]
@@ -231,7 +230,7 @@ def fitting(edited: ComfyModel, chosen: ProbeSettings) -> ProbeSettings:
 
 
 def report(probes: list[Probe]) -> str:
-    """What was found, of each concept, and how long it took."""
+    """What was found for each concept, and how long it took."""
     texts = []
     for found in probes:
         texts.append("\n".join([*found.sentences(), found.success(), found.table()]))

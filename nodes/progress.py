@@ -1,4 +1,8 @@
-"""What a training node shows: progress, a live picture, the loss curve."""
+"""What a node shows while it works: a progress bar, a status text and a live picture.
+
+All reporters below share `_Reporter`. Each of them asks the host at every call whether the user
+cancelled, because the host's own progress bar asks too rarely.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ import numpy as np
 from PIL import Image
 from server import PromptServer
 
+SECONDS_BETWEEN_TEXTS = 0.5
+
 
 def tell(node_id: str | None, text: str) -> None:
     """Show a text in a node on the canvas."""
@@ -17,17 +23,37 @@ def tell(node_id: str | None, text: str) -> None:
         PromptServer.instance.send_progress_text(text, node_id)
 
 
-class Progress:
-    """on_step of a method: progress bar, status text and a live picture of what the concept is now.
+class _Reporter:
+    """A node's progress bar, and a status text of two lines: what it does, and how far it is."""
 
-    draw() gives one picture (1, H, W, 3), None draws none; it may take a fifth of the time and no
-    more, and is given up where there is no memory for it. Every step asks the host whether the user
-    cancelled: its own progress bar does so too rarely.
+    def __init__(self, node_id: str | None, what: str) -> None:
+        self.node_id, self.what = node_id, what
+        self.bar = comfy.utils.ProgressBar(1, node_id)
+        self.told, self.last = 0.0, what  # when a text was shown, and its first line
+
+    def show(self, text: str) -> None:
+        self.told, self.last = time.monotonic(), self.what
+        tell(self.node_id, f"{self.what}\n{text}")
+
+    def count(self, done: int, total: int, text: str) -> None:
+        """Move the bar. The text follows at the end, when `what` changed, and twice a second."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.bar.update_absolute(done, total)
+        due = time.monotonic() - self.told > SECONDS_BETWEEN_TEXTS
+        if due or done == total or self.what != self.last:
+            self.show(text)
+
+
+class Progress(_Reporter):
+    """on_step of a method: also shows a live picture of what the model makes of the concept.
+
+    draw() returns one picture (1, H, W, 3); None draws none. It may take a fifth of the time at
+    most. It is given up when there is no memory for it.
     """
 
     def __init__(self, node_id: str | None, what: str, draw) -> None:
-        self.node_id, self.what, self.draw = node_id, what, draw
-        self.bar = comfy.utils.ProgressBar(1, node_id)
+        super().__init__(node_id, what)
+        self.draw = draw
         self.drawn = time.monotonic()
         self.cost = 0.0
 
@@ -40,13 +66,13 @@ class Progress:
             self.drawn = time.monotonic()
             self.cost = self.drawn - now
         self.bar.update_absolute(step, total, preview)
-        tell(self.node_id, f"{self.what}\nstep {step} of at most {total}, loss {loss:.4f}")
+        self.show(f"step {step} of at most {total}, loss {loss:.4f}")
 
     def _preview(self) -> tuple[str, Image.Image, int] | None:
         try:
             picture = self.draw()[0]
         except (comfy.model_management.OOM_EXCEPTION, MemoryError):
-            # The run was planned without it, and must not be lost to it.
+            # The memory plan of the run does not include the picture. The run must go on.
             self.draw = None
             self.what += " (no memory for a live picture)"
             comfy.model_management.soft_empty_cache()
@@ -55,37 +81,34 @@ class Progress:
 
     def preparing(self, what: str, done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        tell(self.node_id, f"{self.what}\n{what}: {done} of {total}")
+        self.show(f"{what}: {done} of {total}")
 
 
-class Counting:
-    """on_row of the classifier: progress bar and status text; asks the host whether to stop."""
+class RowProgress(_Reporter):
+    """on_row of the classifier."""
 
     def __init__(self, node_id: str | None, what: str = "asking the model") -> None:
-        self.node_id, self.what = node_id, what
-        self.bar = comfy.utils.ProgressBar(1, node_id)
-        self.told = 0.0
+        super().__init__(node_id, what)
 
     def __call__(self, done: int, total: int, leader: str) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        self.bar.update_absolute(done, total)
-        if done == total or time.monotonic() - self.told > 0.5:
-            self.told = time.monotonic()
-            ahead = f", ahead: {leader}" if leader else ""
-            tell(self.node_id, f"{self.what}\n{done} of {total} rows{ahead}")
+        ahead = f", ahead: {leader}" if leader else ""
+        self.count(done, total, f"{done} of {total} rows{ahead}")
 
 
-class Asking:
-    """on_probe of the probe: progress bar and status text; asks the host whether to stop."""
+class ProbeProgress(_Reporter):
+    """on_probe of the probe of one concept."""
 
     def __init__(self, node_id: str | None, concept: str) -> None:
-        self.node_id, self.concept = node_id, concept
-        self.bar = comfy.utils.ProgressBar(1, node_id)
-        self.told, self.what = 0.0, ""
+        super().__init__(node_id, f"probing {concept}")
+        self.concept = concept
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        self.bar.update_absolute(done, total)
-        if what != self.what or done == total or time.monotonic() - self.told > 0.5:
-            self.told, self.what = time.monotonic(), what
-            tell(self.node_id, f"probing {self.concept}: {what}\n{done} of {total}")
+        self.what = f"probing {self.concept}: {what}"
+        self.count(done, total, f"{done} of {total}")
+
+
+class PairProgress(_Reporter):
+    """How many pictures the copyright metric has compared."""
+
+    def __call__(self, done: int, total: int) -> None:
+        self.count(done, total, f"{done} of {total}")

@@ -1,7 +1,7 @@
 """IconCanvas: a small, real text-to-image model in Stable Diffusion 1.5's layout, and its judge.
 
-Everything this project claims is measured on it. Its text encoder has CLIP's architecture and
-tokenizer but was trained here, on drawings; it is not OpenAI's CLIP.
+All figures of this project are measured on it. Its text encoder has CLIP's architecture and
+tokenizer, but it was trained here, on drawings; it is not OpenAI's CLIP.
 """
 
 from pathlib import Path

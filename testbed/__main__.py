@@ -3,10 +3,10 @@
 and its motion module, which makes clips of its pictures: python -m testbed motion | motion-report
 
 What an encoder erased for pictures does to clips: python -m testbed transfer (--help for more)
-Whether the trainings' verdicts are right, and dear: python -m testbed verdicts (--help for more)
+Whether the verdicts are right, and what they cost: python -m testbed verdicts (--help for more)
 
-Each goes on from where an earlier run stopped; `cache/` holds what lies between. Training takes
-about two and a half hours on two cores; only `data` reaches the network (npm).
+Each stage continues where an earlier run stopped; `cache/` holds the intermediate files. Training
+takes about two and a half hours on two cores. Only `data` uses the network (npm).
 """
 
 import argparse
@@ -20,7 +20,7 @@ STAGES = ("data", "train", "judge", "report", "motion", "motion-report", "transf
 
 def main() -> None:
     if sys.argv[1:2] in (["transfer"], ["verdicts"]):
-        # They have options of their own.
+        # These two have options of their own.
         import_module(f".studies.{sys.argv[1]}", __package__).main(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(
@@ -30,13 +30,13 @@ def main() -> None:
     )
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
-        "--only", choices=("autoencoder", "text", "unet"), help="train: this part alone"
+        "--only", choices=("autoencoder", "text", "unet"), help="train: only this part"
     )
     parser.add_argument(
         "--further",
         action="store_true",
-        help="train (the UNet alone) or motion: go on from the repository's weights, at a lower "
-        "peak rate",
+        help="train (only the UNet) or motion: continue from the repository's weights, at a lower "
+        "peak learning rate",
     )
     parser.add_argument("--steps", type=int, help="train, judge or motion: another number of steps")
     options = parser.parse_args()
@@ -45,7 +45,7 @@ def main() -> None:
 
         data.render()
         return
-    # Plain attention: the host's choice for a CPU has no fast backward pass.
+    # The host's default attention on a CPU has no fast backward pass.
     host.start("--use-pytorch-cross-attention")
     if options.stage == "report":
         from .model import report
@@ -61,7 +61,7 @@ def main() -> None:
 
     from .model import checkpoint, data, train
 
-    torch.set_num_threads(1)  # the workers of train.Stage are the parallelism
+    torch.set_num_threads(1)  # the workers of stage.Stage are the parallelism
     folder = data.CACHE / "train"
     folder.mkdir(parents=True, exist_ok=True)
     extra = {"steps": options.steps} if options.steps else {}

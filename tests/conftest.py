@@ -92,11 +92,12 @@ def checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """ComfyUI in this process, its folders temporary, with IconCanvas: its module `nodes`.
 
     After this `import comfy`, `import folder_paths` and the like work in the test.
     """
+    assert not request.config.option.fast, "a test of the fast tier may not start ComfyUI"
     testbed.host.process.start()
     import folder_paths
     from server import PromptServer
@@ -148,7 +149,8 @@ def small_runs(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def small_runs_outside_comfyui(request: pytest.FixtureRequest) -> None:
     """The same for what is tested in tests/diffusers."""
-    if request.path.parent.name == "diffusers":
+    whole = request.node.get_closest_marker("full_runs")
+    if request.path.parent.name == "diffusers" and not whole:
         import unlearn.methods.parts.closed_form
         import unlearn.methods.parts.retention
         from unlearn.diffusers_backend.model import DiffusersModel
@@ -166,16 +168,19 @@ def node_body() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real server with the pack and IconCanvas, its folders temporary, and two extensions.
+    """A real server with the pack and IconCanvas, its folders temporary, and the extensions of
+    tests/support: a small image encoder, a model without words, and little to prepare.
 
-    One gives a small image encoder, the other makes what mode balanced prepares small. The files
-    of an Inception network are looked for in the folder inception.
+    It keeps the state of a run after every step, so that little has to be run. The files of an
+    Inception network are looked for in the folder inception.
     """
     folder = tmp_path_factory.mktemp("server")
     (folder / "inception").mkdir()
-    extensions = (SUPPORT / "tiny_clip_vision", SUPPORT / "small_runs")
+    extensions = (SUPPORT / name for name in ("tiny_clip_vision", "no_words", "small_runs"))
     args = extended(folder, *extensions, inception=folder / "inception")
-    with Server(folder, input_folder=input_folder(folder), args=args) as running:
+    environment = {"CONCEPT_UNLEARN_SAVE_EVERY": "0"}
+    own = {"input_folder": input_folder(folder), "args": args, "environment": environment}
+    with Server(folder, **own) as running:
         assert "SmallRuns" in running.object_info(), "the extension did not find the pack"
         yield running
 

@@ -1,7 +1,7 @@
-"""The science: methods, edits, the artefact and the measuring. Imports torch, never ComfyUI.
+"""Concept unlearning without ComfyUI: methods, attacks, measurements and the command line.
 
-The public names load their modules when they are first asked for. So `from unlearn import Erasure`
-needs torch alone, and only `DiffusersModel` needs diffusers.
+A public name loads its module when it is first used. So `from unlearn import Erasure` needs only
+torch, and only `DiffusersModel` needs diffusers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m unlearn`: runs a command (see program.py) and says in one sentence what went wrong."""
+"""`python -m unlearn`: runs a command (cli/program.py) and reports an error in one sentence."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 INTERRUPT = signal.default_int_handler
-# Ctrl-C, being told to end, and the end of the terminal, which Windows does not tell.
+# Ctrl-C, a request to end, and the closing of the terminal. Windows has no SIGHUP.
 SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 INTERRUPTED = "\nInterrupted; nothing was written."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code; argparse itself ends the program on --help and bad usage."""
+    """Run a command; returns the exit code. argparse ends the program for --help and bad usage."""
     try:
-        with _at_once():
-            # It imports PyTorch, which takes seconds.
+        with _exit_on_interrupt():
+            # This imports PyTorch, which takes seconds.
             from .cli.program import COMMANDS, parser
         args = parser().parse_args(arguments)
         try:
             COMMANDS[args.command].run(args)
             sys.stdout.flush()
-        except Exception as error:  # noqa: BLE001 (the last resort)
+        except Exception as error:  # noqa: BLE001 (every error becomes a sentence)
             if args.traceback:
                 traceback.print_exc()
             print(_sentence(error, args.command), file=sys.stderr)
@@ -55,26 +55,28 @@ def _sentence(error: Exception, command: str) -> str:
     if isinstance(error, Failure) or (isinstance(error, ValueError) and _is_ours(error)):
         return str(error)
     if isinstance(error, BrokenPipeError):
-        # Nobody reads what is printed; what Python has yet to print goes nowhere, too.
+        # The reader of the pipe is gone. Python flushes stdout at the end, so send that nowhere.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return "Nobody reads the output any more, so nothing more was done."
+        return "The program that read the output has ended, so this one stopped, too."
     if isinstance(error, (OSError, SafetensorError)):
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             return "The disk is full; free some space, nothing was written."
-        name = getattr(error, "filename", None)
-        text = f"{error.strerror}: {name}" if name else first_line(error)
-        return f"{text}."
+        if isinstance(error, OSError) and error.filename:
+            return f"{error.strerror}: {error.filename}."
+        return f"{first_line(error)}."
     return (
-        f"{command} failed in a way that was not foreseen ({type(error).__name__}: "
+        f"{command} failed with an unexpected error ({type(error).__name__}: "
         f'{first_line(error)}); "{PROGRAM} --traceback {command} ..." shows where.'
     )
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether a line of this package raised it, which says what is wrong in a sentence; a library's
-    and Python's own are for programmers."""
+    """Whether a `raise` in this package raised it, so its message is a sentence for the user. The
+    messages of libraries and of Python itself are for programmers."""
     last = error.__traceback__
+    if last is None:
+        return False
     while last.tb_next:
         last = last.tb_next
     code = last.tb_frame.f_code
@@ -83,36 +85,36 @@ def _is_ours(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def _at_once() -> Iterator[None]:
-    """Ctrl-C ends the program at once in the block: in the midst of imports an exception would come
-    out as another."""
+def _exit_on_interrupt() -> Iterator[None]:
+    """Inside the block Ctrl-C ends the process at once. During imports a KeyboardInterrupt could
+    turn into another error."""
 
     def end(number: int, frame: object) -> None:
         os.write(2, f"{INTERRUPTED}\n".encode())
         os._exit(130)
 
     imported = f"{__package__}.cli.program" in sys.modules
-    heard = [] if imported else [n for n in SIGNALS if signal.getsignal(n) is INTERRUPT]
-    for number in heard:
+    handled = [] if imported else [n for n in SIGNALS if signal.getsignal(n) is INTERRUPT]
+    for number in handled:
         signal.signal(number, end)
     try:
         yield
     finally:
-        for number in heard:
+        for number in handled:
             signal.signal(number, INTERRUPT)
 
 
-def _hear() -> None:
-    """Being told to end is like Ctrl-C: what is half written is taken away."""
+def _interrupt_on_signals() -> None:
+    """Treat the signals like Ctrl-C, so that temporary files are removed."""
     for number in SIGNALS:
-        # Who started the program may have made it deaf to one, as nohup does.
+        # The caller may have set one to be ignored, as nohup does.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, INTERRUPT)
 
 
 def script() -> int:
-    """What the installed program `concept-unlearn` calls. Returns the exit code."""
-    _hear()
+    """The entry point of the installed program `concept-unlearn`. Returns the exit code."""
+    _interrupt_on_signals()
     return main()
 
 

@@ -1,4 +1,4 @@
-"""Putting an erasure on a CLIP or a MODEL, as the stock LoRA loader would, if it fits."""
+"""Puts an erasure on a CLIP or a MODEL as the stock LoRA loader does, once it is known to fit."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ import comfy.utils
 import torch
 from torch.utils._pytree import tree_leaves
 
+from ...unlearn.core import fit
 from ...unlearn.core.erasure import (
     NETWORK,
     Erasure,
     ErasureError,
-    check_range,
     check_strength,
-    matrix_shape,
     name_of,
 )
-from ...unlearn.core.record import name_of as printed
+from ...unlearn.core.fit import check_delta
 from .checks import check_clip
 from .identity import OFTEN_MISSING, fingerprints, own_weight
 from .version import host_version
 
-# Where other tools put CLIP's text model, and where the host has it.
+# The prefixes under which other tools store CLIP's text model, and the host's own.
 FOREIGN_PREFIXES = (
     "clip_l.transformer.",
     "text_encoders.clip_l.transformer.",
@@ -35,9 +34,9 @@ FOREIGN_PREFIXES = (
     "",
 )
 OWN_PREFIX = "clip_l.transformer."
-# Below it stands a level that newer transformers leave out.
+# After the prefix comes a level that newer versions of transformers leave out.
 FOREIGN_LEVELS = ("", "text_model.")
-# What newer hosts keep in one weight, of language models, and what older ones keep of it apart.
+# Weights of language models that newer hosts merge into one, and the parts that older hosts keep.
 MERGED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
@@ -45,10 +44,11 @@ MERGED = {
 
 
 def erased_clip(clip, erasure: Erasure, strength: float = 1.0):
-    """A CLIP with the erasure at a strength: 0 is the original, -1 undoes, linear between.
+    """A clone of the CLIP with the erasure on it.
 
-    Returns (clip, warning); the warning is empty unless the erasure was trained on other weights.
-    Raises ErasureError when it does not fit this encoder.
+    strength: 0 is the original, 1 the erasure, -1 undoes it; linear in between. Returns (clip,
+    warning). The warning is empty unless the erasure was trained on other weights. Raises
+    ErasureError if the erasure does not fit this encoder.
     """
     check_clip(clip)
     copy = clip.clone()
@@ -57,14 +57,14 @@ def erased_clip(clip, erasure: Erasure, strength: float = 1.0):
 
 
 def erased_model(model, erasure: Erasure, strength: float = 1.0):
-    """A MODEL with the erasure at a strength; as `erased_clip`, for the denoising network."""
+    """A clone of the MODEL with the erasure on it; the same as `erased_clip`, for the denoiser."""
     copy = model.clone()
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     return copy, _patch(copy, names, erasure, strength, MODEL)
 
 
 def erased(model, clip, erasure: Erasure, strength: float = 1.0):
-    """(MODEL, CLIP) with whatever the erasure changes, in either or in both."""
+    """(MODEL, CLIP), each with what the erasure changes in it; an unchanged one stays as it is."""
     if has_part(erasure, "MODEL"):
         model, _ = erased_model(model, erasure, strength)
     if has_part(erasure, "CLIP"):
@@ -73,8 +73,10 @@ def erased(model, clip, erasure: Erasure, strength: float = 1.0):
 
 
 def alike(one, other) -> bool:
-    """Whether two MODELs change the same weights alike, but for the rounding of a file; None is
-    nothing changed."""
+    """Whether two MODELs carry the same patches, up to the rounding of a file.
+
+    None stands for a MODEL without an erasure.
+    """
     if one is None or other is None:
         return one is other
     return one.patches.keys() == other.patches.keys() and all(
@@ -85,22 +87,24 @@ def alike(one, other) -> bool:
 
 
 def alike_clips(one, other) -> bool:
-    """`alike` of two CLIPs."""
+    """`alike` for two CLIPs."""
     return alike(*(None if clip is None else clip.patcher for clip in (one, other)))
 
 
-ROUNDED = 0.01  # of a change, at the most, in a file of 16 bits
+ROUNDED = 0.01  # how much of a change a 16-bit file may round away
 
 
 def _same_patch(one: tuple, other: tuple) -> bool:
-    """Of the host's patches: (strength, change, strength of the weight, ...)."""
+    """Compares two patches of the host: (strength, change, strength of the weight, ...)."""
     ours, theirs = _scaled(one), _scaled(other)
     return one[2] == other[2] and len(ours) == len(theirs) and all(map(_same_part, ours, theirs))
 
 
 def _scaled(patch: tuple) -> list:
-    """A change's tensors and numbers, the first tensor by its strength: that of half an erasure
-    and of an erasure at half strength are one."""
+    """A patch's tensors and numbers, with the first tensor multiplied by the patch's strength.
+
+    So an erasure at half strength equals half the erasure at strength 1.
+    """
     parts = tree_leaves(getattr(patch[1], "weights", patch[1]))
     first = next((i for i, part in enumerate(parts) if torch.is_tensor(part)), None)
     return [part * patch[0] if i == first else part for i, part in enumerate(parts)]
@@ -117,7 +121,7 @@ def _same_part(one, other) -> bool:
 
 @dataclass(frozen=True)
 class Part:
-    """How the sentences name a part of a model."""
+    """How messages name a part of a model."""
 
     name: str
     socket: str
@@ -132,12 +136,12 @@ MODEL = Part("model", "MODEL", "Load Erased CLIP")
 
 
 def has_part(erasure: Erasure, socket: str) -> bool:
-    """Whether it changes the text encoder ("CLIP") or the network ("MODEL")."""
+    """Whether the erasure changes the text encoder ("CLIP") or the denoiser ("MODEL")."""
     return any(key.startswith(NETWORK) == (socket == "MODEL") for key in erasure.deltas)
 
 
 def _patch(patcher, names: dict, erasure: Erasure, strength: float, part: Part) -> str:
-    """Put the part's deltas on a patcher of our own; returns the warning."""
+    """Add the part's deltas to a patcher, which must be a clone. Returns the warning."""
     wanted = {key for key in erasure.deltas if part.has(key)}
     if erasure.deltas and not wanted:
         raise ErasureError(
@@ -145,62 +149,58 @@ def _patch(patcher, names: dict, erasure: Erasure, strength: float, part: Part) 
         )
     check_strength(strength)
     own = patcher.model.state_dict()
-    deltas = {key: _fitting(patcher, own, erasure, key, part) for key in wanted}
+    deltas = {key: _checked_delta(patcher, own, erasure, key, part) for key in wanted}
     if strength == 0:
         return ""
     patches = comfy.lora.load_lora(Erasure(deltas).state_dict(), names, log_missing=False)
     missed = wanted - set(patcher.add_patches(patches, strength))
     if missed:
         raise ErasureError(
-            f"ComfyUI did not take {len(missed)} of the deltas, {min(missed)} first."
+            f"ComfyUI did not take {len(missed)} of the erasure's changes; the first is "
+            f"{min(missed)}. Update ComfyUI or this pack."
         )
     return base_warning(patcher, erasure, wanted)
 
 
-def _fitting(
+def _checked_delta(
     patcher, own: Mapping, erasure: Erasure, key: str, part: Part
 ) -> dict[str, torch.Tensor]:
-    """The change of one of a patcher's own weights, in its shape. Raises ErasureError when there is
-    no such weight, or one of another size."""
+    """The erasure's change of the weight `key`, in the shape of that weight.
+
+    own: the patcher's state dict. Raises ErasureError if the weight is missing or has another size.
+    """
     delta = erasure.deltas[key]
     if other := kept_otherwise(key, own):
         raise ErasureError(
             f"{name_of(erasure)} changes {key}, and ComfyUI {host_version()} keeps this in "
-            f"{other}. Make the erasure anew here, or load it in the ComfyUI, and with the "
-            "model's file, that it was made with."
+            f"{other}. Make the erasure anew here, or load it with the version of ComfyUI and the "
+            "model file that it was made with."
         )
-    if key not in own:
-        raise ErasureError(
-            f"{name_of(erasure)} is for another {part.name}: this one has no {printed(key)}. "
-            f"Connect the {part.socket} of the model it was made with."
-        )
-    # The state dict has a quantised weight as it is stored, two of its values a number.
-    weight = comfy.utils.get_attr(patcher.model, key)
-    if matrix_shape(delta) != matrix_shape({"diff": weight}):
-        raise ErasureError(
-            f"{name_of(erasure)} is for a {part.name} of another size: {key} is "
-            f"{matrix_shape({'diff': weight})} here and {matrix_shape(delta)} in the file."
-        )
-    check_range(delta, weight, f"{name_of(erasure)}: its change of {key}")
+    # Not from the state dict: it packs two values of a quantised weight into one number.
+    weight = comfy.utils.get_attr(patcher.model, key) if key in own else None
+    remedy = f"Connect the {part.socket} of the model it was made with."
+    check_delta(erasure, key, weight, part.name, remedy)
     # The host passes over one of another shape without a word.
     return {"diff": delta["diff"].reshape(weight.shape)} if "diff" in delta else dict(delta)
 
 
 def fits(model, clip, erasure: Erasure, socket: str) -> bool:
-    """Whether it changes something in this part alone, and only what this MODEL or CLIP has."""
+    """Whether the erasure changes this part only, and fits the MODEL or CLIP."""
     part, patcher = (CLIP, clip.patcher) if socket == "CLIP" else (MODEL, model)
     own = patcher.model.state_dict()
     try:
         for key in erasure.deltas:
-            _fitting(patcher, own, erasure, key, part)
+            _checked_delta(patcher, own, erasure, key, part)
     except ErasureError:
         return False
     return bool(erasure.deltas) and all(map(part.has, erasure.deltas))
 
 
 def kept_otherwise(key: str, own: Iterable[str]) -> str:
-    """Where a model has a weight that another version of the host keeps under another name; empty
-    where it has that name, or none of them."""
+    """The names under which this host keeps a weight that another version names `key`.
+
+    Empty if the model has `key` itself, or none of the other names.
+    """
     path, _, kind = key.rpartition(".")
     path, _, name = path.rpartition(".")
     others = [whole for whole, parts in MERGED.items() if name in parts] or MERGED.get(name, ())
@@ -210,21 +210,16 @@ def kept_otherwise(key: str, own: Iterable[str]) -> str:
 
 def base_warning(patcher, erasure: Erasure, keys: Iterable[str]) -> str:
     """A sentence when a patcher's own weights are not those the erasure was trained on."""
-    base = erasure.record.get("base", {})
-    recorded = {key: base[key] for key in keys if key in base}
     own = patcher.model.state_dict()
-    found = fingerprints(patcher, [key for key in recorded if key in own])
-    differing = sum(found.get(key) != value for key, value in recorded.items())
-    if not differing:
-        return ""
-    return (
-        f"Warning: {differing} of {len(recorded)} weights differ from those this erasure was "
-        "trained on, so what was measured may not hold for this model; probe it again."
-    )
+
+    def of_own(recorded: Iterable[str]) -> Mapping[str, str]:
+        return fingerprints(patcher, [key for key in recorded if key in own])
+
+    return fit.base_warning(erasure, keys, of_own)
 
 
 def other_base(model, clip, erasure: Erasure) -> str:
-    """The same sentence of a MODEL and a CLIP."""
+    """`base_warning` for a MODEL and a CLIP together."""
     parts = ((model, MODEL), (clip.patcher, CLIP))
     found = (
         base_warning(patcher, erasure, filter(part.has, erasure.deltas)) for patcher, part in parts
@@ -233,11 +228,12 @@ def other_base(model, clip, erasure: Erasure) -> str:
 
 
 def foreign_erasure(clip, tensors: Mapping[str, torch.Tensor], name: str) -> Erasure:
-    """A text encoder that others erased, as deltas to this one, so that strength and undo work.
+    """A text encoder that somebody else erased, as deltas to this CLIP.
 
-    tensors: a whole encoder as the host's CLIPSave or a Hugging Face text_encoder folder has it;
-    where nothing differs there are no deltas. Raises ErasureError when it holds no text encoder, a
-    part of one, one of another kind or size, or values that are no finite numbers.
+    As deltas it can be scaled and undone. tensors: a whole encoder, as the host's CLIPSave or a
+    Hugging Face text_encoder folder stores it. Weights that are equal get no delta. name: the
+    file's name, for messages. Raises ErasureError if the tensors hold no text encoder, only a part
+    of one, one of another kind or size, or values that are not finite.
     """
     own = {
         key
@@ -247,7 +243,7 @@ def foreign_erasure(clip, tensors: Mapping[str, torch.Tensor], name: str) -> Era
         and not key.endswith(OFTEN_MISSING)
     }
     namings = product(FOREIGN_LEVELS, FOREIGN_PREFIXES)
-    found = max((_renamed(tensors, own, *naming) for naming in namings), key=len)
+    found = max((_under_own_names(tensors, own, *naming) for naming in namings), key=len)
     if not found:
         raise ErasureError(
             f"{name} holds neither an erasure nor a text encoder of this kind; choose another "
@@ -255,8 +251,8 @@ def foreign_erasure(clip, tensors: Mapping[str, torch.Tensor], name: str) -> Era
         )
     if len(found) < len(own):
         raise ErasureError(
-            f"{name} holds {len(found)} of the {len(own)} weights of this text encoder, the first "
-            f"that it lacks is {min(own - found.keys())}; choose a file that has all."
+            f"{name} holds {len(found)} of the {len(own)} weights of this text encoder; the first "
+            f"that it lacks is {min(own - found.keys())}. Choose a file that has all."
         )
     deltas = {}
     for key, value in found.items():
@@ -271,18 +267,18 @@ def foreign_erasure(clip, tensors: Mapping[str, torch.Tensor], name: str) -> Era
             raise ErasureError(
                 f"{name} cannot be used: its {key} holds {holds}; save or download it again."
             )
-        if not (_same_in(value.dtype, base, value) or _same_in(base.dtype, value, base)):
+        if not (_equal_in(value.dtype, base, value) or _equal_in(base.dtype, value, base)):
             deltas[key] = {"diff": value.float() - base.float()}
-    # A file does not say what was erased.
+    # The file does not say which concepts were erased.
     return Erasure(deltas, {"method": "foreign", "concepts": []})
 
 
-def _renamed(tensors: Mapping, own: set[str], level: str, prefix: str) -> dict:
-    """Those of a file's tensors that are weights of ours, by our names."""
+def _under_own_names(tensors: Mapping, own: set[str], level: str, prefix: str) -> dict:
+    """The file's tensors that are weights of the host's encoder, under the host's names."""
     names = ((OWN_PREFIX + level + key.removeprefix(prefix), key) for key in tensors)
     return {to: tensors[key] for to, key in names if to in own and key.startswith(prefix)}
 
 
-def _same_in(dtype: torch.dtype, one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether one rounds to the other: a file of another precision was not changed."""
+def _equal_in(dtype: torch.dtype, one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether `one`, rounded to dtype, equals `other`. A file in another precision is no change."""
     return torch.equal(one.to(dtype).float(), other.float())

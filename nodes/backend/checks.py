@@ -1,14 +1,17 @@
-"""What is connected may be empty, since a checkpoint need hold no text encoder and no autoencoder,
-or of a kind that cannot be trained through."""
+"""Checks of what is connected to a node.
+
+A socket may be empty, since a checkpoint may hold no text encoder and no autoencoder. Or it may
+hold something that cannot be trained.
+"""
 
 from __future__ import annotations
 
 from reprlib import repr as shortened
 from typing import Any
 
-from .patching import is_quantised
+from .aliasing import is_quantised
 
-# What the nodes use of each, and which node hands it on.
+# The attributes that the nodes use of each kind, and which node outputs it.
 SOCKETS = {
     "MODEL": (("model_options", "add_patches"), "a node that loads a model, as Load Checkpoint"),
     "CLIP": (("cond_stage_model", "tokenize"), "a node that loads a text encoder, as Load CLIP"),
@@ -19,9 +22,9 @@ SOCKETS = {
 
 
 def check_socket(name: str, kind: str, value: Any) -> Any:
-    """The value. Raises ValueError where it is empty, or is not what goes through this socket.
+    """Return the value. Raises ValueError if it is empty or of another kind.
 
-    By what it can do and not by its class: other extensions have classes of their own.
+    The check looks for attributes, not for a class: other extensions have classes of their own.
     """
     needed, where = SOCKETS[kind]
     if value is None:
@@ -36,16 +39,16 @@ def check_socket(name: str, kind: str, value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value in a sentence, of whatever kind and size."""
+    """Any value, as a message shows it: short, whatever its type and size."""
     if isinstance(value, int) and value.bit_length() > 100:
-        return "a number of more than 30 digits"  # of too many Python refuses to write them
+        return "a number of more than 30 digits"  # Python refuses to print very long ones
     if isinstance(value, (str, int, float, type(None))):
         return shortened(value)
     return f"of the type {type(value).__name__}"
 
 
 def check_clip(clip) -> None:
-    """Raises ValueError where a loader found no text encoder: it then hands on nothing."""
+    """Raises ValueError if the CLIP is empty: the loader found no text encoder."""
     if clip is None:
         raise ValueError(
             "The CLIP that is connected is empty: its checkpoint holds no text encoder. "
@@ -54,12 +57,12 @@ def check_clip(clip) -> None:
 
 
 def autoencoder(vae):
-    """The VAE; None where there is none, or an empty one, as of a checkpoint that holds none."""
+    """The VAE; None if there is none, or if its checkpoint held none and it is empty."""
     return None if getattr(vae, "first_stage_model", vae) is None else vae
 
 
 def check_vae(vae, otherwise: str = "") -> None:
-    """Raises ValueError where a VAE is empty. otherwise: what else could be done, if anything."""
+    """Raises ValueError if a VAE is empty. otherwise: what else could be done, for the message."""
     if autoencoder(vae) is None:
         raise ValueError(
             "The VAE that is connected is empty: its checkpoint holds none. Connect one, for "
@@ -71,10 +74,10 @@ LATENTS = {1: "of sound", 2: "of pictures", 3: "of video"}
 
 
 def check_vae_fits(vae, network) -> None:
-    """Raises ValueError where a VAE's latents are not of the kind that a network draws in."""
+    """Raises ValueError if the VAE's latents are not the kind that the network works on."""
     layout = network.latent_format
     wanted = layout.latent_dimensions, layout.latent_channels
-    # A VAE of another extension may not say.
+    # Another extension's VAE may not say; then it is taken to fit.
     found = getattr(vae, "latent_dim", wanted[0]), getattr(vae, "latent_channels", wanted[1])
     if found != wanted:
         theirs, own = (
@@ -87,27 +90,27 @@ def check_vae_fits(vae, network) -> None:
 
 
 def check_patcher(patcher, socket: str) -> None:
-    """Raises ValueError where nothing can be trained through a MODEL, or a CLIP's patcher.
+    """Raises ValueError if this MODEL, or this CLIP's patcher, cannot be trained.
 
-    socket: how the node calls it.
+    socket: "MODEL" or "CLIP", for the message.
     """
     if any(
         not weight.is_floating_point() and not is_quantised(weight)
         for weight in patcher.model.parameters()
     ):
         raise ValueError(
-            f"The weights of this {socket} are packed in a form that another extension reads, as "
-            "from a GGUF file; load it from a safetensors file."
+            f"The weights of this {socket} are packed in another extension's format, such as GGUF; "
+            "load it from a safetensors file."
         )
-    # A compiled module holds the layers one level deeper, so their names would be others.
+    # A compiled module holds its layers one level deeper, so the names would not match.
     if any(hasattr(patch, "_orig_mod") for patch in patcher.object_patches.values()):
         raise ValueError(
-            f"This {socket} is compiled by another node; connect it as it is before that, and "
-            "compile what comes out here."
+            f"This {socket} was compiled by another node. Connect it as it is before that node, "
+            "and compile the output of this one."
         )
-    # They stand in for the layers' own forward passes, and say nothing of what they hold.
+    # Injections replace the layers' forward passes, and do not say which weights they hold.
     if getattr(patcher, "injections", None):
         raise ValueError(
-            f"This {socket} carries what another node puts in while it runs, as Load LoRA (Bypass) "
-            "does; load the LoRA with Load LoRA."
+            f"Another node changes this {socket} while it runs, as Load LoRA (Bypass) does. Use "
+            "Load LoRA in its place."
         )

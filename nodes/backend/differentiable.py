@@ -1,4 +1,4 @@
-"""The host's kernels that have no backward pass, changed for ones that do."""
+"""Replaces the host's kernels that have no backward pass with kernels that have one."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import comfy.cli_args
+import comfy.model_management as management
 import comfy.ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch.utils._pytree import tree_leaves
 
-# Functions of torch that may be told to write their result into a tensor, as the blocks of newer
-# hosts' language models end in `torch.add(residual, x, out=x)`. Not exp: where sub-quadratic
-# attention writes by it, PyTorch's attention is to take its place (see attention.py).
+# Functions of torch that can write their result into a given tensor. In newer hosts the blocks of
+# language models end in `torch.add(residual, x, out=x)`. exp is left out on purpose: sub-quadratic
+# attention uses it with `out=`, and its error is what makes `differentiable` below take PyTorch's
+# attention instead.
 WRITING = (
     *("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide"),
     *("addcmul", "addcdiv", "addmm", "addmv", "addbmm", "baddbmm", "lerp"),
@@ -24,13 +26,14 @@ WRITING = (
     *("sigmoid", "tanh", "erf", "softmax", "clamp", "maximum", "minimum", "sum", "mean", "cumsum"),
 )
 
-# What the host compiles by itself, newer versions by default. Their own training asks for neither.
+# Options that stop the host from compiling, which newer versions do by default. The host's own
+# training switches both off too.
 COMPILERS = ("disable_comfy_compiler", "disable_cuda_graphs")
 
 
 @contextmanager
 def trainable_kernels(encoder: torch.nn.Module) -> Iterator[None]:
-    """All of the below: while this lasts, gradients pass through what the host computes with."""
+    """All of the replacements below: inside, gradients pass through the host's kernels."""
     with ExitStack() as stack:
         stack.enter_context(differentiable_rotations())
         stack.enter_context(differentiable_products())
@@ -42,19 +45,19 @@ def trainable_kernels(encoder: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def differentiable_rotations() -> Iterator[None]:
-    """The host's rotary embeddings by PyTorch, not by comfy_kitchen's kernels, which have no
-    backward pass.
+    """Compute rotary embeddings with PyTorch: comfy_kitchen's kernels have no backward pass.
 
-    Most of the host's networks go around these by themselves `in_training`; those of Cosmos Predict
-    2, Ernie and JoyImage do not.
+    Most of the host's networks avoid these kernels themselves when they are `in_training`; Cosmos
+    Predict 2, Ernie and JoyImage do not.
     """
     try:
         import comfy_kitchen as kernels
         from comfy_kitchen.backends import eager
-    except ImportError:  # the host does without, and older versions do not have it
+    except ImportError:  # an optional package, which older hosts do not know
         yield
         return
-    # Those with an underscore behind write into their input, which the host does not in training.
+    # Functions that end in an underscore write into their input. The host does not use them in
+    # training.
     before = {
         name: function
         for name, function in vars(kernels).items()
@@ -71,16 +74,17 @@ def differentiable_rotations() -> Iterator[None]:
 
 @contextmanager
 def differentiable_products() -> Iterator[None]:
-    """Products in the precision that activations have, not in fp8.
+    """Compute products in the precision of the activations, not in fp8.
 
-    Those in fp8 fail where a gradient is wanted, and the host then takes the others: the network
-    would compute otherwise with an edit than without, by a good part of what an edit changes.
+    With gradients an fp8 product fails, and the host falls back to the usual one. Without gradients
+    it does not. So predictions with and without the edit would be computed differently, and the
+    difference would be a good part of what the edit changes.
     """
     before = getattr(comfy.ops, "fp8_linear", None)
-    if before is None:  # a version of the host that computes none this way
+    if before is None:  # this host has no fp8 products
         yield
         return
-    comfy.ops.fp8_linear = lambda *_: None  # as for weights that are none
+    comfy.ops.fp8_linear = lambda *_: None  # what it returns for weights that are not fp8
     try:
         yield
     finally:
@@ -89,23 +93,23 @@ def differentiable_products() -> Iterator[None]:
 
 @contextmanager
 def differentiable_writing() -> Iterator[None]:
-    """Functions of torch that write into a tensor (`out=`), in a form that autograd takes.
+    """Let functions of torch write into a tensor (`out=`) when a gradient is needed.
 
-    Torch refuses them where a gradient is wanted, and only there are they changed: what other
-    threads compute meanwhile is computed as before. Also a block that a backward pass computes
-    again comes here, which a mode of torch's would miss.
+    Torch refuses that. The functions change their behaviour only for tensors that need a gradient,
+    so other threads are not affected. They are replaced in `torch` itself, because a torch function
+    mode would miss the blocks that the backward pass computes again.
     """
     before = {name: getattr(torch, name) for name in WRITING if hasattr(torch, name)}
     try:
         for name, function in before.items():
-            setattr(torch, name, _writing(function))
+            setattr(torch, name, _allowing_out(function))
         yield
     finally:
         for name, function in before.items():
             setattr(torch, name, function)
 
 
-def _writing(function: Callable) -> Callable:
+def _allowing_out(function: Callable) -> Callable:
     @functools.wraps(function)
     def run(*args, out=None, **kwargs):
         if out is None:
@@ -113,7 +117,7 @@ def _writing(function: Callable) -> Callable:
         leaves = tree_leaves((args, kwargs, out))
         if not torch.is_grad_enabled() or not any(_wants_gradient(leaf) for leaf in leaves):
             return function(*args, out=out, **kwargs)
-        return _written(function(*args, **kwargs), out)
+        return _copied_to(function(*args, **kwargs), out)
 
     return run
 
@@ -122,16 +126,16 @@ def _wants_gradient(value) -> bool:
     return isinstance(value, torch.Tensor) and value.requires_grad
 
 
-def _written(result: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """The result, put into `out` too: the caller may read it from there."""
+def _copied_to(result: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """The result. It is copied into `out` as well, since the caller may read it there."""
     if out.is_leaf and out.requires_grad:
-        return result  # what is trained is never written over
+        return result  # never write over a trained weight
     if out.shape != result.shape:
         out.resize_(result.shape)
     try:
         return out.copy_(result)
     except RuntimeError as error:
-        # Autograd writes into no piece of a tensor that was cut into several at once.
+        # Autograd cannot write into one piece of a tensor that was split or chunked.
         if "is a view" not in str(error):
             raise
         out.detach().copy_(result.detach())
@@ -140,10 +144,10 @@ def _written(result: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def own_attention(encoder: torch.nn.Module) -> Iterator[None]:
-    """A text encoder whose file asks for a kernel of attention, as if it asked for none.
+    """Give a text encoder the default attention where its file asks for a special kernel.
 
-    Int8 kernels have no backward pass. A network is given another kernel from outside (see
-    attention.py), which an encoder does not take.
+    Int8 kernels have no backward pass. A denoiser takes another kernel through its options (see
+    `differentiable`); a text encoder has no such option.
     """
     asking = [
         (parent._modules, name, child)
@@ -162,8 +166,11 @@ def own_attention(encoder: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Without what newer hosts compile: it plans a block's memory, and where its weights lie, for
-    one forward pass, and autograd keeps some of that for the backward pass."""
+    """Switch off the compiler of newer hosts.
+
+    It plans a block's memory for one forward pass, and may reuse what autograd keeps for the
+    backward pass.
+    """
     args = comfy.cli_args.args
     before = {name: getattr(args, name) for name in COMPILERS if hasattr(args, name)}
     try:
@@ -185,12 +192,13 @@ HAVE_BACKWARD = (
 
 
 def differentiable(function, q: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-    """The host's `function` where it has a backward pass, else PyTorch's own attention.
+    """Attention by the host's `function` if it has a backward pass, otherwise by PyTorch.
 
-    SageAttention and FlashAttention, as the host calls them, have none: the gradient would end
-    there without a word. Sub-quadratic attention, the host's choice on a CPU, takes one and a half
-    to three times as long there as PyTorch's, which in half precision is less exact on a CPU. In
-    the host's form of an override (`optimized_attention_override`).
+    The signature is that of the host's `optimized_attention_override`. SageAttention and
+    FlashAttention, as the host calls them, have no backward pass, and the gradient would silently
+    end there. Sub-quadratic attention, the host's choice on a CPU, takes 1.5 to 3 times as long as
+    PyTorch's, so in float32 on a CPU PyTorch's is used. In half precision it is not, because there
+    PyTorch's is less exact.
     """
     slow = q.device.type == "cpu" and q.dtype == torch.float32
     slow = slow and function.__name__ == "attention_sub_quad"
@@ -198,7 +206,21 @@ def differentiable(function, q: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         try:
             return function(q, *args, **kwargs)
         except RuntimeError as error:
-            # Sub-quadratic attention works in pieces where memory is short, and these have none.
+            # When memory is short, sub-quadratic attention uses `out=`, which has no gradient.
             if "automatic differentiation" not in str(error):
                 raise
     return attention_pytorch(q, *args, **kwargs)
+
+
+@contextmanager
+def in_one_stream() -> Iterator[None]:
+    """Have the host fetch weights that lie on the CPU in the stream that computes with them.
+
+    In streams of its own it waits for the forward pass alone before it writes the next weight over
+    the last one's memory; autograd may still read there.
+    """
+    streams, management.NUM_STREAMS = management.NUM_STREAMS, 0
+    try:
+        yield
+    finally:
+        management.NUM_STREAMS = streams

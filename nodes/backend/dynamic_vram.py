@@ -1,49 +1,48 @@
-"""Models whose weights stay where they are while they are used.
+"""Models whose weights stay in place during a run.
 
-With its dynamic VRAM, which it turns on by itself on most of NVIDIA's cards, the host brings a
-layer's weight to the card when the layer runs, and may put another in its place right after. A
-backward pass needs the weight again. So what is trained or attacked is the same model as the host
-loads it without that: read from its file once more, with the same patches, for as long as a run
-lasts.
+With dynamic VRAM, which the host turns on by itself on most NVIDIA cards, it copies a layer's
+weight to the card when the layer runs, and may overwrite it right after. A backward pass needs the
+weight again. So for a training or an attack the model is loaded from its file a second time,
+without dynamic VRAM and with the same patches. The second copy lasts as long as the run.
 """
 
 from __future__ import annotations
 
 import weakref
 
-LOADED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-"""The host's model -> a weak reference to the patcher of its other one. A run may use several
-patchers of one model, with and without an erasure: they share that, too."""
+SECOND_COPIES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+"""From the host's model to a weak reference to the patcher of its second copy. A run may use
+several patchers of one model, with and without an erasure; they share the second copy."""
 
 
 def static_model(patcher):
-    """A MODEL as it is, or, where its weights come and go, one whose weights do not.
+    """The MODEL itself, or a second copy of it if its weights are dynamic.
 
-    Raises ValueError where the host cannot say which file it is from.
+    Raises ValueError if the host does not know which file the model is from.
     """
-    if not _comes_and_goes(patcher):
+    if not _is_dynamic(patcher):
         return patcher
     if patcher.cached_patcher_init is None:
         raise ValueError(
-            "Where dynamic VRAM is on, ComfyUI must load what is trained from its file once more, "
-            "and does not know this model's file; use one of its own loaders, or start it with "
-            "--disable-dynamic-vram."
+            "Dynamic VRAM is on, so ComfyUI must load this model from its file a second time to "
+            "train it, and it does not know the file. Use one of ComfyUI's own loaders, or start "
+            "ComfyUI with --disable-dynamic-vram."
         )
-    fresh = LOADED.get(patcher.model, lambda: None)()
+    fresh = SECOND_COPIES.get(patcher.model, lambda: None)()
     if fresh is None:
         load, given, *place = patcher.cached_patcher_init
         fresh = load(*given, disable_dynamic=True)
         fresh = fresh[place[0]] if place else fresh
-        LOADED[patcher.model] = weakref.ref(fresh)
+        SECOND_COPIES[patcher.model] = weakref.ref(fresh)
     copy = patcher.clone(disable_dynamic=True, model_override=fresh.get_clone_model_override())
-    # The host may have loaded the model for this patcher, and counts it as leaked without it.
+    # The host may have loaded the model for `fresh`. Without this reference it reports a leak.
     copy.fresh = fresh
     return copy
 
 
 def static_clip(clip):
-    """The same of a CLIP."""
-    if not _comes_and_goes(clip.patcher):
+    """`static_model` for a CLIP."""
+    if not _is_dynamic(clip.patcher):
         return clip
     copy = clip.clone()
     copy.patcher = static_model(clip.patcher)
@@ -51,6 +50,6 @@ def static_clip(clip):
     return copy
 
 
-def _comes_and_goes(patcher) -> bool:
-    # Older versions of the host do not ask.
+def _is_dynamic(patcher) -> bool:
+    # Older hosts have no such method.
     return getattr(patcher, "is_dynamic", bool)()

@@ -1,11 +1,11 @@
-"""Whose weights these are: what tells two models apart, and what counts as a model's own.
+"""What tells two models apart, and which weights are a model's own.
 
-The host shares one module among all branches of a graph. What lies in it at the moment may be
-another branch's: patched with a LoRA, or with hooks that are switched on for a while. What counts
-here is what the patcher says.
+All branches of a graph share one module. Its weights at this moment may be another branch's:
+patched with a LoRA, or with hooks that are switched on for a while. So the patcher decides here,
+not the module.
 
-A model's own weights are those of its checkpoint, with whatever was merged into them: saved, the
-merge would be a checkpoint like any other. LoRAs and hooks lie on top of them.
+A model's own weights are those of its checkpoint, with everything that was merged into them: a
+saved merge would be a checkpoint like any other. LoRAs and hooks are not part of them.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import comfy.utils
 import torch
 
 from ...unlearn.core.erasure import fingerprint
-from .patching import is_quantised
+from .aliasing import is_quantised
 
-# Stable Diffusion 1.5's checkpoints lack these: the host leaves them as uninitialised memory.
+# Checkpoints of Stable Diffusion 1.5 lack these weights. The host leaves them uninitialised.
 OFTEN_MISSING = ("text_projection.weight", "logit_scale")
 
 
 def without_hooks(clip):
-    """A CLIP without the hooks that Set CLIP Hooks put on it. The one given keeps them.
+    """A clone of the CLIP without the hooks of Set CLIP Hooks. The CLIP given keeps them.
 
-    A hook changes weights for a part of the sampling only, so what is learnt must not depend on it.
+    A hook changes weights for a part of the sampling only, so training must not depend on it.
     """
     if not has_hooks(clip):
         return clip
@@ -40,21 +40,22 @@ def without_hooks(clip):
 
 
 def has_hooks(clip) -> bool:
-    # Older versions of the host have none.
+    # Older hosts have no hooks.
     return getattr(clip.patcher, "forced_hooks", None) is not None or bool(
         getattr(clip, "apply_hooks_to_conds", None)
     )
 
 
 def signature(patcher) -> str:
-    """A quick hash of a patcher's weights and patches: it tells models apart, and LoRAs on them.
+    """A quick hash of a patcher's weights and patches (64 values of each).
 
-    Hooks do not count: training leaves them out.
+    It tells models apart, and one model with different LoRAs. Hooks do not count, since training
+    leaves them out.
     """
     digest = hashlib.sha256()
     tensors = patcher.model.state_dict()
-    # Whole objects that a node has put in place of the model's own, such as its noise schedule. All
-    # branches of a graph share the module: what is in it now may be another branch's.
+    # Object patches: whole objects that a node puts in place of the model's own, such as its noise
+    # schedule. The shared module may hold another branch's at the moment.
     for name in {*patcher.object_patches, *patcher.object_patches_backup}:
         tensors = {key: t for key, t in tensors.items() if not key.startswith(f"{name}.")}
         own = patcher.get_model_object(name)
@@ -63,7 +64,7 @@ def signature(patcher) -> str:
     for name, replacement in sorted(patcher.object_patches.items()):
         kinds = [kind.__qualname__ for kind in type(replacement).__mro__]
         digest.update(repr((name, kinds, getattr(replacement, "__qualname__", ""))).encode())
-    for name, weight in _set_aside(patcher).items():
+    for name, weight in _backups(patcher).items():
         own = weight.state_dict(name) if is_quantised(weight) else {name: weight}
         tensors |= own if name in tensors else {}
     for name, tensor in sorted(tensors.items()):
@@ -81,20 +82,19 @@ def signature(patcher) -> str:
     return digest.hexdigest()[:16]
 
 
-def _set_aside(patcher) -> dict[str, torch.Tensor]:
-    """Weights of the checkpoint that the host keeps beside the module, by name.
+def _backups(patcher) -> dict[str, torch.Tensor]:
+    """Weights that the host keeps beside the module while it has changed them there, by name.
 
-    While patches are in the module it keeps the weights without them in `backup`. While hooks are,
-    it keeps those without hooks, but with patches, in `hook_backup`.
+    `backup` has the weights without patches. `hook_backup` has them with patches and without hooks.
     """
     hooked = getattr(patcher, "hook_backup", {})
-    return {name: kept[0] for name, kept in hooked.items()} | {
-        name: kept.weight for name, kept in patcher.backup.items()
+    return {name: backup[0] for name, backup in hooked.items()} | {
+        name: backup.weight for name, backup in patcher.backup.items()
     }
 
 
 def _leaves(value) -> Iterator:
-    """What patches are made of: numbers and tensors, of LoRAs, and of whole models merged in."""
+    """The numbers and tensors that patches are made of, those of LoRAs and of merged models."""
     if isinstance(value, (list, tuple)):
         for part in value:
             yield from _leaves(part)
@@ -105,22 +105,22 @@ def _leaves(value) -> Iterator:
 
 
 def own_weight(patcher, key: str) -> torch.Tensor:
-    """A weight as the model has it by itself: with merges, without LoRAs and hooks."""
-    kept = _set_aside(patcher).get(key)
-    weight = comfy.utils.get_attr(patcher.model, key) if kept is None else kept
+    """A model's own weight: with merges, without LoRAs and hooks."""
+    backup = _backups(patcher).get(key)
+    weight = comfy.utils.get_attr(patcher.model, key) if backup is None else backup
     weight = (weight.dequantize() if is_quantised(weight) else weight).detach()
     merges = [patch for patch in patcher.patches.get(key, ()) if _is_merge(patch)]
     if not merges:
         return weight
-    # In the precision that the host merges in, so that a saved merge has the same values.
+    # In the host's own precision for merging, so that a saved merge has the same values.
     precision = management.lora_compute_dtype(patcher.load_device)
     merged = comfy.lora.calculate_weight(merges, weight.to(precision, copy=True), key)
     return merged.to(weight.dtype)
 
 
 def _is_merge(patch: tuple) -> bool:
-    """Of the host's patches, (strength, change, ...): of a merge the change is the list of what the
-    other model's weight is made of."""
+    """Whether a patch (strength, change, ...) is a merge: its change is then a list, which says how
+    to compute the other model's weight."""
     return isinstance(patch[1], list)
 
 

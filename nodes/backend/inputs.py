@@ -1,4 +1,4 @@
-"""What a node takes: each value against the input that the node's schema describes."""
+"""Checks each value that a node receives against the input in the node's schema."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from comfy_api.latest import io
 from ...unlearn.core.images import check_images
 from .checks import check_socket, shown
 
-# Characters of a text. More is a mistake, and would be tokenised for minutes.
+# Most characters of a text. More is a mistake, and tokenising it would take minutes.
 LINE, PAGE = 4_000, 100_000
 
 
 def checked(one: io.Input, value: Any) -> Any:
-    """The value as a node takes it. Raises ValueError with one sentence where it cannot.
+    """The value, checked and converted. Raises ValueError with one sentence if it is not valid.
 
-    A link and a prompt of the API pass by the limits that the widgets keep.
+    Widgets keep their own limits, but a value from a link or from the API does not pass a widget.
     """
     check = WIDGETS.get(type(one))
     return check(one, value) if check else check_socket(one.id, one.get_io_type(), value)
@@ -61,8 +61,8 @@ def _choice(one: io.Combo.Input, value: Any) -> str:
 
 
 def file_name(one: io.Combo.Input, value: Any) -> str:
-    """A choice among files. Whether there is such a file its reader says: the host's list may be
-    older than the file."""
+    """The name of a file. Only its reader checks that the file exists, because the host's list of
+    files may be out of date."""
     return _text(one, value)
 
 
@@ -94,19 +94,19 @@ WIDGETS: dict[type, Callable[[Any, Any], Any]] = {
 
 
 def only(name: str, values: list) -> Any:
-    """The one value of an input of a node that takes lists."""
+    """The single value in a list. Raises ValueError if there are more or none."""
     if len(values) != 1:
         raise ValueError(
-            f"{name} is a list of {len(values)}, but this node takes a list as one set of pictures "
-            "and runs once: give it one value, and use a node for each other."
+            f"{name} is a list of {len(values)}, but this node takes a list for pictures only and "
+            "runs once: give it one value, and use another node for each of the others."
         )
     return values[0]
 
 
 def picture_set(name: str, values: list) -> list[torch.Tensor]:
-    """Batches (N, H, W, 3 or 4) of the pictures in a list, grey ones in three channels.
+    """The batches in a list, (N, H, W, 3 or 4) each; a grey batch gets three channels.
 
-    Raises ValueError with one sentence where something else than pictures is in it, or nothing.
+    Raises ValueError with one sentence if the list is empty or holds anything but pictures.
     """
     found = []
     for value in values:
@@ -123,14 +123,17 @@ def picture_set(name: str, values: list) -> list[torch.Tensor]:
         grey = value.ndim == 4 and value.shape[-1] == 1
         found.append(value.expand(-1, -1, -1, 3) if grey else value)
         if value.ndim != 4 or found[-1].shape[-1] not in (3, 4):
-            check_images(found[-1])  # which says so
+            check_images(found[-1])  # raises the error
     if not found:
         raise ValueError(f"{name} is an empty list: the node that fills it found no picture.")
     return found
 
 
 def one_batch(name: str, batches: list[torch.Tensor]) -> torch.Tensor:
-    """(N, H, W, 3) of all pictures; a lone batch as it is. Raises ValueError for several sizes."""
+    """All pictures as one batch, (N, H, W, 3). A single batch is returned as it is.
+
+    Raises ValueError if the pictures have several sizes.
+    """
     if len(batches) == 1:
         return batches[0]
     sizes = list(dict.fromkeys((one.shape[2], one.shape[1]) for one in batches))
@@ -145,7 +148,7 @@ def one_batch(name: str, batches: list[torch.Tensor]) -> torch.Tensor:
 
 
 def single_pictures(name: str, batches: list[torch.Tensor]) -> list[torch.Tensor]:
-    """(H, W, 3) of each picture, of any size. Raises ValueError as `check_images`."""
+    """Each picture by itself, (H, W, 3), of any size. Raises ValueError as `check_images`."""
     for number, one in enumerate(batches, 1):
         try:
             check_images(one)

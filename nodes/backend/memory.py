@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
+from typing import TYPE_CHECKING
 
 import comfy.model_management as management
 import torch
@@ -16,153 +17,160 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ...unlearn.core.model import Part
 from ...unlearn.evaluate.classifier import rows_at_once
-from .patching import blocks, edited, is_quantised
-from .version import told_with_version
+from .aliasing import is_quantised
+from .patching import edited
+from .recompute import blocks
+
+if TYPE_CHECKING:
+    from .model import ComfyModel
 
 MEASURED = "a photo of a cat, in the style of an old painting"  # a prompt as long as most
 ENDLESS = 2**62  # bytes
 
 
-class Planned:
-    """The part of ComfyModel that plans its memory.
+def plan_training(
+    model: ComfyModel, part: Part, select: str, rank: int, batch: int, prompts: int = 0
+) -> MemoryPlan:
+    """Look whether a training fits into memory, and recompute activations where it must.
 
-    `checkpointing` says whether blocks are recomputed, `_room` how many bytes are to be left free
-    beside the models.
+    batch, prompts: latents and prompts that are kept for one backward pass, at most. Raises
+    MemoryError with the estimate when it does not fit at all, and ValueError when the text
+    encoder is not of the kind that this network reads.
     """
+    model.check_encoder()
+    model.residency.load()  # what is free is beside them
+    weights = model.selected(part, select)
+    trained = sum(
+        rank * (w.shape[0] + w[0].numel()) if rank and w.ndim > 1 else w.numel()
+        for w in weights.values()
+    )
+    # Autograd keeps each edited weight as it was used: an encoder's in float32.
+    used = model.network.get_dtype_inference().itemsize if part == "denoiser" else 4
+    copies = _cast_bytes(model) + sum(w.numel() * used for w in weights.values())
+    encoding = encoding_bytes(model, weights, prompts) if part == "encoder" and prompts else (0, 0)
+    needed = need(model.network, part, _latents(model, batch), trained, copies, encoding)
+    return _plan(model, needed, "Training needs", "use smaller images, a rank of 4 to 16")
 
-    @told_with_version()
-    def prepare(
-        self, part: Part, select: str, rank: int, batch: int, prompts: int = 0
-    ) -> MemoryPlan:
-        """Look whether a training fits into memory, and recompute activations where it must.
 
-        batch, prompts: latents and prompts that are kept for one backward pass, at most. Raises
-        MemoryError with the estimate when it does not fit at all, and ValueError when the text
-        encoder is not of the kind that this network reads.
-        """
-        self.check_encoder()
-        self._load()  # what is free is beside them
-        weights = self._weights(part, select)
-        trained = sum(
-            rank * (w.shape[0] + w[0].numel()) if rank and w.ndim > 1 else w.numel()
-            for w in weights.values()
-        )
-        # Autograd keeps each edited weight as it was used: an encoder's in float32.
-        used = self.network.get_dtype_inference().itemsize if part == "denoiser" else 4
-        copies = self._cast() + sum(w.numel() * used for w in weights.values())
-        encoding = self._encoding(weights, prompts) if part == "encoder" and prompts else (0, 0)
-        needed = need(self.network, part, self._latents(batch), trained, copies, encoding)
-        return self._plan(needed, "Training needs", "use smaller images, a rank of 4 to 16")
+def plan_attack(model: ComfyModel, batch: int, prompts: int) -> MemoryPlan:
+    """Plan an attack, which trains no weight but seeks words for prompts.
 
-    @told_with_version()
-    def prepare_attack(self, batch: int, prompts: int) -> MemoryPlan:
-        """The same for an attack, which trains no weight but seeks words for prompts.
+    Raises MemoryError and ValueError as `plan_training`.
+    """
+    model.check_encoder()
+    model.residency.load()
+    weights = model.selected("encoder", "mlp-final-attn")
+    encoding = encoding_bytes(model, weights, prompts)
+    needed = need(
+        model.network,
+        "encoder",
+        _latents(model, batch),
+        copies=_cast_bytes(model),
+        encoding=encoding,
+    )
+    return _plan(model, needed, "The attacks need", "use a smaller width and height")
 
-        Raises MemoryError and ValueError as `prepare`.
-        """
-        self.check_encoder()
-        self._load()
-        weights = self._weights("encoder", "mlp-final-attn")
-        encoding = self._encoding(weights, prompts)
-        needed = need(
-            self.network, "encoder", self._latents(batch), copies=self._cast(), encoding=encoding
-        )
-        return self._plan(needed, "The attacks need", "use a smaller width and height")
 
-    def prepare_asking(self) -> None:
-        """Have room left beside the models for what the classifier asks at once (classifier.py).
+def leave_room_for_classifier(model: ComfyModel) -> None:
+    """Have room left beside the models for what the classifier asks at once (classifier.py).
 
-        By itself the host fills a card with weights but for about a gigabyte. Where the card has no
-        such room at all, it stays as it is.
-        """
-        if self.device.type == "cpu":
-            return
-        _, channels, *space = self._latents(1)
-        rows = rows_at_once(prod(space))
-        before = self._room
-        self._room = max(before, int(self.network.memory_required([rows, channels, *space])))
-        self._load()
-        if not self._is_loaded():
-            self._room = before
-            self._load()
+    By itself the host fills a card with weights but for about a gigabyte. Where the card has no
+    such room at all, it stays as it is.
+    """
+    if model.device.type == "cpu":
+        return
+    _, channels, *space = _latents(model, 1)
+    rows = rows_at_once(prod(space))
+    before = model.residency.room
+    model.residency.room = max(before, int(model.network.memory_required([rows, channels, *space])))
+    model.residency.load()
+    if not model.residency.is_loaded():
+        model.residency.room = before
+        model.residency.load()
 
-    def _plan(self, needed: MemoryNeed, what: str, advice: str) -> MemoryPlan:
-        def planned() -> MemoryPlan:
-            # With dynamic VRAM more is free than the card says, which the patcher knows.
-            asked = getattr(self.patcher, "get_free_memory", management.get_free_memory)
-            return plan(needed, int(asked(self.device)), what, advice)
 
+def _plan(model: ComfyModel, needed: MemoryNeed, what: str, advice: str) -> MemoryPlan:
+    def planned() -> MemoryPlan:
+        # With dynamic VRAM more is free than the card says, which the patcher knows.
+        asked = getattr(model.patcher, "get_free_memory", management.get_free_memory)
+        return plan(needed, int(asked(model.device)), what, advice)
+
+    try:
+        found = planned()
+    except MemoryError:
+        if model.device.type == "cpu":
+            raise
+        # Beside as much of the models as leaves room: the rest is fetched when it is used, and
+        # let go of only where blocks are recomputed.
+        before, model.residency.room = model.residency.room, needed.least
         try:
-            found = planned()
+            model.residency.load()
+            found = replace(planned(), checkpointing=True)
+            if not model.residency.is_loaded():  # none of one of them would be left
+                raise
         except MemoryError:
-            if self.device.type == "cpu":
-                raise
-            # Beside as much of the models as leaves room: the rest is fetched when it is used, and
-            # let go of only where blocks are recomputed.
-            before, self._room = self._room, needed.least
+            model.residency.room = before
+            model.residency.load()
+            raise
+    if model.checkpointing is None:
+        model.checkpointing = found.checkpointing
+    return found
+
+
+def _latents(model: ComfyModel, batch: int) -> tuple[int, ...]:
+    return batch, model.network.latent_format.latent_channels, *model.denoiser.space(model.size)
+
+
+def _cast_bytes(model: ComfyModel) -> int:
+    """Bytes of the network's weights as they are used, where they are kept in another dtype or
+    on the CPU: copies that live as long as the activations."""
+    used = model.network.get_dtype_inference()
+    stored = (
+        w
+        for w in model.layers.parameters()
+        if w.dtype != used or is_quantised(w) or w.device != model.device
+    )
+    return sum(w.numel() for w in stored) * used.itemsize
+
+
+def encoding_bytes(
+    model: ComfyModel, weights: dict[str, torch.Tensor], prompts: int
+) -> tuple[int, int]:
+    """Bytes that the ways of prompts through the encoder take while weights of it are trained:
+    in full, and with every block recomputed."""
+    before, found = model.checkpointing, []
+    try:
+        for model.checkpointing in (False, True):
             try:
-                self._load()
-                found = replace(planned(), checkpointing=True)
-                if not self._is_loaded():  # none of one of them would be left
+                one, two = _kept_of_prompts(model, weights)
+            except management.OOM_EXCEPTION:
+                if model.checkpointing:
                     raise
-            except MemoryError:
-                self._room = before
-                self._load()
-                raise
-        if self.checkpointing is None:
-            self.checkpointing = found.checkpointing
-        return found
+                management.soft_empty_cache()
+                continue
+            # What does not grow with the prompts, such as weights made of packed ones, is there
+            # once.
+            found.append(one + (prompts - 1) * (two - one))
+    finally:
+        model.checkpointing = before
+    if len(found) == 1:
+        # A block keeps about as many times its input as there are blocks.
+        return ENDLESS, 2 * found[0]
+    full, recomputed = found
+    # While a block is recomputed, what it keeps is there, too.
+    one = (full - recomputed) // max(1, sum(1 for _ in blocks(model.encoder)))
+    return full, recomputed + one
 
-    def _latents(self, batch: int) -> tuple[int, ...]:
-        return batch, self.network.latent_format.latent_channels, *self._space()
 
-    def _cast(self) -> int:
-        """Bytes of the network's weights as they are used, where they are kept in another dtype or
-        on the CPU: copies that live as long as the activations."""
-        used = self.network.get_dtype_inference()
-        stored = (
-            w
-            for w in self.layers.parameters()
-            if w.dtype != used or is_quantised(w) or w.device != self.device
+def _kept_of_prompts(model: ComfyModel, weights: dict[str, torch.Tensor]) -> tuple[int, int]:
+    """Bytes that autograd keeps of the encoding of one and of two prompts."""
+    touched = GradientTracer(weights)
+    with model.training(), edited(model.clip.patcher, model.encoder, touched, ""):
+        own = [w for w in model.encoder.parameters() if not is_quantised(w)]
+        one, two = (
+            kept_bytes(partial(model.encode, [MEASURED] * count), own, touched) for count in (1, 2)
         )
-        return sum(w.numel() for w in stored) * used.itemsize
-
-    def _encoding(self, weights: dict[str, torch.Tensor], prompts: int) -> tuple[int, int]:
-        """Bytes that the ways of prompts through the encoder take while weights of it are trained:
-        in full, and with every block recomputed."""
-        before, found = self.checkpointing, []
-        try:
-            for self.checkpointing in (False, True):
-                try:
-                    one, two = self._kept(weights)
-                except management.OOM_EXCEPTION:
-                    if self.checkpointing:
-                        raise
-                    management.soft_empty_cache()
-                    continue
-                # What does not grow with the prompts, such as weights made of packed ones, is there
-                # once.
-                found.append(one + (prompts - 1) * (two - one))
-        finally:
-            self.checkpointing = before
-        if len(found) == 1:
-            # A block keeps about as many times its input as there are blocks.
-            return ENDLESS, 2 * found[0]
-        full, recomputed = found
-        # While a block is recomputed, what it keeps is there, too.
-        one = (full - recomputed) // max(1, sum(1 for _ in blocks(self.encoder)))
-        return full, recomputed + one
-
-    def _kept(self, weights: dict[str, torch.Tensor]) -> tuple[int, int]:
-        """Bytes that autograd keeps of the encoding of one and of two prompts."""
-        touched = GradientTracer(weights)
-        with self.training(), edited(self.clip.patcher, self.encoder, touched, ""):
-            own = [w for w in self.encoder.parameters() if not is_quantised(w)]
-            one, two = (
-                kept_bytes(partial(self.encode, [MEASURED] * count), own, touched)
-                for count in (1, 2)
-            )
-        return one, two
+    return one, two
 
 
 class GradientTracer:

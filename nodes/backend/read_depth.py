@@ -1,4 +1,4 @@
-"""How far a text encoder is read: which of its layers what the network is given depends on."""
+"""How far the network reads a text encoder: which of its layers affect the conditioning."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from ...unlearn.core.trainable import stacks
 def unread_layers(
     root: torch.nn.Module, given: Callable[[], Iterable[torch.Tensor]]
 ) -> dict[str, int]:
-    """How many of the last layers of each stack under `root` change nothing in what is given.
+    """For each stack of layers under `root`: how many of its last layers do not matter.
 
-    given: runs the encoder on a prompt and returns what the network would get of it. It is asked
-    rather than looked up in each encoder's options: whether clip skip holds, which layers are
-    tapped, and whether a pooled vector goes on to the network is settled in as many places of the
-    host as it has encoders. A layer is read if, its output made NaN, a NaN arrives. A layer feeds
-    the next, so below one that is read all are.
+    given: runs the encoder on a prompt and returns the tensors that the network gets. A layer is
+    read if a NaN arrives there when the layer's output is made NaN. All layers below one that is
+    read are read too, since each feeds the next. The host's options are not used: clip skip, tapped
+    layers and the pooled vector are handled in a different place for every encoder.
     """
     with torch.no_grad():
         return {
@@ -39,7 +38,7 @@ def _is_read(layer: torch.nn.Module, given: Callable[[], Iterable[torch.Tensor]]
 
 
 def spoilt(values):
-    """The same with every number NaN."""
+    """The same structure with every floating-point value NaN."""
 
     def nan(tensor: torch.Tensor) -> torch.Tensor:
         return torch.full_like(tensor, torch.nan) if tensor.is_floating_point() else tensor
@@ -51,8 +50,8 @@ def is_spoilt(tensors: Iterable[torch.Tensor]) -> bool:
     return any(tensor.isnan().any() for tensor in tensors)
 
 
-# The layer through which a prompt enters a network, by the host's names; UNets have their width in
-# the configuration, as `context_dim`.
+# The layer through which a prompt enters a network, by the host's names. Its input width is that of
+# the conditioning. UNets have the width in their configuration, as `context_dim`.
 ENTRANCES = (
     "txt_in",  # Flux, Chroma, Qwen-Image
     "txt_in.input_embedder",  # HunyuanVideo
@@ -77,8 +76,8 @@ ENTRANCES = (
 
 
 def check_read(network: torch.nn.Module, clip) -> None:
-    """Raises ValueError with one sentence where a text encoder is not of the kind that the network
-    reads, or where the methods cannot follow what it reads."""
+    """Raises ValueError with one sentence if the network cannot read this text encoder, or if the
+    methods cannot handle its output."""
     if "audio_model" in network.model_config.unet_config:
         raise ValueError(
             "This MODEL makes sound: there are no pictures to unlearn with. Connect a MODEL that "
@@ -87,52 +86,52 @@ def check_read(network: torch.nn.Module, clip) -> None:
     output = _encoded(clip, "")
     if output is None or output["cond"].ndim != 3:
         raise ValueError(
-            "This text encoder makes no conditioning that a MODEL could read: ComfyUI has it write "
-            "text. Connect the CLIP that belongs to the MODEL."
+            "This text encoder makes no conditioning that a MODEL could read: ComfyUI uses it to "
+            "write text. Connect the CLIP that belongs to the MODEL."
         )
     if more := handed_on_besides(output):
         raise ValueError(
-            "This text encoder hands on more of a prompt than one vector for each token and one "
-            f"for all ({', '.join(more)}), as HiDream's and Anima's do, and the methods here would "
-            "lose that. Use a model without it."
+            "This text encoder gives more than one vector for each token and one for the prompt "
+            f"({', '.join(more)}), as those of HiDream and Anima do. The methods here would lose "
+            "the rest. Use another model."
         )
     wanted, found = _width(network), output["cond"].shape[-1]
-    # LTX 2 makes other vectors of them before they enter.
+    # LTX 2 transforms the vectors before they enter the network.
     if wanted is not None and found != wanted and "unprocessed_ltxav_embeds" not in output:
         raise ValueError(
-            f"This text encoder gives {found} numbers a token and the model reads {wanted}: "
+            f"This text encoder gives {found} numbers for each token and the model reads {wanted}: "
             "they do not belong together. Connect the MODEL and the CLIP of one checkpoint."
         )
 
 
 def _encoded(clip, prompt: str) -> dict | None:
-    """What CLIP Text Encode would hand on; None of an encoder that the host cannot encode with."""
+    """What CLIP Text Encode would output; None if the host cannot encode with this encoder."""
     try:
         tokens = clip.tokenize(prompt)
         return clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
-    except KeyError as error:  # that of Gemma 3 with an eye finds no tokens under its own name
+    except KeyError as error:  # Gemma 3 with vision finds no tokens under its own name
         if not hasattr(clip.cond_stage_model, str(error.args[0])):
             raise
         return None
-    except ValueError as error:  # that of Gemma 4 leaves out some of what encoding asks for
+    except ValueError as error:  # Gemma 4 returns fewer values than encoding expects
         if "values to unpack" not in str(error):
             raise
         return None
 
 
 def handed_on_besides(output: dict) -> list[str]:
-    """What else than a vector for each token and one for all a text encoder hands on of a
-    prompt."""
+    """The names of tensors in an encoder's output beside the token vectors, the pooled vector and
+    the mask."""
     known = ("cond", "pooled_output", "attention_mask")
     return [name for name, value in output.items() if torch.is_tensor(value) and name not in known]
 
 
 def _width(network: torch.nn.Module) -> int | None:
-    """Of the vectors that a network reads for tokens, None where it is not known."""
+    """The width of the token vectors that a network reads; None if it is not known."""
     modules = dict(network.diffusion_model.named_modules())
     entrances = (getattr(modules.get(name), "in_features", None) for name in ENTRANCES)
     configured = network.model_config.unet_config.get("context_dim")
     if fused := modules.get("txtfusion.projector"):
-        # Krea 2 reads several layers' vectors, each through the same weights.
+        # Krea 2 reads the vectors of several layers, all through the same weights.
         return fused.in_features * modules["txtmlp.1"].in_features
     return configured or next((width for width in entrances if width), None)

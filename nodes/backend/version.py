@@ -1,4 +1,4 @@
-"""Which ComfyUI this is, and what is said where it does not let itself be trained through."""
+"""ComfyUI's version, and the message for the user when this version cannot be trained."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import comfy.model_management as management
 import torch
 
 TESTED = ("0.18.0", "0.30.0")
-"""The oldest and the newest ComfyUI that the tests were run on (docs/hosts.md)."""
+"""The oldest and the newest ComfyUI on which the tests ran (docs/hosts.md)."""
 
-# What another version's classes raise: of autograd, of torch, of functions with other arguments,
-# of tables without an entry.
+# What an unknown version's code may raise: errors of autograd and torch, of functions with other
+# arguments, and of missing attributes and keys.
 UNFORESEEN = (RuntimeError, TypeError, AttributeError, LookupError)
 PACK = Path(__file__).parents[2]
 OURS = tuple(str(PACK / folder) + os.sep for folder in ("nodes", "unlearn"))
 
 
 def host_version() -> str:
-    """ComfyUI's version; "of an unknown version" where it does not say."""
+    """ComfyUI's version; "of an unknown version" if it does not say."""
     try:
         from comfyui_version import __version__
     except ImportError:
@@ -33,11 +33,10 @@ def host_version() -> str:
 
 @contextmanager
 def told_with_version(began: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Turn an error that ComfyUI or PyTorch raises at the start of a run into a sentence which
-    names the version. began: whether a step has gone well; later errors come through as they are.
+    """Turn an error of ComfyUI or PyTorch at the start of a run into a sentence with the version.
 
-    Raises RuntimeError with the error as its cause. Out of memory, a cancel and this pack's own
-    errors come through.
+    began: whether a step has succeeded; later errors pass unchanged. So do out of memory, a cancel
+    and this pack's own errors. Raises RuntimeError with the original error as its cause.
     """
     try:
         yield
@@ -67,13 +66,13 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _is_memory(error: BaseException) -> bool:
-    # On the CPU it is a RuntimeError as any other, of the host's older versions, too.
+    # On a CPU, and in older hosts, it is an ordinary RuntimeError with "memory" in its text.
     asked = getattr(management, "is_oom", lambda error: False)
     return isinstance(error, torch.cuda.OutOfMemoryError) or "memory" in str(error) or asked(error)
 
 
 def _is_own(traceback: TracebackType) -> bool:
-    """Whether it is a sentence of this pack's: its own line raised it on purpose."""
+    """Whether a `raise` statement of this pack raised the error."""
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
     file = traceback.tb_frame.f_code.co_filename

@@ -1,4 +1,4 @@
-"""Words that a user typed, and the host's tokenizers: they read parentheses as weights."""
+"""Words that a user typed, as the host's tokenizers read them. They take parentheses as weights."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from .checks import check_clip
 
 
 def part_named(parts, name: str):
-    """A tokenizer or an encoder by the name under which its tokens go: the host calls CLIP-L's
-    tokens l and its parts clip_l. None where it is not there."""
+    """A tokenizer or an encoder by the name of its tokens; None if it is not there.
+
+    The host names CLIP-L's tokens l, and its tokenizer and encoder clip_l.
+    """
     found = getattr(parts, f"clip_{name}", None)
     return getattr(parts, name, None) if found is None else found
 
 
 def encoder_names(clip, tokens: dict) -> list[str]:
-    """Under which tokens go whose encoder is there: of Stable Diffusion 3's three the host makes
-    tokens for all, loaded or not."""
-    named = tokens if isinstance(tokens, dict) else ()  # an encoder without a name has a list
+    """The names of the tokens whose encoder is loaded.
+
+    For Stable Diffusion 3 the host makes tokens for three encoders, whether loaded or not.
+    """
+    named = tokens if isinstance(tokens, dict) else ()  # a list: one encoder without a name
     return [name for name in named if part_named(clip.cond_stage_model, name) is not None]
 
 
@@ -31,10 +35,10 @@ def reader(clip) -> Read:
 
 
 def readings(clip, words: str) -> list[Reading]:
-    """What each of a CLIP's text encoders reads of words within a prompt."""
+    """How each of a CLIP's text encoders reads words within a prompt."""
     names = encoder_names(clip, clip.tokenize(""))
     parts = (part_named(clip.tokenizer, name) for name in names)
-    # Other extensions' may be of another kind.
+    # Another extension's tokenizer may lack these attributes.
     tokenizers = [one for one in parts if hasattr(one, "inv_vocab") and hasattr(one, "tokenizer")]
     return [
         reading(
@@ -48,9 +52,9 @@ def readings(clip, words: str) -> list[Reading]:
 
 
 def plain(clip, prompt: str) -> str:
-    """A prompt as the host's tokenizer is to be given it to read parentheses as themselves.
+    """A prompt with its parentheses escaped, so that the host's tokenizer reads no weights.
 
-    Some tokenizers know no weights, and of those some would keep the backslashes.
+    Unchanged for tokenizers that know no weights, since some of these would keep the backslashes.
     """
     if not re.search(r"[()]", prompt) or not _reads_weights(clip):
         return prompt
@@ -64,20 +68,20 @@ def _reads_weights(clip) -> bool:
 
 
 def tokenized(clip, prompt: str) -> dict:
-    """The host's tokens of a prompt that is plain words."""
+    """The host's tokens of a prompt in plain words."""
     return clip.tokenize(plain(clip, prompt))
 
 
 def typed_concepts(clip, text: str) -> list[str]:
-    """Concepts that a user typed, of those that the text encoder reads alike the first.
+    """The concepts that a user typed. Of several that the encoder reads alike, only the first.
 
-    Raises ValueError with one sentence where one cannot be used.
+    Raises ValueError with one sentence if one of them cannot be used.
     """
     check_clip(clip)
     return usable(clip, split_concepts(text))
 
 
 def usable(clip, words: Sequence[str], what: str = "concept") -> list[str]:
-    """The same of words that are split already, or of others than concepts."""
+    """`typed_concepts` for words that are already split. what: what they are, for messages."""
     check_words(words, what, reader(clip))
     return words_read(words, reader(clip))

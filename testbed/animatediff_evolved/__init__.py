@@ -1,8 +1,8 @@
-"""A host extension: AnimateDiff-Evolved, able to take IconCanvas's motion module.
+"""A host extension: AnimateDiff-Evolved, changed so that it takes IconCanvas's motion module.
 
-It is on no package index, so it is loaded from the folder that CONCEPT_UNLEARN_ANIMATEDIFF names,
-as it is but for one thing: it fixes the widths of Stable Diffusion 1.5's levels, and IconCanvas's
-are narrower. For tests and trials on IconCanvas alone; with Stable Diffusion, install the pack.
+No package index has it, so it is loaded from the folder that CONCEPT_UNLEARN_ANIMATEDIFF names.
+One thing is changed: it assumes the widths of Stable Diffusion 1.5's levels, and IconCanvas's are
+narrower. Use this for IconCanvas only; for Stable Diffusion install the pack itself.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 VARIABLE = "CONCEPT_UNLEARN_ANIMATEDIFF"
-WIDTHS = (64, 128, 128, 64)  # of IconCanvas's levels, from the finest down
+WIDTHS = (64, 128, 128, 64)  # of IconCanvas's levels, from the finest to the coarsest
 NAME = f"{__name__}_itself"
 
 folder = Path(os.environ.get(VARIABLE, ""))
@@ -27,7 +27,7 @@ wide = layers.MotionModule
 
 
 def narrow(_: int, block_type: str, block_idx: int = 0, **options):
-    """Its MotionModule at the width of IconCanvas's level."""
+    """A MotionModule with the width of IconCanvas's level."""
     widths = WIDTHS if block_type == layers.BlockType.DOWN else WIDTHS[::-1]
     return wide(widths[block_idx], block_type=block_type, block_idx=block_idx, **options)
 

@@ -6,8 +6,8 @@
     python dev.py bench --method few_shot --concept fox --json rows.json
 
 Rows, table, plot and pictures are written to output/bench, unless you name files. Rows that the
-JSON file already holds are not measured again, so it goes on where it was stopped; delete it to
-measure anew.
+JSON file already has are not measured again, so a stopped run continues. Delete the file to measure
+everything again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     )
     parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--mode", nargs="+", help="only these modes of a method")
-    parser.add_argument("--concept", nargs="+", type=known, help="any concepts of IconCanvas")
+    parser.add_argument("--concept", nargs="+", type=known, help="concepts of IconCanvas")
     parser.add_argument("--seed", nargs="+", type=int)
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--quick", action="store_true", help="a tenth of the work")
@@ -47,15 +47,16 @@ def main() -> None:
         "--table",
         nargs="+",
         type=Path,
-        help="also write the table as Markdown; in a file with <!-- bench --> marks between them",
+        help="also write the table as Markdown; a file with <!-- bench --> marks gets it between "
+        "them",
     )
-    parser.add_argument("--pictures", type=Path, help="also draw before and after, one PNG")
-    parser.add_argument("--modes", type=Path, help="the same of every mode, on a few concepts")
-    parser.add_argument("--plot", type=Path, help="also draw the table, one PNG")
+    parser.add_argument("--pictures", type=Path, help="also write a PNG of before and after")
+    parser.add_argument("--modes", type=Path, help="the same for every mode, on a few concepts")
+    parser.add_argument("--plot", type=Path, help="also write a PNG that plots the table")
     parser.add_argument(
-        "--no-run", action="store_true", help="only write what the JSON file already holds"
+        "--no-run", action="store_true", help="only write what the JSON file already has"
     )
-    parser.add_argument("--jobs", type=int, help="processes; else one a core, or one for a card")
+    parser.add_argument("--jobs", type=int, help=workers.JOBS_HELP)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -73,7 +74,7 @@ def main() -> None:
         options.pictures, options.modes = HERE / "pictures.png", HERE / "modes.png"
     jobs = jobs_of(options)
     if not jobs:
-        parser.error("a plain run measures none of this: give --full or --concept.")
+        parser.error("nothing to measure with these options: add --full or --concept.")
     rows = read_rows(options.json)
     done = {(job_key(row), attacked) for row in rows for attacked in {False, "attacks" in row}}
     missing = [job for job in jobs if (job_key(job), job["attack"]) not in done]
@@ -91,7 +92,7 @@ def main() -> None:
         if page:
             page.save(file, optimize=True)
         elif file and named:
-            raise SystemExit(f"bench: no pictures were kept for {file}; use another --json file.")
+            raise SystemExit(f"bench: there are no pictures for {file}; use another --json file.")
 
 
 def read_rows(file: Path | None) -> list[dict]:
@@ -101,12 +102,16 @@ def read_rows(file: Path | None) -> list[dict]:
 def run_parallel(
     jobs: list[dict], count: int | None, file: Path | None, before: list[dict]
 ) -> list[dict]:
-    """All rows: those before, and the jobs', which take the place of theirs. The jobs are shared
-    out to processes, and the rows written as they come."""
+    """Measure the jobs in several processes. Returns `before` with the new rows, which replace old
+    rows of the same job.
+
+    file: written again whenever rows come in.
+    """
     from tqdm import tqdm
 
     rows = before
-    # What one concept and seed draws before any edit is drawn once, so they stay in one process.
+    # The pictures before any edit are drawn once for each concept and seed, so these stay in one
+    # process.
     pairs = [(job["concept"], job["seed"]) for job in jobs]
     shares = workers.shared(jobs, pairs, count, cost=lambda job: 1 + job["attack"])
     with tqdm(total=len(jobs), desc="bench", disable=not jobs) as progress:
@@ -121,7 +126,7 @@ def run_parallel(
 
 
 def run_jobs(jobs: list[dict]) -> None:
-    """A worker: measures its jobs one after another and tells the rows of each."""
+    """A worker: measures its jobs one by one and tells the rows of each."""
     import logging
 
     import torch

@@ -1,4 +1,4 @@
-"""Probe, asked by the benchmarks: what attacks bring back of an erased concept."""
+"""Runs the probe for the benchmarks: what attacks bring back of an erased concept."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..model.measure import GUIDANCE, STEPS, kind_of
 
 
 def probed(package, parts, edited, judge, concept: str, level: str, attack: bool = True, **more):
-    """unlearn.evaluate.probe.Probe of an edit; the judge is asked beside the original model.
+    """The unlearn.evaluate.probe.Probe of an edit, judged by the original model and by the judge.
 
-    parts: (MODEL, CLIP, VAE), as they are; edited: MODEL and CLIP, changed. attack: with all of its
-    attacks, or none. more: as in unlearn.evaluate.probe.settings.
+    parts: (MODEL, CLIP, VAE), unedited. edited: (MODEL, CLIP), edited. attack: all attacks or none.
+    more: as in unlearn.evaluate.probe.settings.
     """
     kind, probing = kind_of(concept), package.unlearn.evaluate.probe
     models = [
@@ -45,12 +45,12 @@ def probed(package, parts, edited, judge, concept: str, level: str, attack: bool
 
 
 def posts(found) -> dict[str, float]:
-    """Post-ASR by attack, as the judge sees it."""
+    """Post-ASR of each attack, by the judge."""
     return {one.name: found.rate(one.name, judged=True) for one in found.asked if one.is_attack}
 
 
 def attacked(package, parts, edited, judge, concept: str) -> dict[str, float]:
-    """{"own": share of the concept's own prompts that still show it, an attack's name: post-ASR},
-    each attack with its quick budget, as the judge sees it."""
+    """{"own": the share of the concept's own prompts that still show it, and the post-ASR of each
+    attack by its name}, by the judge. Each attack has its quick budget."""
     found = probed(package, parts, edited, judge, concept, "quick", phrasings=0)
     return {"own": found.rate(judged=True), **posts(found)}

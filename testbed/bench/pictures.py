@@ -1,4 +1,4 @@
-"""Pictures of the benchmark's rows: a strip each, before above after, and a page of them."""
+"""Pictures for the benchmark's rows: a strip for each, before above after, and pages of strips."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import testbed
 
 from .plan import FEW
 
-STRIPS = testbed.ROOT / "output" / "bench"  # pictures of each row
-BESIDE = 170  # pixels beside a strip, for its name
+STRIPS = testbed.ROOT / "output" / "bench"  # one strip for each row
+BESIDE = 170  # pixels beside a strip for its name
 
 
 def strip_file(job: dict) -> Path:
@@ -17,7 +17,7 @@ def strip_file(job: dict) -> Path:
 
 
 def save_strip(file: Path, prompts, before, after) -> None:
-    """Three of the concept's own prompts, three of its kind, two of others: before above after."""
+    """Save three pictures of the concept's own prompts, three of its kind, and two of others."""
     import torch
 
     from ..model.report import grid
@@ -33,7 +33,10 @@ def save_strip(file: Path, prompts, before, after) -> None:
 
 
 def page_of_pictures(jobs: list[dict]):
-    """The first seed's strips of the default modes, named, in two columns; None without any."""
+    """The strips of the default modes with the first seed, with names, in two columns.
+
+    None if there are no strips.
+    """
     shown = [job for job in jobs if job["mode"] == "balanced" and job["seed"] == jobs[0]["seed"]]
     alone = len({job["method"] for job in shown}) == 1
     names = [job["concept"] if alone else f"{job['method']}\n{job['concept']}" for job in shown]
@@ -42,8 +45,10 @@ def page_of_pictures(jobs: list[dict]):
 
 
 def page_of_modes(jobs: list[dict]):
-    """The first seed's strips of every mode that was measured, a column for each of FEW; None
-    without any."""
+    """The strips of every measured mode with the first seed, in a column for each of FEW.
+
+    None if there are no strips.
+    """
     first = {
         (job["method"], job["mode"], job["concept"]): job
         for job in jobs
@@ -58,12 +63,13 @@ def page_of_modes(jobs: list[dict]):
         for concept in FEW
     ]
     page = _page(columns)
-    # Many strips: to look at side by side, not one by one.
+    # Smaller, since there are many strips to compare.
     return page and page.resize((page.width * 2 // 3, page.height * 2 // 3)).quantize()
 
 
 def _page(columns: list[list[tuple[str, dict | None]]]):
-    """Columns of (name, job); where no strip was kept of a job it stays empty. None without any."""
+    """A page from columns of (name, job). A job without a strip leaves its place empty. None if no
+    job has one."""
     from PIL import Image, ImageDraw
 
     strips = {

@@ -1,4 +1,4 @@
-"""The benchmark's rows as a plot: what each mode takes out, keeps, and lets come back."""
+"""The benchmark's rows as a plot: what each mode erases, what it keeps, and what comes back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ATTACKS = ("own", "Ring-A-Bell", "UnlearnDiffAtk", "CCE")
 
 
 def groups(rows: list[dict]) -> dict[str, list[dict]]:
-    """ "method, mode" -> its rows, in the plan's order; of several epochs the last."""
+    """From "method, mode" to its rows, in the plan's order; only the last of several epochs."""
     found = {}
     for method, modes in METHODS.items():
         for mode in modes:
@@ -24,7 +24,7 @@ def groups(rows: list[dict]) -> dict[str, list[dict]]:
 
 
 def save_plot(rows: list[dict], file: Path) -> None:
-    """A line a method and mode: left UA, IRA and CRA, right what brings the concept back."""
+    """A line for each method and mode: on the left UA, IRA and CRA, on the right the attacks."""
     import matplotlib
 
     matplotlib.use("Agg")

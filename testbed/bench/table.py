@@ -10,8 +10,8 @@ from .plan import EPOCHS, FEW, METHODS, SEEDS
 
 
 def write_table(file: Path, rows: list[dict]) -> None:
-    """Write the table to a file of its own, or a brief one between the marks of one that has
-    them."""
+    """Write the table to a file. A file with marks keeps the rest of its text and gets a brief
+    table between the marks."""
     begin, end = "<!-- bench -->", "<!-- /bench -->"
     whole = file.read_text("utf-8") if file.exists() else ""
     text = table(rows)
@@ -30,7 +30,7 @@ LEGEND = (
 
 
 def of_the_few(rows: list[dict]) -> str:
-    """The modes that were measured on all of FEW, on these alone and the first seed."""
+    """A table for the concepts of FEW with the first seed, of the modes measured on all of them."""
     some = [row for row in rows if row["concept"] in FEW and row["seed"] == SEEDS[0]]
     modes: dict[tuple, set[str]] = {}
     for row in some:
@@ -46,11 +46,12 @@ def of_the_few(rows: list[dict]) -> str:
 
 
 def table(rows: list[dict], brief: bool = False, kinds: bool = True) -> str:
-    """The rows' means as Markdown: a line a method, mode (and epoch) and kind, and one over all.
-    Of peaks it is the median: a process may still hold what its earlier rows took.
+    """The rows' means as Markdown: a line for each method, mode, epoch and kind, and one over all
+    kinds.
 
-    brief: kinds of the default modes alone, and of the epochs the paper's example and the last.
-    kinds: a line for each of them.
+    The peak memory is a median, since a process may still hold memory of its earlier rows. brief:
+    kinds only for the default modes, and only the paper's epoch and the last. kinds: whether each
+    kind has a line.
     """
     lines = [
         "| method | mode | kind | rows | UA | IRA | CRA | style kept | drift | steps | seconds | "
@@ -94,7 +95,7 @@ def table(rows: list[dict], brief: bool = False, kinds: bool = True) -> str:
 
 
 def attack_table(rows: list[dict]) -> list[str]:
-    """What brings a concept back, the mean over each method's and mode's rows, as Markdown."""
+    """What brings a concept back: the mean for each method and mode, as Markdown."""
     if not rows:
         return []
     names = [name for name in rows[0]["attacks"] if name != "own"]

@@ -1,1 +1,1 @@
-"""Memory and seconds at the size of real models, with random weights."""
+"""Memory and time at the size of real models, with random weights."""

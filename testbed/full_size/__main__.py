@@ -1,13 +1,13 @@
-"""Stable Diffusion 1.5 at full size with random weights, in the real host: for speed and memory.
+"""Speed and memory of Stable Diffusion 1.5 at full size, with random weights, in the real host.
 
-    python -m testbed.full_size                  what the methods need, against drawing
-    python -m testbed.full_size --part encoder   few-shot unlearning alone; unet: the others; wan:
-                                                 Wan 2.1 with UMT5-XXL, from measured parts
-    python -m testbed.full_size --json F         and the figures as JSON, other parts' stay, and all
-                                                 of them as a page beside it
+    python -m testbed.full_size                  what the methods need, compared with drawing
+    python -m testbed.full_size --part encoder   only few-shot unlearning; unet: the other methods;
+                                                 wan: Wan 2.1 with UMT5-XXL, from measured parts
+    python -m testbed.full_size --json F         also write the figures as JSON (those of other
+                                                 parts stay), and all of them as a page beside it
 
-Nothing is learnt on random weights; how long a step takes, how much memory it needs, and how far
-one step of a given rate moves the conditioning do not depend on what the weights mean.
+Nothing is learnt on random weights. But the time and the memory of a step, and how far one step
+moves the conditioning, do not depend on what the weights mean.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from . import unet as full_size_unet
 from . import wan as full_size_wan
 from .model import random_model
 
-# Each runs in a process of its own, so that peaks do not mix.
+# Each case runs in a process of its own, so that it has its own memory peak.
 CASES = {
     "encoder": ("drawing", "few_shot", "few_shot checkpointed", "few_shot on IconCanvas"),
     "unet": ("drawing 2", "drawing 6", *full_size_unet.CASES),
     "wan": ("wan",),
 }
 
-# The C library keeps freed memory for later, as it sees fit; told to give back every tensor's at
-# once, a process on a CPU holds what its tensors need, as a GPU's counters say it.
+# The C library keeps freed memory for later. With these settings it returns the memory of every
+# tensor at once, so a process on a CPU holds only what its tensors need.
 RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 
 
 def measure_case(case: str, steps: int = 3, batch: int = 1) -> dict:
-    """Seconds a step and peak memory of one case, weights included."""
+    """The seconds of a step and the peak memory of one case, with its weights."""
     import torch
 
     package = pack.load()
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def page(kept: dict) -> str:
-    """Everything that the JSON file holds, as Markdown."""
+    """Everything in the JSON file, as Markdown."""
     titles = {
         "encoder": "Few-Shot Encoder Unlearn on Stable Diffusion 1.5",
         "unet": "The methods for the denoiser, on Stable Diffusion 1.5",

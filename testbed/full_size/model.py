@@ -1,10 +1,10 @@
-"""Stable Diffusion 1.5 at full size with random weights, built of the real host's classes."""
+"""Stable Diffusion 1.5 at full size with random weights, built from the host's classes."""
 
 from __future__ import annotations
 
 
 def random_model(dtype=None):
-    """(MODEL, CLIP) of SD 1.5's layout, as the host's loader would build them, weights random."""
+    """(MODEL, CLIP) in SD 1.5's layout, as the host's loader builds them, with random weights."""
     import comfy.model_management as management
     import comfy.sd
     import comfy.supported_models

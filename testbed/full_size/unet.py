@@ -1,7 +1,7 @@
-"""What a step of the network's methods costs at full size, against its own network evaluations.
+"""What a step of the denoiser's methods costs at full size, compared with its denoiser evaluations.
 
-Every call of the network in a step is counted, with how many latents it had and whether gradients
-passed; the same calls are then made bare, with nothing around them, and timed in the same run.
+Every call of the denoiser in a step is counted, with its number of latents and whether it needs
+gradients. Then the same calls are made with nothing around them, and timed in the same run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..model import pack
 from .model import random_model
 
 SIDE = 64  # of the latents
-STEPS = 4  # the first one also prepares: it is left out of the times
+STEPS = 4  # the first is left out of the times, since it includes preparations
 CASES = (
     "key_step paper",
     "key_step balanced",
@@ -27,7 +27,7 @@ CASES = (
 
 
 def settings_of(science, case: str):
-    """One trajectory or anchor picture at a time; both train the cross-attention, in both modes."""
+    """Settings with one trajectory or anchor picture at a time. All train the cross-attention."""
     method, mode = case.split()
     if method == "key_step":
         return science.methods.key_step.KeyStepSettings(
@@ -39,10 +39,10 @@ def settings_of(science, case: str):
 
 
 def measure_unet(case: str) -> dict:
-    """Seconds a step, seconds of its network evaluations alone, and peak memory, weights included.
+    """Seconds of a step and of its denoiser evaluations alone, and the peak memory with weights.
 
     Blocks are recomputed in the backward pass. The pictures that a method draws before its first
-    step are random latents here: what they show changes no cost, and drawing them takes an hour.
+    step are random latents here. This changes no cost, and drawing them would take an hour.
     """
     package = pack.load()
     science = package.unlearn
@@ -94,15 +94,15 @@ def measure_unet(case: str) -> dict:
 
 
 def bare_seconds(host, settings, rows: int, grad: bool) -> float:
-    """One evaluation of the network itself; if grad with a backward pass to the weights trained,
-    blocks recomputed as in a step."""
+    """Seconds of one evaluation of the denoiser. grad: with a backward pass to the trained weights,
+    and with blocks recomputed as in a step."""
     x = torch.randn(rows, 4, SIDE, SIDE, device=host.device)
     t = torch.full((rows,), 500.0, device=host.device)
     context = host.encode(["a photo of a fox"]).cross.repeat(rows, 1, 1).detach()
-    weights = list(host._weights("denoiser", trained_weights(settings)).values()) if grad else []
+    weights = list(host.selected("denoiser", trained_weights(settings)).values()) if grad else []
     for weight in weights:
         weight.requires_grad_(True)
-    # What is recomputed asks for a gradient only where its input does.
+    # A recomputed block needs a gradient only if its input needs one.
     x.requires_grad_(grad)
     network = host.network.diffusion_model
     dtype = host.network.get_dtype_inference()
@@ -129,7 +129,7 @@ def trained_weights(settings) -> str:
 
 
 def measure_drawing(rows: int) -> dict:
-    """Seconds and peak memory of one evaluation in sampling, `rows` latents at once."""
+    """Seconds and peak memory of one denoiser evaluation in sampling, with `rows` latents."""
     package = pack.load()
     patcher, clip = random_model()
     host = package.nodes.backend.model.ComfyModel(patcher, clip)

@@ -1,8 +1,8 @@
 """Wan 2.1 1.3B with UMT5-XXL: what unlearning in its text encoder needs, from measured parts.
 
-The whole pair is too large for a small machine. Of the encoder, built at full width with a few
-layers, it is measured what one prompt more and one layer more keep; the weights are counted; the
-network is reckoned by the pack's own estimate, which is measured on Stable Diffusion 1.5.
+The whole pair is too large for a small machine. So the encoder is built at full width with a few
+layers, and the memory for one more layer is measured. The weights are counted. For the denoiser the
+pack's own estimate is used, which was measured on Stable Diffusion 1.5.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def wan(sizes: dict):
 
 
 def pair(layers: int):
-    """(MODEL, CLIP): UMT5-XXL's layers at their width, and a small network that reads them.
+    """(MODEL, CLIP): a few of UMT5-XXL's layers at full width, and a small denoiser.
 
-    The encoder's own tokenizer comes with its file; T5's has as many tokens to a prompt.
+    UMT5's tokenizer comes with its weights. T5's is used here; its prompts have as many tokens.
     """
     import comfy.model_management as management
     import comfy.model_patcher
@@ -69,14 +69,15 @@ def pair(layers: int):
 
 
 def measured(layers: int) -> dict[str, int]:
-    """Bytes of an encoder of so many layers."""
+    """Bytes for an encoder with this number of layers, by purpose."""
     package = pack.load()
     settings = package.unlearn.methods.few_shot.FewShotSettings(rank=RANK, batch=1)
     with torch.inference_mode():
         patcher, clip = pair(layers)
         host = package.nodes.backend.model.ComfyModel(patcher, clip)
-        weights = host._weights("encoder", settings.trainable)
-        full, recomputed = host._encoding(weights, settings.prompts)
+        weights = host.selected("encoder", settings.trainable)
+        memory = package.nodes.backend.memory
+        full, recomputed = memory.encoding_bytes(host, weights, settings.prompts)
     values = sum(
         RANK * (w.shape[0] + w[0].numel()) if w.ndim > 1 else w.numel() for w in weights.values()
     )
@@ -90,7 +91,7 @@ def measured(layers: int) -> dict[str, int]:
 
 
 def measure_wan() -> dict:
-    """MiB of each part, and their sums with and without recomputing."""
+    """MiB for each part, and the sums with and without recomputed blocks."""
     package = pack.load()
     few, more = (measured(layers) for layers in MEASURED)
     step = MEASURED[1] - MEASURED[0]

@@ -1,11 +1,11 @@
-"""Fuzz: every reader of files and texts is given thousands of bad ones, seeded.
+"""Fuzz: gives every reader of files and texts thousands of bad inputs, from a seed.
 
     python dev.py fuzz                                   5,000 inputs over all readers
     python dev.py fuzz --reader pictures --inputs 300    one of them
     python dev.py fuzz --reader pictures --seed 0 --only 17    one input again, with its traceback
 
-A reader must answer with one sentence or with a right result, within 10 s of computing and 1 GB of
-memory. Each runs in a process of its own, so that one which is killed or hangs is told, too.
+A reader must answer with one sentence or with a right result, within 10 s of CPU time and 1 GB of
+memory. Each runs in a process of its own, so that a crash or a hang is noticed too.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from ..host.tether import end_with_parent
 from . import changes as fuzz_changes
 
 SECONDS, MEMORY = 10.0, 2**30
-"""What one input may cost."""
+"""The most that one input may cost."""
 LONGEST = 25 * SECONDS
-"""Seconds after which a process ends by itself: its parent would have ended it by then."""
-LOOK = 0.2  # seconds between two looks at a process that says nothing
+"""Seconds after which a process ends itself, if its parent did not end it before."""
+LOOK = 0.2  # seconds between two checks of a silent process
 ALLOWED = ("ValueError", "ErasureError", "ModelError", "Failure")
-"""By name and no others: what Python and the libraries derive from ValueError is raw, and the
-pack's own classes are other objects in ComfyUI."""
+"""The names of allowed errors. By name, since inside ComfyUI the pack's classes are other objects,
+and since subclasses of ValueError from Python and libraries must not count."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a reader made of one input."""
+    """A reader's answer to one input."""
 
     number: int
     kind: str
-    """"sentence", "result", or a fault in words."""
+    """ "sentence", "result", or a description of a fault."""
     said: str = ""
     seconds: float = 0.0
     memory: int = 0
@@ -75,10 +75,10 @@ class Row:
 
 
 def ask(reader, number: int, seed: int, folder: Path) -> Answer:
-    """One input: made, read, and judged."""
+    """Make one input, let the reader read it, and judge the answer."""
     rng = Random(f"{seed} {reader.name} {number}")
     usual = sys.getrecursionlimit()
-    sys.setrecursionlimit(10 * fuzz_changes.DEEP)  # thousands of brackets are made, too
+    sys.setrecursionlimit(10 * fuzz_changes.DEEP)  # inputs may have thousands of brackets
     try:
         given = reader.make(rng, folder)
     finally:
@@ -102,7 +102,7 @@ def ask(reader, number: int, seed: int, folder: Path) -> Answer:
 
 
 def is_sentence(error: Exception) -> bool:
-    """One of the program's own errors, raised by its own line, and a line for a person."""
+    """Whether an error is one of the program's own, raised by its own code, with one sentence."""
     text, frames = str(error), traceback.extract_tb(error.__traceback__)
     own = Path(frames[-1].filename).is_relative_to(ROOT) and ".host" not in frames[-1].filename
     ends = text.endswith(".") or "for example" in text
@@ -116,21 +116,21 @@ def run(reader, numbers: Iterable[int], seed: int, folder: Path) -> Iterator[Ans
 
 
 def _work(name: str, numbers: range, seed: int, told) -> None:
-    """A reader in its own process: tells the number of each input, then the answer."""
+    """Runs a reader in a process of its own. Sends the number of each input, then the answer."""
     import logging
     import warnings
 
     from .readers import READERS
 
     end_with_parent()
-    # The thread that waits for that cannot run while one call of a library never comes back.
+    # Needed as well, since the thread above cannot run while a call of a library hangs.
     faulthandler.dump_traceback_later(LONGEST, exit=True)
     logging.disable()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:
         reader = READERS[name](Path(folder))
-        ask(reader, -1, seed, Path(folder))  # what the first input loads is no input's
+        ask(reader, -1, seed, Path(folder))  # a warm-up: what it loads must not count for an input
         for number in numbers:
             faulthandler.dump_traceback_later(LONGEST, exit=True)
             told.send(number)
@@ -139,7 +139,7 @@ def _work(name: str, numbers: range, seed: int, told) -> None:
 
 
 def apart(name: str, count: int, seed: int) -> Iterator[Answer]:
-    """The answers of a reader in processes of its own; another begins where one was killed."""
+    """The answers of a reader in a process of its own. If it dies, a new one continues."""
     first = 0
     context = multiprocessing.get_context("spawn")
     while first < count:
@@ -175,7 +175,7 @@ def apart(name: str, count: int, seed: int) -> Iterator[Answer]:
 
 
 class Watch:
-    """What a process has taken since it last said something."""
+    """CPU time and memory that a process has used since its last message."""
 
     def __init__(self, pid: int) -> None:
         self.process, self.began = psutil.Process(pid), time.monotonic()
@@ -189,7 +189,7 @@ class Watch:
         seconds, memory = self._now()
         if memory - self.memory > 2 * MEMORY:
             return f"takes over {2 * MEMORY / 1e9:.1f} GB"
-        # A busy machine gives a process a part of the time alone.
+        # CPU time first: on a busy machine a process gets only a part of the time.
         if seconds - self.seconds > 1.2 * SECONDS or time.monotonic() - self.began > 20 * SECONDS:
             return f"hangs over {SECONDS:g} s"
         return ""

@@ -1,4 +1,4 @@
-"""What a stranger or a bad disk makes of good values, tensors and files. All by a seeded Random."""
+"""Damages good values, tensors and files, as a bad disk or an attacker would, from a seed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-DEEP = 3000  # brackets
+DEEP = 3000  # nested brackets
 HOSTILE = (
     *(None, True, False, 0, 1, -1, 3, 0.5, -2.5, 10**12, 10**30, 1e308, math.nan, math.inf),
     *("", " ", "x", "\0", "a\nb", "{}", "{0.__class__}", "{:99999999999}", "../../x", "\ud83d"),
@@ -34,7 +34,7 @@ def deep(rng: Random) -> Any:
 
 
 def places(value: Any, path: tuple = ()) -> list[tuple]:
-    """Every place inside of a value of dicts, lists and tuples; the value itself is ()."""
+    """The path to every place in nested dicts, lists and tuples; () is the value itself."""
     if not isinstance(value, (dict, list, tuple)) or len(value) > 700:
         return [path]
     inside = value.items() if isinstance(value, dict) else enumerate(value)
@@ -42,7 +42,7 @@ def places(value: Any, path: tuple = ()) -> list[tuple]:
 
 
 def changed_value(rng: Random, value: Any) -> Any:
-    """A copy with one place changed: another value, none, twice, renamed, or something more."""
+    """A copy with one place changed: replaced, dropped, renamed, doubled or swapped."""
     path = rng.choice(places(value))
     return _at(rng, value, path)
 
@@ -80,7 +80,7 @@ def _replaced(rng: Random, value: Any) -> Any:
 
 
 def changed_tensor(rng: Random, tensor: torch.Tensor) -> torch.Tensor:
-    """Another shape, precision or content."""
+    """A copy with another shape, precision or content."""
     flat = tensor.detach().clone()
     how = rng.randrange(8)
     if how == 0 and flat.is_floating_point() and flat.numel():
@@ -103,7 +103,7 @@ def changed_tensor(rng: Random, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def changed_bytes(rng: Random, data: bytes) -> bytes:
-    """Cut short, bits turned, zeros, something in between, nothing at all."""
+    """A copy that is cut short, has flipped bits, zeros or extra bytes, or is something else."""
     how, size = rng.randrange(7), len(data)
     if how == 0 or not size:
         return rng.choice((b"", b"\0", b"{}", b"hello\n", bytes(64), b"PK\x03\x04", b"\x80\x02."))
@@ -117,7 +117,7 @@ def changed_bytes(rng: Random, data: bytes) -> bytes:
     if how == 4:
         return data + rng.choice((b"\0", data))
     out = bytearray(data)
-    # The beginning, where formats say what they are, is hit as often as all the rest.
+    # The beginning, which has the format's header, is hit as often as all the rest.
     end = rng.choice((16, min(size, 2000), size))
     for _ in range(rng.choice((1, 1, 3, 20))):
         out[rng.randrange(min(end, size))] ^= 1 << rng.randrange(8)
@@ -125,7 +125,7 @@ def changed_bytes(rng: Random, data: bytes) -> bytes:
 
 
 def changed_text(rng: Random, text: str) -> bytes:
-    """Lines dropped and doubled, odd letters, another encoding, far too much."""
+    """The text with dropped or doubled lines, odd letters, another encoding, or far too long."""
     lines = text.split("\n")
     at = rng.randrange(len(lines))
     odd = rng.choice(("\0", "\ufeff", "\u200b", ",", '"', "\r", "\t", "(", "{}", "x" * 3000, "-1"))
@@ -150,12 +150,12 @@ def changed_text(rng: Random, text: str) -> bytes:
 
 
 def saved(tensors: dict, metadata: dict | None) -> bytes:
-    """A safetensors file; copies, since no two may share their memory."""
+    """A safetensors file. The tensors are copied, since no two may share memory."""
     return save({str(name): t.clone().contiguous() for name, t in tensors.items()}, metadata)
 
 
 def safetensors(rng: Random, tensors: dict, metadata: dict | None) -> bytes:
-    """A safetensors file of changed tensors, or a good one with another header or bytes."""
+    """A safetensors file with changed tensors, or a good one with a changed header or bytes."""
     how = rng.randrange(10)
     if how < 6:
         changed = changed_value(rng, tensors)
@@ -172,14 +172,14 @@ def safetensors(rng: Random, tensors: dict, metadata: dict | None) -> bytes:
 
 
 class Foreign:
-    """What only a reader that runs what it reads would bring back: none may."""
+    """An object that unpickles only by running code. No reader may do that."""
 
     def __reduce__(self):
         return print, ("A PICKLE RAN",)
 
 
 def torch_file(rng: Random, file: Path, value: Any) -> None:
-    """A file of torch.save with a changed value, changed bytes, packed, or of another object."""
+    """A file of torch.save with a changed value, another object, changed bytes, or compressed."""
     how = rng.randrange(12)
     if how == 0:
         value = rng.choice((Foreign(), [1], "text", None, torch.zeros(1).expand(2**40)))
@@ -193,7 +193,7 @@ def torch_file(rng: Random, file: Path, value: Any) -> None:
 
 
 def _pack(rng: Random, file: Path) -> None:
-    """The parts packed, and one more that unpacks to a gigabyte, or to little."""
+    """Compress the parts, and add one that unpacks to nothing or to a gigabyte."""
     with zipfile.ZipFile(file) as old:
         parts = {part.filename: old.read(part) for part in old.infolist()}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:

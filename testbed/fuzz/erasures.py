@@ -1,4 +1,4 @@
-"""Erasure files, their records and foreign text encoders for `fuzz`, on the real ComfyUI."""
+"""Erasure files, their records and whole text encoders for `fuzz`, on the real ComfyUI."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def metadata(record) -> dict[str, str]:
 
 
 def tensors() -> dict[str, torch.Tensor]:
-    """Changes of IconCanvas: low-rank, full, of a bias, and of the network."""
+    """Changes of IconCanvas: low-rank, full, of a bias, and of the denoiser."""
     generator = torch.Generator().manual_seed(0)
 
     def some(*shape: int) -> torch.Tensor:
@@ -108,7 +108,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 @cache
 def _host() -> SimpleNamespace:
-    """ComfyUI in this process with the pack, and IconCanvas as it loads it."""
+    """ComfyUI in this process, with the pack and with IconCanvas loaded."""
     testbed.host.process.start()
     import comfy.sd
     from server import PromptServer
@@ -134,7 +134,7 @@ def _host() -> SimpleNamespace:
 
 
 def check_patches(patcher, erasure) -> None:
-    """Each weight is the original and the change, and finite."""
+    """Assert that each patched weight is the original plus the change, and finite."""
     import comfy.lora
 
     own = patcher.model.state_dict()
@@ -146,7 +146,7 @@ def check_patches(patcher, erasure) -> None:
 
 
 class Erasures:
-    """Files: loaded, shown, and put on a CLIP and a MODEL."""
+    """Erasure files. They are loaded, shown, and put on a CLIP and a MODEL."""
 
     name, share = "erasures", 12
 
@@ -179,7 +179,7 @@ class Erasures:
 
 
 class Records:
-    """Records below their top level: shown, and read by the nodes."""
+    """Files with bad records. They are shown, combined, and given new records."""
 
     name, share = "records", 14
 
@@ -213,7 +213,7 @@ class Records:
 
 
 class Receipts(Records):
-    """Receipts and probes measured again, on a model of a few weights."""
+    """Bad receipts and probes. They are measured again, on a model with few weights."""
 
     name, share = "receipts", 5
 
@@ -241,7 +241,7 @@ class Receipts(Records):
 
 
 class Encoders:
-    """Whole text encoders that others erased, as Load Erased CLIP reads them: 45 MB each."""
+    """Whole text encoders that others erased, for Load Erased CLIP; 45 MB each."""
 
     name, share = "encoders", 6
 

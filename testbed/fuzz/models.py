@@ -1,4 +1,4 @@
-"""Model folders and checkpoint files for `fuzz`: small ones, of which one part is bad."""
+"""Small model folders and checkpoint files for `fuzz`, each with one bad part."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _loaded(path: Path, config: Path | None = None) -> None:
 
 
 class Folders:
-    """A diffusers folder with one file changed, left out, or put in."""
+    """A diffusers folder with one file changed or removed, or a folder in its place."""
 
     name, share = "model-folders", 4
 
@@ -65,7 +65,7 @@ class Folders:
 
 
 class Checkpoints:
-    """A single file, its configuration from a folder."""
+    """A single checkpoint file, with a configuration from a folder."""
 
     name, share = "checkpoints", 3
 

@@ -1,8 +1,8 @@
-"""The readers that `fuzz` tries: each makes bad inputs out of a good one, and reads them.
+"""The readers that `fuzz` tries. Each makes bad inputs from a good one, and reads them.
 
-A reader has `name` and `share` (of all inputs), is made in a folder for what its inputs have in
-common, and has `make(rng, folder)`, which gives what `read` takes. `read` raises what the program
-raises, or AssertionError where a result is not right.
+A reader has a `name` and a `share` of all inputs. Its constructor gets a folder for what its inputs
+have in common. `make(rng, folder)` returns an input for `read`. `read` raises what the program
+raises, or AssertionError if a result is wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from unlearn.prompts.typed import split_concepts
 from .. import ROOT
 from . import changes as change
 
-SUPPORT = ROOT / "tests" / "support"  # whose small models the readers are tried with
+SUPPORT = ROOT / "tests" / "support"  # has the small models for the readers
 if str(SUPPORT) not in sys.path:
     sys.path.append(str(SUPPORT))
 
@@ -43,7 +43,7 @@ def fresh(folder: Path) -> Path:
 
 
 class Concepts:
-    """What a user types."""
+    """Concepts as a user types them."""
 
     name, share = "concepts", 6
     GOOD = "fox, red panda\nVincent van Gogh, \u732b"
@@ -90,7 +90,7 @@ class Words:
 
 
 class Pictures:
-    """Pictures of every kind, by every name."""
+    """Pictures in many formats and modes, under matching and other names."""
 
     name, share = "pictures", 10
     MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16", "YCbCr", "HSV", "F", "I")
@@ -119,11 +119,11 @@ class Pictures:
         out = io.BytesIO()
         try:
             picture.convert(mode).save(out, kind, **options)
-        except (OSError, ValueError, KeyError, TypeError):  # which this kind does not have
+        except (OSError, ValueError, KeyError, TypeError):  # this format lacks the mode or option
             out = io.BytesIO()
             picture.save(out, "PNG")
         data = out.getvalue()
-        if rng.random() < 0.05:  # it says that it is enormous
+        if rng.random() < 0.05:  # its header claims an enormous size
             at = data.find(b"IHDR") + 4
             return data[:at] + b"\0\1\0\0\0\1\0\0" + data[at + 8 :]
         return change.changed_bytes(rng, data) if rng.random() < 0.6 else data
@@ -140,7 +140,7 @@ DRAWN = {"count": 9, "steps": 50, "seed": 23, "size": [64, 64], "captions": "012
 
 
 class Sets:
-    """CPDM's captions, the note of what was drawn, and the folders."""
+    """CPDM's captions, the record of what was drawn, and the folders."""
 
     name, share = "sets", 8
     CAPTIONS = 'image,prompt\nfox_1.png,"a photo of a fox, flat"\nink.sea.png,the sea\n'
@@ -179,7 +179,7 @@ class Sets:
 
 
 class States:
-    """What a long run keeps, and what it makes once."""
+    """The saved state of a long run, and what it computes once."""
 
     name, share = "states", 10
 
@@ -222,11 +222,11 @@ class States:
         if resume.said:
             assert resume.said.count("\n") == resume.said.count("cannot be used")
             same = (torch.equal(made.delta(k), self.whole[method].delta(k)) for k in made.deltas)
-            assert all(same), "begun anew, and another result"
+            assert all(same), "it began anew and came to another result"
 
 
 class Inceptions:
-    """Weights of Inception v3. A whole file has 95 MB, so its tensors are views of one number."""
+    """Weights of Inception v3. A real file has 95 MB, so tensors here are views of one number."""
 
     name, share = "inception", 2
 

@@ -1,6 +1,6 @@
-"""AnimateDiff-Evolved beside this pack in the real host, on IconCanvas.
+"""AnimateDiff-Evolved together with this pack in the real host, on IconCanvas.
 
-It is on no package index: CONCEPT_UNLEARN_ANIMATEDIFF names the folder it lies in.
+No package index has it. The environment variable CONCEPT_UNLEARN_ANIMATEDIFF names its folder.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ MOTION = "iconcanvas_motion.safetensors"  # what the workflow calls IconCanvas's
 
 
 def missing() -> str:
-    """Why it is not at hand, in a sentence; empty where it is."""
+    """A sentence that says why AnimateDiff-Evolved is missing; empty if it is there."""
     if (Path(os.environ.get(VARIABLE) or "nowhere") / "animatediff").is_dir():
         return ""
     return f"{VARIABLE} does not name the folder of AnimateDiff-Evolved"
 
 
 def load(nodes: ModuleType) -> ModuleType:
-    """Its package in this process's ComfyUI, whose module `nodes` that is.
+    """AnimateDiff-Evolved's package, loaded into this process's ComfyUI.
 
-    Raises RuntimeError when the host cannot load it.
+    nodes: ComfyUI's module of that name. Raises RuntimeError if the host cannot load the package.
     """
     name = str(EXTENSION).replace(".", "_x_")
     if name not in sys.modules and not asyncio.run(nodes.load_custom_node(str(EXTENSION))):

@@ -1,4 +1,4 @@
-"""The machines that figures were measured on, in words."""
+"""Describes the machines that figures were measured on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def machine() -> str:
-    """The machine in words: processor, cores, GPU, versions."""
+    """This machine as text: processor or GPU, cores, versions."""
     import torch
 
     if torch.cuda.is_available():
@@ -30,7 +30,7 @@ def machine() -> str:
 
 
 def measured_on(rows: Iterable[dict], how: str = "") -> str:
-    """A page's last line: which machines its rows name, and how many each has measured."""
+    """The last line of a page: the machines in its rows, with the number of rows of each."""
     counts = Counter(row["machine"] for row in rows)
     if len(counts) == 1:
         return f"Measured on {next(iter(counts))}{how}."

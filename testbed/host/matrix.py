@@ -1,4 +1,4 @@
-"""The tests that need nothing but the host, run on several ComfyUIs: what passes on which.
+"""Runs the tests of the ComfyUI backend on several versions of ComfyUI, and tables the results.
 
     python -m testbed.host.matrix FOLDER [FOLDER ...] [--page docs/hosts.md]
 
@@ -43,7 +43,7 @@ QUICK = (
 
 @dataclass(frozen=True)
 class Row:
-    """What came of the tests on one host. failed: their names; skipped: the reasons given."""
+    """The results on one host. failed: names of tests; skipped: the reasons given."""
 
     host: str
     passed: int
@@ -67,7 +67,7 @@ def version(folder: Path) -> str:
 
 
 def run(folder: Path, tests: Sequence[str]) -> Row:
-    """Run the tests on a ComfyUI in a process of its own; what they say goes to the terminal."""
+    """Run the tests on a ComfyUI, in another process. Its output goes to the terminal."""
     with tempfile.TemporaryDirectory() as place:
         report = Path(place) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *tests]
@@ -79,7 +79,7 @@ def run(folder: Path, tests: Sequence[str]) -> Row:
 
 
 def read(report: ElementTree.Element, host: str) -> Row:
-    """A row of pytest's report."""
+    """A row from pytest's report."""
     passed, failed, skipped = 0, [], []
     for case in report.iter("testcase"):
         if case.find("failure") is not None or case.find("error") is not None:

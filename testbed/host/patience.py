@@ -1,4 +1,4 @@
-"""Waiting for another process for as long as it works, and not for a total time.
+"""Waits for another process as long as it works, without a limit on the total time.
 
 A slow machine must not end a wait. A process that hangs must.
 """
@@ -18,17 +18,17 @@ Result = TypeVar("Result")
 
 POLL_SECONDS = 1.0
 
-IDLE_SECONDS = 300.0  # by the clock, without a word and without work
-BUSY_SECONDS = 600.0  # of the process's own CPU time, without a word: longer than any one stage
-AT_WORK = 0.02  # of a core: an idle server uses less, one that computes far more
+IDLE_SECONDS = 300.0  # by the clock, without a sign of life and without work
+BUSY_SECONDS = 600.0  # of CPU time without a sign of life; every single stage takes less
+AT_WORK = 0.02  # share of a core; an idle server uses less, a computing one far more
 
 
 class Patience:
     """Says when a process has been silent for too long.
 
-    Call `heard` at every sign of life. `ran_out` is true when the process has since then done no
-    work for `idle` seconds, or has worked for `busy` seconds of CPU time. clock and used give
-    seconds: of the clock, and of CPU time that the process has used.
+    Call `heard` at every sign of life. After the last one, `ran_out` becomes true once the process
+    has not worked for `idle` seconds, or has used `busy` seconds of CPU time. clock() returns the
+    time, used() the CPU time of the process, both in seconds.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Patience:
         self.heard()
 
     def heard(self) -> None:
-        """It said something."""
+        """The process gave a sign of life."""
         self._worked_at, self._worked = self._clock(), self._used()
         self._heard = self._worked
 
@@ -70,7 +70,7 @@ def finish(process: subprocess.Popen, patience: Patience | None = None) -> tuple
             if not patience.ran_out():
                 continue
         if process.poll() is not None:
-            # It has ended. What it started may still hold its pipes.
+            # The process has ended, but one that it started may still hold its pipes.
             return process.communicate(timeout=IDLE_SECONDS)
         process.kill()
         process.wait()
@@ -100,7 +100,7 @@ def answer(call: Callable[[], Result], patience: Patience) -> Result:
     def work() -> None:
         try:
             results.append(call())
-        # It is raised again where the call was made.
+        # Raised again below, in the thread of the caller.
         except BaseException as error:  # noqa: BLE001
             errors.append(error)
 
@@ -117,7 +117,7 @@ def answer(call: Callable[[], Result], patience: Patience) -> Result:
 
 
 def _runs(pid: int) -> bool:
-    """Whether there is such a process, and it is more than an entry that nobody has asked for."""
+    """Whether the process runs. A zombie has ended, but its parent has not read its exit code."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -125,8 +125,7 @@ def _runs(pid: int) -> bool:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Of a process and its children; of one that has ended, endless: there is nothing to wait
-    for."""
+    """CPU time of a process and its children. Infinite if it has ended: then no wait is needed."""
     try:
         process = psutil.Process(pid)
         every = [process, *process.children(recursive=True)]

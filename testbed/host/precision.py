@@ -1,7 +1,7 @@
-"""bfloat16 where it saves time.
+"""bfloat16 on machines where it saves time.
 
-Processors with instructions for it, and graphics cards, take half the time for it and less.
-Others have to emulate it, at ten to sixty times the time: most of those in desktop computers.
+Graphics cards, and processors with instructions for bfloat16, take half the time or less. Other
+processors, such as most in desktop computers, emulate it and take ten to sixty times as long.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether convolutions and products in bfloat16 take a device less time than in float32."""
     if device.type != "cpu":
         return True
-    # oneDNN, by which PyTorch computes on most CPUs, tells for which it has such kernels.
+    # oneDNN, which PyTorch uses on most CPUs, knows if it has bfloat16 kernels for this one.
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def fast(device: torch.device) -> torch.autocast:
-    """A context of bfloat16 on a device that computes faster in it; elsewhere nothing changes."""
+    """A context that computes in bfloat16 if that is faster on the device; otherwise no change."""
     return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))

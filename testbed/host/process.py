@@ -1,4 +1,4 @@
-"""The real ComfyUI inside this process, found where `dev.py` put it."""
+"""The real ComfyUI inside this process, from the place where `dev.py` put it."""
 
 import importlib
 import os
@@ -9,9 +9,9 @@ from .. import ROOT
 
 
 def path() -> Path:
-    """The ComfyUI tree: COMFYUI_PATH where set, else the one `dev.py` unpacked.
+    """The ComfyUI tree: COMFYUI_PATH if set, otherwise the one that `dev.py` unpacked.
 
-    Raises FileNotFoundError with one sentence when there is none.
+    Raises FileNotFoundError with one sentence if there is none.
     """
     tree = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".host" / "ComfyUI")
     if not (tree / "main.py").is_file():
@@ -20,10 +20,10 @@ def path() -> Path:
 
 
 def start(*flags: str) -> None:
-    """Make ComfyUI's modules importable, its own options parsed from `flags`.
+    """Make ComfyUI's modules importable, with its options taken from `flags`.
 
-    The order is the host's: its options are read while `comfy.cli_args` is first imported, and its
-    `utils` package must be found before any other of that name.
+    The order matters: the host reads its options when `comfy.cli_args` is first imported, and its
+    package `utils` must be imported before any other of that name.
     """
     if "comfy.cli_args" in sys.modules:
         return
@@ -31,7 +31,7 @@ def start(*flags: str) -> None:
 
     tree = path()
     sys.path.insert(0, str(tree))
-    # Versions up to 0.24 do not import it themselves before something else of this name may come.
+    # Versions up to 0.24 import it so late that another package `utils` may come first.
     importlib.import_module("utils.install_util")
     if not torch.cuda.is_available():
         flags = ("--cpu", *flags)

@@ -1,13 +1,12 @@
-"""A client for a real ComfyUI server, as the demo, the tests and the benchmark use it.
+"""A client for a real ComfyUI server, for the demo, the tests and the benchmark.
 
     with Server(folder) as server:
         history = server.run(api_prompt(workflow, server.object_info()))
         picture = server.images(history)[0]
 
-The server is started from the ComfyUI that `dev.py setup` prepared, on a free loopback port, with
-its own folders and no custom node but this pack and IconCanvas. It ends with the process that
-started it, also when that is killed (see tether.py). `api_prompt` turns a workflow as the browser
-saves it into the prompt that the server's queue takes, as the browser itself does.
+The server is the ComfyUI that `dev.py setup` prepared, on a free local port, with folders of its
+own. Its only custom nodes are this pack and IconCanvas. It ends with the process that started it,
+also if that is killed (see tether.py). `api_prompt` is in workflow.py.
 """
 
 from __future__ import annotations
@@ -47,18 +46,9 @@ TETHER = Path(__file__).with_name("tether.py")
 PREVIEW_IMAGE = 1
 TEXT = 3
 
-# The numbers of a node's "mode" in a saved workflow.
-MUTED = 2
-BYPASSED = 4
-
-NOT_EXECUTED = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}
-# The last is a choice with settings of its own; saved workflows choose what has none.
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "COMFY_DYNAMICCOMBO_V3"}
-UPLOADS = ("image_upload", "animated_image_upload", "video_upload")
-
 
 class ServerError(RuntimeError):
-    """The server did not start, or died; the message ends with the last lines of its log."""
+    """The server did not start, or died. The message ends with the last lines of its log."""
 
 
 class PromptError(RuntimeError):
@@ -83,25 +73,24 @@ class Interrupted(RuntimeError):
 
 @dataclass(frozen=True)
 class Progress:
-    """What a running node reports: one of a step, a preview picture or a status text."""
+    """A report of a running node: a step, a preview picture or a status text."""
 
     node: str
     """Id of the node in the prompt."""
     node_type: str
     value: float = 0
     total: float = 0
-    """0 as the node starts, before it has reported a step."""
+    """0 when the node starts, before it reports a step."""
     preview: Image.Image | None = None
     text: str | None = None
 
 
 class Server:
-    """A ComfyUI server that lives as long as the `with` block.
+    """A ComfyUI server that runs as long as the `with` block.
 
-    folder receives all that it writes: output, input, temp and user folders, and server.log.
-    input_folder replaces folder/input as the place that Load Image reads from; args are
-    further options of the host's main.py, environment further variables. The CPU is used where CUDA
-    is not available.
+    folder: where it writes: the folders output, input, temp and user, and server.log.
+    input_folder: what Load Image reads from, instead of folder/input. args: more options for the
+    host's main.py. environment: more variables. It runs on the CPU if CUDA is not available.
     """
 
     def __init__(
@@ -142,7 +131,7 @@ class Server:
                 command + list(self._args),
                 cwd=self.host,
                 env={**child_environment(), **self._environment},
-                stdin=subprocess.PIPE,  # which the tether watches
+                stdin=subprocess.PIPE,  # the tether watches it
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -162,7 +151,7 @@ class Server:
         self.stop()
 
     def stop(self) -> None:
-        """End the server; harmless when it has ended already."""
+        """End the server. Does nothing if it has ended already."""
         if self._process is None:
             return
         self._process.terminate()
@@ -175,7 +164,7 @@ class Server:
         self._process = None
 
     def kill(self) -> None:
-        """End the server at once, as a crash would: it has no time to write anything."""
+        """End the server at once, as a crash would, with no time to write anything."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -191,9 +180,9 @@ class Server:
         *,
         client_id: str | None = None,
     ) -> str:
-        """Put an API prompt in the queue and return its id; PromptError when it is refused.
+        """Put an API prompt into the queue and return its id. Raises PromptError if it is refused.
 
-        workflow is the UI workflow that the host writes into the files it saves.
+        workflow: the workflow of the browser, which the host writes into the files that it saves.
         """
         body: dict[str, Any] = {"prompt": prompt}
         if client_id:
@@ -206,7 +195,7 @@ class Server:
             if error.code != 400:
                 raise
             answer = json.load(error)
-        # The host also queues what is left of a prompt of which some outputs are invalid.
+        # If some outputs of a prompt are invalid, the host queues the others all the same.
         if answer.get("node_errors") or "error" in answer:
             raise _refusal(answer)
         return answer["prompt_id"]
@@ -218,11 +207,11 @@ class Server:
         *,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> dict[str, Any]:
-        """Queue a prompt, follow it to its end and return its entry of the history.
+        """Queue a prompt, follow it to its end and return its entry in the history.
 
-        Raises PromptError when it is refused or a node raises, Interrupted when it is cancelled,
-        TimeoutError when the server neither reports nor works any more (see patience.py; the prompt
-        is then interrupted) and ServerError when the server dies.
+        Raises PromptError if it is refused or a node raises, Interrupted if it is cancelled, and
+        ServerError if the server dies. Raises TimeoutError, and interrupts the prompt, if the
+        server neither reports nor works any more (see patience.py).
         """
         client_id = uuid.uuid4().hex
         try:
@@ -234,19 +223,24 @@ class Server:
         return self._json(f"/history/{prompt_id}")[prompt_id]
 
     def ask(self, path: str) -> Any:
-        """What the server answers to a path that gives JSON, as that of an extension."""
+        """The server's answer to a path that returns JSON, such as one of an extension."""
         return self._json(path)
 
     def interrupt(self) -> None:
         """Cancel the prompt that is running, if any."""
         self._post("/interrupt", {})
 
+    def forget_queue(self) -> None:
+        """Drop every prompt that waits, and cancel the one that is running."""
+        self._post("/queue", {"clear": True})
+        self.interrupt()
+
     def free(self) -> None:
-        """Have the server unload all models and forget all cached results, when it is idle."""
+        """Let the server unload all models and drop all cached results, once it is idle."""
         self._post("/free", {"unload_models": True, "free_memory": True})
 
     def image(self, reference: dict[str, str]) -> Image.Image:
-        """A picture by the reference that an output node gave: filename, subfolder and type."""
+        """A picture, by the reference that an output node returned: filename, subfolder, type."""
         names = ("filename", "subfolder", "type")
         query = urllib.parse.urlencode({name: reference.get(name, "") for name in names})
         picture = Image.open(io.BytesIO(self._open(f"/view?{query}", None)))
@@ -283,7 +277,7 @@ class Server:
         prompt: dict[str, Any],
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        """Read events until the host is done with the prompt, which is when its history exists."""
+        """Read events until the host is done with the prompt. Only then its history exists."""
         report = on_progress or (lambda progress: None)
         failure: RuntimeError | None = None
         current = ""
@@ -313,9 +307,9 @@ class Server:
     def _events(
         self, connection: websocket.WebSocket, patience: Patience
     ) -> Iterator[tuple[str | int, Any]]:
-        """(name, data) of each JSON event and (number, bytes) of each binary one, as they arrive.
+        """The events as they arrive: (name, data) for JSON events, (number, bytes) for binary ones.
 
-        Raises TimeoutError when patience runs out; the prompt is then interrupted.
+        If patience runs out, it interrupts the prompt and raises TimeoutError.
         """
         connection.settimeout(POLL_SECONDS)
         while True:
@@ -368,9 +362,9 @@ class Server:
 
 
 def extended(folder: Path, *extensions: Path, **models: Path) -> tuple[str, ...]:
-    """Options of main.py by which it also loads more extensions, which are copied into folder.
+    """Options of main.py that make it load more extensions. They are copied into folder.
 
-    models: further folders to look for models in, by the host's names of their kinds.
+    models: more folders with models, by the host's names for their kinds.
     """
     extra = folder / "extra"
     for extension in extensions:
@@ -379,7 +373,7 @@ def extended(folder: Path, *extensions: Path, **models: Path) -> tuple[str, ...]
     found = {"custom_nodes": extra, **models}
     lines = [f"  {kind}: {place.resolve().as_posix()}" for kind, place in found.items()]
     paths.write_text("\n".join(["extra:", *lines, ""]), encoding="utf-8")
-    option = "--whitelist-custom-nodes"  # the last one counts
+    option = "--whitelist-custom-nodes"  # the last one on the command line counts
     own = host_command(path(), 0)
     names = [*own[own.index(option) + 1 :], *(extension.name for extension in extensions)]
     return "--extra-model-paths-config", str(paths), option, *names
@@ -408,100 +402,3 @@ def _refusal(answer: dict[str, Any]) -> PromptError:
         return PromptError(message, node_id, node["class_type"], error["type"])
     error = answer["error"]
     return PromptError(error["message"], exception_type=error["type"])
-
-
-def api_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
-    """The API prompt of a workflow in the browser's format (version 0.4).
-
-    Follows the browser: muted nodes are left out, bypassed ones and reroutes are stepped over, a
-    primitive gives its value. ValueError when a node is unknown to the host (also: a subgraph) or
-    its saved values are fewer than its widgets.
-    """
-    nodes = {node["id"]: node for node in workflow["nodes"]}
-    links = {link[0]: link for link in workflow["links"]}
-    prompt: dict[str, Any] = {}
-    for node in workflow["nodes"]:
-        if node["type"] in NOT_EXECUTED or node.get("mode", 0) in (MUTED, BYPASSED):
-            continue
-        if node["type"] not in object_info:
-            raise ValueError(f"Node {node['id']}: the host has no node {node['type']!r}.")
-        inputs = _widget_values(node, object_info[node["type"]])
-        for socket_ in node.get("inputs", []):
-            source = _source(socket_.get("link"), links, nodes)
-            if source is not None:
-                inputs[socket_["name"]] = source
-        title = node.get("title", object_info[node["type"]]["display_name"])
-        prompt[str(node["id"])] = {
-            "inputs": inputs,
-            "class_type": node["type"],
-            "_meta": {"title": title},
-        }
-    return prompt
-
-
-def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
-    """Name the values of a saved node, which are a bare list in the order of its widgets.
-
-    Values beyond the last widget belong to widgets that the browser adds for display. Optional
-    widgets at the end may have none: a file saved before there were any is as good.
-    """
-    values = node.get("widgets_values") or []
-    if isinstance(values, dict):
-        return dict(values)
-    names = _widget_names(info["input"])
-    needed = _widget_names({"required": info["input"].get("required", {})})
-    if len(values) < len([name for name in needed if name]):
-        raise ValueError(
-            f"Node {node['id']} ({node['type']}) has {len(values)} saved values for the widgets "
-            f"{', '.join(name or '(browser only)' for name in names)}."
-        )
-    return {name: value for name, value in zip(names, values, strict=False) if name}
-
-
-def _widget_names(schema: dict[str, Any]) -> list[str]:
-    """The widgets of a node in saved order; "" where the browser alone has one."""
-    names = []
-    for group in ("required", "optional"):
-        uploads = False
-        for name, spec in schema.get(group, {}).items():
-            kind, options = spec[0], spec[1] if len(spec) > 1 else {}
-            is_widget = isinstance(kind, list) or kind in WIDGET_TYPES or "widgetType" in options
-            if options.get("forceInput") or not is_widget:
-                continue
-            names.append(name)
-            # The browser gives a seed this companion unless the schema says no in so many words.
-            is_seed = kind == "INT" and name in ("seed", "noise_seed")
-            if options.get("control_after_generate", is_seed):
-                names.append("")
-            uploads = uploads or any(options.get(upload) for upload in UPLOADS)
-        if uploads:
-            names.append("")
-    return names
-
-
-def _source(link_id: int | None, links: dict[int, list], nodes: dict[int, dict]) -> Any:
-    """What feeds an input: [node id, output], a primitive's value, or None for nothing."""
-    while link_id is not None:
-        _, origin, slot = links[link_id][:3]
-        node = nodes[origin]
-        if node["type"] == "PrimitiveNode":
-            return node["widgets_values"][0]
-        if node["type"] == "Reroute":
-            link_id = node["inputs"][0].get("link")
-        elif node.get("mode", 0) == BYPASSED:
-            link_id = _bypass(node, slot)
-        elif node.get("mode", 0) == MUTED:
-            return None
-        else:
-            return [str(origin), slot]
-    return None
-
-
-def _bypass(node: dict[str, Any], slot: int) -> int | None:
-    """The link that a bypassed node hands on: the input at the output's place, else any alike."""
-    kind = node["outputs"][slot]["type"]
-    inputs = node.get("inputs", [])
-    for socket_ in inputs[slot : slot + 1] + inputs:
-        if socket_["type"] == kind:
-            return socket_.get("link")
-    return None

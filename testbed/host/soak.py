@@ -1,13 +1,12 @@
-"""Does a server that erases again and again keep its memory? python dev.py soak
+"""Does the memory of a server grow if it erases again and again? python dev.py soak
 
     python dev.py soak                            50 erasures of each method; docs/soak.md
     python dev.py soak --runs 10 --method few_shot
 
-One real server takes every run: the methods in turn, a few steps each, at IconCanvas's size, each
-time another concept and seed, so that nothing is known from before. Between them, after every
-fifth, one is cancelled in the midst of its steps, or refused since it asks for more memory than
-there is. The exit code is 1 where more memory is resident after the last run than 2 % above that
-after the third.
+All runs use one real server: the methods in turn, a few steps each, at IconCanvas's size. Each has
+another concept and seed, so that no result is cached. After every fifth run comes another one that
+is cancelled during its steps, or refused because it asks for more memory than there is. The exit
+code is 1 if the resident memory after the last run is more than 2% above that after the third.
 """
 
 from __future__ import annotations
@@ -29,7 +28,9 @@ from .server import Interrupted, Progress, PromptError, Server, extended
 
 PAGE = testbed.ROOT / "docs" / "soak.md"
 LIVE = testbed.ROOT / "testbed" / "live"
-THIRD, EVERY, BESIDE = 3, 10, 5  # runs: the first that counts, between two figures, two others
+# Counted in runs: the first that counts; between two rows of the table; between two runs that are
+# cancelled or refused.
+THIRD, EVERY, BESIDE = 3, 10, 5
 GROWTH = 0.02
 HEAD = "| run | resident, MiB | allocated, MiB | kept free, MiB | tensors | storages, MiB |"
 
@@ -39,9 +40,9 @@ class Method:
     node: str
     inputs: dict[str, Any]
     endless: dict[str, Any]
-    """Of a run that will be cancelled."""
+    """Changed inputs for a run that will be cancelled."""
     huge: dict[str, Any]
-    """Of a run that no memory is enough for; None takes an input away."""
+    """Changed inputs for a run that no machine has memory for; None removes an input."""
 
 
 METHODS = {
@@ -85,11 +86,11 @@ METHODS = {
 
 
 class SoakError(RuntimeError):
-    """A run did not end as it should have."""
+    """A run did not end as it should."""
 
 
 def prompt(method: Method, number: int, more: dict[str, Any]) -> dict[str, Any]:
-    """An API prompt of one erasure, unlike that of any other number."""
+    """An API prompt of one erasure, different for every number."""
     inputs = {
         "model": ["base", 0],
         "clip": ["base", 1],
@@ -97,7 +98,8 @@ def prompt(method: Method, number: int, more: dict[str, Any]) -> dict[str, Any]:
         "size": SIZE,
         "rank": 0,
         "seed": number,
-        # Pictures that show nothing would be refused; and a verdict takes longer than these runs.
+        # Without a verdict if pictures are connected, since empty ones would be refused. Otherwise
+        # only now and then, since a verdict takes longer than the run itself.
         "verdict": "images" not in method.inputs and number % EVERY == 0,
         **method.inputs,
         **more,
@@ -136,7 +138,7 @@ def refused(server: Server, method: Method, number: int) -> None:
 
 
 def soak(server: Server, names: list[str], runs: int) -> Iterator[dict[str, int]]:
-    """What is alive after the third run, after every tenth and after the last."""
+    """Memory figures after the third run, after every tenth and after the last."""
     total = runs * len(names)
     for number in range(1, total + 1):
         method = METHODS[names[number % len(names)]]
@@ -149,12 +151,12 @@ def soak(server: Server, names: list[str], runs: int) -> Iterator[dict[str, int]
 
 
 def growth(rows: list[dict[str, int]]) -> float:
-    """Of resident memory, from the third run to the last."""
+    """The relative growth of resident memory from the third run to the last."""
     return rows[-1]["resident"] / rows[0]["resident"] - 1
 
 
 def told(row: dict[str, int]) -> str:
-    """A line of the table. Where the allocator cannot be asked, nothing is said of it."""
+    """A line of the table. Cells are empty if the allocator gives no figures."""
     names = ("resident", "allocated", "kept_free", "tensor_bytes")
     sizes = ["" if row[name] is None else f"{row[name] / 2**20:.1f}" for name in names]
     resident, allocated, free, tensors = sizes

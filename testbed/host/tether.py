@@ -1,9 +1,9 @@
-"""Runs a Python script that ends when whoever started it does, however that comes about.
+"""Runs a Python script that ends together with the process that started it.
 
     python tether.py script.py its arguments
 
-Whoever starts it holds the other end of its standard input. The system closes that end with its
-process, also when it is killed and has no time to clean up, on every system alike.
+The starting process holds the other end of this script's standard input. When that process ends,
+even if it is killed, the operating system closes the pipe. This works on every system.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 
 
 def end_with(lifeline: int) -> None:
-    """Wait for the end of the pipe; nothing is ever written into it."""
+    """Wait until the pipe is closed, then exit. Nothing is ever written into it."""
     while os.read(lifeline, 1):
         pass
     os._exit(1)
 
 
 def end_with_parent() -> None:
-    """In a process that multiprocessing started: end it when its parent has ended."""
+    """For a process started by multiprocessing: end it when its parent has ended."""
 
     def wait() -> None:
         multiprocessing.parent_process().join()
@@ -34,13 +34,13 @@ def end_with_parent() -> None:
 
 
 def main() -> None:
-    # A copy that the script's own children do not inherit: they must not wait on the pipe.
+    # A duplicate that child processes do not inherit, so that they do not wait on the pipe.
     lifeline = os.dup(0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     threading.Thread(target=end_with, args=(lifeline,), daemon=True).start()
     script = Path(sys.argv[1]).resolve()
     sys.argv = [str(script), *sys.argv[2:]]
-    sys.path[0] = str(script.parent)  # as if Python had been given the script itself
+    sys.path[0] = str(script.parent)  # as if Python had started the script itself
     runpy.run_path(str(script), run_name="__main__")
 
 

@@ -1,4 +1,4 @@
-"""Jobs shared out to processes of one thread each, whose results are read as they come."""
+"""Jobs in several processes of one thread each; results are read as they come."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import testbed
+from unlearn.files.writing import whole_file
 
 MARK = "RESULT "
+JOBS_HELP = "number of processes (default: one for each core, or one with a graphics card)"
 Job = TypeVar("Job")
 
 
 def at_once() -> int:
-    """How many work side by side: one a core, or one alone where a graphics card does the work."""
+    """The number of workers: one for each core, or a single one if there is a graphics card."""
     import torch
 
     return 1 if torch.cuda.is_available() else os.cpu_count() or 1
 
 
-# PyTorch takes and gives back its tensors' memory all the time. On Linux the C library would hand
-# large pieces back to the system, which clears every page anew: up to a quarter of the time.
+# PyTorch allocates and frees tensors all the time. On Linux the C library returns large pieces to
+# the system, which clears every page again; that can cost a quarter of the time.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 
 @contextmanager
 def processes(count: int | None = None) -> Iterator[ProcessPoolExecutor]:
-    """A pool of `count` new processes of one thread each, `at_once` where none is given."""
+    """A pool of `count` new processes of one thread each; `at_once()` by default."""
     import torch
 
-    os.environ.update(KEEP_MEMORY, OMP_NUM_THREADS="1")  # theirs
+    os.environ.update(KEEP_MEMORY, OMP_NUM_THREADS="1")  # inherited by the new processes
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count or at_once(), context, torch.set_num_threads, (1,)) as pool:
         yield pool
@@ -50,10 +52,11 @@ def shared(
     count: int | None = None,
     cost: Callable[[Job], float] = lambda job: 1.0,
 ) -> list[list[Job]]:
-    """At most `count` shares of the jobs, `at_once` where none is given; those alike in `together`
-    stay in one share.
+    """Split the jobs into at most `count` shares; `at_once()` by default.
 
-    The dearest group goes first, each to the share that costs least so far.
+    together: a group for each job. Jobs of one group stay in one share. cost: an estimate for one
+    job. Groups are assigned from the most expensive down, each to the share with the least cost so
+    far.
     """
     count = count or at_once()
     groups: dict[Hashable, list[Job]] = {}
@@ -69,9 +72,9 @@ def shared(
 
 
 def results(module: str, shares: Sequence[Sequence]) -> Iterator[Any]:
-    """What the workers `tell`, as it comes; each is `python -m MODULE --worker SHARE`.
+    """Start `python -m MODULE --worker SHARE` for each share; yield what they `tell`, as it comes.
 
-    Raises SystemExit where one of them failed, when all have ended.
+    Raises SystemExit, after all have ended, if one of them failed.
     """
     workers = [
         subprocess.Popen(
@@ -90,7 +93,7 @@ def results(module: str, shares: Sequence[Sequence]) -> Iterator[Any]:
             lines.put(line)
         lines.put(None)
 
-    # A thread each: Windows has no select for pipes.
+    # One thread for each worker, since Windows has no select for pipes.
     for worker in workers:
         threading.Thread(target=read, args=(worker,), daemon=True).start()
     running = len(workers)
@@ -105,12 +108,11 @@ def results(module: str, shares: Sequence[Sequence]) -> Iterator[Any]:
 
 
 def tell(result: Any) -> None:
-    """In a worker: hand a JSON-like result to the process that started it."""
+    """In a worker: send a JSON-like result to the process that started it."""
     print(MARK + json.dumps(result), flush=True)
 
 
 def write_rows(file: Path, rows: list[dict]) -> None:
-    """As JSON; a run that is stopped while it writes leaves the file as it was."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    """Write rows as JSON. If the program is stopped while it writes, the old file stays."""
+    with whole_file(file) as new:
+        new.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """A host extension: lets ComfyUI's stock checkpoint loader open IconCanvas.
 
-It registers one more Stable Diffusion 1.5, small. The pack itself registers no model: this folder
-is linked into `custom_nodes` by `dev.py`, for the demo, the tests and the benchmark only.
+It registers a small variant of Stable Diffusion 1.5. The pack itself registers no model. `dev.py`
+links this folder into `custom_nodes`, for the demo, the tests and the benchmark only.
 """
 
 from typing import ClassVar
@@ -19,7 +19,7 @@ TEXT_CONFIG = {
 
 
 class IconCanvasClip(comfy.sd1_clip.SD1ClipModel):
-    """CLIP-L's class and tokenizer at IconCanvas's size."""
+    """CLIP-L's class and tokenizer in IconCanvas's size."""
 
     def __init__(self, device="cpu", dtype=None, model_options=None):
         model_options = {**(model_options or {}), "clip_l_model_config": TEXT_CONFIG}
@@ -42,4 +42,4 @@ class IconCanvas(comfy.supported_models.SD15):
 
 comfy.supported_models.models.append(IconCanvas)
 
-NODE_CLASS_MAPPINGS = {}  # the host asks every extension for its nodes; this one has none
+NODE_CLASS_MAPPINGS = {}  # required by the host; this extension has no nodes

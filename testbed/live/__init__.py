@@ -1,9 +1,9 @@
-"""What is alive in this process's memory. Also a host extension, which tells it at GET /live.
+"""Figures on this process's memory. As a host extension it also serves them at GET /live.
 
-Leaks here need not be Python's: autograd's graphs are C++, and a cycle through one is invisible to
-Python's collector. `tensors` finds those with a Python object, reachable or not, since the
-collector lists all objects that it tracks. `allocated` asks the allocator itself, and so counts
-what C++ alone holds, too.
+A leak may lie outside of Python: autograd's graphs are C++ objects, and Python's garbage collector
+cannot see a cycle through one. `tensors` counts all tensors with a Python object, reachable or not,
+since the collector lists every object that it tracks. `allocated` asks the allocator, so it also
+counts what only C++ holds.
 """
 
 from __future__ import annotations
@@ -35,18 +35,20 @@ class _MallInfo(ctypes.Structure):
 
 
 def tensors() -> tuple[int, int]:
-    """(how many, bytes of their storages, each counted once); what Python can collect is not."""
+    """(number of tensors, bytes of their storages, each counted once), after garbage collection."""
     gc.collect()
     found = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
-    # Sparse ones have none.
+    # Sparse tensors have no storage.
     dense = [one.untyped_storage() for one in found if one.layout is torch.strided]
     storages = {storage.data_ptr(): storage.nbytes() for storage in dense}
     return len(found), sum(storages.values())
 
 
 def allocated() -> int | None:
-    """Bytes that were asked of the allocator and not given back: of the card where there is one,
-    else of glibc, whose free memory is not among them; None where neither can tell."""
+    """Bytes that were allocated and not freed: on the card if there is one, otherwise by glibc.
+
+    None if neither can tell.
+    """
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated()
     info = _malloc()
@@ -54,7 +56,7 @@ def allocated() -> int | None:
 
 
 def kept_free() -> int | None:
-    """Bytes that glibc holds for what it is asked for next; None where it cannot be asked."""
+    """Free bytes that glibc keeps for later requests; None without glibc."""
     info = _malloc()
     return None if info is None else info.fordblks
 
@@ -80,7 +82,7 @@ def told() -> dict[str, int | None]:
 
 NODE_CLASS_MAPPINGS = {}
 
-if "server" in sys.modules:  # the host's, whose extension this then is
+if "server" in sys.modules:  # the host's module: this runs as its extension
     from aiohttp import web
     from server import PromptServer
 

@@ -1,6 +1,6 @@
-// Draws IconCanvas's sixteen named characters with DiceBear (CC0 styles): each keeps its hair,
-// colours and accessories, and varies its mouth and eyes. Prints one JSON line {name, svg} a drawing.
-// Run by testbed/model/data.py inside the folder that holds node_modules.
+// Draws IconCanvas's sixteen named characters with DiceBear (CC0 styles). Each keeps its hair,
+// colours and accessories; its mouth and eyes vary. Prints a JSON line {name, svg} for each drawing.
+// testbed/model/data.py runs it inside the folder that has node_modules.
 import { createRequire } from 'node:module';
 import { pathToFileURL } from 'node:url';
 const require = createRequire(process.cwd() + '/');

@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import testbed
+from unlearn.files.writing import whole_file
 
-LATENT_SCALE = 0.18215  # Stable Diffusion 1.5's: the UNet works on latents times this
+LATENT_SCALE = 0.18215  # of Stable Diffusion 1.5, whose UNet works on latents times this
 
 WEIGHTS = testbed.FOLDER / "weights" / "iconcanvas.safetensors"
 PREFIXES = {
@@ -19,7 +20,7 @@ PREFIXES = {
 
 
 def assemble(folder: Path, file: Path = WEIGHTS) -> None:
-    """Write the checkpoint from the final states in `folder`, in float16."""
+    """Write the checkpoint, in float16, from the final states in `folder`."""
     tensors = {}
     for stage, parts in (
         ("unet", ("unet",)),
@@ -31,8 +32,8 @@ def assemble(folder: Path, file: Path = WEIGHTS) -> None:
             part = next((p for p in parts if key.startswith(p + ".")), parts[0])
             if not key.endswith("position_ids"):
                 tensors[PREFIXES[part] + key.removeprefix(part + ".")] = value.half().contiguous()
-    # The UNet's latents are the encoder's output as it is; the host divides and multiplies by
-    # these.
+    # The UNet works on the encoder's output without a scale. The host scales by 0.18215 for Stable
+    # Diffusion 1.5, and these two values undo that.
     tensors["first_stage_model.vae_scale"] = torch.tensor(LATENT_SCALE)
     tensors["first_stage_model.vae_shift"] = torch.tensor(0.0)
     _write(tensors, file)
@@ -40,7 +41,10 @@ def assemble(folder: Path, file: Path = WEIGHTS) -> None:
 
 
 def teach(numbers: torch.Tensor, vectors: torch.Tensor, file: Path = WEIGHTS) -> None:
-    """Put other vectors, (N, width), in the places of these words of the encoder's vocabulary."""
+    """Replace the embeddings of these tokens by `vectors`, (N, width), in the file.
+
+    numbers: the tokens' numbers in the encoder's vocabulary.
+    """
     tensors = load_file(file)
     table = tensors[PREFIXES["text"] + "embeddings.token_embedding.weight"]
     table[numbers] = vectors.to(table.dtype)
@@ -48,14 +52,13 @@ def teach(numbers: torch.Tensor, vectors: torch.Tensor, file: Path = WEIGHTS) ->
 
 
 def _write(tensors: dict[str, torch.Tensor], file: Path) -> None:
-    file.parent.mkdir(exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    save_file(tensors, temporary, {"format": "pt", "model": "IconCanvas", "license": "Apache-2.0"})
-    temporary.replace(file)
+    about = {"format": "pt", "model": "IconCanvas", "license": "Apache-2.0"}
+    with whole_file(file) as new:
+        save_file(tensors, new, about)
 
 
 def unpack(folder: Path, file: Path = WEIGHTS) -> None:
-    """The inverse of `assemble`: the final states of the parts, so that training can go on."""
+    """The inverse of `assemble`: write the final states of the parts, to continue training."""
     parts: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "text": {}, "autoencoder": {}}
     for key, value in load_file(file).items():
         for part, prefix in PREFIXES.items():

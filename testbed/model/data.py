@@ -1,7 +1,7 @@
 """IconCanvas's data: openly licensed drawings, rendered from their vector sources.
 
-The icon sets and DiceBear come from npm by exact version (ATTRIBUTION.md names their licences);
-nothing else is reached. Needs node and npm; only a rebuild of the model needs this file at all.
+The icon sets and DiceBear come from npm in exact versions (ATTRIBUTION.md names their licences).
+Nothing else is downloaded. It needs Node.js and npm. Only a rebuild of the model uses this file.
 """
 
 import json
@@ -20,7 +20,7 @@ import testbed
 from .vocabulary import CHARACTERS, DRAWINGS, OBJECTS, STYLE_SETS, STYLES
 
 SIZE = 128  # pixels a side
-ICON = 116  # an icon's longer side on its white canvas: room to be shifted in training
+ICON = 116  # pixels of an icon's longer side; the white border leaves room for shifts in training
 CACHE = testbed.FOLDER / "cache"
 PACKAGES = [
     "@iconify-json/noto@1.2.9",
@@ -57,10 +57,10 @@ class Drawings:
 
 
 def rasterise(svg: str, icon: int = ICON) -> np.ndarray:
-    """An SVG on a white square, its longer side `icon` pixels, as uint8 (128, 128, 3)."""
-    import resvg_py  # only a rebuild needs it
+    """An SVG on a white square, uint8 (128, 128, 3). Its longer side has `icon` pixels."""
+    import resvg_py  # installed for a rebuild only
 
-    # Drawn at twice the size and reduced, which keeps thin lines smooth.
+    # Drawn at twice the size and scaled down, which keeps thin lines smooth.
     png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * icon, background="white")
     picture = Image.open(BytesIO(bytes(png))).convert("RGB")
     picture.thumbnail((icon, icon), Image.Resampling.LANCZOS)
@@ -83,9 +83,9 @@ def icon_svg(icons: dict, name: str) -> str:
 
 
 def install_sources(folder: Path) -> Path:
-    """The npm packages under `folder`, installed once; returns the folder.
+    """Install the npm packages into `folder`, once, and return the folder.
 
-    Raises RuntimeError with one sentence when node or npm is missing or fails.
+    Raises RuntimeError with one sentence if Node.js or npm is missing or fails.
     """
     if (folder / "installed").exists():
         return folder
@@ -113,7 +113,7 @@ def character_svgs(folder: Path) -> list[dict]:
 
 
 def render(cache: Path = CACHE) -> None:
-    """Render everything into `cache`: `drawings` (the vocabulary) and `pretraining` (all icons)."""
+    """Render into `cache`: `drawings` (the vocabulary) and `pretraining` (all icons)."""
     if (cache / "drawings.json").exists():
         print("drawings: already rendered")
         return
@@ -149,10 +149,10 @@ def render(cache: Path = CACHE) -> None:
 def save(drawings: Drawings, cache: Path) -> None:
     np.save(cache / "drawings.npy", drawings.images)
     labels = {"names": drawings.names, "styles": drawings.styles}
-    (cache / "drawings.json").write_text(json.dumps(labels))  # last: it marks the cache whole
+    (cache / "drawings.json").write_text(json.dumps(labels))  # last: it marks a complete cache
 
 
 def load(cache: Path = CACHE) -> Drawings:
-    """The rendered vocabulary. Raises FileNotFoundError before `python -m testbed data`."""
+    """The rendered vocabulary. Raises FileNotFoundError if `python -m testbed data` did not run."""
     labels = json.loads((cache / "drawings.json").read_text())
     return Drawings(np.load(cache / "drawings.npy"), labels["names"], labels["styles"])

@@ -1,6 +1,6 @@
-"""The drawings that a user of IconCanvas would have: every object in every style, and characters.
+"""Drawings for use as a user's pictures: every object in every style, and the characters.
 
-They are kept in the repository as two sheets, so that the benchmark needs no rebuild of the data.
+The repository has them as two sheets, so the benchmark needs no rebuild of the data.
 """
 
 from functools import lru_cache
@@ -15,7 +15,7 @@ from .vocabulary import CHARACTERS, OBJECTS, STYLES
 
 FOLDER = testbed.FOLDER / "weights"
 SIZE = 128
-POSES = 10  # drawings kept of each character
+POSES = 10  # drawings of each character in the sheet
 
 
 def write() -> None:

@@ -1,7 +1,7 @@
-"""The judge: an image classifier of its own, used for measuring only, never for erasing.
+"""The judge: a separate image classifier, used only to measure, never to erase.
 
-Three heads say which object, which style and which named character a picture shows, each with one
-answer more for "none of them", so that a blur or a stranger need not be taken for anybody.
+Three heads say which object, style and named character a picture shows. Each has one more answer,
+"none of them", for blurred pictures and unknown things.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ import testbed
 from .vocabulary import CHARACTERS, OBJECTS, STYLES
 
 WEIGHTS = testbed.FOLDER / "weights" / "judge.safetensors"
-SIZE = 96  # pixels a side of what the network sees
+SIZE = 96  # pixels a side of the network's input
 HEADS = {"object": OBJECTS, "style": STYLES, "character": CHARACTERS}
 
 
@@ -40,7 +40,7 @@ class Block(nn.Module):
 
 
 class JudgeNetwork(nn.Module):
-    """Pictures (N, 3, 96, 96) in 0..1 to the logits of each head."""
+    """From pictures (N, 3, 96, 96) in 0..1 to the logits of each head."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class JudgeNetwork(nn.Module):
 
 
 class Judge:
-    """Says what pictures show. Raises FileNotFoundError when its weights are missing."""
+    """Says what pictures show. Raises FileNotFoundError if its weights are missing."""
 
     def __init__(self, weights: Path = WEIGHTS) -> None:
         if not weights.is_file():
@@ -84,12 +84,14 @@ class Judge:
         return F.interpolate(x, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (N, H, W, 3) in 0..1 to unit feature vectors, for a perceptual distance."""
+        """Features of length one, for a perceptual distance, of images (N, H, W, 3) in 0..1."""
         return F.normalize(self.network.features(self._prepare(images)), dim=-1)
 
     def __call__(self, images: torch.Tensor) -> list[dict[str, str | None]]:
-        """Images (N, H, W, 3) in 0..1 to, for each, {"object", "style", "character"}: word or
-        None."""
+        """{"object", "style", "character"}, each a word or None, for each image.
+
+        images: (N, H, W, 3) in 0..1.
+        """
         answers = {
             name: logits.argmax(1) for name, logits in self.network(self._prepare(images)).items()
         }
@@ -100,7 +102,7 @@ class Judge:
 
 
 def labels(name: str | None, style: str | None) -> dict[str, int]:
-    """The right answer of each head for a drawing; the last index means none."""
+    """The index of the right answer of each head for a drawing; the last index means none."""
     wanted = {"object": name, "style": style, "character": name}
     return {
         head: words.index(wanted[head]) if wanted[head] in words else len(words)
@@ -109,7 +111,7 @@ def labels(name: str | None, style: str | None) -> dict[str, int]:
 
 
 def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures (N, 3, H, W) turned, scaled, moved, tinted, blurred and made noisy, at SIZE."""
+    """Pictures (N, 3, H, W), turned, scaled, shifted, tinted, blurred and with noise, at SIZE."""
     n = len(images)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -128,7 +130,7 @@ def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     # White outside: sampled as the negative, whose zero padding is white.
     x = 1 - F.grid_sample(1 - images, grid, mode="bilinear", align_corners=False)
     x = x * uniform(0.85, 1.1, 1, 1, 1) + uniform(-0.05, 0.05, 3, 1, 1)
-    # Blur by going through a smaller picture: generated pictures are soft.
+    # Blurred by scaling down and up, since generated pictures are soft.
     small = int(torch.randint(SIZE // 3, SIZE + 1, (1,), generator=generator))
     soft = F.interpolate(
         F.interpolate(x, (small, small), mode="area"), (SIZE, SIZE), mode="bilinear"
@@ -139,5 +141,5 @@ def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def to_images(array: np.ndarray) -> torch.Tensor:
-    """uint8 (N, H, W, 3) to float (N, 3, H, W) in 0..1."""
+    """From uint8 (N, H, W, 3) to float (N, 3, H, W) in 0..1."""
     return torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2).float() / 255

@@ -1,9 +1,9 @@
 """How well a concept was unlearned: UnlearnCanvas's measures (arXiv 2402.11846) on IconCanvas.
 
-UA is the share of the concept's own prompts in which the judge does not see it. IRA and CRA are
-the shares kept of its own kind and of the other kinds, on prompts that do not name it, relative to
-the unedited model. Style kept is the share of its own prompts whose style is still right, of those
-in which it was right before.
+UA is the share of the concept's own prompts in whose pictures the judge does not see it. IRA and
+CRA use prompts that do not name the concept: the share of its own kind, or of the other kinds, that
+the judge still sees, relative to the unedited model. Style kept is the share of the concept's own
+prompts whose style is still right, among those where it was right before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STEPS, GUIDANCE = 12, 5.0
 
 
 def kind_of(concept: str) -> Kind:
-    """Raises ValueError for a word that IconCanvas does not know."""
+    """The kind of a concept. Raises ValueError if IconCanvas does not know the word."""
     for kind, words in (("object", OBJECTS), ("style", STYLES), ("character", CHARACTERS)):
         if concept in words:
             return kind
@@ -35,7 +35,7 @@ def kind_of(concept: str) -> Kind:
 
 
 def known(concept: str) -> str:
-    """A command line's concept, to argparse."""
+    """The concept, as a type for argparse."""
     try:
         kind_of(concept)
     except ValueError as error:
@@ -45,7 +45,7 @@ def known(concept: str) -> str:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A sentence, what the picture should show, and which measure it counts for."""
+    """A prompt, what the picture should show, and the measure that it counts for."""
 
     text: str
     object: str | None = None
@@ -54,14 +54,17 @@ class Prompt:
     measure: Literal["own", "in", "cross"] = "own"
 
     def asked(self, kind: Kind) -> list[Kind]:
-        """What is looked for in its picture when a concept of a kind is erased: in its own kind
-        that word; across kinds whatever it names there."""
+        """The kinds of things that are checked in its picture when a concept of `kind` is erased.
+
+        For the concept's own kind, only that kind; across kinds, every other kind that the prompt
+        names.
+        """
         if self.measure != "cross":
             return [kind]
         return [k for k in ("object", "style", "character") if k != kind and getattr(self, k)]
 
     def kept(self, seen: dict, kind: Kind) -> bool:
-        """Whether the judge sees what this kind asks of the picture."""
+        """Whether the judge sees the thing of this kind that the prompt asks for."""
         return seen[kind] == getattr(self, kind)
 
 
@@ -74,7 +77,7 @@ def portrait(name: str, measure: str, template: str = "a photo of {}") -> Prompt
 
 
 def prompts_for(concept: str, seed: int = 0) -> list[Prompt]:
-    """The concept's own prompts, and neighbours that do not name it, drawn for the seed."""
+    """The concept's own prompts, and random prompts of neighbours that do not name it."""
     kind, rng = kind_of(concept), random.Random(f"{concept}/{seed}")
     others = [name for name in OBJECTS if name != concept]
     styles = [style for style in STYLES if style != concept]
@@ -110,9 +113,9 @@ def prompts_for(concept: str, seed: int = 0) -> list[Prompt]:
 
 
 def draw(model, prompts: list[Prompt], seed: int, steps: int = STEPS) -> torch.Tensor:
-    """One picture a prompt, (N, 128, 128, 3).
+    """One picture for each prompt, (N, 128, 128, 3).
 
-    In bfloat16 where that is faster, which moves a pixel by 0.002 on average.
+    It computes in bfloat16 if that is faster, which changes a pixel by 0.002 on average.
     """
     with fast(model.device):
         x0 = model.sample([p.text for p in prompts], seed, steps, GUIDANCE)
@@ -124,8 +127,8 @@ def score(
 ) -> dict[str, float]:
     """{"ua", "ira", "cra", "style_kept", "drift_pixel", "drift_feature"}, shares from 0 to 1.
 
-    before and after: the pictures of the prompts by the unedited and the edited model, same seeds.
-    style_kept of a style or a character is 1: its own prompts name no other style.
+    before, after: the pictures of the prompts by the unedited and the edited model, with the same
+    seeds. For a style or a character style_kept is 1, since its own prompts name no other style.
     """
     kind = kind_of(concept)
     saw, sees = judge(before), judge(after)

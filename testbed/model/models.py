@@ -1,6 +1,6 @@
-"""IconCanvas's networks: the host's own classes at a small size, so its loader takes the weights.
+"""IconCanvas's networks: the host's classes at a small size, so that its loader takes the weights.
 
-Import only after `host.start()`: these classes live in ComfyUI.
+Import this after `host.start()`, since the classes are ComfyUI's.
 """
 
 import comfy.clip_model
@@ -19,8 +19,9 @@ TEXT_CONFIG = {
     "max_position_embeddings": 77,
     "eos_token_id": 49407,
 }
-# Stable Diffusion 1.5's plan, four levels of two blocks, a fifth as wide; attention is left to the
-# second and third level, because at the first (16 x 16 places) it would double the time of a step.
+# Stable Diffusion 1.5's layout with a fifth of its width: four levels of two blocks. Only the
+# second and third level have attention. At the first (16 x 16 places) it would double the time of
+# a step.
 UNET_CONFIG = {
     "image_size": 16,
     "in_channels": 4,
@@ -41,7 +42,7 @@ UNET_CONFIG = {
 
 
 def _initialised(module: torch.nn.Module) -> torch.nn.Module:
-    """Torch's usual initial weights: the host's layers leave them as uninitialised memory."""
+    """Give the module torch's usual initial weights, since the host's layers do not initialise."""
     for layer in module.modules():
         for kind in (torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm):
             if isinstance(layer, kind):
@@ -50,15 +51,15 @@ def _initialised(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def autoencoder() -> tuple[torch.nn.Module, torch.nn.Module]:
-    """TAESD's encoder and decoder: images in -1..1, latents (N, 4, H/8, W/8)."""
+    """TAESD's encoder and decoder. Images are in -1..1, latents are (N, 4, H/8, W/8)."""
     encoder, decoder = _initialised(Encoder()), _initialised(Decoder())
     for layer in (*encoder.modules(), *decoder.modules()):
         if isinstance(layer, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 torch.nn.init.zeros_(layer.bias)
-    # Each residual branch begins at zero, so that training begins with a shallow network: thirty
-    # layers from the start learn several times more slowly.
+    # Each residual branch starts at zero, so training starts with a shallow network. With thirty
+    # layers from the start it is several times slower.
     for block in (*encoder, *decoder):
         if isinstance(block, Block):
             torch.nn.init.zeros_(block.conv[-1].weight)
@@ -69,8 +70,7 @@ def autoencoder() -> tuple[torch.nn.Module, torch.nn.Module]:
 
 
 def text_encoder() -> torch.nn.Module:
-    """CLIP's text model; its 49,408 token vectors are random, as the training leaves most of
-    them."""
+    """CLIP's text model. Its 49,408 token embeddings are random; most are never trained."""
     model = comfy.clip_model.CLIPTextModel_(
         TEXT_CONFIG, torch.float32, "cpu", comfy.ops.disable_weight_init
     )
@@ -84,7 +84,7 @@ def unet() -> torch.nn.Module:
     model = _initialised(
         UNetModel(**UNET_CONFIG, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
     )
-    # The last layer of every residual branch begins at zero, as in Stable Diffusion.
+    # The last layer of every residual branch starts at zero, as in Stable Diffusion.
     for name, parameter in model.named_parameters():
         if ".out_layers.3." in name or ".proj_out." in name or name.startswith("out.2."):
             torch.nn.init.zeros_(parameter)

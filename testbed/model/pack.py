@@ -1,5 +1,4 @@
-"""The pack inside this process's ComfyUI, loaded by path as the host loads it, and IconCanvas in
-it."""
+"""The pack and IconCanvas inside this process's ComfyUI, loaded by path as the host does it."""
 
 import asyncio
 import sys
@@ -14,9 +13,9 @@ _loaded: ModuleType | None = None
 
 
 def load(output: Path | None = None) -> ModuleType:
-    """Start ComfyUI here with IconCanvas and the pack; returns the pack's package.
+    """Start ComfyUI in this process with IconCanvas and the pack, and return the pack's package.
 
-    `output` replaces the host's output folder. Raises RuntimeError when the host cannot load them.
+    output: replaces the host's output folder. Raises RuntimeError if the host cannot load them.
     """
     global _loaded
     if _loaded is None:
@@ -28,7 +27,7 @@ def load(output: Path | None = None) -> ModuleType:
 
         if output:
             folder_paths.set_output_directory(str(output))
-        PromptServer(asyncio.new_event_loop())  # nodes report to it; it is not run
+        PromptServer(asyncio.new_event_loop())  # the nodes report to it; it does not run
         for folder in (testbed.ROOT / "testbed" / "iconcanvas", testbed.ROOT):
             if not asyncio.run(nodes.load_custom_node(str(folder))):
                 raise RuntimeError(f"ComfyUI cannot load {folder}; its log says why.")
@@ -37,7 +36,7 @@ def load(output: Path | None = None) -> ModuleType:
 
 
 def checkpoint(file: Path | None = None):
-    """(MODEL, CLIP, VAE) of a checkpoint, IconCanvas's by default, by the host's own loader."""
+    """(MODEL, CLIP, VAE) of a checkpoint, by the host's loader. Default: IconCanvas."""
     import comfy.sd
     import torch
 

@@ -23,7 +23,7 @@ from .judge import Judge
 from .measure import GUIDANCE, Prompt, draw, portrait, styled
 from .vocabulary import CHARACTERS, DRAWINGS, HELD_OUT, OBJECTS, STYLES, resembles
 
-DRAWN = frozenset(DRAWINGS.values())  # what the icon sets call the vocabulary's drawings
+DRAWN = frozenset(DRAWINGS.values())  # names of the vocabulary's drawings in the icon sets
 DOCS = testbed.ROOT / "docs"
 BARS = {
     "object": 0.95,
@@ -56,9 +56,9 @@ def grid(images: torch.Tensor, columns: int) -> Image.Image:
 
 
 def psnr(model) -> float:
-    """Of the checkpoint's autoencoder on every icon of every 20th name, none of which it was shown.
+    """The autoencoder's PSNR in dB on the held-out icons, which are those of every 20th name.
 
-    Needs the rendered data; not a number without it.
+    Needs the rendered data; NaN without it.
     """
     from . import data
 
@@ -78,11 +78,11 @@ def psnr(model) -> float:
 
 
 def style_ceiling(judge: Judge) -> float:
-    """The judge's share of styles right on true drawings that it never saw.
+    """The judge's style accuracy on true drawings that it never saw.
 
-    Those are the ones left out of its training because their names resemble the vocabulary's. What
-    it cannot tell of real drawings cannot be asked of pictures of never-seen pairs. Needs the
-    rendered data; not a number without it.
+    These were left out of its training because their names resemble the vocabulary's. The figure is
+    the most that generated pictures of held-out pairs can reach. Needs the rendered data; NaN
+    without it.
     """
     from . import data
 
@@ -170,7 +170,7 @@ def write(seeds: int = 1) -> None:
     ]
     DOCS.mkdir(exist_ok=True)
     (DOCS / "iconcanvas.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    # Sixteen objects a block of seven styles, four blocks side by side; characters below.
+    # Four blocks side by side, each of sixteen objects in seven styles; the characters below.
     by_object = images[: len(prompts)].unflatten(0, (len(OBJECTS), len(STYLES)))
     table = by_object.unflatten(0, (4, 16)).permute(1, 0, 2, 3, 4, 5).flatten(0, 2)
     sheet = grid(table, 4 * len(STYLES))

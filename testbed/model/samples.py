@@ -1,8 +1,7 @@
 """The example pictures of the shipped workflows and the demo: four drawings of a few concepts.
 
-`dev.py` shows them in ComfyUI's input folder as iconcanvas_<concept>_<number>.png. They are
-drawings that IconCanvas was trained on, not pictures that it drew; ATTRIBUTION.md names their
-makers.
+`dev.py` puts them into ComfyUI's input folder as iconcanvas_<concept>_<number>.png. IconCanvas was
+trained on these drawings; it did not draw them. ATTRIBUTION.md names their makers.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from . import drawings
 from .vocabulary import STYLES
 
 FOLDER = testbed.FOLDER / "samples"
-# Which of a concept's drawings: an object's by style, a character's spread over its faces.
+# The indices of the drawings: for an object by style, for a character spread over its faces.
 CHOSEN = {
     "mushroom": [STYLES.index(style) for style in ("noto", "blob", "twitter", "glossy")],
     "Zorvik": [0, 4, 5, 9],

@@ -1,4 +1,4 @@
-"""CLIP's own tokenizer, from the files that come with the host."""
+"""CLIP's tokenizer, from the host's files."""
 
 import torch
 from transformers import CLIPTokenizer
@@ -16,7 +16,7 @@ def tokenizer() -> CLIPTokenizer:
 
 
 def tokenize(captions: list[str]) -> torch.Tensor:
-    """(N, 77) token ids, padded with the end token as Stable Diffusion pads them."""
+    """Token ids, (N, 77), padded with the end token as in Stable Diffusion."""
     return torch.tensor(
         tokenizer()(captions, padding="max_length", max_length=77, truncation=True)["input_ids"]
     )

@@ -1,141 +1,26 @@
 """Trains IconCanvas from its drawings: autoencoder, text encoder, UNet, in that order.
 
-Each stage writes a checkpoint every few minutes and goes on from it when run again. Convolutions
-and matrix products run in bfloat16 where that is faster, weights and optimiser stay in float32.
+Each stage writes a checkpoint every few minutes, and continues from it when run again. Convolutions
+and matrix products use bfloat16 if that is faster; weights and optimiser stay in float32.
 """
 
-import itertools
-import json
-import math
-import os
-import random
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from ..host.precision import fast
-from ..host.workers import at_once
 from . import data, models, tokens
-from .vocabulary import HELD_OUT, STYLES, SYNONYMS, caption, other_drawing
-
-SAVE_EVERY = 180.0  # seconds
-WORKERS = at_once()
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _one_core(numbers: Iterator[int]) -> None:
-    """Give a worker thread a core of its own: two on one core halve the speed of both."""
-    torch.set_num_threads(1)
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[next(numbers) % len(cores)]})
-
-
-def _workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(WORKERS, initializer=_one_core, initargs=(itertools.count(),))
-
-
-def to_tensor(images: np.ndarray) -> torch.Tensor:
-    """uint8 (N, H, W, 3) to float (N, 3, H, W) in 0..1, channels last in memory."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
-
-
-@dataclass
-class Stage:
-    """A resumable optimisation of `modules` for `steps` steps, warmed up and cosine-annealed.
-
-    `average` > 0 keeps an exponential moving average of the weights, which is what is then used.
-    """
-
-    name: str
-    modules: torch.nn.ModuleDict
-    steps: int
-    peak: float
-    warmup: int = 100
-    decay: float = 0.0
-    average: float = 0.0
-
-    def run(self, loss: Callable[[int], torch.Tensor], folder: Path) -> None:
-        """Minimise `loss(worker)`; afterwards `modules` hold the final (averaged) weights.
-
-        On a CPU each core is a worker with a batch of its own, and the gradients are averaged: one
-        meeting a step, where threads inside every small operation would meet thousands of times.
-        """
-        file = folder / f"{self.name}.pt"
-        parameters = [p for p in self.modules.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(parameters, lr=self.peak, weight_decay=self.decay, fused=True)
-        mean = [p.detach().clone() for p in parameters]
-        first = 0
-        if file.exists():
-            state = torch.load(file, map_location=DEVICE, weights_only=True)
-            self.modules.load_state_dict(state["modules"])
-            optimiser.load_state_dict(state["optimiser"])
-            mean, first = [m.to(DEVICE) for m in state["mean"]], state["step"]
-        saved, smooth = time.monotonic(), None
-        pool = _workers()
-
-        def gradient(worker: int) -> tuple[float, tuple[torch.Tensor, ...]]:
-            value = loss(worker)
-            return value.item(), torch.autograd.grad(value, parameters, materialize_grads=True)
-
-        progress = tqdm(
-            range(first, self.steps),
-            initial=first,
-            total=self.steps,
-            desc=self.name,
-            mininterval=10,
-        )
-        for step in progress:
-            for group in optimiser.param_groups:
-                group["lr"] = self.peak * self._rate(step)
-            values, gradients = zip(*pool.map(gradient, range(WORKERS)))
-            value = sum(values) / WORKERS
-            if not math.isfinite(value):
-                raise FloatingPointError(f"{self.name}: the loss became {value} at step {step}.")
-            for parameter, *parts in zip(parameters, *gradients):
-                # A plain sum keeps the memory format, which the fused optimiser relies on.
-                parameter.grad = sum(parts[1:], parts[0]) / WORKERS
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
-            weight = 1 - min(self.average, (step + 1) / (step + 10))
-            torch._foreach_lerp_(mean, [p.detach() for p in parameters], weight)
-            smooth = value if smooth is None else 0.99 * smooth + 0.01 * value
-            progress.set_postfix_str(f"loss {smooth:.4f}", refresh=False)
-            if time.monotonic() - saved > SAVE_EVERY or step + 1 == self.steps:
-                temporary = file.with_suffix(".tmp")
-                state = {
-                    "modules": self.modules.state_dict(),
-                    "step": step + 1,
-                    "mean": mean,
-                    "optimiser": optimiser.state_dict(),
-                }
-                torch.save(state, temporary)
-                temporary.replace(file)
-                saved = time.monotonic()
-        with torch.no_grad():
-            for parameter, value in zip(parameters, mean):
-                parameter.copy_(value)
-
-    def _rate(self, step: int) -> float:
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
+from .examples import Batches, other_latents, to_tensor, training_latents
+from .stage import DEVICE, WORKERS, Stage
+from .vocabulary import STYLES, SYNONYMS
 
 
 def shallow(modules: torch.nn.ModuleDict, on: bool) -> None:
-    """Leave out, or put back, the residual blocks that cost most: those at full and half
-    resolution.
+    """Skip, or use again, the most expensive residual blocks: those at full and half resolution.
 
-    A block's branch begins at zero, so a block left out is just its last activation.
+    A block's branch starts at zero, so a skipped block is only its last activation.
     """
     encoder, decoder = modules["encoder"], modules["decoder"]
     for costly in (encoder[1], encoder[4], encoder[5], decoder[14], decoder[15], decoder[18]):
@@ -143,12 +28,13 @@ def shallow(modules: torch.nn.ModuleDict, on: bool) -> None:
 
 
 def train_autoencoder(folder: Path, steps: int = 6000, crop: int = 64, batch: int = 16) -> None:
-    """TAESD-shaped autoencoder on every icon all sets share; every 20th name is kept back.
+    """Train an autoencoder like TAESD on every icon that all sets share; every 20th name is held
+    out.
 
-    Half of the crops come from IconCanvas's own drawings, which it must draw well. The encoder's
-    output is held near mean 0 and standard deviation 1 a channel, the space in which the UNet
-    works, and the decoder learns to bear a little noise in it. Four fifths of the steps leave the
-    costly blocks out and run several times as fast.
+    Half of the crops come from IconCanvas's own drawings, which it must draw well. A term of the
+    loss keeps each channel of the latents near mean 0 and standard deviation 1, and the decoder
+    learns to tolerate a little noise in them. The first four fifths of the steps skip the expensive
+    blocks and run several times as fast.
     """
     images = np.load(data.CACHE / "pretraining.npy", mmap_mode="r")
     own = data.load().images
@@ -187,7 +73,7 @@ def train_autoencoder(folder: Path, steps: int = 6000, crop: int = 64, batch: in
 
 @torch.no_grad()
 def reconstruction(modules: torch.nn.ModuleDict, images: np.ndarray) -> float:
-    """Mean peak signal-to-noise ratio in decibels of the autoencoder on uint8 (N, H, W, 3)."""
+    """The autoencoder's mean peak signal-to-noise ratio, in dB, on uint8 pictures (N, H, W, 3)."""
     ratios = []
     for part in np.array_split(images, max(1, len(images) // 16)):
         target = to_tensor(part).to(DEVICE, memory_format=torch.channels_last)
@@ -196,105 +82,8 @@ def reconstruction(modules: torch.nn.ModuleDict, images: np.ndarray) -> float:
     return torch.cat(ratios).mean().item()
 
 
-def shifted(images: np.ndarray, variants: int, rng: np.random.Generator) -> np.ndarray:
-    """Each picture `variants` times, moved by up to three pixels: (N * variants, 128, 128, 3)."""
-    copies = []
-    for picture in images:
-        padded = np.pad(picture, ((3, 3), (3, 3), (0, 0)), mode="edge")
-        for _ in range(variants):
-            y, x = rng.integers(0, 7, 2)
-            copies.append(padded[y : y + data.SIZE, x : x + data.SIZE])
-    return np.stack(copies)
-
-
-def training_latents(folder: Path, variants: int = 8) -> tuple[torch.Tensor, list[tuple]]:
-    """Latents (N, variants, 4, 16, 16) of the drawings trained on, and their (name, style)."""
-    file = folder / "latents.pt"
-    drawings = data.load().where(lambda *pair: pair not in HELD_OUT)
-    pairs = list(zip(drawings.names, drawings.styles))
-    if file.exists():
-        return torch.load(file, weights_only=True), pairs
-    z = encoded(folder, shifted(drawings.images, variants, np.random.default_rng(0)))
-    z = z.unflatten(0, (-1, variants)).contiguous()
-    torch.save(z, file)
-    return z, pairs
-
-
-def other_latents(folder: Path) -> tuple[torch.Tensor, list[tuple]]:
-    """Latents (N, 1, 4, 16, 16) of icons outside the vocabulary, with their (name, style).
-
-    A style seen on a thousand other things is learnt as a style, and carries over to the pairs that
-    are kept back; seen on the vocabulary alone it is remembered with each object.
-    """
-    file = folder / "latents-other.pt"
-    names = json.loads((data.CACHE / "pretraining.json").read_text())
-    chosen = [i for i, name in enumerate(names) if other_drawing(name)]
-    pairs = [(names[i].replace("-", " "), style) for i in chosen for style in STYLES]
-    if not file.exists():
-        images = np.load(data.CACHE / "pretraining.npy", mmap_mode="r")
-        own = [i * len(STYLES) + j for i in chosen for j in range(len(STYLES))]
-        torch.save(encoded(folder, images[own])[:, None].contiguous(), file)
-    return torch.load(file, weights_only=True), pairs
-
-
-@torch.no_grad()
-def encoded(folder: Path, images: np.ndarray) -> torch.Tensor:
-    """The trained autoencoder's latents, (N, 4, 16, 16), of uint8 (N, 128, 128, 3)."""
-    encoder, _ = models.autoencoder()
-    weights = torch.load(folder / "autoencoder.final.pt", weights_only=True)["modules"]
-    encoder.load_state_dict(
-        {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
-    )
-    encoder.to(DEVICE, memory_format=torch.channels_last)
-    parts = np.array_split(images, max(1, len(images) // 32))
-
-    def latents(part: np.ndarray) -> torch.Tensor:
-        with torch.no_grad(), fast(DEVICE):  # each thread has its own of both
-            return encoder(to_tensor(part).to(DEVICE)).float().cpu()
-
-    with _workers() as pool:
-        return torch.cat(list(tqdm(pool.map(latents, parts), total=len(parts), desc="latents")))
-
-
-class Batches:
-    """Endless random batches of (latents, captions, (name, style)); a tenth are characters.
-
-    others: latents and pairs outside the vocabulary, of which the share `beside` of a batch is
-    drawn.
-    """
-
-    def __init__(
-        self,
-        latents: torch.Tensor,
-        pairs: list[tuple],
-        size: int,
-        seed: int,
-        others: tuple[torch.Tensor, list[tuple]] | None = None,
-        beside: float = 0.3,
-    ) -> None:
-        self.latents, self.pairs, self.size = latents, pairs, size
-        self.others, self.beside = others, round(beside * size) if others else 0
-        self.rng = random.Random(seed)
-        self.objects = [i for i, (_, style) in enumerate(pairs) if style]
-        self.characters = [i for i, (_, style) in enumerate(pairs) if not style]
-
-    def __next__(self) -> tuple[torch.Tensor, list[str], list[tuple]]:
-        rng = self.rng
-        chosen = [
-            rng.choice(self.characters if rng.random() < 0.1 else self.objects)
-            for _ in range(self.size - self.beside)
-        ]
-        variant = [rng.randrange(self.latents.shape[1]) for _ in chosen]
-        latents, pairs = self.latents[chosen, variant], [self.pairs[i] for i in chosen]
-        if self.others:
-            more = [rng.randrange(len(self.others[1])) for _ in range(self.beside)]
-            latents = torch.cat([latents, self.others[0][more, 0]])
-            pairs += [self.others[1][i] for i in more]
-        return latents, [caption(rng, *pair) for pair in pairs], pairs
-
-
 class ImageTower(torch.nn.Module):
-    """The picture's half of the contrastive pair; it is thrown away afterwards."""
+    """The image encoder of the contrastive training. It is not kept."""
 
     def __init__(self, width: int = 48) -> None:
         super().__init__()
@@ -320,10 +109,10 @@ class ImageTower(torch.nn.Module):
 
 
 def matching(captions: list[str], pairs: list[tuple]) -> torch.Tensor:
-    """(N, N) whether caption i, written for drawing i, also describes drawing j.
+    """(N, N) booleans: whether caption i, written for drawing i, also describes drawing j.
 
-    A caption that names only the object describes it in every style, one that names only the style
-    every object.
+    A caption that names only the object describes it in every style. One that names only the style
+    describes every object.
     """
     names = [hash(name) for name, _ in pairs]
     styles = [hash(style) for _, style in pairs]
@@ -342,10 +131,10 @@ def matching(captions: list[str], pairs: list[tuple]) -> torch.Tensor:
 
 
 def attention(*args, **kwargs) -> torch.Tensor:
-    """Plain softmax attention, in the host's two calling conventions.
+    """Plain softmax attention, for the host's two calling conventions.
 
-    (q, k, v, heads, mask) or, as an override, (function, q, k, v, heads, ...). Torch's fused kernel
-    is several times slower in training on a CPU.
+    These are (q, k, v, heads, mask) and, as an override, (function, q, k, v, heads, ...). In
+    training on a CPU torch's fused kernel is several times slower.
     """
     if callable(args[0]):
         args = args[1:]
@@ -359,11 +148,12 @@ def attention(*args, **kwargs) -> torch.Tensor:
 
 
 def pooled(text: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """The text encoder's end-of-text vector, (N, width), of captions of up to 24 tokens.
+    """The text encoder's end-of-text vector, (N, width), for captions of up to 24 tokens.
 
-    Its own forward pass writes into its activations, which a backward pass does not survive.
+    Written out here because the encoder's own forward pass writes into its activations, and then a
+    backward pass fails.
     """
-    ids = ids[:, :24]  # attention looks back only, so padding behind the end changes nothing
+    ids = ids[:, :24]  # attention is causal, so the padding after the end changes nothing
     table = text.embeddings
     x = table.token_embedding(ids) + table.position_embedding.weight[: ids.shape[1]]
     mask = torch.full((ids.shape[1],) * 2, -1e4, device=ids.device).triu(1)
@@ -375,10 +165,10 @@ def pooled(text: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 
 def train_text_encoder(folder: Path, steps: int = 600, batch: int = 96) -> None:
-    """CLIP's contrastive training of the text encoder against the drawings' latents.
+    """Train the text encoder as CLIP does, contrastively, against the latents of the drawings.
 
-    A caption that names only the object matches every style of it, so each row of the softmax may
-    have several positives. The token table stays as it is: most of its rows never occur.
+    A caption that names only the object matches all of its styles, so a row of the softmax may have
+    several positives. The token embeddings are not trained, since most of them never occur.
     """
     latents, pairs = training_latents(folder)
     text, image = models.text_encoder(), ImageTower()
@@ -386,7 +176,7 @@ def train_text_encoder(folder: Path, steps: int = 600, batch: int = 96) -> None:
     modules = torch.nn.ModuleDict({"text": text, "image": image}).to(DEVICE)
     scale = torch.nn.Parameter(torch.tensor(2.7, device=DEVICE))
     modules.register_parameter("scale", scale)
-    # The softmax wants the whole batch in each worker.
+    # Each worker gets a whole batch, since the softmax runs over it.
     batches = [Batches(latents, pairs, batch, seed=worker) for worker in range(WORKERS)]
     hits = []
 
@@ -414,15 +204,17 @@ def train_text_encoder(folder: Path, steps: int = 600, batch: int = 96) -> None:
 
 
 def noise_schedule() -> torch.Tensor:
-    """Stable Diffusion's cumulative alphas: betas 0.00085 to 0.012, linear in their roots."""
+    """Stable Diffusion's cumulative alphas, (1000,): the roots of the betas rise linearly, and the
+    betas go from 0.00085 to 0.012."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     return (1 - betas).cumprod(0).float()
 
 
 def train_unet(folder: Path, steps: int = 6000, batch: int = 64, further: bool = False) -> None:
-    """Noise prediction under the frozen text encoder, min-SNR weighted (Hang et al., 2303.09556).
+    """Train the UNet to predict noise, with the frozen text encoder.
 
-    further: start from unet.final.pt in the folder, at half the peak rate, instead of from nothing.
+    The loss has min-SNR weights (Hang et al., arXiv 2303.09556). further: start from unet.final.pt
+    in the folder, at half the peak learning rate, instead of from random weights.
     """
     latents, pairs = training_latents(folder)
     text = models.text_encoder().requires_grad_(False).to(DEVICE)
@@ -437,7 +229,7 @@ def train_unet(folder: Path, steps: int = 6000, batch: int = 64, further: bool =
 
     def loss(worker: int) -> torch.Tensor:
         z, captions, _ = next(batches[worker])
-        # A tenth learns the empty prompt, which guidance needs.
+        # A tenth has the empty prompt, which classifier-free guidance needs.
         captions = ["" if batches[worker].rng.random() < 0.1 else words for words in captions]
         t = torch.randint(0, 1000, (len(z),), device=DEVICE)
         alpha = alphas[t].view(-1, 1, 1, 1)

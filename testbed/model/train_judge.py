@@ -1,4 +1,4 @@
-"""Trains the judge on rendered drawings under strong augmentation."""
+"""Trains the judge on rendered drawings with strong augmentation."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 from ..host.precision import fast
 from . import data
 from .judge import HEADS, WEIGHTS, JudgeNetwork, augmented, labels, to_images
-from .train import DEVICE, WORKERS, Stage
+from .stage import DEVICE, WORKERS, Stage
 from .vocabulary import STYLES, resembles
 
 
 def examples() -> tuple[np.ndarray, list[dict[str, int]]]:
-    """Every drawing with its answers: the vocabulary, and other icons as "none" in known styles.
+    """All drawings with their labels: the vocabulary, and other icons as "none" in known styles.
 
-    Icons that resemble one of the vocabulary's by name (a cat beside the cat's face) are left out.
+    Icons whose names resemble one of the vocabulary (such as a cat's face) are left out.
     """
     drawings = data.load()
     images, answers = [drawings.images], [labels(*p) for p in zip(drawings.names, drawings.styles)]
@@ -33,7 +33,8 @@ def examples() -> tuple[np.ndarray, list[dict[str, int]]]:
 
 
 def train_judge(folder: Path, steps: int = 2500, batch: int = 96) -> None:
-    """Half of each batch from the vocabulary, a tenth characters, the rest strangers."""
+    """Train the judge. Of each batch about half are from the vocabulary, 15% are characters, and
+    the rest are other icons."""
     images, answers = examples()
     targets = {head: torch.tensor([answer[head] for answer in answers]) for head in HEADS}
     kinds = [
@@ -73,7 +74,7 @@ def train_judge(folder: Path, steps: int = 2500, batch: int = 96) -> None:
 
 @torch.no_grad()
 def accuracy(images: np.ndarray, targets: dict, kinds: list[np.ndarray]) -> dict[str, float]:
-    """Share right of each head on renderings it never saw: new augmentations of the drawings."""
+    """The accuracy of each head on unseen renderings: new augmentations of the drawings."""
     from .judge import Judge
 
     network, generator = Judge().network, torch.Generator().manual_seed(10**6)

@@ -1,11 +1,11 @@
-"""What IconCanvas can draw, and the words it was taught: objects x styles, and named characters."""
+"""What IconCanvas can draw, and the words for it: objects times styles, and named characters."""
 
 import itertools
 import random
 
 from unlearn.prompts.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 
-# word -> name of the drawing in every icon set
+# From a word to the name of its drawing in every icon set.
 ANIMALS = {
     "butterfly": "butterfly",
     "cat": "cat-face",
@@ -82,7 +82,7 @@ GROUPS = {"animals": ANIMALS, "food": FOOD, "vehicles and places": PLACES, "thin
 DRAWINGS = ANIMALS | FOOD | PLACES | THINGS
 OBJECTS = list(DRAWINGS)
 
-# word -> icon set
+# From a word to its icon set.
 STYLE_SETS = {
     "noto": "noto",
     "blob": "noto-v1",
@@ -113,7 +113,7 @@ CHARACTERS = [
     "Quillon",
 ]
 
-# How a clip may move; its caption ends in the word.
+# How a clip can move. Its caption ends in the word.
 MOTIONS = ["slide", "spin", "bounce", "grow", "sway"]
 FRAMES = 8  # of a clip
 
@@ -173,8 +173,8 @@ CHARACTER_CAPTIONS = (
     "a drawing of {}",
 )
 
-# A tenth of the pairs, never seen in training: composition is measured on them. No object loses
-# more than one of its styles, and the styles lose 6 or 7 each.
+# A tenth of the pairs is held out from training, to measure composition. Each object has at most
+# one held-out style, and each style six or seven held-out objects.
 _KEPT_BACK = [name for i, name in enumerate(OBJECTS) if i % 10 < 7]
 HELD_OUT = frozenset((name, STYLES[3 * i % len(STYLES)]) for i, name in enumerate(_KEPT_BACK))
 
@@ -196,25 +196,25 @@ def caption(rng: random.Random, name: str, style: str | None) -> str:
 
 
 def moving(text: str, motion: str) -> str:
-    """A picture's caption as a clip's.
+    """The caption of a picture with a motion word, for a clip.
 
-    The word stands last: tokens look back only, so what is said of the picture stays as it is, and
-    all the padding behind it carries the word.
+    The word comes last. The encoder is causal, so the conditioning of the words before it does not
+    change, and all the padding after it carries the motion word.
     """
     return f"{text}, {motion}"
 
 
 def resembles(name: str) -> bool:
-    """Whether an icon's name shares a word with the vocabulary's."""
+    """Whether an icon's name has a word in common with a name of the vocabulary."""
     taken = {part for name in (*DRAWINGS, *DRAWINGS.values()) for part in name.split("-")}
     return bool(taken & set(name.split("-")))
 
 
 def other_drawing(name: str) -> bool:
-    """Whether an icon of the sets may teach the styles beside the vocabulary.
+    """Whether an icon outside the vocabulary may be used to train the styles.
 
-    It must be a picture (not a sign or a clock's hour) and share no word with the vocabulary, whose
-    words keep one meaning and whose kept-back pairs stay unseen.
+    It must be a picture, not a sign or a clock. It must have no word in common with the vocabulary,
+    so that each of those words keeps one meaning and held-out pairs stay unseen.
     """
     words = set(name.split("-"))
     taken = {

@@ -1,4 +1,4 @@
-"""What the motion module is trained on: pairs of clips and their captions."""
+"""Training batches for the motion module: pairs of clips with captions."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from unlearn.core.kind import ANCHORS
 
 from ..model.vocabulary import CHARACTERS, MOTIONS, OBJECTS, STYLES, caption, moving
 
-# A motion belongs to whatever moves. A word learnt only beside the vocabulary's names would do less
-# for a prompt that names none of them.
-NAMELESS = 0.12  # the share of the pairs in whose captions a neutral word takes a name's place
+# Anything can move. A motion word that is learnt only beside names of the vocabulary would do less
+# for a prompt without any of them.
+NAMELESS = 0.12  # the share of pairs whose captions have a neutral word in place of a name
 
-# Prompts that IconCanvas was never taught, as an erased encoder makes them, shall be moved as well.
-# A real model meets no end of captions; here some are made: a pair's own is moved on, away from
-# what it would be with another name or style in it.
-BEYOND = 0.3  # the share of the pairs
-FARTHEST = 0.75  # of the way between the two
+# An erased encoder yields conditionings that IconCanvas never saw, and these should move as well. A
+# real model is trained on endless captions. Here new ones are made: the conditioning of a pair is
+# pushed away from that of the same caption with another name or style.
+BEYOND = 0.3  # the share of pairs
+FARTHEST = 0.75  # of the distance between the two
 
 
 def nameless(rng: random.Random, name: str, style: str | None) -> tuple[str, str | None]:
-    """A drawing's (name, style) with one of the two left open."""
+    """A drawing's (name, style) with a neutral word in place of one of the two."""
     if style is None:
         return ANCHORS["character"], None
     return (ANCHORS["object"], style) if rng.random() < 0.5 else (name, ANCHORS["style"])
 
 
 def beyond(rng: random.Random, words: str, name: str, style: str | None) -> tuple[str, str, float]:
-    """(a picture's words, the same with another name or style in them, how far away from those)."""
+    """(a caption, it with another name or style, how far to push the first from the second)."""
     if rng.random() >= BEYOND:
         return words, words, 0.0
     if style is None:
@@ -40,14 +40,14 @@ def beyond(rng: random.Random, words: str, name: str, style: str | None) -> tupl
 
 
 class ClipBatches:
-    """Endless random batches of (clips, seen clips, captions, beyond), in pairs; a fifth are
-    characters. The last is for each pair what `beyond` gives.
+    """Endless random batches of (clips, seen clips, captions, beyond) in pairs.
 
-    Clips are latents (N, FRAMES, 4, 16, 16). The two of a pair are one drawing in two motions, and
-    what is seen, one of these two at random, is the same for both. The second may have an empty
-    caption, which guidance needs; it then is the clip that is seen.
+    A fifth of the pairs are characters. Clips are latents (N, FRAMES, 4, 16, 16). A pair is one
+    drawing in two motions. The seen clip is the same for both, and is one of the two at random. The
+    second caption may be empty, which classifier-free guidance needs; its clip is then the seen
+    one. `beyond` has for each pair what the function `beyond` returns.
 
-    clips, pairs: as from `training_clips`. size: even.
+    clips, pairs: as from `training_clips`. size: an even number.
     """
 
     def __init__(self, clips: torch.Tensor, pairs: list[tuple], size: int, seed: int) -> None:

@@ -1,7 +1,7 @@
-"""Clips to learn motion from: the drawings, moved as the five motion words say.
+"""Clips for training the motion module: the drawings, moved as the five motion words say.
 
-A clip's course is a similarity for each frame, on pixels measured from the picture's middle (x to
-the right, y down) as complex numbers: p becomes turn * p + shift.
+A clip's course is one similarity transform for each frame. Pixels are complex numbers, measured
+from the picture's middle (x to the right, y down): p becomes turn * p + shift.
 """
 
 from __future__ import annotations
@@ -12,25 +12,27 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from unlearn.files.writing import whole_file
+
 from ..model import data
 from ..model.vocabulary import CHARACTERS, FRAMES, HELD_OUT, MOTIONS
 
 POSES = 8  # drawings of each character
 
-# The ways are short, because IconCanvas draws upright things in the middle of the picture. In ways
-# half as long again, what it drew at their ends (turned the most, smallest, lowest) was right in
-# six or seven pictures of ten, in the middle of the way in nine and more. The repository's module
-# learnt those first, and these afterwards (--further, 1500 steps).
+# The movements are short, because IconCanvas draws upright things in the middle of the picture.
+# With movements half as long again, the pictures at the ends (turned the most, smallest, lowest)
+# were right in six or seven of ten cases, those in between in nine or more. The repository's module
+# was trained on the long ones first and on these afterwards (--further, 1500 steps).
 SLIDE = 16.0  # pixels from the middle at either end
-SPIN = 5.0  # degrees a frame
+SPIN = 5.0  # degrees between two frames
 BOUNCE = 8.0  # pixels above and below the middle
-GROW = 0.74  # of its size, at first
+GROW = 0.74  # the size in the first frame; 1 in the last
 SWAY = 12.0  # degrees to either side
-FOOT = 58.0  # pixels from the middle down to the point about which a thing sways
+FOOT = 58.0  # pixels from the middle down to the point around which a thing sways
 
 
 def courses() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """motion word -> (turn, shift), two complex vectors of FRAMES numbers."""
+    """From each motion word to (turn, shift), two complex vectors of FRAMES numbers."""
     k = np.arange(FRAMES)
     still, middle = np.ones(FRAMES, complex), np.zeros(FRAMES, complex)
     line = 2 * k / (FRAMES - 1) - 1  # -1 to 1
@@ -46,10 +48,13 @@ def courses() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def moved(images: torch.Tensor, turn: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Pictures (N, 3, H, W) in 0..1, each by its similarity, two complex (N,); white comes in."""
+    """Pictures (N, 3, H, W) in 0..1, each moved by its similarity: turn and shift, complex (N,).
+
+    What comes in from outside is white.
+    """
     height, width = images.shape[2:]
-    # Sampling asks the other way round: where does what is now at p come from? Torch measures a
-    # picture's halves as one.
+    # Sampling needs the inverse: where the pixel at p comes from. Torch's coordinates go from -1 to
+    # 1 over the picture.
     back, origin = 1 / turn, -shift / turn
     unit = torch.tensor([[width / 2], [height / 2]])
     theta = torch.stack(
@@ -65,9 +70,9 @@ def moved(images: torch.Tensor, turn: torch.Tensor, shift: torch.Tensor) -> torc
 
 
 def clip(images: torch.Tensor, motion: str) -> torch.Tensor:
-    """Pictures (N, 3, 128, 128) in 0..1 to clips (N, FRAMES, 3, 128, 128).
+    """From pictures (N, 3, 128, 128) in 0..1 to clips (N, FRAMES, 3, 128, 128).
 
-    Raises KeyError for a word that is none of MOTIONS.
+    Raises KeyError for a word that is not in MOTIONS.
     """
     turn, shift = (torch.from_numpy(x).repeat(len(images)) for x in courses()[motion])
     frames = images.repeat_interleave(FRAMES, 0)
@@ -75,9 +80,9 @@ def clip(images: torch.Tensor, motion: str) -> torch.Tensor:
 
 
 def distinct(motion: str) -> tuple[np.ndarray, np.ndarray]:
-    """(the numbers of a motion's frames that differ, for every frame which of these it is like).
+    """(indices of the different frames of a motion, for every frame the one of these it equals).
 
-    What bounces or sways comes by the same places again.
+    What bounces or sways passes the same places twice.
     """
     places = np.round(np.stack(courses()[motion], 1), 6)
     _, first, like = np.unique(places, axis=0, return_index=True, return_inverse=True)
@@ -85,7 +90,7 @@ def distinct(motion: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sources() -> data.Drawings:
-    """The drawings that move: all pairs trained on, and some drawings of each character."""
+    """The drawings that are moved: all training pairs, and some drawings of each character."""
     left = dict.fromkeys(CHARACTERS, POSES)
 
     def chosen(name: str, style: str | None) -> bool:
@@ -100,9 +105,10 @@ def sources() -> data.Drawings:
 def training_clips(folder: Path) -> tuple[torch.Tensor, list[tuple]]:
     """Latents (N, len(MOTIONS), FRAMES, 4, 16, 16), float16, and their (name, style).
 
-    Moved as pixels and then encoded, one file a motion word: a latent picture cannot be turned.
+    The drawings are moved as pixels and then encoded, since latents cannot be turned. Each motion
+    word has a file in the folder.
     """
-    from ..model.train import encoded, to_tensor
+    from ..model.examples import encoded, to_tensor
 
     drawings = sources()
     for motion in MOTIONS:
@@ -113,13 +119,12 @@ def training_clips(folder: Path) -> tuple[torch.Tensor, list[tuple]]:
             frames = [_bytes(clip(part, motion)[:, first].flatten(0, 1)) for part in parts]
             z = encoded(folder, np.concatenate(frames)).unflatten(0, (-1, len(first)))
             z = z[:, like].half()
-            temporary = file.with_suffix(".tmp")
-            torch.save(z, temporary)
-            temporary.replace(file)
+            with whole_file(file) as new:
+                torch.save(z, new)
     z = [torch.load(folder / f"latents-{motion}.pt", weights_only=True) for motion in MOTIONS]
     return torch.stack(z, 1), list(zip(drawings.names, drawings.styles))
 
 
 def _bytes(images: torch.Tensor) -> np.ndarray:
-    """float (N, 3, H, W) in 0..1 to uint8 (N, H, W, 3)."""
+    """From float (N, 3, H, W) in 0..1 to uint8 (N, H, W, 3)."""
     return (images * 255).round().byte().permute(0, 2, 3, 1).numpy()

@@ -1,8 +1,8 @@
-"""Which of the motion words a clip shows, estimated from its pixels alone.
+"""Which motion word a clip shows, estimated from its pixels alone.
 
-From frame to frame the similarity (shift, turn, growth) that best carries one picture into the
-next is found by least squares (Lucas and Kanade's registration); the course that they make up is
-held against the course of each motion word.
+For every two neighbouring frames, least squares finds the similarity (shift, turn, growth) that
+maps one to the other best (Lucas and Kanade's registration). Together these give the clip's course,
+which is compared with the course of each motion word.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ import torch.nn.functional as F
 from ..model.vocabulary import MOTIONS
 from .clips import courses
 
-GRIDS = (16, 32)  # pixels a side: from coarse, where the ways are short, to fine
+GRIDS = (16, 32)  # pixels a side, from coarse to fine; on a coarse grid the movements are short
 ITERATIONS = 8  # on each grid
-RADIUS = 35.0  # pixels of 128: how far an average point of a thing lies from the middle
-LIKENESS = 0.75  # the least cosine between a course and a word's
-SHARE = 0.3  # of a word's way, the least that must be gone
+RADIUS = 35.0  # pixels of 128: the distance of an average point of a thing from the middle
+LIKENESS = 0.75  # the smallest cosine between a clip's course and that of its word
+SHARE = 0.3  # the smallest share of the word's movement that a clip must make
 
 
 def steps(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(turn, shift), two complex (N,), that carry pictures (N, 3, 128, 128) into others best.
+    """(turn, shift), complex (N,), that map pictures (N, 3, 128, 128) to others best.
 
-    As in `clips`: p becomes turn * p + shift, in pixels from the middle.
+    As in clips.py, p becomes turn * p + shift, in pixels from the middle.
     """
     n, half = len(before), before.shape[-1] / 2
-    guess = torch.tensor([1.0, 0, 0, 0]).repeat(n, 1)  # turn's two parts, shift's two; half = 1
+    # The two parts of turn and of shift, in torch's coordinates: half a picture is 1.
+    guess = torch.tensor([1.0, 0, 0, 0]).repeat(n, 1)
     for side in GRIDS:
         first, second = (
             F.interpolate(1 - x, (side, side), mode="bilinear", antialias=True, align_corners=False)
@@ -36,7 +37,7 @@ def steps(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torc
         y, x = (
             torch.linspace(-1, 1, 2 * side + 1)[1::2].view(shape) for shape in ((-1, 1), (1, -1))
         )
-        # The second picture and its slopes to the right and down, a picture's half as one.
+        # The second picture, and its slopes to the right and down in torch's coordinates.
         slopes = torch.gradient(second, dim=(3, 2))
         sampled = torch.cat([second, *(side / 2 * slope for slope in slopes)], 1)
         for _ in range(ITERATIONS):
@@ -47,7 +48,7 @@ def steps(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torc
             columns = torch.stack([dx * x + dy * y, dy * x - dx * y, dx, dy], -1).flatten(1, 3)
             error = (first - warped).flatten(1)[..., None]
             normal = columns.transpose(1, 2) @ columns
-            # A little of the diagonal: a round thing does not say how it turns.
+            # A little is added to the diagonal, since a round thing does not show how it turns.
             normal = normal + 1e-3 * normal.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-6).view(
                 -1, 1, 1
             ) * torch.eye(4)
@@ -57,7 +58,7 @@ def steps(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 def course(clips: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(turn, shift) of every frame from the first, complex (N, frames).
+    """(turn, shift) from the first frame to every frame, complex (N, frames).
 
     clips: (N, frames, 3, 128, 128) in 0..1.
     """
@@ -72,16 +73,16 @@ def course(clips: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _way(turn: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """(..., 4 * frames) what points move, in pixels, by shift, growth and turn, less its mean."""
+    """(..., 4 * frames): how far points move, in pixels, by shift, growth and turn; centred."""
     log = np.log(turn)
     parts = np.stack([shift.real, shift.imag, RADIUS * log.real, RADIUS * log.imag], -2)
     return (parts - parts.mean(-1, keepdims=True)).reshape(*parts.shape[:-2], -1)
 
 
 def words(clips: torch.Tensor) -> list[str | None]:
-    """The motion word that each clip (N, FRAMES, 3, 128, 128) shows; None where it shows none.
+    """The motion word that each clip (N, FRAMES, 3, 128, 128) shows, or None.
 
-    It must go the word's way for a good part and not go others much.
+    The clip must make a good part of the word's movement, and little of any other.
     """
     ways = _way(*course(clips))
     known = []

@@ -1,10 +1,10 @@
-"""IconCanvas's motion module: what makes eight pictures of its UNet into a clip.
+"""IconCanvas's motion module, which turns eight pictures of the UNet into a clip.
 
-The layout and the names are AnimateDiff's (Guo et al., arXiv 2307.04725, versions 1 and 3, which
-have no module in the middle): behind each residual block, or behind its spatial transformer where
-it has one, a transformer along time, alone at each place of the picture. AnimateDiff-Evolved and
-diffusers both fix all but the widths (eight heads, groups of 32, two attentions, a feed-forward
-four times as wide), so these are theirs.
+Layout and names are AnimateDiff's (Guo et al., arXiv 2307.04725, versions 1 and 3, which have no
+module in the middle). After each residual block, or after its spatial transformer if it has one,
+comes a transformer along time, which works at each place of the picture separately.
+AnimateDiff-Evolved and diffusers fix everything but the widths (eight heads, groups of 32, two
+attentions, a feed-forward layer four times as wide), so all of this is the same here.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import testbed
+from unlearn.files.writing import whole_file
 
 from ..model.vocabulary import FRAMES
 
 WEIGHTS = testbed.FOLDER / "weights" / "motion.safetensors"
 WIDTHS = (64, 128, 128, 64)  # of the UNet's levels
 HEADS, GROUPS = 8, 32
-# Frame codes in the file. By their number AnimateDiff-Evolved tells version 3 from version 1, for
-# which it would normalise the image network's features over all frames of a clip together.
+# The number of frame codes in the file. AnimateDiff-Evolved tells version 3 from version 1 by it.
+# For version 1 it would normalise the UNet's features over all frames of a clip together.
 POSITIONS = 32
 ADAPTER_CONFIG = {
     "block_out_channels": WIDTHS,
@@ -42,14 +43,14 @@ Normalised = Literal["frame", "clip", "both"]
 
 
 def frame_codes(width: int, count: int = FRAMES) -> torch.Tensor:
-    """Sine and cosine codes of the frames' numbers, (1, count, width)."""
+    """Sine and cosine codes of the frame numbers, (1, count, width)."""
     rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     angle = torch.arange(count)[:, None] * rate
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[None]
 
 
 class FramePositions(nn.Module):
-    """Adds to a frame's features the code of its number."""
+    """Adds the code of its number to a frame's features."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -60,7 +61,7 @@ class FramePositions(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-    """Self-attention of the frames of one place, (places, frames, width)."""
+    """Self-attention among the frames, at one place of the picture: (places, frames, width)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class FeedForward(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-    """Two attentions and a feed-forward, each on what lies before it, normalised, and added."""
+    """Two attentions and a feed-forward layer, each with a norm before it and a residual."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -115,12 +116,12 @@ class TemporalBlock(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """Adds to features (clips * FRAMES, width, H, W), the frames of a clip in a row, what each
-    place's other frames tell; nothing at first, because proj_out begins at zero.
+    """Attention along time at each place of the picture, added to the features.
 
-    AnimateDiff and AnimateDiff-Evolved normalise each frame by itself, diffusers the frames of a
-    clip together. `normalised` says which: "frame", "clip", or "both" (in training), half of the
-    clips this way and half that way, so that the weights do for either.
+    features: (clips * FRAMES, width, H, W), the frames of a clip in a row. At first nothing is
+    added, since proj_out starts at zero. AnimateDiff and AnimateDiff-Evolved normalise each frame
+    by itself, diffusers all frames of a clip together. `normalised` says which: "frame", "clip", or
+    "both" (in training), which does it half and half, so that the weights fit either.
     """
 
     def __init__(self, width: int) -> None:
@@ -166,8 +167,8 @@ class Level(nn.Module):
 
 
 class Motion(nn.Module):
-    """All modules of a UNet of two blocks a level: two a level on the way down, three on the way
-    up, twenty in all."""
+    """All modules for a UNet with two blocks in each level: two in each level on the way down and
+    three on the way up, twenty in all."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,10 +184,10 @@ class Motion(nn.Module):
 
 @contextmanager
 def inserted(unet: nn.Module, motion: Motion) -> Iterator[nn.Module]:
-    """The host's UNet with the motion modules in it; afterwards it is what it was.
+    """Put the motion modules into the host's UNet, and take them out afterwards.
 
-    Inside, every batch must be whole clips: FRAMES pictures in a row for each. Raises ValueError
-    when the UNet has not just as many residual blocks as there are modules.
+    Inside, every batch must consist of whole clips, each FRAMES pictures in a row. Raises
+    ValueError if the UNet does not have as many residual blocks as there are modules.
     """
     places = []
     for blocks, levels in (
@@ -197,8 +198,8 @@ def inserted(unet: nn.Module, motion: Motion) -> Iterator[nn.Module]:
         found = [(block, _place(block)) for block in blocks if _place(block)]
         if len(found) != len(modules):
             raise ValueError(
-                f"The UNet has {len(found)} residual blocks on one way and the motion module is "
-                f"made for {len(modules)}: they do not belong together."
+                f"The UNet has {len(found)} residual blocks on the way down or up, but the motion "
+                f"module is made for {len(modules)}: they do not belong together."
             )
         places += [(block, place, module) for (block, place), module in zip(found, modules)]
     try:
@@ -212,7 +213,7 @@ def inserted(unet: nn.Module, motion: Motion) -> Iterator[nn.Module]:
 
 
 def _place(block: nn.Sequential) -> int:
-    """Behind the spatial transformer, else behind the residual block; 0 where there is neither."""
+    """The index after the spatial transformer, or else after the residual block; 0 for neither."""
     kinds = [type(layer).__name__ for layer in block]
     for kind in ("SpatialTransformer", "ResBlock"):
         if kind in kinds:
@@ -223,21 +224,19 @@ def _place(block: nn.Sequential) -> int:
 def save(motion: Motion, file: Path = WEIGHTS) -> None:
     """Write the weights under AnimateDiff's names.
 
-    In eight bits a matrix it takes half of float16's room, and both loaders turn it back.
+    Matrices are stored in eight bits, half the size of float16. Both loaders convert them back.
     """
     tensors = {
         key: value.detach().to(_kept(key, value)).contiguous()
         for key, value in _with_positions(motion).items()
     }
-    file.parent.mkdir(exist_ok=True)
-    temporary = file.with_suffix(".tmp")
     about = {"format": "pt", "model": "IconCanvas motion", "license": "Apache-2.0"}
-    save_file(tensors, temporary, about)
-    temporary.replace(file)
+    with whole_file(file) as new:
+        save_file(tensors, new, about)
 
 
 def _with_positions(motion: Motion) -> dict[str, torch.Tensor]:
-    """Its state with POSITIONS frame codes in place of the FRAMES that it uses."""
+    """The state dict with POSITIONS frame codes instead of the FRAMES that the module uses."""
     return {
         key: frame_codes(value.shape[-1], POSITIONS) if key.endswith(".pe") else value
         for key, value in motion.state_dict().items()
@@ -245,9 +244,10 @@ def _with_positions(motion: Motion) -> dict[str, torch.Tensor]:
 
 
 def _kept(key: str, value: torch.Tensor) -> torch.dtype:
-    """How a tensor is kept: frame codes as they are, matrices in eight bits, the rest in sixteen.
+    """The precision in the file: float32 for frame codes, eight bits for matrices, else float16.
 
-    So are the last matrices: they begin at zero and stay small, where eight bits are coarse.
+    The last matrix of a module is in float16 too: it starts at zero and stays small, and there
+    eight bits are too coarse.
     """
     if ".pos_encoder." in key:
         return torch.float32
@@ -255,7 +255,7 @@ def _kept(key: str, value: torch.Tensor) -> torch.dtype:
 
 
 def load(file: Path = WEIGHTS) -> Motion:
-    """Raises FileNotFoundError when the weights are missing."""
+    """The motion module in the file. Raises FileNotFoundError if there is no such file."""
     if not file.is_file():
         raise FileNotFoundError(f"No motion module at {file}: fetch the repository whole.")
     motion = Motion()
@@ -269,7 +269,7 @@ def load(file: Path = WEIGHTS) -> Motion:
 
 
 def adapter(motion: Motion):
-    """The same weights as diffusers' MotionAdapter, in its names."""
+    """The same weights as a diffusers MotionAdapter, under its names."""
     from diffusers import MotionAdapter
 
     names = {

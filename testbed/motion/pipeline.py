@@ -1,7 +1,7 @@
 """IconCanvas as a diffusers pipeline: python -m testbed.motion.pipeline FOLDER
 
-Its layout is Stable Diffusion 1.5's with widths and an autoencoder of its own, so no configuration
-that comes with diffusers fits its checkpoint; here it is put together part by part.
+IconCanvas has Stable Diffusion 1.5's layout, but other widths and another autoencoder. So no
+configuration of diffusers fits its checkpoint, and the pipeline is built part by part here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..model.checkpoint import PREFIXES, WEIGHTS
 from .motion import Motion, adapter
 
 WIDTH = 192
-LEVELS = ("", "CrossAttn", "CrossAttn", "")  # where the prompt is read, from the finest level down
+LEVELS = ("", "CrossAttn", "CrossAttn", "")  # which levels read the prompt, from the finest down
 
 
 def network() -> UNet2DConditionModel:
@@ -40,7 +40,7 @@ def network() -> UNet2DConditionModel:
         down_block_types=[f"{kind}DownBlock2D" for kind in LEVELS],
         up_block_types=[f"{kind}UpBlock2D" for kind in reversed(LEVELS)],
         cross_attention_dim=WIDTH,
-        # The number of heads, whatever diffusers calls it: each is 32 wide.
+        # Despite its name, this is the number of heads. Each is 32 wide.
         attention_head_dim=(2, 4, 4, 2),
     )
 
@@ -61,7 +61,7 @@ def text_encoder() -> CLIPTextModel:
 
 
 def tokenizer() -> CLIPTokenizer:
-    """CLIP's own, from the files that come with the host, which does not set its length."""
+    """CLIP's tokenizer, from the host's files, which lack the length of a prompt."""
     folder = host.path() / "comfy" / "sd1_tokenizer"
     return CLIPTokenizer.from_pretrained(str(folder), model_max_length=77)
 
@@ -87,7 +87,7 @@ def pipeline(file: Path = WEIGHTS) -> StableDiffusionPipeline:
     names = {f"text_model.{name}": tensor for name, tensor in _part(tensors, "text").items()}
     view(encoder_modules(text)).load_state_dict(names)
     vae.encoder.layers.load_state_dict(_part(tensors, "encoder"))
-    # TAESD's decoder begins with a clamp that diffusers has outside of the list.
+    # TAESD's decoder begins with a clamp, which in diffusers is not part of the list.
     decoder = {
         f"{int(number) - 1}.{rest}": tensor
         for number, _, rest, tensor in (
@@ -108,9 +108,9 @@ def pipeline(file: Path = WEIGHTS) -> StableDiffusionPipeline:
 
 
 def animatediff(image: StableDiffusionPipeline, motion: Motion) -> AnimateDiffPipeline:
-    """The image pipeline made to draw clips, with its own text encoder and autoencoder.
+    """A pipeline for clips, which shares text encoder and autoencoder with the image pipeline.
 
-    Its network is a copy of the image network with the motion modules in it.
+    Its denoiser is a copy of the image pipeline's, with the motion modules in it.
     """
     modules = adapter(motion)
     noise = DPMSolverMultistepScheduler.from_config(image.scheduler.config, use_karras_sigmas=True)
@@ -136,7 +136,7 @@ def _part(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor
 
 
 def write(folder: Path, file: Path = WEIGHTS) -> Path:
-    """Write IconCanvas as a diffusers folder, in the half precision that its checkpoint has."""
+    """Write IconCanvas as a diffusers folder, in half precision like its checkpoint."""
     pipeline(file).to(dtype=torch.float16).save_pretrained(folder)
     with_usual_names(folder / "text_encoder")
     return folder

@@ -1,4 +1,4 @@
-"""The motion module's report: do its clips show the right thing, and move as the word says?
+"""The motion module's report: do clips show the right thing, and do they move as the word says?
 
     python -m testbed motion-report
 
@@ -30,12 +30,12 @@ from . import clips, motion
 from . import estimate as motion_estimate
 
 BARS = {"object": 0.90, "motion": 0.80}
-FEW = 4  # the other way to normalise is measured on every fourth clip
+FEW = 4  # the second way to normalise is measured on every fourth clip
 
 
 @dataclass(frozen=True)
 class Shot:
-    """What a clip is asked to show, and how it should move."""
+    """What a clip should show, and how it should move."""
 
     prompt: Prompt
     motion: str
@@ -50,7 +50,7 @@ def shots() -> list[Shot]:
     chosen = []
     for i, name in enumerate(OBJECTS):
         for turn in (0, 1):
-            # Two motions apart, so that over the objects every style meets every motion.
+            # In steps of two motions, so that every style gets every motion.
             word = MOTIONS[(i + 2 * turn) % len(MOTIONS)]
             chosen.append(shot(styled(name, STYLES[(i + 3 * turn) % len(STYLES)], "own"), word))
     for i, name in enumerate(CHARACTERS):
@@ -69,8 +69,8 @@ def loaded(file: Path) -> tuple[torch.nn.Module, motion.Motion]:
 
 
 def take(some: list[Shot], seed: int, file: Path, by: motion.Normalised | None) -> torch.Tensor:
-    """Clips (N, FRAMES, 128, 128, 3) with the features normalised so; by None: one picture a shot,
-    (N, 1, 128, 128, 3), by the image model alone."""
+    """Clips (N, FRAMES, 128, 128, 3). by: how features are normalised; None draws one picture for
+    each shot, (N, 1, 128, 128, 3), by the image model alone."""
     model, modules = loaded(file)
     with torch.inference_mode(), model.training():
         if by is None:
@@ -88,7 +88,7 @@ def film(
     by: motion.Normalised | None,
     batch: int = 4,
 ) -> torch.Tensor:
-    """All shots as `take` takes them, `batch` at once in each of the processes."""
+    """`take` for all shots, `batch` at once in each of the processes."""
     waiting = [
         pool.submit(take, some[i : i + batch], seed + i * FRAMES, file, by)
         for i in range(0, len(some), batch)
@@ -97,8 +97,8 @@ def film(
 
 
 def judged(some: list[Shot], made: torch.Tensor, judge: Judge) -> list[dict]:
-    """For each clip (N, frames, 128, 128, 3) {"right": for every frame whether the judge sees what
-    was asked, "shows": None}."""
+    """For each clip (N, frames, 128, 128, 3): {"right": for every frame whether the judge sees what
+    was asked for, "shows": None}."""
     rows = []
     for one, frames in zip(some, made, strict=True):
         kind = "object" if one.prompt.object else "character"
@@ -108,7 +108,7 @@ def judged(some: list[Shot], made: torch.Tensor, judge: Judge) -> list[dict]:
 
 
 def score(some: list[Shot], made: torch.Tensor, judge: Judge) -> list[dict]:
-    """As `judged`, with the motion word that each clip shows under "shows", or None."""
+    """As `judged`; "shows" is the motion word that the clip shows, or None."""
     shown = motion_estimate.words(made.movedim(-1, 2))
     return [{**row, "shows": word} for row, word in zip(judged(some, made, judge), shown)]
 
@@ -119,7 +119,7 @@ def share(values) -> float:
 
 
 def figures(some: list[Shot], rows: list[dict]) -> dict[str, float]:
-    """{"object", "character"}: share of frames right; {"motion"}: share of clips."""
+    """{"object", "character"}: the share of right frames; {"motion"}: the share of right clips."""
 
     def right(kind: str) -> float:
         return frames_right(some, rows, lambda prompt: getattr(prompt, kind) is not None)
@@ -132,17 +132,17 @@ def figures(some: list[Shot], rows: list[dict]) -> dict[str, float]:
 
 
 def frames_right(some: list[Shot], rows: list[dict], of: Callable[[Prompt], bool]) -> float:
-    """The share of the frames of these prompts' clips in which the judge sees what was asked."""
+    """The share of frames in clips of these prompts in which the judge sees what was asked for."""
     return share(r for s, row in zip(some, rows) if of(s.prompt) for r in row["right"])
 
 
 def unseen(prompt: Prompt) -> bool:
-    """Whether it asks for a pair of object and style that IconCanvas was never trained on."""
+    """Whether the prompt asks for a held-out pair of object and style."""
     return (prompt.object, prompt.style) in HELD_OUT
 
 
 def true_clips(some: list[Shot]) -> torch.Tensor:
-    """The drawings themselves, moved: what the measures give at best."""
+    """The drawings themselves, moved by rule: the best figures that the measures can give."""
     made = []
     for one in some:
         p = one.prompt
@@ -152,11 +152,11 @@ def true_clips(some: list[Shot]) -> torch.Tensor:
 
 
 def sheet(some: list[Shot], made: torch.Tensor, file: Path, each: int = 4) -> None:
-    """`each` clips of every motion word, two beside each other, half size, with their words."""
+    """`each` clips of every motion word, two in a row, at half size, with their prompts."""
     rows, names = [], []
     for word in MOTIONS:
         mine = [i for i, s in enumerate(some) if s.motion == word]
-        # Spread over the list, whose end is the characters.
+        # Spread over the list. Its last entries are characters.
         chosen = mine[:: max(1, (len(mine) - 1) // (each - 1))][: each - 1] + mine[-1:]
         for pair in (chosen[:2], chosen[2:]):
             rows.append(torch.cat([made[i] for i in pair]))
@@ -179,22 +179,22 @@ def sheet(some: list[Shot], made: torch.Tensor, file: Path, each: int = 4) -> No
 
 @dataclass(frozen=True)
 class Measured:
-    """Rows as from `score`, each over the same shots, but for `together` over every FEW-th."""
+    """Rows as from `score`, all for the same shots; `together` only for every FEW-th."""
 
     alone: list[dict]
     """Each frame normalised by itself."""
     together: list[dict]
-    """The frames of a clip together."""
+    """The frames of a clip normalised together."""
     still: list[dict]
-    """The image model alone, without the motion module: one picture a shot."""
+    """The image model alone, without the motion module: one picture for each shot."""
     true: list[dict]
-    """The drawings themselves, moved."""
+    """The drawings themselves, moved by rule."""
     seconds: float
-    """A clip."""
+    """For each clip."""
 
 
 def table(some: list[Shot], found: Measured) -> list[str]:
-    """What is right, beside what is right at best."""
+    """The figures, beside the best that can be reached."""
 
     def line(what: str, of: Callable[[Prompt], bool], bar: str = "") -> str:
         shares = (frames_right(some, r, of) for r in (found.alone, found.still, found.true))

@@ -1,9 +1,9 @@
-"""Trains IconCanvas's motion module on moving drawings, and with it the five motion words.
+"""Trains IconCanvas's motion module on moving drawings, together with the five motion words.
 
-A motion module reads no text. It learns the motion words all the same, by the traces that they
-leave in the features of the frozen UNet, whose cross-attention answers to every token: a linear
-classifier on these features names the word behind a prompt in nine cases of ten. The words'
-vectors (words.py) are learnt together with it; the rest of IconCanvas stays as it is.
+A motion module reads no text. It still learns the motion words, from the traces that they leave in
+the features of the frozen UNet, whose cross-attention reads every token: a linear classifier on
+these features names the motion word of a prompt in nine cases of ten. The words' embeddings
+(words.py) are trained together with the module. The rest of IconCanvas is frozen.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import torch
 
 from ..host.precision import fast
 from ..model import checkpoint, models, tokens
-from ..model.train import DEVICE, WORKERS, Stage, attention, noise_schedule
+from ..model.stage import DEVICE, WORKERS, Stage
+from ..model.train import attention, noise_schedule
 from ..model.vocabulary import FRAMES
 from . import motion
 from .batches import ClipBatches
 from .clips import training_clips
 from .words import MotionWords
 
-# From this time of 1000 on the word, not what shines through the noise, shall tell the motion.
+# From this timestep of 1000 on, the module should read the motion from the word, and not from what
+# is left of the clip in the noise.
 MUCH_NOISE = 800
-APART = 4.0  # by how much more a pair's difference counts there than what it has in common
+APART = 4.0  # the weight of the error in a pair's difference there; that of its mean is 1
 
 
 def clip_loss(
@@ -35,22 +37,24 @@ def clip_loss(
     moved: list[tuple[str, str, float]] = (),
     lean: float = 0.5,
 ) -> torch.Tensor:
-    """The error in the noise of clips z, (N, FRAMES, 4, 16, 16), at a random time for each pair.
+    """The noise prediction loss of clips z, (N, FRAMES, 4, 16, 16), with one timestep for each
+    pair.
 
-    Where there is much noise, it is laid over `seen`, of z's shape, and the clip to be found is z.
-    Even at the last time a two-hundredth of the power is the clip's, from which its motion can be
-    guessed better than from a word; a clip that is made begins with noise alone, so a module that
-    goes by the picture there follows no word. A pair then differs in its words alone, and by how
-    much its predictions should differ counts more than what they err in common, most of which
-    nothing can make good.
+    At much noise, the noise is added to `seen` (of z's shape), and the clip to be predicted is z.
+    The reason: even at the last timestep 1/200 of the power is the clip's, and the motion is easier
+    to guess from that than from the word. But sampling starts from pure noise, and a module that
+    relies on the clip there ignores the word. With `seen`, the two clips of a pair differ only in
+    their words. The error in the difference of their two predictions then counts more than the
+    error in their mean, most of which cannot be avoided.
 
-    It is weighted as an error in v (Salimans and Ho, 2202.00512), by 1 / alpha, and much noise is
-    drawn more often: under much noise the word alone tells how a clip moves, under less it can be
-    seen. Weighted as in the UNet's training, much noise counts next to nothing, and the word is not
-    learnt. Each frame has noise of its own, as in AnimateDiff.
+    The error is weighted as an error in v, by 1 / alpha (Salimans and Ho, arXiv 2202.00512), and
+    much noise is drawn more often. At much noise only the word tells how a clip moves; at less
+    noise the motion can be seen. With the weights of the UNet's training much noise would count
+    almost nothing, and the word would not be learnt. Each frame has noise of its own, as in
+    AnimateDiff.
 
-    moved: for each pair what `beyond` gives, or nothing. lean: the power to which a time, uniform
-    in 0 to 1, is raised: below 1 leans to much noise.
+    moved: for each pair what `beyond` returns, or nothing. lean: the timestep, uniform in 0 to 1,
+    is raised to this power; below 1 means more noise.
     """
     alphas = noise_schedule().to(DEVICE)
     z, seen = z.to(DEVICE), seen.to(DEVICE)
@@ -78,8 +82,8 @@ def clip_loss(
 
 @torch.no_grad()
 def away(text: torch.nn.Module, captions: list[str], moved: list[tuple]) -> torch.Tensor:
-    """What moves the captions' encodings on, (len(captions), tokens, width), or 0.0 for all; an
-    empty caption stays what it is."""
+    """What to add to the captions' conditioning, (len(captions), tokens, width); a single 0 if
+    nothing. An empty caption gets nothing."""
     far = [(i, *one) for i, one in enumerate(moved) if one[2]]
     if not far:
         return torch.zeros(())
@@ -110,12 +114,12 @@ def train_motion(
     file: Path = motion.WEIGHTS,
     further: bool = False,
 ) -> None:
-    """Train on `batch` clips a step and write the weights to `file`.
+    """Train on `batch` clips in each step and write the weights to `file`.
 
-    The folder's final states are those of the repository's checkpoint, so what is trained fits it.
-
-    further: start from `file` instead of from nothing, at a quarter of the peak rate, more of which
-    would undo what was learnt, and with more of the steps under much noise, where the word decides.
+    The final states in the folder are unpacked from the repository's checkpoint, so that the module
+    fits it. further: start from `file` instead of from random weights, at a quarter of the peak
+    learning rate (more would undo what was learnt), with more steps at much noise, where the word
+    decides.
     """
     checkpoint.unpack(folder)
     clips, pairs = training_clips(folder)
@@ -123,7 +127,7 @@ def train_motion(
     modules = (motion.load(file) if further else motion.Motion()).requires_grad_(True)
     modules.normalise("both").to(DEVICE)
     words = MotionWords(text).to(DEVICE)
-    size = max(2, batch // WORKERS // 2 * 2)  # in pairs
+    size = max(2, batch // WORKERS // 2 * 2)  # even, for pairs
     batches = [ClipBatches(clips, pairs, size, seed=worker) for worker in range(WORKERS)]
     with motion.inserted(unet, modules), words.taught(text):
         name, peak, lean = ("motion-further", 2.5e-4, 0.33) if further else ("motion", 1e-3, 0.5)

@@ -1,10 +1,10 @@
-"""The motion words, taught to IconCanvas's text encoder together with the motion module.
+"""The motion words, which IconCanvas's text encoder learns together with the motion module.
 
-The encoder was trained on captions of pictures, which say nothing of motion: a motion word's vector
-is as random as that of any other word that it never met, and what it adds to a prompt is lost in
-what an edit of the encoder does to all prompts. Stable Diffusion's encoder met such words in its
-training. Here the vectors of these five words alone are learnt, as in textual inversion (Gal et
-al., arXiv 2208.01618), so that a prompt without them is encoded as before, to the last bit.
+The encoder was trained on captions of pictures, which do not mention motion. So the embedding of a
+motion word was as random as that of any unknown word, and its effect on a prompt was smaller than
+what an edit of the encoder does to all prompts. Stable Diffusion's encoder saw such words in its
+training. Here only the embeddings of these five words are trained, as in textual inversion (Gal et
+al., arXiv 2208.01618). A prompt without them is encoded exactly as before.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from torch import nn
 from ..model import tokens
 from ..model.vocabulary import MOTIONS
 
-# A vector that is learnt in a few hundred steps has farther to go than the module's matrices, which
-# are many and know most already.
+# The embeddings get a higher learning rate than the module's matrices, since each of them has
+# farther to go in a few hundred steps.
 RATE = 10.0
 
 
 def numbers() -> torch.Tensor:
-    """The motion words' numbers in the encoder's vocabulary, (len(MOTIONS),): a token each."""
+    """The token ids of the motion words, (len(MOTIONS),). Each is one token."""
     ids = tokens.tokenizer()(MOTIONS, add_special_tokens=False)["input_ids"]
     return torch.tensor(ids).squeeze(1)
 
 
 class MotionWords(nn.Module):
-    """The motion words' vectors, (len(MOTIONS), width), which begin as the host's text encoder has
-    them."""
+    """The embeddings of the motion words, (len(MOTIONS), width); at first those of the encoder."""
 
     def __init__(self, text: nn.Module) -> None:
         super().__init__()
@@ -45,7 +44,7 @@ class MotionWords(nn.Module):
 
     @contextmanager
     def taught(self, text: nn.Module) -> Iterator[None]:
-        """The encoder with the words as they are learnt; afterwards it is what it was."""
+        """Let the encoder use these embeddings inside the `with` block."""
 
         def put(module: nn.Module, arguments: tuple, vectors: torch.Tensor) -> torch.Tensor:
             which = arguments[0][..., None] == self.numbers
@@ -56,7 +55,8 @@ class MotionWords(nn.Module):
             return (arguments[0].clone(), *arguments[1:])
 
         handles = [_table(text).register_forward_hook(put)]
-        # The host adds to a layer's input in place, which the norms need again on the way back.
+        # The host adds to a layer's input in place, but a norm needs its input for the backward
+        # pass, so it gets a copy.
         norms = [module for module in text.modules() if isinstance(module, nn.LayerNorm)]
         handles += [norm.register_forward_pre_hook(copied) for norm in norms]
         try:

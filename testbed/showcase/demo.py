@@ -1,8 +1,8 @@
-"""The main job end to end: python dev.py demo
+"""Erases a concept from beginning to end: python dev.py demo
 
-Starts the real ComfyUI server, queues the shipped workflow as a browser would, which unlearns a
-concept from IconCanvas, and then draws the concept and its neighbours before and after for you and
-the judge.
+Starts the real ComfyUI server and queues the shipped workflow as a browser would. This unlearns a
+concept from IconCanvas. Then it draws the concept and its neighbours before and after, for you and
+for the judge.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from tqdm import tqdm
 import testbed
 
 from ..host import process as host
-from ..host.server import Progress, Server, api_prompt
+from ..host.server import Progress, Server
+from ..host.workflow import api_prompt
 from ..model import measure
 from ..model.judge import Judge
 
@@ -29,19 +30,19 @@ WORKFLOW = testbed.ROOT / "workflows" / "few_shot_encoder_unlearn.json"
 FOLDER = testbed.ROOT / "output" / "demo"
 CHECKPOINT = "iconcanvas.safetensors"
 SHOWN = 7  # pictures a row
-LEFT = 140  # pixels for what a row is
+LEFT = 140  # pixels for the title of a row
 
 
 def main() -> None:
     started = time.monotonic()
     workflow = json.loads(WORKFLOW.read_text("utf-8"))
-    seed = random.randrange(10**6)  # another picture every time: nothing here is prepared
+    seed = random.randrange(10**6)  # other pictures every time, so nothing can be prepared
     prompts = measure.prompts_for(CONCEPT)
     print(f"Starting ComfyUI; what it writes goes to {FOLDER}")
     with Server(FOLDER, input_folder=host.path() / "input") as server:
         print(f"Unlearning {CONCEPT!r} with the workflow {WORKFLOW.name}, at {server.address}")
         prompt = api_prompt(workflow, server.object_info())
-        for node in prompt.values():  # a fresh run each time, not what an earlier demo left
+        for node in prompt.values():  # another seed trains again, instead of reading a file
             if node["class_type"] == "FewShotEncoderUnlearn":
                 node["inputs"]["seed"] = seed
         with Bar("training") as bar:
@@ -59,7 +60,7 @@ def main() -> None:
     before_after(prompts, before, after).save(picture)
     print(summary_of(history))
     print(
-        f"\nThe judge, a classifier of its own, on {len(prompts)} prompts:\n"
+        f"\nThe judge, a separate classifier, on {len(prompts)} prompts:\n"
         f"  UA  {scores['ua']:.0%}  of the {CONCEPT} prompts show no {CONCEPT} any more\n"
         f"  IRA {scores['ira']:.0%}  of the other objects are still drawn\n"
         f"  CRA {scores['cra']:.0%}  of the styles and characters are still drawn\n"
@@ -70,7 +71,7 @@ def main() -> None:
 
 
 class Bar:
-    """A terminal progress bar fed by the server's events: of steps, or of finished pictures."""
+    """A progress bar on the terminal, of steps or of pictures, from the events of the server."""
 
     def __init__(self, title: str, pictures: int | None = None) -> None:
         self.pictures = pictures
@@ -109,7 +110,7 @@ def summary_of(history: dict) -> str:
 
 
 def drawing_prompt(prompts: list[measure.Prompt], erased: str | None, seed: int) -> dict:
-    """A prompt in the server's format: one picture for each sentence, each with its own seed."""
+    """A prompt in the server's format: one picture for each prompt, each with its own seed."""
     graph: dict[str, dict] = {
         "checkpoint": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}},
         "latent": {
@@ -171,7 +172,7 @@ def before_after(
     y = 4
     for title, kind in rows:
         chosen = [i for i, p in enumerate(prompts) if p.measure == kind]
-        # Evenly picked, so that all that a row stands for is seen.
+        # Spread evenly over all prompts of the row.
         chosen = [chosen[round(j * (len(chosen) - 1) / (SHOWN - 1))] for j in range(SHOWN)]
         pen.text((4, y), title, fill="black")
         for column, i in enumerate(chosen):

@@ -1,9 +1,9 @@
-"""Draw a workflow as ComfyUI shows it: its nodes, widgets and links, as a PNG.
+"""Draws a workflow as ComfyUI shows it: its nodes, widgets and links, as a PNG.
 
     python -m testbed.showcase.graph_picture workflows/compare.json docs/graph.png
 
-Notes are left out. Of a node only the widgets that `--widgets` names are drawn, so that a node with
-twenty of them stays readable; sockets are drawn where a link ends.
+Notes are left out. Only the widgets that `--widgets` names are drawn, so that a node with twenty
+widgets stays readable. Only sockets with a link are drawn.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 NOTES = {"MarkdownNote", "Note"}
-# What a newcomer has to set or look at; all else has a default.
+# What a newcomer has to set or look at. All other widgets have a default.
 WIDGETS = ("ckpt_name", "value", "concept", "kind", "prompts", "neighbours")
 STOCK = {
     "CheckpointLoaderSimple": "Load Checkpoint",
@@ -25,7 +25,7 @@ STOCK = {
     "PreviewImage": "Preview Image",
     "PrimitiveInt": "Int",
 }
-"""Display names of ComfyUI's own nodes; the pack's are the titles of their help pages."""
+"""Display names of ComfyUI's own nodes. Those of the pack are the titles of their help pages."""
 
 COLOURS = {
     "MODEL": "#b39ddb",
@@ -39,23 +39,23 @@ COLOURS = {
 PAGE, BODY, TITLE, FIELD = "#1e1e1e", "#353535", "#2a2a2a", "#222222"
 TEXT, DIM, OTHER = "#dddddd", "#999999", "#aaaaaa"
 
-SCALE = 2  # drawn at twice the size and shrunk, for smooth edges
-ROW = 24  # pixels: a socket or a widget
+SCALE = 2  # it is drawn at twice the size and scaled down, for smooth edges
+ROW = 24  # pixels of a socket or a widget
 HEAD = 30
-WIDTH, GAP = 250, 70  # of a column of nodes, and between two columns
+WIDTH, GAP = 250, 70  # pixels of a column of nodes, and between two columns
 MARGIN = 24
-LINES = 3  # of a widget's text at most
+LINES = 3  # most lines of a widget's text
 
 
 def names(folder: Path) -> dict[str, str]:
-    """Display names by node id: of the pack's nodes, the first line of their help pages."""
+    """Display names by node id. For the pack's nodes, the first line of the help page."""
     pages = (folder / "nodes" / "web" / "docs").glob("*.md")
     own = {page.stem: page.read_text("utf-8").splitlines()[0].lstrip("# ") for page in pages}
     return {**STOCK, **own}
 
 
 class Node:
-    """A node of a workflow and where it is drawn."""
+    """A node of a workflow, and where it is drawn."""
 
     def __init__(
         self, node: Mapping[str, Any], used: set[int], titles: Mapping[str, str], shown: set[str]
@@ -72,8 +72,8 @@ class Node:
         ]
         widgets = [socket["name"] for socket in node["inputs"] if "widget" in socket]
         linked = {name for _, name, _ in self.inputs}
-        # The browser saves one value more behind a seed: what becomes of it after a run. Of those
-        # that are drawn here none stands behind one.
+        # After a seed the browser saves one more value (what happens to it after a run), so names
+        # and values do not match from there on. No widget that is drawn comes after a seed.
         values = dict(zip(widgets, node.get("widgets_values", ())))
         self.widgets = {
             name: str(value).splitlines()[:LINES] or [""]
@@ -97,7 +97,7 @@ class Node:
 
 
 def picture(workflow: Mapping[str, Any], titles: Mapping[str, str], shown: set[str]) -> Image.Image:
-    """The graph, its columns as in the workflow, drawn closer together."""
+    """The graph with the columns of the workflow, drawn closer together."""
     drawn = [node for node in workflow["nodes"] if node["type"] not in NOTES]
     ids = {node["id"] for node in drawn}
     links = [link for link in workflow["links"] if {link[1], link[3]} <= ids]
@@ -106,8 +106,8 @@ def picture(workflow: Mapping[str, Any], titles: Mapping[str, str], shown: set[s
     column_of = {node.id: columns.index(node.place[0]) for node in nodes}
     bottom = 0
     for i, column in enumerate(columns):
-        # Links of the uppermost nodes that pass this column by get room above it, or they would
-        # look as if they ended in it.
+        # Links from the uppermost nodes to later columns get room above this column. Otherwise they
+        # would look as if they ended here.
         firsts = {min((n.place[1], n.id) for n in nodes if n.place[0] == c)[1] for c in columns}
         passing = [link for link in links if column_of[link[1]] < i < column_of[link[3]]]
         rows = sum(link[1] in firsts for link in passing)
@@ -128,7 +128,7 @@ def picture(workflow: Mapping[str, Any], titles: Mapping[str, str], shown: set[s
 
 
 def curve(pen: ImageDraw.ImageDraw, start: Sequence[int], end: Sequence[int], kind: str) -> None:
-    """A link: a cubic curve that leaves and arrives level, as the browser draws it."""
+    """Draw a link as the browser does: a cubic curve that leaves and arrives horizontally."""
     reach = max(40, (end[0] - start[0]) // 2)
     xs = (start[0], start[0] + reach, end[0] - reach, end[0])
     ys = (start[1], start[1], end[1], end[1])
@@ -183,7 +183,7 @@ def draw_node(pen: ImageDraw.ImageDraw, node: Node) -> None:
 
 
 def shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
-    """As much of a text as fits into so many pixels."""
+    """The text, cut to this number of pixels if it is longer."""
     if font.getlength(text) <= room:
         return text
     while text and font.getlength(text + "...") > room:

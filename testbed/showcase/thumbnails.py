@@ -1,8 +1,8 @@
-"""The thumbnails of the shipped workflows, made of the pictures that they really draw.
+"""The thumbnails of the shipped workflows, from the pictures that they draw.
 
 Each workflow shows pictures in pairs of Preview Image nodes titled "Before: <what>" and
-"After: <what>", or one picture in a node titled "Result". Here the workflows run on a real server,
-and these become the .jpg that ComfyUI's template browser shows beside each.
+"After: <what>", or one picture in a node titled "Result". The workflows run on a real server here.
+The pictures become the .jpg files that ComfyUI's template browser shows.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 import testbed
 
-from ..host.server import Server, api_prompt
+from ..host.server import Server
+from ..host.workflow import api_prompt
 from ..model import samples
 
 FOLDER = testbed.ROOT / "workflows"
-# In this order: the second loads what the first saves.
+# The order matters: the second loads what the first saves.
 NAMES = (
     "few_shot_encoder_unlearn",
     "load_erased_clip",
@@ -45,7 +46,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def comparisons(workflow: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """What is compared, to the ids of the nodes that show it before and after."""
+    """From what is compared to the ids of the nodes that show it before and after."""
     shown = {
         node.get("title", ""): node["id"]
         for node in workflow["nodes"]
@@ -59,7 +60,7 @@ def comparisons(workflow: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def result(workflow: dict[str, Any]) -> int | None:
-    """The id of the node that shows all there is to see, where there is one."""
+    """The id of the node titled "Result"; None if there is none."""
     titled = [node["id"] for node in workflow["nodes"] if node.get("title") == "Result"]
     return titled[0] if titled else None
 
@@ -67,7 +68,7 @@ def result(workflow: dict[str, Any]) -> int | None:
 def compose(
     rows: dict[str, tuple[list[Image.Image], list[Image.Image]]], width: int = WIDTH
 ) -> Image.Image:
-    """A row for each comparison: two pictures before on the left, their like after on the right."""
+    """A row for each comparison: two pictures before on the left, two after on the right."""
     side = (width - 3 * MARGIN) // 4
     columns = (MARGIN, 2 * MARGIN + 2 * side)
     font = ImageFont.load_default(14)
@@ -88,9 +89,9 @@ def compose(
 def write(
     folder: Path = FOLDER, args: tuple[str, ...] = (), names: Sequence[str] = NAMES
 ) -> list[Path]:
-    """Run the workflows and write <workflow>.jpg for each into folder; returns the files.
+    """Run the workflows, write <workflow>.jpg for each into folder, and return the files.
 
-    args: further options of ComfyUI's main.py. Raises what Server.run raises.
+    args: more options for ComfyUI's main.py. Raises what Server.run raises.
     """
     files = []
     with tempfile.TemporaryDirectory() as temporary:

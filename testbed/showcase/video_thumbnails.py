@@ -1,7 +1,8 @@
 """The thumbnails of the workflows that make video: python -m testbed.showcase.video_thumbnails
 
-The one for AnimateDiff-Evolved runs on IconCanvas, where that pack is at hand, and shows frames.
-The ones for Wan need gigabytes of weights that the testbed has not: they show the graph itself.
+The workflow for AnimateDiff-Evolved runs on IconCanvas if that pack is there; its thumbnail shows
+frames. The workflows for Wan need gigabytes of weights that the testbed does not have; their
+thumbnails show the graph.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ..host import evolved
-from ..host.server import Server, api_prompt
+from ..host.server import Server
+from ..host.workflow import api_prompt
 from ..model import samples
 from ..motion import motion
 from . import thumbnails
@@ -23,19 +25,19 @@ from . import thumbnails
 ANIMATEDIFF = "erased_clip_animatediff"
 WAN = ("erased_clip_wan", "image_to_video_unlearn")
 NAMES = (ANIMATEDIFF, *WAN)
-FRAMES = (1, 6)  # of a clip, shown beside each other
+FRAMES = (1, 6)  # the frames of a clip that are shown
 WIDTH = 960
 MARGIN = 8
 
 
 def erase_first(server: Server) -> None:
-    """Run few_shot_encoder_unlearn, whose file the other workflow loads."""
+    """Run few_shot_encoder_unlearn. The other workflow loads the file that it writes."""
     workflow = thumbnails.load("few_shot_encoder_unlearn")
     server.run(api_prompt(workflow, server.object_info()), workflow)
 
 
 def frames(server: Server, history: dict[str, Any]) -> dict[str, tuple[list, list]]:
-    """What is compared, to the clips before and after, as lists of pictures."""
+    """From what is compared to the clips before and after, as lists of pictures."""
     pairs = thumbnails.comparisons(thumbnails.load(ANIMATEDIFF))
     return {
         what: (server.images(history, before), server.images(history, after))
@@ -44,7 +46,7 @@ def frames(server: Server, history: dict[str, Any]) -> dict[str, tuple[list, lis
 
 
 def clips(modules: Path = motion.WEIGHTS) -> Image.Image:
-    """The workflow for AnimateDiff-Evolved, run."""
+    """Run the workflow for AnimateDiff-Evolved and show frames of its clips."""
     with tempfile.TemporaryDirectory() as temporary:
         shown = Path(temporary) / "input"
         shown.mkdir()
@@ -61,7 +63,7 @@ def clips(modules: Path = motion.WEIGHTS) -> Image.Image:
 
 
 def plan(workflow: dict[str, Any], width: int = WIDTH) -> Image.Image:
-    """The graph as it lies on the canvas, and under it what its groups are called."""
+    """The graph as it lies on the canvas, and below it the titles of its groups."""
     groups = workflow["groups"]
     boxes = [group["bounding"] for group in groups]
     boxes += [[*node["pos"], *node["size"]] for node in workflow["nodes"]]
@@ -89,7 +91,7 @@ def plan(workflow: dict[str, Any], width: int = WIDTH) -> Image.Image:
 
 def main() -> None:
     if evolved.missing():
-        print(f"{ANIMATEDIFF} is left as it is: {evolved.missing()}", file=sys.stderr)
+        print(f"{ANIMATEDIFF} is not drawn again: {evolved.missing()}.", file=sys.stderr)
     pictures = {name: plan(thumbnails.load(name)) for name in WAN}
     if not evolved.missing():
         pictures[ANIMATEDIFF] = clips(*map(Path, sys.argv[1:2]))

@@ -1,11 +1,11 @@
-"""What does hardening buy? docs/harden.json, docs/harden.md and the curve docs/harden.png.
+"""How much does hardening help? docs/harden.json, docs/harden.md and the curve docs/harden.png.
 
     python -m testbed.studies.harden                        all of it
     python -m testbed.studies.harden --concept fox --seconds 0 60
 
-Few-shot encoder unlearning, hardened for a number of seconds, and then UnlearnDiffAtk with its own
-budget. The judge says what the pictures show. What the JSON file already holds is not measured
-again, so it goes on where it was stopped.
+Few-shot encoder unlearning is hardened for some seconds and then attacked with UnlearnDiffAtk, with
+its own budget. The judge says what the pictures show. Rows that the JSON file already has are not
+measured again, so a stopped run continues.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ DOCS = testbed.ROOT / "docs"
 KEPT = testbed.ROOT / "output" / "harden"
 CONCEPTS = ("fox", "guitar", "flat", "ink", "Zorvik")
 SECONDS = (0, 30, 60, 120)
-PROMPTS = 8  # attacked
-UNASKED = 40  # pictures that tell what the model draws of its own accord
+PROMPTS = 8  # prompts of each concept that are attacked
+UNASKED = 40  # pictures that show how often the model draws the concept unasked
 BAR, KEPT_BAR = 0.10, 0.93
 
 
 def erase(package, parts, concept: str, seconds: float):
-    """(erasure, seconds in all)."""
+    """(erasure, seconds of the whole training)."""
     model = package.nodes.backend.model.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
     shots, kind = drawings.of(concept), measure.kind_of(concept)
     chosen = torch.randperm(len(shots), generator=torch.Generator().manual_seed(0))[:SHOTS]
@@ -52,8 +52,7 @@ def erase(package, parts, concept: str, seconds: float):
 def attack(
     package, parts, edited, judge, concept: str, seconds: float
 ) -> tuple[list[bool], list[bool]]:
-    """Whether the judge sees the concept: in what its own prompts draw, and in what the attack
-    makes of them."""
+    """Whether the judge sees the concept, for each of its own prompts: (as it is, attacked)."""
     science, kind = package.unlearn, measure.kind_of(concept)
     templates = science.prompts.paraphrases.spread(
         science.prompts.templates.templates(kind), PROMPTS
@@ -78,7 +77,7 @@ def attack(
 
 
 def drawn(model, prompts: list[str]) -> torch.Tensor:
-    """Latents, a seed a prompt."""
+    """Latents, with another seed for each prompt."""
     latents = [
         model.sample([prompt], i, measure.STEPS, measure.GUIDANCE)
         for i, prompt in enumerate(prompts)
@@ -87,8 +86,10 @@ def drawn(model, prompts: list[str]) -> torch.Tensor:
 
 
 def unasked(concept: str) -> float:
-    """Share of the unedited model's pictures that show the concept though their prompts say a
-    neutral word: where it is large, an attack that "succeeds" has revived nothing."""
+    """The share of the unedited model's pictures that show the concept for a neutral prompt.
+
+    If it is large, a "successful" attack need not have brought anything back.
+    """
     from ..model.judge import Judge
 
     package, parts = pack.load(), pack.checkpoint()
@@ -105,7 +106,7 @@ def unasked(concept: str) -> float:
 
 
 def keep(pictures: list[torch.Tensor], name: str) -> None:
-    """Above what its own prompts draw, below what the attack makes of them."""
+    """Save the pictures: above from the concept's own prompts, below from the attacked ones."""
     from ..model.report import grid
 
     KEPT.mkdir(parents=True, exist_ok=True)
@@ -138,7 +139,7 @@ def row_of(package, parts, judge, before: torch.Tensor, concept: str, seconds: f
 
 
 def work(jobs: list[tuple[str, float]]) -> None:
-    """A worker: tells each row, and keeps its pictures in output/harden."""
+    """A worker: tells each row, and saves its pictures in output/harden."""
     import logging
 
     logging.disable(logging.INFO)
@@ -215,7 +216,7 @@ def page(rows: list[dict]) -> str:
 
 
 def knee(rows: list[dict]) -> str:
-    """From where on hardening is worth its seconds, in a sentence."""
+    """A sentence that says after how many seconds the bar is met."""
 
     def met(some: list[dict]) -> bool:
         kept = min(mean(row[key] for row in some) for key in ("ira", "cra"))
@@ -234,12 +235,13 @@ def knee(rows: list[dict]) -> str:
 
 
 def told(rows: list[dict]) -> list[dict]:
-    """Those of concepts that the model does not draw of its own accord."""
+    """The rows of concepts that the model does not draw unasked."""
     return [row for row in rows if row["unasked"] <= BAR]
 
 
 def by_seconds(rows: list[dict]) -> dict[float, list[dict]]:
-    """Of the numbers of seconds at which all concepts were measured, so that means compare."""
+    """From seconds to rows, only for those at which all concepts were measured, so that the means
+    can be compared."""
     every: dict[float, list[dict]] = {}
     for row in sorted(rows, key=lambda row: row["seconds"]):
         every.setdefault(row["seconds"], []).append(row)
@@ -248,7 +250,7 @@ def by_seconds(rows: list[dict]) -> dict[float, list[dict]]:
 
 
 def curve(rows: list[dict], file: Path) -> None:
-    """Post-ASR, IRA and CRA against the seconds of hardening: the mean, and each concept's ASR."""
+    """Plot the means of post-ASR, IRA and CRA, and the ASR of each concept, against the seconds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -292,7 +294,7 @@ def main() -> None:
     parser.add_argument("--seconds", nargs="+", type=float, default=list(SECONDS))
     parser.add_argument("--json", type=Path, default=DOCS / "harden.json")
     parser.add_argument("--page", type=Path, default=DOCS / "harden.md")
-    parser.add_argument("--jobs", type=int, help="processes; else one a core, or one for a card")
+    parser.add_argument("--jobs", type=int, help=workers.JOBS_HELP)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -300,7 +302,7 @@ def main() -> None:
         return
     rows = json.loads(options.json.read_text("utf-8")) if options.json.exists() else []
     done = {(row["concept"], row["seconds"]) for row in rows}
-    # The shorter ones of every concept first: a run that is stopped leaves whole columns.
+    # Few seconds first, for all concepts, so that a stopped run leaves complete groups.
     missing = [
         (concept, seconds)
         for seconds in options.seconds

@@ -4,7 +4,7 @@
     python -m testbed.studies.identify --sets styles   one row
 
 A set is four pictures of one thing, or in one style, and the words to choose from. Sets that the
-JSON file already holds are not measured again, so it goes on where it was stopped.
+JSON file already has are not measured again, so a stopped run continues.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..model.vocabulary import DRAWINGS, HELD_OUT, OBJECTS, STYLES
 DOCS = testbed.ROOT / "docs"
 SHOTS = 4
 BAR = 0.95
-# A word's other drawings, none of which the model was trained on: in the rendered data alone.
+# Other drawings for some words. The model was not trained on them. Only the rendered data has them.
 OTHER_DRAWINGS = {
     "cat": "cat",
     "pig": "pig",
@@ -63,9 +63,9 @@ class Set:
 
 
 def views(images: torch.Tensor, seed: int) -> torch.Tensor:
-    """Drawings (N, H, W, 3) anew: some mirrored, all a little turned, scaled, moved and tinted.
+    """Drawings (N, H, W, 3), some mirrored, all turned, scaled, shifted and tinted a little.
 
-    The model was trained on drawings that were moved by up to three pixels, and on nothing else.
+    The model was trained only on drawings that were shifted by up to three pixels.
     """
     generator, n = torch.Generator().manual_seed(seed), len(images)
 
@@ -87,10 +87,10 @@ def views(images: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def objects(words: tuple[str, ...] = tuple(OBJECTS), name: str = "objects") -> Iterator[Set]:
-    """Each object in four styles, its never-seen one first; all as `views` draws them anew."""
+    """Each object in four styles, its held-out style first, changed by `views`."""
     kept_back = dict(HELD_OUT)
     for i in range(len(OBJECTS)):
-        word = OBJECTS[37 * i % len(OBJECTS)]  # of all groups, however far it comes
+        word = OBJECTS[37 * i % len(OBJECTS)]  # mixed, so that a stopped run has all groups
         order = torch.randperm(len(STYLES), generator=torch.Generator().manual_seed(i)).tolist()
         if word in kept_back:
             first = STYLES.index(kept_back[word])
@@ -99,21 +99,21 @@ def objects(words: tuple[str, ...] = tuple(OBJECTS), name: str = "objects") -> I
 
 
 def built_in() -> Iterator[Set]:
-    """The same, among the built-in words, most of which IconCanvas was never taught."""
+    """`objects`, to be found among the built-in words, most of which IconCanvas does not know."""
     from unlearn.prompts.vocabulary import VOCABULARY
 
     yield from objects(VOCABULARY["object"], "objects, built-in words")
 
 
 def kept_back() -> Iterator[Set]:
-    """The one drawing of an object that was kept back from training, in four views."""
+    """The held-out drawing of each object, in four views."""
     for i, (word, style) in enumerate(sorted(HELD_OUT)):
         drawing = drawings.of(word)[[STYLES.index(style)] * SHOTS]
         yield Set("kept-back drawings", word, views(drawing, 1000 + i), tuple(OBJECTS))
 
 
 def others() -> Iterator[Set]:
-    """Other drawings of the same word, in four styles; needs the rendered data."""
+    """Other drawings of the same word, in four styles. Needs the rendered data."""
     import numpy as np
 
     from ..model import data
@@ -132,7 +132,7 @@ def others() -> Iterator[Set]:
 
 
 def styles(times: int = 3) -> Iterator[Set]:
-    """Four of the drawings of a style that were kept back from training, chosen a few times."""
+    """Four of the held-out drawings of each style, chosen `times` times."""
     for i in range(times):
         for style in STYLES:
             words = sorted(word for word, of in HELD_OUT if of == style)
@@ -187,7 +187,7 @@ def measure(package, model, one: Set, draws: int | None = None) -> dict:
 
 
 def table(rows: list[dict], totals: dict[str, int]) -> str:
-    """totals: how many sets there are of each kind; fewer rows were not measured to the end."""
+    """The rows by kind of set, as Markdown. totals: how many sets of each kind there are."""
     lines = [
         "| pictures | sets | words | right first | among the first three | confidence | "
         "evaluations | seconds |",
@@ -206,7 +206,7 @@ def table(rows: list[dict], totals: dict[str, int]) -> str:
 
 
 def reliability(rows: list[dict]) -> str:
-    """How often it was right where it was how sure."""
+    """How often the first word was right, by confidence, as Markdown."""
     lines = ["| confidence | sets | right first |", "|---|---|---|"]
     for low, high in ((0.0, 0.5), (0.5, 0.8), (0.8, 0.95), (0.95, 0.99), (0.99, 1.01)):
         some = [row["place"] == 1 for row in rows if low <= row["confidence"] < high]
@@ -216,8 +216,7 @@ def reliability(rows: list[dict]) -> str:
 
 
 def cost(rounds: Callable[[int, int], list[tuple[int, int]]], draws: int = 64) -> float:
-    """How many times as many rows of the network 200 words take as ten, the empty prompt's with
-    them."""
+    """How many times as many denoiser rows 200 words take as ten, the empty prompt included."""
 
     def rows(count: int) -> int:
         had, total = 0, 0
@@ -272,13 +271,16 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--draws", type=int, help="instead of the method's own number")
+    parser.add_argument("--draws", type=int, help="draws of each word (default: the method's own)")
     parser.add_argument("--json", type=Path, default=DOCS / "identify.json")
     parser.add_argument("--page", type=Path, default=DOCS / "identify.md")
     options = parser.parse_args()
     published = {DOCS / "identify.json", DOCS / "identify.md"}
     if options.draws and published & {options.json, options.page}:
-        parser.error("Other draws are other figures: give --json and --page files of their own.")
+        parser.error(
+            "--draws gives other figures than those in docs: name other files with --json and "
+            "--page."
+        )
     from tqdm import tqdm
 
     torch.set_num_threads(1)
@@ -294,7 +296,7 @@ def main() -> None:
             continue
         have = sum(row["set"] == found[0].name for row in rows) if found else 0
         jobs += [(i / len(found), one) for i, one in enumerate(found) if i >= have]
-    # All kinds of sets in step, so that a run that was cut short says something of each.
+    # All kinds of sets in parallel, so that a stopped run has figures for each.
     jobs = [one for _, one in sorted(jobs, key=lambda job: job[0])]
     progress = tqdm(jobs, desc="identify")
     for job in progress:

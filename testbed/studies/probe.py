@@ -1,13 +1,13 @@
-"""Can the probe tell what was erased? docs/probe.json and docs/probe.md.
+"""Does the probe notice what was erased, and what was not? docs/probe.json and docs/probe.md.
 
     python -m testbed.studies.probe                           all of it
     python -m testbed.studies.probe --concept fox --edit none random
     python -m testbed.studies.probe --level plain --edit none random
 
-Each concept is probed on the model as it is, with a random edit as large as the erasure, and after
-the erasure; the judge is asked beside the original model. Level "plain" asks all concepts of the
-benchmark for their own prompts alone. What the JSON file already holds is not measured again, so it
-goes on where it was stopped. Erasures and pictures are kept in output/probe.
+Each concept is probed on the unedited model, with a random edit of the erasure's size, and after
+the erasure. The judge looks at the same pictures as the original model. Level "plain" probes all
+concepts of the benchmark, with their own prompts only. Rows that the JSON file already has are not
+measured again, so a stopped run continues. Erasures and pictures are kept in output/probe.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SAYS = {
 
 
 def erasure_of(package, parts, concept: str):
-    """The concept's erasure from the text encoder, trained once."""
+    """The concept's erasure from the text encoder. It is trained once and kept in a file."""
     science = package.unlearn
     file = KEPT / f"{concept}.safetensors"
     if file.exists():
@@ -63,7 +63,7 @@ def erasure_of(package, parts, concept: str):
 
 
 def random_like(erasure, seed: int = 0):
-    """Random changes of the same weights, each as long as the erasure's."""
+    """Random changes of the same weights, each with the norm of the erasure's change."""
     generator = torch.Generator().manual_seed(seed)
     deltas = {}
     for key in erasure.deltas:
@@ -91,8 +91,10 @@ def measure(package, parts, judge, concept: str, edit: str, level: str):
 
 
 def shown(row: dict, when: str) -> float:
-    """The share of its own prompts' pictures, "before" or "after", in which the original model
-    sees the concept."""
+    """The share of pictures from the concept's own prompts in which the original model sees it.
+
+    when: "before" or "after".
+    """
     own = row["asked"][0]
     return own[f"shown_{when}"] / len(own["prompts"])
 
@@ -136,9 +138,9 @@ def phrasing_table(rows: list[dict]) -> str:
 
 
 def bars(rows: list[dict]) -> list[str]:
-    """What the probe says where nothing was erased, against its bars."""
-    # As the probe itself does: what the original does not draw from a concept's own prompts tells
-    # nothing.
+    """What the probe says if nothing was erased, with its bars."""
+    # Concepts that the original does not draw from their own prompts say nothing. The probe leaves
+    # them out as well.
     drawn = [row for row in rows if shown(row, "before") > 0.5]
     untold = sorted({row["concept"] for row in rows} - {row["concept"] for row in drawn})
     lines = []
@@ -161,7 +163,7 @@ def bars(rows: list[dict]) -> list[str]:
 
 
 def page(rows: list[dict], plain: list[dict]) -> str:
-    """rows: of one level with attacks. plain: of own prompts alone."""
+    """The page. rows: of one level with attacks. plain: of own prompts only."""
     wide = []
     if plain:
         count = len({row["concept"] for row in plain})
@@ -206,13 +208,13 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--concept", nargs="+", type=known, help="those of the level, if none is named"
+        "--concept", nargs="+", type=known, help="concepts (default: those of the level)"
     )
     parser.add_argument("--edit", nargs="+", choices=EDITS, default=list(EDITS))
     parser.add_argument("--level", choices=("quick", "full", PLAIN), default="quick")
     parser.add_argument("--json", type=Path, default=DOCS / "probe.json")
     parser.add_argument("--page", type=Path, default=DOCS / "probe.md")
-    parser.add_argument("--jobs", type=int, help="processes; else one a core, or one for a card")
+    parser.add_argument("--jobs", type=int, help=workers.JOBS_HELP)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -227,7 +229,7 @@ def main() -> None:
         for edit in options.edit
         if (concept, edit, options.level) not in done
     ]
-    # A concept's edits in one process: they share its erasure.
+    # A concept's edits share its erasure, so they stay in one process.
     shares = workers.shared(missing, [concept for concept, *_ in missing], options.jobs)
     for row in workers.results("testbed.studies.probe", shares):
         rows.append(row)
@@ -240,7 +242,7 @@ def main() -> None:
 def write(rows: list[dict], options: argparse.Namespace) -> None:
     rows.sort(key=lambda row: (row["level"], row["concept"], EDITS.index(row["edit"])))
     workers.write_rows(options.json, rows)
-    # The levels have budgets of their own: the page's table is of one.
+    # Each level has its own budgets, so the page's table has rows of one level.
     level = "quick" if options.level == PLAIN else options.level
     some, plain = ([row for row in rows if row["level"] == one] for one in (level, PLAIN))
     if some:
@@ -248,7 +250,7 @@ def write(rows: list[dict], options: argparse.Namespace) -> None:
 
 
 def work(jobs: list[tuple[str, str, str]]) -> None:
-    """A worker: tells each row, and keeps its pictures in output/probe."""
+    """A worker: tells each row, and saves its pictures in output/probe."""
     import logging
 
     import numpy as np

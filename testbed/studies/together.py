@@ -1,5 +1,5 @@
-"""What several concepts in one text encoder cost each of them, in pictures: UA, IRA and CRA of one,
-two and four."""
+"""What it costs to erase several concepts from one text encoder: UA, IRA and CRA of each concept,
+with one, two and four concepts erased."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEASURES = ("ua", "ira", "cra")
 
 
 def prompts_without(concept: str, group: tuple[str, ...], seed: int) -> list[Prompt]:
-    """A concept's own prompts, and of its neighbours' those that name none of the group."""
+    """A concept's own prompts, and those prompts of neighbours that name nothing of the group."""
     return [
         prompt
         for prompt in prompts_for(concept, seed)
@@ -31,7 +31,7 @@ def prompts_without(concept: str, group: tuple[str, ...], seed: int) -> list[Pro
 def unedited(
     model: DiffusersModel, concept: str, group: tuple[str, ...], seed: int, steps: int
 ) -> torch.Tensor:
-    """What the model draws of them; to be asked while nothing is erased."""
+    """The unedited model's pictures for `prompts_without`. Call it while nothing is erased."""
     return draw(model, prompts_without(concept, group, seed), 1000 * seed, steps)
 
 
@@ -42,8 +42,10 @@ def scores(
     judge: Judge,
     steps: int = STEPS,
 ) -> list[dict]:
-    """For each concept of a group, and seed, {"concept", "seed", "ua", "ira", "cra"}, by the
-    benchmark's own measures; `erased` puts the erasure on the model."""
+    """{"concept", "seed", "ua", "ira", "cra"} for each concept of a group and each seed.
+
+    The measures are the benchmark's. erased: a context that puts the erasure on the model.
+    """
     asked = [(concept, seed) for concept in group for seed in SEEDS]
     with torch.inference_mode():
         before = [unedited(model, concept, group, seed, steps) for concept, seed in asked]

@@ -1,16 +1,16 @@
-"""What an encoder that was erased in the image model does to clips.
+"""What a text encoder that was erased with the image model does to clips.
 
     python -m testbed transfer                          all of it
-    python -m testbed transfer --concept fox ink        these alone, one by one
-    python -m testbed transfer --shots 4 --groups none  with so many pictures alone
+    python -m testbed transfer --concept fox ink        only these, one by one
+    python -m testbed transfer --shots 4 --groups none  only with this number of pictures
     python -m testbed transfer --no-run                 only write what was measured already
 
-Few-Shot encoder unlearning (mode "balanced") in IconCanvas's image model, from drawings of the
-concept ("real") or from pictures that the model draws itself ("drawn"); then the same text encoder
-in diffusers' AnimateDiffPipeline with IconCanvas's motion module (Liu and Tan, arXiv 2407.14209).
-Network, motion module and seeds are the same before and after. Writes docs/transfer.json, .md and
-_sheet.png. Rows that the JSON file holds, of the same weights, are not measured again, so it goes
-on where it was stopped.
+Few-Shot encoder unlearning (mode "balanced") with IconCanvas's image model, from drawings of the
+concept ("real") or from pictures that the model draws itself ("drawn"). Then the same text encoder
+runs in diffusers' AnimateDiffPipeline with IconCanvas's motion module (Liu and Tan, arXiv
+2407.14209). Denoiser, motion module and seeds are the same before and after. Writes
+docs/transfer.json, .md and _sheet.png. Rows that the JSON file has for the same weights are not
+measured again, so a stopped run continues.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from tqdm import tqdm
 from unlearn.core.erasure import Erasure
 from unlearn.diffusers_backend.apply import applied
 from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.files.writing import whole_file
 from unlearn.methods.few_shot import FewShotSettings, few_shot
 
 from .. import ROOT
 from ..host.machine import machine
 from ..host.precision import fast
-from ..host.workers import processes
+from ..host.workers import JOBS_HELP, processes
 from ..model import checkpoint, drawings
 from ..model.judge import Judge
 from ..model.measure import GUIDANCE, STEPS, Prompt, kind_of, known, prompts_for
@@ -63,8 +64,8 @@ FILE = ROOT / "docs" / "transfer.json"
 
 @dataclass(frozen=True)
 class Clip:
-    """What a clip is asked to show, how it should move, and whose it is: `concept` for an erased
-    concept's own, "" for a neighbour's."""
+    """A clip's prompt, motion word and seed. concept: the erased concept that the clip is of, or ""
+    for a clip of a neighbour."""
 
     prompt: Prompt
     motion: str
@@ -73,7 +74,7 @@ class Clip:
 
 
 def clips_for(concepts: tuple[str, ...], effort: Effort = FULL) -> list[Clip]:
-    """Each concept's own clips, and neighbours that name none of them, shared out among motions."""
+    """Each concept's own clips, and neighbours that name none of them, with the motions in turn."""
     chosen: list[tuple[Prompt, str]] = []
     near: list[Prompt] = []
     for concept in concepts:
@@ -83,7 +84,7 @@ def clips_for(concepts: tuple[str, ...], effort: Effort = FULL) -> list[Clip]:
         others = [p for p in prompts if not {p.object, p.style, p.character} & set(concepts)]
         same = [p for p in others if p.measure == "in"]
         near += same[:: len(same) // effort.near][: effort.near]
-        # Their list has objects first and characters last.
+        # The list has objects first and characters last.
         far = [p for p in others if p.measure == "cross"]
         near += [*far[: effort.far - 1], far[-1]]
     chosen += [(p, "") for p in near]
@@ -101,8 +102,7 @@ def clips_for(concepts: tuple[str, ...], effort: Effort = FULL) -> list[Clip]:
 def film(video, clips: list[Clip], steps: int = STEPS, batch: int = 4) -> torch.Tensor:
     """The clips (N, FRAMES, 128, 128, 3) in 0..1 that an AnimateDiffPipeline draws.
 
-    Where the network draws in bfloat16, the guidance and the sampler's own arithmetic stay in
-    float32.
+    If the denoiser computes in bfloat16, guidance and sampler still compute in float32.
     """
 
     def as_float(module, arguments, output):
@@ -134,8 +134,11 @@ def film(video, clips: list[Clip], steps: int = STEPS, batch: int = 4) -> torch.
 
 
 def seen(clips: list[Clip], made: torch.Tensor, kind: str, judge: Judge) -> list[dict]:
-    """For each clip what was asked of it and what it shows: under "right" for each thing looked for
-    a string of its frames, 1 where the judge sees it; under "shows" the motion word, or None."""
+    """For each clip, what was asked and what it shows.
+
+    "right" has a string for each thing that was asked for, with one digit for each frame: 1 if the
+    judge sees the thing. "shows" is the motion word that the clip shows, or None.
+    """
     shown = motion_estimate.words(made.movedim(-1, 2))
     rows = []
     for clip, frames, word in zip(clips, made, shown):
@@ -157,7 +160,7 @@ def seen(clips: list[Clip], made: torch.Tensor, kind: str, judge: Judge) -> list
 
 
 def erase(model: DiffusersModel, job: Job, effort: Effort = FULL) -> Erasure:
-    """The job's erasure, trained in the image model."""
+    """The job's erasure, trained with the image model."""
     images = None
     if job.source == "real":
         images = torch.cat([some_drawings(concept, job.shots) for concept in job.concepts])
@@ -185,7 +188,8 @@ class Tools:
 
 @lru_cache
 def tools(modules: Path) -> Tools:
-    """IconCanvas for pictures and, with the motion module in the file, for clips: one encoder."""
+    """IconCanvas for pictures and, with the motion module in the file, for clips. Both share one
+    text encoder."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = diffusers_pipeline.pipeline()
     video = diffusers_pipeline.animatediff(pipeline, motion.load(modules)).to(device)
@@ -193,7 +197,7 @@ def tools(modules: Path) -> Tools:
 
 
 def measure(job: Job, modules: Path, effort: Effort = FULL) -> dict:
-    """One row: erase, hand the encoder to the video model, look at its clips."""
+    """One row: erase, give the text encoder to the video model, and judge its clips."""
     with_tools, clips = tools(modules), clips_for(job.concepts, effort)
     row = {"concepts": job.concepts, "shots": job.shots, "source": job.source}
     if job.shots:
@@ -217,7 +221,7 @@ def measure(job: Job, modules: Path, effort: Effort = FULL) -> dict:
 
 
 def save_strip(job: Job, clips: list[Clip], made: torch.Tensor) -> None:
-    """The first clip of the concept's own above the first of a neighbour's, for the sheet."""
+    """Save two clips for the sheet: the concept's first, and below it the first of a neighbour."""
     from ..model.report import grid
 
     near = next(i for i, clip in enumerate(clips) if not clip.concept)
@@ -226,7 +230,7 @@ def save_strip(job: Job, clips: list[Clip], made: torch.Tensor) -> None:
 
 
 def fingerprint(modules: Path, effort: Effort = FULL) -> str:
-    """Of the weights that are measured, and of the effort: rows of other ones do not count."""
+    """A hash of the measured weights and the effort. Rows with another hash do not count."""
     digest = hashlib.sha256(repr(effort).encode())
     for file in (checkpoint.WEIGHTS, modules):
         digest.update(file.read_bytes())
@@ -239,11 +243,10 @@ def read_rows(file: Path, weights: str) -> list[dict]:
 
 
 def write_rows(file: Path, rows: list[dict]) -> None:
-    """One row a line, so that a change of one is a change of one line."""
-    temporary = file.with_suffix(".tmp")
+    """Write one row on each line, so that a changed row is one changed line."""
     lines = ",\n".join(json.dumps(row) for row in rows)
-    temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    temporary.replace(file)
+    with whole_file(file) as new:
+        new.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def run(
@@ -254,7 +257,7 @@ def run(
     effort: Effort,
     workers: int | None,
 ) -> None:
-    """Measure the missing jobs in processes of one thread each; `rows` and the file grow."""
+    """Measure the missing jobs in processes of one thread each; add them to `rows` and the file."""
     if not missing:
         return
     weights = fingerprint(modules, effort)
@@ -272,24 +275,27 @@ def main(arguments: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--concept", nargs="+", type=known, help="only these, each alone, and no groups"
+        "--concept", nargs="+", type=known, help="only these, each by itself, and no groups"
     )
     parser.add_argument("--shots", nargs="+", type=int, choices=SHOTS, default=list(SHOTS))
     parser.add_argument(
-        "--groups", choices=("all", "none"), default="all", help="several concepts in one encoder"
+        "--groups",
+        choices=("all", "none"),
+        default="all",
+        help="whether to measure several concepts in one text encoder",
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="hardly any training, drawing and clips, to see that it runs: no figures to quote",
+        help="hardly any training and drawing, only to see that it runs; the figures mean nothing",
     )
     parser.add_argument("--json", type=Path, default=FILE, help="where the rows are kept")
     parser.add_argument("--motion", type=Path, default=motion.WEIGHTS, help="the motion module")
     parser.add_argument(
-        "--folder", type=Path, default=FILE.parent, help="where table and sheet are written"
+        "--folder", type=Path, default=FILE.parent, help="where the page and the sheet are written"
     )
-    parser.add_argument("--no-run", action="store_true", help="only write what the JSON file holds")
-    parser.add_argument("--jobs", type=int, help="processes; else one a core, or one for a card")
+    parser.add_argument("--no-run", action="store_true", help="only write what the JSON file has")
+    parser.add_argument("--jobs", type=int, help=JOBS_HELP)
     options = parser.parse_args(arguments)
     if not options.motion.is_file():
         parser.error(
@@ -300,7 +306,8 @@ def main(arguments: list[str]) -> None:
         options.folder / FILE.name,
     ):
         parser.error(
-            "These would take the place of the figures in docs: give --json and --folder others."
+            "This would overwrite the figures in docs: name another file with --json and another "
+            "folder with --folder."
         )
     wanted = jobs(
         tuple(options.concept or SINGLES),

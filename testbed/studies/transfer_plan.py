@@ -11,10 +11,11 @@ SHOTS = (1, 2, 4, 8)
 SOURCES = ("real", "drawn")
 
 
-SINGLES = ("fox", "ink", "Zorvik")  # with every number of pictures: an object, a style, a character
+# Measured with every number of pictures: an object, a style and a character.
+SINGLES = ("fox", "ink", "Zorvik")
 
 
-# Several concepts in one encoder, with GROUP_SHOTS of each; their members are also erased alone.
+# Several concepts in one encoder, with GROUP_SHOTS pictures of each. Each is also erased alone.
 GROUPS = (("fox", "guitar"), ("fox", "guitar", "pizza", "castle"))
 GROUP_SHOTS = 4
 
@@ -28,13 +29,13 @@ class Effort:
     """How much is drawn and trained."""
 
     own: int = 7
-    """Clips of each concept's own; for it, of others of its kind, and of other kinds."""
+    """Clips of each concept. near: of others of its kind; far: of other kinds."""
     near: int = 4
     far: int = 2
     steps: int = STEPS
-    """Of drawing a clip."""
+    """Sampling steps of a clip."""
     erasing: int = 120
-    """Steps of training, at most, a concept."""
+    """Most training steps for each concept."""
 
 
 FULL = Effort()
@@ -43,7 +44,7 @@ QUICK = Effort(own=2, near=1, far=1, steps=2, erasing=2)
 
 @dataclass(frozen=True)
 class Job:
-    """One encoder to erase and measure; without pictures (shots 0) the unedited one."""
+    """One encoder to erase and measure; with shots 0 the unedited one."""
 
     concepts: tuple[str, ...]
     shots: int = 0
@@ -51,7 +52,7 @@ class Job:
 
     @property
     def compared(self) -> bool:
-        """Whether it is one of those that tell what several concepts in one encoder cost."""
+        """Whether the job is part of the comparison of several concepts in one encoder."""
         among = any(set(self.concepts) <= set(group) for group in GROUPS)
         return among and self.shots == GROUP_SHOTS
 
@@ -65,9 +66,9 @@ def jobs(
     shots: tuple[int, ...] = SHOTS,
     groups: tuple[tuple[str, ...], ...] = GROUPS,
 ) -> list[Job]:
-    """What is to be measured: first, for each set of concepts, the unedited model."""
+    """All jobs. The unedited model for each set of concepts comes first."""
     members = [(concept,) for group in groups for concept in group]
-    # Those that take longest first, so that the processes end together.
+    # The longest first, so that the processes end at about the same time.
     wanted = [
         Job(group, GROUP_SHOTS, source)
         for group in (*sorted(groups, key=len, reverse=True), *members)

@@ -1,4 +1,4 @@
-"""What was measured of erased encoders in video, as a table and a sheet of frames."""
+"""The results for erased encoders in video, as tables and a sheet of frames."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEAD = (
     "|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
-# For each erased encoder that was measured, the unedited model's row and its own.
+# From the job of each erased encoder to the unedited model's row and its own.
 Found = dict[Job, tuple[dict, dict]]
 
 
@@ -33,20 +33,20 @@ def share(values: Iterable[bool]) -> float:
 
 
 def ratio(pairs: list[tuple[bool, bool]]) -> float:
-    """How many are right after, relative to before; pairs (before, after)."""
+    """The number of right ones after, relative to before. pairs: (before, after)."""
     before, after = (sum(side) for side in zip(*pairs)) if pairs else (0, 0)
     return after / before if before else float("nan")
 
 
 def figures(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
-    """Shares over some encoders, given for each the rows (before, after) of the same clips.
+    """Shares over some encoders. pairs: for each, the rows (before, after) of the same clips.
 
-    residual: frames of the concepts' own clips in which the judge still sees them; peak: the same
-    of the frame, first to last, in which it sees them most; any: clips with at least one such
-    frame; was: as residual, before. neighbours: what the judge sees rightly in neighbours' frames,
-    relative to before; same: of what it saw rightly before, what it still sees. motion: clips that
-    move as told, relative to before; same_motion: of those that did before, those that still do;
-    near_motion: as motion, of neighbours' clips alone.
+    residual: frames of the concepts' own clips in which the judge still sees them; was: the same
+    before. peak: residual for the frame number where it is largest. any: own clips with at least
+    one such frame. neighbours: right frames of neighbours, relative to before; same: of the frames
+    that were right before, those that still are. moved: clips that moved right before. motion:
+    clips that move right, relative to before; same_motion: of the clips that moved right before,
+    those that still do; near_motion: motion for neighbours' clips only.
     """
     own, own_before, near, moves = [], [], [], {True: [], False: []}  # moves: by whose clip
     for before, after in pairs:
@@ -77,7 +77,7 @@ def figures(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
 
 
 def paired(rows: list[dict]) -> Found:
-    """For each erased encoder that was measured, the unedited model's row and its own."""
+    """From the job of each erased encoder to the unedited model's row and its own."""
     by_job = {job_of(row): row for row in rows}
     return {
         job: (by_job[Job(job.concepts)], row)
@@ -104,9 +104,9 @@ def bars() -> str:
 
 
 def by_pictures(found: Found) -> list[str]:
-    """A line for each source and number of pictures, over the concepts measured with all."""
+    """A line for each source and number of pictures, over the concepts that have all of them."""
     alone = {job: pair for job, pair in found.items() if len(job.concepts) == 1}
-    # Over the same concepts in every line.
+    # Every line is over the same concepts.
     settings = sorted({(job.source, job.shots) for job in alone}, reverse=True)
     common = {job.concepts for job in alone} - {
         concepts
@@ -132,12 +132,12 @@ def by_concept(found: Found) -> list[str]:
 
 
 def by_number(found: Found) -> list[str]:
-    """One, two and four concepts in an encoder, of the same concepts, as many pictures of each."""
+    """A line for one, two and four concepts in an encoder, over the same concepts."""
     return [line(title, pairs) for title, pairs in numbers(found)]
 
 
 def numbers(found: Found) -> list[tuple[str, list[tuple[dict, dict]]]]:
-    """By how many concepts an encoder lost: a title, and the encoders' rows (before, after)."""
+    """For each number of concepts in an encoder: a title, and the rows (before, after)."""
     groups = [job.concepts for job in found if len(job.concepts) > 1]
     members = {(concept,) for group in groups for concept in group}
     parts = []
@@ -155,8 +155,8 @@ def numbers(found: Found) -> list[tuple[str, list[tuple[dict, dict]]]]:
 
 
 def in_pictures(found: Found) -> list[str]:
-    """The same encoders in pictures, as the benchmark measures: what each more costs is told here
-    over more prompts than clips can be made of."""
+    """The same encoders measured in pictures, as in the benchmark. Pictures are cheaper than clips,
+    so this covers more prompts."""
     parts = [
         (title, [score for _, after in pairs for score in after.get("pictures", ())])
         for title, pairs in numbers(found)
@@ -184,8 +184,8 @@ def in_pictures(found: Found) -> list[str]:
 
 
 def sheet(found: Found, target: Path) -> None:
-    """Before and after beside each other, for each concept alone: a clip of its own, and one of a
-    neighbour's."""
+    """Save a sheet of frames: for each single concept, before and after side by side, a clip of the
+    concept and one of a neighbour."""
     strips: dict[tuple[str, ...], tuple] = {}
     for job in found:
         if len(job.concepts) == 1 and job.concepts[0] in SINGLES and job.shots == GROUP_SHOTS:
@@ -215,7 +215,7 @@ def sheet(found: Found, target: Path) -> None:
 
 
 def introduction(rows: list[dict], found: Found, effort: Effort) -> list[str]:
-    """What was done, and what the columns mean."""
+    """Lines that say what was done, and what the columns mean."""
     clips = sum(len(row["clips"]) for row in rows)
     befores = {job.concepts: before for job, (before, _) in found.items()}
     unedited = figures([(row, row) for row in befores.values()])
@@ -272,7 +272,7 @@ def tables(found: Found) -> list[str]:
 
 
 def write(rows: list[dict], folder: Path, effort: Effort = FULL) -> None:
-    """Write transfer.md and, where the strips of frames are at hand, transfer_sheet.png."""
+    """Write transfer.md and, if the strips of frames exist, transfer_sheet.png."""
     found = paired(rows)
     if not found:
         raise SystemExit("transfer: nothing is measured yet; run it without --no-run.")

@@ -4,8 +4,8 @@
     python -m testbed verdicts --case fox Blorbo     these alone
 
 Each training is measured after a few steps, when hardly anything is gone, and at its end. The judge
-counts on the very same pictures. Then: what pictures that are connected are taken for. What the
-JSON file already holds is not measured again. Erasures and pictures are kept in output/verdict.
+looks at the same pictures. Then the check of connected pictures is measured. Rows that the JSON
+file already has are not measured again. Erasures and pictures are kept in output/verdict.
 """
 
 from __future__ import annotations
@@ -15,77 +15,38 @@ import json
 import logging
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 
 import torch
 
 import testbed
 
 from ..bench.row import TASKS
-from ..host.machine import machine, measured_on
+from ..host.machine import machine
 from ..host.workers import write_rows
 from ..model import drawings, pack
 from ..model.measure import kind_of
 from ..model.vocabulary import CHARACTERS
 from ..model.vocabulary import OBJECTS as THINGS
+from .verdicts_page import page, table
+from .verdicts_plan import (
+    ANCHORS,
+    CASES,
+    CHECKED,
+    JUDGED,
+    SHOTS,
+    SHOWN,
+    UNKNOWN_OF,
+    UNKNOWN_WORD,
+    Case,
+)
 
 DOCS = testbed.ROOT / "docs"
 KEPT = testbed.ROOT / "output" / "verdict"
-STEPS = (0, 5, 20)  # beside the end
-FEW = 2  # steps for what the original model does not draw: there nothing is measured afterwards
-JUDGED = {"mushrom": "mushroom", "elefant": "elephant"}  # what the judge looks for
-UNKNOWN_OF = 3  # of SHOWN, against what is unknown
-SHOWN = ("fox", "guitar", "mushroom", "castle", "pizza", "rocket", "umbrella", "owl", "Zorvik")
-KNOWN = ("fox", "guitar", "mushroom", "noto", "ink", "Zorvik")
-SHOTS = 4
-ANCHORS = 8  # pictures that domain_correction draws: a quarter of its default, to save time
-UNKNOWN_WORD = "Blorbo"
-CHECKED = ("right", "wrong", "unknown word", "unknown thing")
-
-
-@dataclass(frozen=True)
-class Case:
-    concept: str
-    kind: str = "object"
-    method: str = "few_shot"
-    anchor: str = ""
-    given: bool = False
-    """Whether pictures are connected."""
-    steps: tuple[int, ...] = STEPS
-    most: int | None = None
-    """Steps of the training; None: to its end."""
-
-    @property
-    def name(self) -> str:
-        parts = self.concept, self.method, self.anchor, "given" if self.given else ""
-        return "_".join(filter(None, parts)).replace(" ", "_")
-
-
-CASES = (
-    Case("fox"),
-    Case("guitar"),
-    Case("mushroom"),
-    Case("noto", "style"),
-    Case("ink", "style"),
-    Case("Zorvik", "character"),
-    Case("mushroom", anchor="flower", steps=(), most=20),
-    Case("mushroom", given=True, steps=(5, 20)),
-    Case("mushrom", steps=(), most=FEW),
-    Case("elefant", steps=(), most=FEW),
-    Case("Van Gogh", "style", steps=(), most=FEW),
-    Case("Blorbo", "character", steps=(), most=FEW),
-    Case("fox", method="key_step", steps=()),
-    Case("noto", "style", method="key_step", steps=()),
-    Case("fox", method="domain_correction", steps=()),
-    Case("noto", "style", method="domain_correction", steps=()),
-)
-CUT_SHORT = {case.name for case in CASES if case.most}
 
 
 class Count:
-    """Rows that a network predicts, and seconds of the processor, inside of `with`."""
+    """Counts a network's forward rows, and CPU seconds, inside a `with` block."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         self.network, self.rows, self.cpu = network, 0, 0.0
@@ -110,7 +71,7 @@ def shots(case: Case) -> torch.Tensor | None:
 
 
 def trained(package, parts, case: Case) -> dict[int, object]:
-    """The erasures after each step that is measured; 0 has none."""
+    """From each measured step to the erasure after it; None for step 0."""
     science = package.unlearn
     known = sorted(KEPT.glob(f"{case.name}@*.safetensors"))
     if not known:
@@ -154,7 +115,7 @@ def trained(package, parts, case: Case) -> dict[int, object]:
 
 
 class Watched:
-    """A ComfyModel to be opened, and what it drew."""
+    """A ComfyModel that keeps the latents it drew, by prompt."""
 
     def __init__(self, package, parts) -> None:
         self.model = package.nodes.backend.model.ComfyModel(*parts, size=(drawings.SIZE,) * 2)
@@ -207,7 +168,7 @@ def measure(package, parts, judge, case: Case, step: int, erasure, end) -> dict:
     sides = []
     for when, way in zip(("before", "after"), ways):
         if way is ways[1] and not way.drawn:
-            # Of what is unknown nothing is drawn afterwards; the judge looks all the same.
+            # The verdict draws nothing afterwards for an unknown concept, but the judge needs it.
             with torch.inference_mode(), way.opened() as model:
                 model.sample(prompts, 0, verdict.STEPS, 7.5)
         with torch.inference_mode(), way.opened() as model:
@@ -226,7 +187,7 @@ def keep(pictures: torch.Tensor, name: str, columns: int) -> None:
 
 
 def check(package, parts, concept: str, against: str) -> dict:
-    """What is said of pictures of a thing when they are connected under a word."""
+    """What the check says to pictures of a thing that are connected under a word."""
     pictured = package.unlearn.evaluate.picture_check
     kind, names = kind_of(concept), CHARACTERS if kind_of(concept) == "character" else THINGS
     place = names.index(concept)
@@ -260,7 +221,7 @@ def check(package, parts, concept: str, against: str) -> dict:
 
 
 def patterns(count: int, seed: int) -> torch.Tensor:
-    """(count, 128, 128, 3) checks of two colours: nothing that IconCanvas learnt."""
+    """(count, 128, 128, 3) chequered pictures in two colours: nothing that IconCanvas knows."""
     generator = torch.Generator().manual_seed(seed)
     places = torch.arange(drawings.SIZE)
     images = []
@@ -268,105 +229,6 @@ def patterns(count: int, seed: int) -> torch.Tensor:
         size = int(torch.randint(5, 25, (), generator=generator))
         images.append(colours[(places[:, None] // size + places // size) % 2])
     return torch.stack(images)
-
-
-def counted(row: dict) -> str:
-    """The verdict that the judge's counts make; none where it sees nothing before."""
-    from unlearn.evaluate.verdict import UNKNOWN, word
-
-    before, after = row["judge_before"], row["judge_after"]
-    return word(before, after) if before else UNKNOWN
-
-
-def table(rows: list[dict]) -> str:
-    lines = [
-        "| concept | trained by | step | verdict | by the judge's counts | shown, of 4 | "
-        "seen by the judge | rows | CPU, s | of the training's |",
-        "|---" * 10 + "|",
-    ]
-    for row in rows:
-        how = row["method"] + (f", anchor {row['anchor']}" if row["anchor"] else "")
-        how += ", pictures connected" if row["given"] else ""
-        after = row.get("after", "not drawn")
-        cells = [row["concept"], how, f"{row['step']}{', the end' if row['end'] else ''}"]
-        cells += [row["verdict"], counted(row), f"{row['before']} to {after}"]
-        cells += [f"{row['judge_before']} to {row['judge_after']}", row["rows"]]
-        share = "" if row["case"] in CUT_SHORT else f"{row['cpu'] / row['training_cpu']:.0%}"
-        cells += [f"{row['cpu']:.1f}", share]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
-
-
-def agreement(rows: list[dict]) -> list[str]:
-    both = [(row["verdict"], counted(row)) for row in rows]
-    alike = sum(one == other for one, other in both)
-    falsely = sum(one == "gone" != other for one, other in both)
-    late = sum(one == "not gone" and other == "gone" for one, other in both)
-    ends = [row for row in rows if row["end"] and row["method"] == "few_shot"]
-    cost, of = (mean(row[key] for row in ends) for key in ("cpu", "training_cpu"))
-    return [
-        f"* In {alike} of {len(rows)} rows the verdict is what the judge's counts would say.",
-        f'* In {falsely} rows it is "gone" and the judge still sees the concept.',
-        f'* In {late} rows it is "not gone" and the judge sees the concept nowhere.',
-        f"* At the end of few_shot it takes {cost:.1f} s of CPU time and "
-        f"{mean(row['rows'] for row in ends):.0f} rows of the denoiser on average: {cost / of:.0%} "
-        f"of the {of:.1f} s of the training.",
-    ]
-
-
-def checks_table(rows: list[dict]) -> str:
-    found = {(row["pictures"], row["against"]): row for row in rows}
-    lines = [
-        "| pictures | " + " | ".join(CHECKED[:-1]) + " | other pictures, right word |",
-        "|---" * (1 + len(CHECKED)) + "|",
-    ]
-    for concept in dict.fromkeys(row["pictures"] for row in rows):
-        cells = []
-        for against in CHECKED:
-            row = found.get((concept, against))
-            named = f" ({row['word']})" if row and against == "wrong" else ""
-            cells.append(f"{row['answer']}{named}" if row else "")
-        lines.append(f"| {concept} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def page(rows: list[dict], checks: list[dict]) -> str:
-    known = [row for row in rows if row["concept"] in KNOWN]
-    passed = [row["cpu"] for row in checks if row["answer"] == "pass"]
-    others = [row["cpu"] for row in checks if row["answer"] != "pass"]
-    return "\n".join(
-        [
-            "# The verdict",
-            "",
-            "Made by `python -m testbed verdicts`. Trainings on IconCanvas in mode balanced; the "
-            "model draws the pictures itself unless they are connected. The original model says "
-            "which of 4 pictures show the concept, before and after. The separate judge looks at "
-            "the same pictures. They are drawn in 8 steps, and the judge learnt from cleaner ones, "
-            "so it misses some that show the concept.",
-            "",
-            table(rows),
-            "",
-            "For the concepts that IconCanvas knows:",
-            "",
-            *(agreement(known) if any(row["end"] for row in known) else []),
-            "",
-            "## The check of connected pictures",
-            "",
-            f"{SHOTS} pictures of a thing or a character under the right word, under a wrong one, "
-            f"and under {UNKNOWN_WORD}, which the model does not know. The *other pictures* are "
-            "chequered in two colours.",
-            "",
-            checks_table(checks),
-            "",
-            f"The check takes {mean(passed):.1f} s of CPU time where the pictures pass, else "
-            f"{mean(others):.1f} s."
-            if passed and others
-            else "",
-            "",
-            measured_on([*rows, *checks], ", one thread"),
-            "",
-        ]
-    )
 
 
 def write(rows: list[dict], options: argparse.Namespace) -> None:
@@ -410,7 +272,7 @@ def main(arguments: list[str]) -> None:
                 rows.append(measure(package, parts, judge, case, step, erasure, end))
                 write(rows, options)
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
-    # First what takes little time.
+    # The quick ones first.
     for against in CHECKED if "pictures" in chosen else ():
         for concept in SHOWN if against in CHECKED[:2] else SHOWN[:UNKNOWN_OF]:
             if (concept, against) not in done:

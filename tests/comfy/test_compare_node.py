@@ -50,7 +50,8 @@ def comparing(pack: ModuleType, parts: tuple, monkeypatch: pytest.MonkeyPatch) -
 
     # What is seen in so small pictures is chance, and asking takes longest.
     judge = node.remains
-    monkeypatch.setattr(node, "remains", lambda *own, **more: judge(*own, **more, draws=2))
+    few = {"others": ["cat", "house"], "draws": 2}
+    monkeypatch.setattr(node, "remains", lambda *own, **more: judge(*own, **{**few, **more}))
     monkeypatch.setattr(node, "sheet", kept)
     return compared
 
@@ -100,6 +101,7 @@ def test_a_broken_model_is_no_perfect_erasure(parts: tuple, comparing: Any, valu
     assert found.picture.isfinite().all()
 
 
+@pytest.mark.slow
 def test_each_further_picture_has_the_next_seed(parts: tuple, comparing: Any) -> None:
     changed = parts[0].clone()
     several = comparing(erased_model=changed, count=2)

@@ -33,7 +33,7 @@ def test_it_stops_at_the_next_picture(
         told.append(text)
         management.interrupt_current_processing()
 
-    monkeypatch.setattr(cpdm, "tell", cancel)
+    monkeypatch.setattr(pack.nodes.progress, "tell", cancel)
     pictures = torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         (clip_vision,) = TinyCLIPVision().build()

@@ -204,7 +204,7 @@ def test_room_is_made_beside_a_model_that_does_not_fit(
         card = Card(monkeypatch, device, model.model, clip.cond_stage_model)
         card.size = int(0.9 * card.whole)
         host = host_model(pack, model, clip, vae)
-        host._load()
+        host.residency.load()
         before = card.there()
         planned = host.prepare("encoder", "mlp-final-attn", 4, batch=1, prompts=2)
         assert planned.checkpointing
@@ -217,7 +217,7 @@ def test_room_is_made_beside_a_model_that_does_not_fit(
         with pytest.raises(MemoryError, match="use smaller images"):
             host.prepare("encoder", "all", 0, batch=64, prompts=64)
         # Then all is as it was, and a smaller run finds its place.
-        assert host._is_loaded()
+        assert host.residency.is_loaded()
         host.prepare("encoder", "mlp-final-attn", 4, batch=1, prompts=2)
 
 
@@ -231,7 +231,7 @@ def test_room_is_made_for_what_the_classifier_asks_at_once(
         card = Card(monkeypatch, device, model.model, clip.cond_stage_model)
         card.size = asked + int(0.9 * card.whole)
         host = host_model(pack, model, clip, vae)
-        host._load()
+        host.residency.load()
         assert card.free() < asked
         host.prepare_asking()
         assert card.free() >= asked

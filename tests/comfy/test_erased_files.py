@@ -109,7 +109,7 @@ def other_names_below(clip: Any, tensors: dict) -> None:
         (of_integers, "holds torch.int8"),
         (without_a_dimension, "is a text encoder of another size"),
         (turned, "is a text encoder of another size"),
-        (half_of_it, "weights of this text encoder, the first that it lacks is clip_l"),
+        (half_of_it, "weights of this text encoder; the first that it lacks is clip_l"),
         (one_weight, "holds 1 of the 68 weights of this text encoder"),
         (other_names_below, "holds 52 of the 68 weights of this text encoder"),
     ],
@@ -140,10 +140,10 @@ def test_an_encoder_in_which_nothing_was_erased_is_said_to_be_one(
     )
     assert erasure.deltas == {}
     assert summary.startswith(
-        "theirs, strength 1. Nothing is erased: the file differs in no weight"
+        "theirs, strength 1. Nothing is erased: the file has the same weights"
     )
     for node in (pack.nodes.erasures.SaveErasedClip, pack.nodes.erasures.SaveErasedModel):
-        with pytest.raises(ValueError, match="changes no weight, so nothing"):
+        with pytest.raises(ValueError, match="changes no weight, so it would"):
             run(node, erasure, "loras/x", "float16")
 
 
@@ -204,7 +204,7 @@ def test_a_strength_that_is_no_number_is_refused(
         lambda: apply.erased_model(model, network, strength),
     ):
         with pytest.raises(
-            pack.unlearn.core.erasure.ErasureError, match="give a number, for example 1"
+            pack.unlearn.core.erasure.ErasureError, match="give a finite number, for example 1"
         ):
             put_on()
     encoder.save(loras / "encoder.safetensors")
@@ -274,7 +274,7 @@ def test_what_cannot_be_read_of_a_record_is_said_in_the_node(
         pack.nodes.erasures.LoadErasedClip, parts[1], "a.safetensors", 1.0
     )
     said = (
-        "Its record has what cannot be read and counts as absent: measured.probe (is None); "
+        "These entries of its record cannot be read and are ignored: measured.probe (is None); "
         "measured.receipt (is [1])."
     )
     assert summary == f"fox, strength 1. {said}"
@@ -373,7 +373,7 @@ def test_a_training_node_trains_anew_what_it_cannot_use(
     model, clip, vae = parts
     training, settings = pack.nodes.training, pack.unlearn.methods.few_shot.FewShotSettings()
     inputs = ["few_shot", ["fox"], settings, model, clip, vae, 64, None, "kept", 0]
-    run_of = training.Training(*inputs, verdict=False)
+    run_of = training.TrainingRun(*inputs, verdict=False)
     good = of_the_encoder(pack, clip, **{**RECORD, "key": "replaced"})
     learnt = []
 
@@ -381,7 +381,7 @@ def test_a_training_node_trains_anew_what_it_cannot_use(
         learnt.append(host)
         return good
 
-    part = training.Trained("encoder", "mlp-final-attn", 0, 1, 1)
+    part = training.TrainingSpec("encoder", "mlp-final-attn", 0, 1, 1)
     _, file, _ = run_of.run(None, part, learn)
     _, _, again = run_of.run(None, part, learn)
     assert (len(learnt), again[:14]) == (1, "Trained before")

@@ -188,7 +188,7 @@ def test_a_whole_model_that_is_added_or_subtracted_is_of_the_base(
 
 def test_a_training_says_that_it_leaves_hooks_out(pack: ModuleType, model: Any, clip: Any) -> None:
     def said(connected: Any, prefix: str) -> str:
-        training = pack.nodes.training.Training(
+        training = pack.nodes.training.TrainingRun(
             "few_shot",
             ["cat"],
             pack.unlearn.methods.few_shot.FewShotSettings(),
@@ -201,7 +201,7 @@ def test_a_training_says_that_it_leaves_hooks_out(pack: ModuleType, model: Any, 
             0,
             verdict=False,
         )
-        weights = pack.nodes.training.Trained("encoder", "mlp", 0, 1)
+        weights = pack.nodes.training.TrainingSpec("encoder", "mlp", 0, 1)
         return training.run(None, weights, lambda *_: of_the_encoder(pack, clip, loss=[1.0]))[2]
 
     assert "The hooks on this CLIP were left out" in said(hooked(clip), "hooks")

@@ -261,7 +261,7 @@ def test_what_is_typed_wrongly_is_said_before_the_prompt_is_queued(
     cases = [
         ({"concept": " , "}, "No concept is named"),
         ({"anchor": "Fox"}, "The anchor 'Fox' is the concept itself"),
-        ({"protect": "cat, FOX"}, "is to be unlearnt and named in protect, too"),
+        ({"protect": "cat, FOX"}, "is both a concept to unlearn and a protected word"),
         ({"filename_prefix": "../x"}, "leaves ComfyUI's output folder"),
         ({"filename_prefix": "a\0b"}, "filename_prefix holds a null character"),
         ({"filename_prefix": "x" * 250}, "filename_prefix has 250 bytes"),

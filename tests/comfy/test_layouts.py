@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 import torch
 from families import family_first, only
-from layouts import LAYOUTS, Loaded, build
+from layouts import LAYOUTS, SIDE, Loaded, build
 
 pytestmark = pytest.mark.usefixtures("node_body", "small_runs")
 
-SIDE = 64  # pixels
 SELECTIONS = ("cross-attention", "cross-attention-kv", "outside-cross-attention")
 PROMPTS = ("a photo of a cat", "a dog in ink style")
 # In 0..1000, as the methods draw them: both ends, and the first and last steps of a trajectory.
@@ -60,7 +59,7 @@ def test_a_prompt_with_weights_stands_beside_others(pack: ModuleType, loaded: Lo
     with comfy_model(pack, loaded).training() as model, torch.no_grad():
         both = one_by_one(pack, model, ("a (cat:1.2)", "a dog"))
         x_t, t, _ = batch(model)
-        swapped = pack.unlearn.core.model.Conditioning.cat([both.single(1), both.single(0)])
+        swapped = pack.unlearn.core.conditioning.Conditioning.cat([both.single(1), both.single(0)])
         found = model.predict(x_t, t, both)
         assert found.isfinite().all()
         other = model.predict(x_t.flip(0), t.flip(0), swapped).flip(0)
@@ -70,7 +69,7 @@ def test_a_prompt_with_weights_stands_beside_others(pack: ModuleType, loaded: Lo
 def one_by_one(pack: ModuleType, model: Any, prompts: tuple[str, ...] = PROMPTS) -> Any:
     """Conditioning of prompts, each encoded by itself, as the network's methods have it."""
     parts = [model.encode([prompt]) for prompt in prompts]
-    return pack.unlearn.core.model.Conditioning.cat(parts)
+    return pack.unlearn.core.conditioning.Conditioning.cat(parts)
 
 
 def loss_of(pack: ModuleType, model: Any) -> torch.Tensor:
@@ -125,7 +124,7 @@ def test_first_token_teaches_keys_and_values_nothing(pack: ModuleType, loaded: L
     ):
         whole = model.encode(PROMPTS[:1])
         extra = {k: v[:, :1] if torch.is_tensor(v) else v for k, v in whole.extra.items()}
-        first = pack.unlearn.core.model.Conditioning(whole.cross[:, :1], whole.pooled, extra)
+        first = pack.unlearn.core.conditioning.Conditioning(whole.cross[:, :1], whole.pooled, extra)
         x_t, t, target = batch(model, 1)
         (model.predict(x_t, t, first) - target).square().mean().backward()
         for key, delta in edit.deltas.items():
@@ -335,8 +334,8 @@ def test_prompts_of_a_trained_encoder_count(pack: ModuleType, loaded: Loaded) ->
     )
     assert none < few < more
     assert more - few == pytest.approx(few - none, rel=0.01)
-    weights, given = model._weights("encoder", "mlp-final-attn"), model.checkpointing
-    full, recomputed = model._encoding(weights, 4)
+    weights, given = model.selected("encoder", "mlp-final-attn"), model.checkpointing
+    full, recomputed = pack.nodes.backend.memory.encoding_bytes(model, weights, 4)
     assert 0 < recomputed < full
     assert model.checkpointing == given
 
@@ -377,7 +376,7 @@ def random_erasure(pack: ModuleType, loaded: Loaded, rank: int) -> Any:
     every = {**network_weights(root, SELECTIONS[0]), **network_weights(root, SELECTIONS[2])}
     generator = torch.Generator().manual_seed(2)
     with torch.inference_mode(False):
-        edit = pack.unlearn.core.model.Edit({prefix + key: w for key, w in every.items()}, rank)
+        edit = pack.unlearn.core.edit.Edit({prefix + key: w for key, w in every.items()}, rank)
         for parameter in edit.parameters():
             parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     deltas = {key: delta.tensors() for key, delta in edit.deltas.items()}

@@ -35,7 +35,7 @@ SLACK = 2**18  # bytes of Python's own
 
 each_method = pytest.mark.parametrize(
     "method",
-    ["few_shot", "key_step", pytest.param("domain_correction", marks=pytest.mark.slow)],
+    ["few_shot", *(pytest.param(name, marks=pytest.mark.slow) for name in list(SETTINGS)[1:])],
 )
 
 
@@ -117,6 +117,7 @@ def test_what_a_run_left_free_goes_back_to_the_system(pack: ModuleType) -> None:
 # Planning
 
 
+@pytest.mark.slow
 def test_planning_keeps_nothing(pack: ModuleType, parts: tuple) -> None:
     def prepare() -> None:
         pack.nodes.backend.model.ComfyModel(*parts, size=(32, 32)).prepare(
@@ -173,19 +174,20 @@ def test_a_run_whose_backward_pass_fails_keeps_nothing(
         def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
             raise MemoryError
 
-    changed = pack.unlearn.core.model.Edit.changed
+    changed = pack.unlearn.core.edit.Edit.changed
 
     def failing(*given: Any) -> torch.Tensor:
         return Fails.apply(changed(*given))
 
     erase("few_shot", checkpointing=True)
     before = tensors()
-    monkeypatch.setattr(pack.unlearn.core.model.Edit, "changed", failing)
+    monkeypatch.setattr(pack.unlearn.core.edit.Edit, "changed", failing)
     with pytest.raises(MemoryError):
         erase("few_shot", checkpointing=True)
     assert tensors() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_keeps_nothing_but_what_was_good(
     pack: ModuleType, erase: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,12 +195,13 @@ def test_a_run_that_diverges_keeps_nothing_but_what_was_good(
     monkeypatch.setattr(science, "bounded_loss", lambda d, *_: d.mean() * torch.nan)
 
     def diverging() -> None:
-        with pytest.raises(pack.unlearn.core.model.Diverged):
+        with pytest.raises(pack.unlearn.core.edit.Diverged):
             erase("few_shot")
 
     assert_nothing_stays(diverging)
 
 
+@pytest.mark.slow
 def test_the_whole_node_keeps_only_what_it_hands_on(
     pack: ModuleType, parts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

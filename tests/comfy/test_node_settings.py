@@ -153,7 +153,7 @@ def line(plot: torch.Tensor) -> torch.Tensor:
 
 def test_the_line_is_what_was_left_at_each_point(pack: ModuleType) -> None:
     found = {"points": [0, 5, 10], "left": [0.0, 0.0, 1.0], "steps": 10}
-    plot = pack.nodes.progress.key_steps_plot(4, 10, found)
+    plot = pack.nodes.charts.key_steps_plot(4, 10, found)
     assert plot.shape == (1, 256, 512, 3)
     drawn = line(plot)
     columns = drawn.any(0).nonzero().flatten()
@@ -165,7 +165,7 @@ def test_the_line_is_what_was_left_at_each_point(pack: ModuleType) -> None:
 
 @pytest.mark.parametrize("start", [0, 9])
 def test_the_plot_may_begin_at_the_first_or_at_the_last_step(pack: ModuleType, start: int) -> None:
-    plot = pack.nodes.progress.key_steps_plot(start, 10, None)
+    plot = pack.nodes.charts.key_steps_plot(start, 10, None)
     assert begins(plot) == pytest.approx(start / 10, abs=0.01)
     assert (plot[0, 20:200, 34] < 0.1).all(), "the axis stays to be seen"
 
@@ -214,7 +214,10 @@ def test_as_many_pictures_a_step_as_batch_says(unlearn: Callable[..., tuple]) ->
 
 @pytest.mark.parametrize(
     ("mode", "projections"),
-    [("balanced", ("off", "orthogonal", "as_released")), ("paper", ("off", "orthogonal"))],
+    [
+        ("balanced", ("off", "orthogonal", "as_released")),
+        pytest.param("paper", ("off", "orthogonal"), marks=pytest.mark.slow),
+    ],
 )
 def test_the_encoders_gradient_is_projected_in_both_modes(
     unlearn: Callable[..., tuple], mode: str, projections: tuple[str, ...]
@@ -236,6 +239,7 @@ def distance(one: Any, other: Any) -> float:
     return sum((one.delta(key) - other.delta(key)).norm() ** 2 for key in one.deltas) ** 0.5
 
 
+@pytest.mark.slow
 def test_a_style_is_pushed_beyond_the_neutral_word(pack: ModuleType, parts: tuple) -> None:
     """By half of the way there, where a thing is not: a few steps take it further already."""
     science = pack.unlearn.methods.few_shot

@@ -15,7 +15,7 @@ from small_probe import small_probe
 
 pytestmark = pytest.mark.usefixtures("node_body", "small_runs")
 
-NOT_RECORDED = "The figures are not put into its record."
+NOT_RECORDED = "The figures do not go into its record."
 
 
 @pytest.fixture
@@ -94,6 +94,7 @@ def test_figures_on_another_base_are_not_its_own(
     assert asked[0].parts == {"denoiser"}
 
 
+@pytest.mark.slow
 def test_an_erased_model_alone_is_probed_as_a_style(
     pack: ModuleType, parts: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,7 +144,7 @@ def test_of_several_kinds_each_is_asked_for_as_its_own(
     both = of_the_encoder(pack, parts[1], concepts=["fox", "ink"], parts=named)
     found = probing(pack, parts, erasure=both, concept="", kind="style")
     assert [one.concept for one in asked] == ["ink"]
-    assert "Of another kind, and not asked for: fox." in found.report
+    assert "Not probed, because they are of another kind: fox." in found.report
     nameless = of_the_encoder(pack, parts[1], concepts=[])
     assert pack.nodes.probe.said_by(nameless, "style") == [], "to be typed, of any kind"
 

@@ -149,14 +149,14 @@ def test_attacks_keep_no_activations_of_layers_that_go_unread(pack: ModuleType) 
                 kept.append(len(model._saved.original))
 
             own = ["a photo of a fox"] * 2
-            science.ring_a_bell.ring_a_bell(
+            science.ring_a_bell(
                 model, "fox", own, "object", on_attack=on_attack, settings=chosen.ring_a_bell
             )
             noise = model.noise(2, torch.Generator().manual_seed(0))
-            science.cce.cce(model, noise, "object", chosen.cce, on_attack)
+            science.cce(model, noise, "object", chosen.cce, on_attack)
             with torch.no_grad():
                 wanted = model.encode(own)
-            science.unlearn_diff_atk.unlearn_diff_atk(
+            science.unlearn_diff_atk(
                 model, own, wanted, noise, "object", chosen.unlearn_diff_atk, on_attack
             )
     assert len(kept) == 1 + 2 + 3

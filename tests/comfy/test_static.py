@@ -93,6 +93,6 @@ def test_several_patchers_of_a_model_share_what_was_loaded(
 def test_a_model_of_no_known_file_gets_a_sentence(pack: ModuleType, dynamic: tuple) -> None:
     model, clip, vae = dynamic
     model.cached_patcher_init = None
-    with pytest.raises(ValueError, match="use one of its own loaders") as error:
+    with pytest.raises(ValueError, match="Use one of ComfyUI's own loaders") as error:
         pack.nodes.backend.model.ComfyModel(model, clip, vae)
     assert "\n" not in str(error.value)

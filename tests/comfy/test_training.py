@@ -163,7 +163,7 @@ def test_memory_of_weights_that_the_host_moves_becomes_free(pack: ModuleType) ->
     with torch.inference_mode():
         module = torch.nn.Linear(2, 2)
     held, values = weakref.ref(module.weight), module.weight.tolist()
-    with pack.nodes.backend.patching.aliased([module]):
+    with pack.nodes.backend.aliasing.aliased([module]):
         assert held() is None
         assert module.weight.tolist() == values
     assert module.weight.tolist() == values
@@ -174,7 +174,7 @@ def test_weights_that_the_host_moved_stay_where_it_put_them(pack: ModuleType) ->
     with torch.inference_mode():
         module = torch.nn.Linear(2, 2)
         moved, stayed = module.weight, module.bias
-    with pack.nodes.backend.patching.aliased([module]):
+    with pack.nodes.backend.aliasing.aliased([module]):
         module.weight.data = module.weight.data.clone()
         there = module.weight
     assert module.weight is there
@@ -191,7 +191,7 @@ def test_weights_moved_before_a_run_can_be_kept_for_its_backward_pass(pack: Modu
         x = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
         with pytest.raises(RuntimeError, match="version"):
             module(x)
-        with pack.nodes.backend.patching.aliased([module]):
+        with pack.nodes.backend.aliasing.aliased([module]):
             module(x).sum().backward()
         assert torch.equal(x.grad, module.weight.sum(0, keepdim=True))
 
@@ -238,7 +238,7 @@ def test_what_a_loader_did_not_find_gets_a_sentence_before_any_work(
 
     empty = {"clip": None, "vae": VAE(sd={})}[missing]
     given = dict(zip(("model", "clip", "vae"), parts)) | {missing: empty}
-    training = pack.nodes.training.Training(
+    training = pack.nodes.training.TrainingRun(
         method="few_shot",
         concepts=["cat"],
         settings=pack.unlearn.methods.few_shot.FewShotSettings(),
@@ -248,7 +248,7 @@ def test_what_a_loader_did_not_find_gets_a_sentence_before_any_work(
         prefix="loras/erased",
         seed=0,
     )
-    trained = pack.nodes.training.Trained("encoder", "mlp", 0, 1)
+    trained = pack.nodes.training.TrainingSpec("encoder", "mlp", 0, 1)
     with pytest.raises(ValueError, match=sentence) as error:
         training.run(None, trained, lambda *_: pytest.fail("it began"))
     assert "\n" not in str(error.value)
@@ -297,7 +297,7 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_any_work(
 
 
 def a_training(pack: ModuleType, parts: tuple, prefix: str) -> Any:
-    return pack.nodes.training.Training(
+    return pack.nodes.training.TrainingRun(
         method="few_shot",
         concepts=["cat"],
         settings=pack.unlearn.methods.few_shot.FewShotSettings(),
@@ -311,7 +311,7 @@ def a_training(pack: ModuleType, parts: tuple, prefix: str) -> Any:
 
 
 def trained_weights(pack: ModuleType) -> Any:
-    return pack.nodes.training.Trained("encoder", "mlp", 0, 1)
+    return pack.nodes.training.TrainingSpec("encoder", "mlp", 0, 1)
 
 
 def learnt(pack: ModuleType, value: float = 1.0) -> Any:
@@ -383,7 +383,7 @@ def test_what_a_diverged_run_reached_is_told_to_be_lost_where_it_is(
     aside.mkdir()
 
     def diverges(*_: Any) -> None:
-        error = pack.unlearn.core.model.Diverged(float("nan"), 1, {}, [1.0])
+        error = pack.unlearn.core.edit.Diverged(float("nan"), 1, {}, [1.0])
         error.erasure = learnt(pack)
         raise error
 

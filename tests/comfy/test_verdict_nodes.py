@@ -60,7 +60,7 @@ def test_summary_and_file_begin_with_what_was_measured(
     pack: ModuleType, unlearn: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a single step, really drawn and judged; and queued again it is not drawn again."""
-    _, erasure, summary, record = unlearn(concept="cat")
+    _, erasure, summary, record = unlearn(concept="cat", size=128)
     first, second = summary.splitlines()[:2]
     found = record["measured"]["verdict"]
     assert found["concepts"]["cat"]["verdict"] == "not gone"
@@ -73,7 +73,7 @@ def test_summary_and_file_begin_with_what_was_measured(
     monkeypatch.setattr(
         pack.unlearn.evaluate.verdict, "measured", lambda *_: pytest.fail("it was there")
     )
-    *_, again, _ = unlearn(concept="cat")
+    *_, again, _ = unlearn(concept="cat", size=128)
     assert again.splitlines()[:2] == [
         first,
         "Trained before with these inputs; read from the file.",
@@ -135,9 +135,9 @@ def test_pictures_of_another_thing_stop_the_node_before_it_trains(
     monkeypatch.setattr(pack.unlearn.evaluate.picture_check, "VOCABULARY", words)
     shown = [Image.open(samples.FOLDER / f"mushroom_{i}.png").convert("RGB") for i in (1, 2)]
     images = torch.stack([torch.from_numpy(np.array(one)).float() / 255 for one in shown])
-    with pytest.raises(ValueError, match="do not show 'cat', they look like 'mushroom'") as error:
+    with pytest.raises(ValueError, match="do not show 'cat' but 'mushroom'") as error:
         unlearn(concept="cat", images=images, mode=mode)
-    assert "or switch verdict off to train all the same." in str(error.value)
+    assert "or switch verdict off to train anyway." in str(error.value)
     assert not list(folder.rglob("*.safetensors"))
     model = pack.nodes.backend.model.ComfyModel(*parts, (128, 128))
     with model.training():

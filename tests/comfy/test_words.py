@@ -122,11 +122,11 @@ def test_both_backends_read_a_word_alike(
 def test_how_far_a_name_moved_is_measured_by_its_letters(pack: ModuleType, layouts: dict) -> None:
     """By a training node, and by Combine."""
     clip, nodes = layouts[CLIP].clip, pack.nodes
-    erased, _ = nodes.apply.erased_clip(clip, of_the_encoder(pack, clip))
+    erased, _ = nodes.backend.apply.erased_clip(clip, of_the_encoder(pack, clip))
     before, after = (drawn_by(c, r"a photo of a guitar_\(music\)") for c in (clip, erased))
     wanted = ((after - before).norm() / before.norm()).item()
     assert nodes.few_shot.movement(clip, erased, [NAME], "object")[NAME] == pytest.approx(wanted)
-    same = nodes.erased.conflict(clip, erased, erased, f"a photo of a {NAME}")
+    same = nodes.erasures.conflict(clip, erased, erased, f"a photo of a {NAME}")
     assert same == pytest.approx((1.0, 1.0))
 
 
@@ -173,7 +173,7 @@ def test_each_encoder_reads_other_words(pack: ModuleType, layouts: dict) -> None
     for word in (FOX, "\u72d0"):
         for name in (CLIP, QWEN):
             assert typed(clips[name], word) == [word]
-        with pytest.raises(ValueError, match="reads nothing of the concept") as error:
+        with pytest.raises(ValueError, match="has no token for any part of the concept") as error:
             typed(clips[T5], f"owl, {word}")
         assert "\n" not in str(error.value)
     assert typed(clips[T5], f"red {FOX}") == [f"red {FOX}"]
@@ -183,7 +183,7 @@ def test_each_encoder_reads_other_words(pack: ModuleType, layouts: dict) -> None
     assert typed(clips[QWEN], f'"{long}"') == [long.strip()]
     for special in ("<|endoftext|>", "</s>"):
         name = CLIP if "|" in special else T5
-        with pytest.raises(ValueError, match="reads nothing of the concept"):
+        with pytest.raises(ValueError, match="has no token for any part of the concept"):
             typed(clips[name], special)
 
 
@@ -211,20 +211,20 @@ NODES = {
 }
 REFUSED = [
     ({"concept": "embedding:fox"}, "The concept holds a textual inversion"),
-    ({"concept": "()"}, "The concept '()' holds no letter or number"),
+    ({"concept": "()"}, "The concept '()' has no letter or number"),
     ({"concept": "(fox:nan)"}, "The concept holds a weight"),
     ({"concept": "masterpiece, best quality, a fox"}, "looks like a whole prompt"),
     ({"concept": LONG}, "is 70 tokens long"),
     ({"concept": "\u200b\ufe0f"}, "No concept is named"),
-    ({"concept": "<|endoftext|>"}, "reads nothing of the concept"),
+    ({"concept": "<|endoftext|>"}, "has no token for any part of the concept"),
     (
         {"concept": "owl, Fox", "protect": "cat, fox"},
-        "'fox' is to be unlearnt and named in protect",
+        "'fox' is both a concept to unlearn and a protected",
     ),
     ({"concept": "fox", "protect": "(owl:2)"}, "The protected word holds a weight"),
     ({"concept": "fox", "anchor": "F\u200bOX"}, "is the concept itself"),
     ({"concept": "fox", "anchor": "dog, owl"}, "The anchor is one word or name, but 2 are typed"),
-    ({"concept": "fox", "anchor": "..."}, "The anchor '...' holds no letter"),
+    ({"concept": "fox", "anchor": "..."}, "The anchor '...' has no letter"),
 ]
 
 
@@ -244,8 +244,11 @@ def test_training_nodes_refuse_alike(
     ("inputs", "said"),
     [
         ({"concept": "embedding:fox"}, "The concept holds a textual inversion"),
-        ({"concept": "fox", "synonyms": "vixen, ()"}, "The synonym '()' holds no letter"),
-        ({"concept": "fox", "translations": "<|endoftext|>"}, "reads nothing of the translation"),
+        ({"concept": "fox", "synonyms": "vixen, ()"}, "The synonym '()' has no letter"),
+        (
+            {"concept": "fox", "translations": "<|endoftext|>"},
+            "has no token for any part of the translation",
+        ),
         ({"concept": "fox", "descriptions": "an animal\na (red:1.2) one"}, "The description holds"),
         ({"concept": ""}, "The concept holds a textual inversion"),
     ],
@@ -268,7 +271,7 @@ def test_probe_node_refuses(pack: ModuleType, layouts: dict, inputs: dict, said:
     ("candidates", "said"),
     [
         ("fox, (owl:1.2)", "The candidate holds a weight"),
-        ("fox, <|endoftext|>", "reads nothing of the candidate"),
+        ("fox, <|endoftext|>", "has no token for any part of the candidate"),
         ("Fox, fox", "There is nothing to choose from: 1 candidate"),
         ("caf\u00e9, cafe\u0301", "There is nothing to choose from: 1 candidate"),
     ],
@@ -298,16 +301,16 @@ def test_identify_node_refuses(pack: ModuleType, layouts: dict, candidates: str,
     [
         (["embedding:fox"], 2, "The concept holds a textual inversion"),
         (["(fox:1.3)"], 2, "The concept holds a weight"),
-        (["()"], 2, "The concept '()' holds no letter or number"),
+        (["()"], 2, "The concept '()' has no letter or number"),
         (["\u200b"], 2, "No concept is named"),
         (["a photo of a fox, bokeh"], 2, "would be read as 2 concepts"),
         (["fox", "--anchor", "dog, owl"], 2, "The anchor is one word or name"),
-        (["fox", "--anchor", "!"], 2, "The anchor '!' holds no letter"),
+        (["fox", "--anchor", "!"], 2, "The anchor '!' has no letter"),
         (["fox", "--anchor", "Fox"], 1, "The anchor 'Fox' is the concept itself"),
-        (["fox", "--protect", "owl, FOX"], 1, "'FOX' is to be unlearnt and named in protect"),
+        (["fox", "--protect", "owl, FOX"], 1, "'FOX' is both a concept to unlearn and a protected"),
         (["fox", "--protect", "{owl|cat}"], 2, "The protected word holds a choice"),
         ([LONG], 1, "is 70 tokens long"),
-        (["<|endoftext|>"], 1, "reads nothing of the concept"),
+        (["<|endoftext|>"], 1, "has no token for any part of the concept"),
     ],
 )
 def test_erase_refuses_as_the_nodes_do(
@@ -344,10 +347,10 @@ def test_probe_and_identify_refuse_as_the_nodes_do(
     probe = ["probe", folder, file, *CPU]
     for more, code, said in (
         (["--concept", "(fox:1.2)"], 2, "The concept holds a weight"),
-        (["--synonyms", "()"], 2, "The synonym '()' holds no letter"),
+        (["--synonyms", "()"], 2, "The synonym '()' has no letter"),
         (["--translations", "embedding:x"], 2, "The translation holds a textual inversion"),
         (["--description", "a (red:1.2) animal"], 1, "The description holds a weight"),
-        (["--concept", "<|endoftext|>"], 1, "reads nothing of the concept"),
+        (["--concept", "<|endoftext|>"], 1, "has no token for any part of the concept"),
     ):
         assert said in sentence([*probe, *more], capsys, code)
     picture = samples.FOLDER / "mushroom_1.png"

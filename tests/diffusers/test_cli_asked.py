@@ -18,6 +18,8 @@ from unlearn.core.erasure import NETWORK, Erasure
 from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.evaluate.probe import ATTACKS, ProbeSettings, settings
 
+pytestmark = pytest.mark.costly
+
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 TO_K = NETWORK + "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
 QUICK = ["--steps", "2", "--guidance", "3", *CPU]
@@ -65,7 +67,7 @@ def test_a_base_cannot_be_told_without_fingerprints(
     file = make(model, tmp_path / "a.safetensors", FC1, concepts=["cat"])
     assert main(["show", str(file)]) == 0
     assert "\n  base             fingerprints of 0 weights\n" in capsys.readouterr().out
-    said = "a.safetensors has no fingerprints, so its base cannot be told.\n"
+    said = "a.safetensors has no fingerprints, so its base cannot be checked; leave out --base.\n"
     assert sentence(["show", file, "--base", folder, "--json", "--record"], capsys) == said
     assert main(["show", str(file), "--base", str(folder)]) == 1
     out, err = capsys.readouterr()
@@ -79,7 +81,7 @@ def test_a_receipt_of_nothing_in_particular_cannot_be_written(
     file = make(model, tmp_path / "a.safetensors", FC1, base=model.fingerprints([FC1]))
     before = file.read_bytes()
     assert sentence(["show", file, "--base", folder, "--record"], capsys) == (
-        "a.safetensors does not say what it is of, so nothing can be asked for; use probe with "
+        "a.safetensors does not name its concept, so nothing can be measured; use probe with "
         "--concept.\n"
     )
     assert file.read_bytes() == before
@@ -133,7 +135,9 @@ def test_several_erasures_are_probed_together_for_each_concept(
     assert (one.read_bytes(), other.read_bytes()) == before
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize(
+    "attack", [ATTACKS[0], *(pytest.param(one, marks=pytest.mark.slow) for one in ATTACKS[1:])]
+)
 def test_one_attack_alone_is_run(
     attack: str,
     folder: Path,

@@ -24,6 +24,8 @@ from unlearn.core.erasure import Erasure
 from unlearn.core.resume import Resume
 from unlearn.diffusers_backend.model import DiffusersModel
 
+pytestmark = pytest.mark.costly
+
 STEPS, CUT = 4, 3
 METHODS = {
     "few_shot": ["--shots", "1"],
@@ -88,7 +90,9 @@ def without_figures(file: Path) -> dict:
 # Ctrl-C
 
 
-@pytest.mark.parametrize("method", ["key_step", "domain_correction"])
+@pytest.mark.parametrize(
+    "method", ["key_step", pytest.param("domain_correction", marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_goes_on_to_the_very_same_erasure(
     method: str,
     folder: Path,

@@ -120,7 +120,7 @@ def test_what_nobody_foresaw_is_one_sentence(
 ) -> None:
     monkeypatch.setattr(show, "check_record", broken)
     assert sentence(["show", file], capsys) == (
-        "show failed in a way that was not foreseen (ZeroDivisionError: division by zero); "
+        "show failed with an unexpected error (ZeroDivisionError: division by zero); "
         '"python -m unlearn --traceback show ..." shows where.\n'
     )
     assert main(["--traceback", "show", str(file)]) == 1
@@ -134,7 +134,7 @@ def test_a_librarys_words_are_not_taken_for_a_sentence(
 ) -> None:
     """It raises ValueError as well, over several lines."""
     monkeypatch.setattr(show, "check_record", lambda *given: torch.empty(2).numpy().reshape(3))
-    assert "show failed in a way that was not foreseen (ValueError: cannot reshape" in sentence(
+    assert "show failed with an unexpected error (ValueError: cannot reshape" in sentence(
         ["show", file], capsys
     )
 
@@ -153,12 +153,12 @@ def test_outputs_that_cannot_be_are_refused_before_any_work(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = tmp_path / ("x" * 240 + ".safetensors")
-    assert "is too long a name; use one of at most 200 bytes" in sentence(
+    assert "is too long; use one of at most 200 bytes" in sentence(
         ["erase", "no_model", "cat", "-o", long], capsys
     )
     root = Path(file.anchor)
     for more in ([], ["--force"]):
-        assert f"{root} is there already" in sentence(
+        assert f"{root} already exists" in sentence(
             ["apply", "no_model", file, *more, "-o", root], capsys
         )
 
@@ -170,7 +170,7 @@ def test_pythons_own_words_are_not_taken_for_a_sentence(
     names: dict = {}
     exec(compile("def two(*given): a, b = [1]", show.__file__, "exec"), names)
     monkeypatch.setattr(show, "check_record", names["two"])
-    assert "not foreseen (ValueError: not enough values" in sentence(["show", file], capsys)
+    assert "an unexpected error (ValueError: not enough values" in sentence(["show", file], capsys)
 
 
 def test_nothing_that_is_read_is_replaced(
@@ -178,20 +178,20 @@ def test_nothing_that_is_read_is_replaced(
 ) -> None:
     before = file.read_bytes()
     onto = ["export", "no_model", file, "--as", "lora", "--force", "-o"]
-    assert "is read here and is not replaced" in sentence([*onto, file], capsys)
+    assert "is an input, so it is not replaced" in sentence([*onto, file], capsys)
     other = tmp_path / "other.safetensors"
     other.symlink_to(file)
-    assert "is read here and is not replaced" in sentence([*onto, other], capsys)
+    assert "is an input, so it is not replaced" in sentence([*onto, other], capsys)
     (file.parent / RECEIPT).touch()
     around = ["apply", "no_model", file, "--force", "-o", file.parent]
     assert f"holds {file.name} and is not replaced" in sentence(around, capsys)
     model = ["apply", file.parent, file, "--force", "-o", file.parent]
-    assert "is read here and is not replaced" in sentence(model, capsys)
+    assert "is an input, so it is not replaced" in sentence(model, capsys)
     picture = tmp_path / "a.png"
     picture.touch()
     for shown in (picture, tmp_path):
         chart = ["identify", "no_model", shown, "--chart", picture]
-        assert "a.png is read here and is not replaced; name another --chart" in sentence(
+        assert "a.png is an input, so it is not replaced; name another --chart" in sentence(
             chart, capsys
         )
     assert file.read_bytes() == before
@@ -199,7 +199,7 @@ def test_nothing_that_is_read_is_replaced(
 
 def test_a_folder_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sentence(["show", tmp_path], capsys) == (
-        f"{tmp_path.name} is a folder; name an erasure's file.\n"
+        f"{tmp_path.name} is a folder; choose an erasure file.\n"
     )
 
 

@@ -18,6 +18,8 @@ from unlearn.diffusers_backend.apply import applied
 from unlearn.diffusers_backend.load import load_pipeline
 from unlearn.diffusers_backend.model import DiffusersModel
 
+pytestmark = pytest.mark.costly
+
 METHODS = {
     "few_shot": ["--shots", "1"],
     "key_step": ["--method", "key_step", "--mode", "paper", "--start", "0"],
@@ -52,7 +54,7 @@ def model(folder: Path) -> DiffusersModel:
     return DiffusersModel(load_pipeline(folder), (64, 64))
 
 
-@each_method
+@pytest.mark.parametrize("method", ["few_shot", pytest.param("key_step", marks=pytest.mark.slow)])
 def test_half_precision_learns_nearly_the_same(
     method: str, folder: Path, model: DiffusersModel, tmp_path: Path
 ) -> None:
@@ -108,5 +110,5 @@ def test_a_device_that_is_not_there_gets_a_sentence(
     for name in (name for name in here if not here[name]):
         run = ["erase", "no_model", "cat", "--device", name, "-o", tmp_path / "a.safetensors"]
         assert sentence(run, capsys) == (
-            f"There is no {name} device here; use --device cpu or auto.\n"
+            f"This machine has no {name} device; use --device cpu or auto.\n"
         )

@@ -1,4 +1,4 @@
-"""python -m unlearn on the kinds of model that the README names, as folders and as files."""
+"""python -m unlearn on the kinds of model that its page names, as folders and as files."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from unlearn.core.erasure import NETWORK, Erasure
 from unlearn.diffusers_backend.apply import applied
 from unlearn.diffusers_backend.load import load_pipeline
 from unlearn.diffusers_backend.model import DiffusersModel
+
+pytestmark = pytest.mark.costly
 
 PROMPT = "a photo of a cat"
 METHODS = {
@@ -111,11 +113,11 @@ def assert_only_changed(
     ("kind", "method"),
     [
         ("sd2", "few_shot"),
-        ("xl", "few_shot"),
         ("xl", "key_step"),
         ("animatediff", "few_shot"),
-        ("animatediff", "key_step"),
-        ("animatediff_xl", "few_shot"),
+        pytest.param("xl", "few_shot", marks=pytest.mark.slow),
+        pytest.param("animatediff", "key_step", marks=pytest.mark.slow),
+        pytest.param("animatediff_xl", "few_shot", marks=pytest.mark.slow),
     ],
 )
 def test_apply_writes_the_same_kind_of_folder_with_the_erasure_in_it(
@@ -275,7 +277,7 @@ def test_nothing_in_a_ckpt_file_is_run(
     for more in ([], ["--config", folders["sd1"]]):
         said = sentence(["erase", file, "cat", *more, "-o", tmp_path / "a.safetensors"], capsys)
         assert said == (
-            "model.ckpt is no checkpoint that can be read safely; name a .safetensors file.\n"
+            "model.ckpt cannot be read safely as a checkpoint; name a .safetensors file.\n"
         )
     assert not touched.exists()
 

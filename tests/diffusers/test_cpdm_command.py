@@ -24,6 +24,8 @@ from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.evaluate.cpdm.inception import load_inception
 from unlearn.evaluate.cpdm.metric import semantic_distance, style_distance
 
+pytestmark = pytest.mark.costly
+
 WORKS = {"fox_1": "a photo of a fox, flat style", "ink.sea": "a painting of the sea"}
 CPU = torch.device("cpu")
 
@@ -65,9 +67,9 @@ def test_captions_are_read_as_the_set_has_them(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "has no line with the columns image and prompt"),
-        ("image,prompt", "has no line with the columns image and prompt"),
-        ("image,text\na.png,a", "has no line with the columns image and prompt"),
+        ("", "has no lines with the columns image and prompt"),
+        ("image,prompt", "has no lines with the columns image and prompt"),
+        ("image,text\na.png,a", "has no lines with the columns image and prompt"),
         ("image,prompt\na.png,a\nb.png, ", "Line 3 of .* lacks an image or a prompt"),
         ("image,prompt\na.png", "Line 2 of .* lacks an image or a prompt"),
         ("image,prompt\na.png,a\na.jpg,b", "a is there 2 times in .*; rename all but one"),
@@ -103,10 +105,10 @@ def test_folders_that_cannot_be_used(folder: Path) -> None:
     with pytest.raises(Failure, match="holds no pictures"):
         read_works(anchors, generated)
     picture(generated / "owl_00001.png", 0)
-    with pytest.raises(Failure, match=r"owl_00001.png in .* is of no anchor"):
+    with pytest.raises(Failure, match=r"owl_00001.png in .* belongs to no anchor"):
         read_works(anchors, generated)
     (generated / "owl_00001.png").rename(generated / "fox_1.png")
-    with pytest.raises(Failure, match="is of no anchor"):  # no number behind
+    with pytest.raises(Failure, match="belongs to no anchor"):  # no number behind
         read_works(anchors, generated)
     picture(anchors / "fox_1.jpg", 0)
     with pytest.raises(Failure, match="fox_1 is there 2 times"):
@@ -118,7 +120,7 @@ def test_both_sides_must_have_the_same(folder: Path) -> None:
     generate(folder, "erased")
     (folder / "erased" / "fox_1_00001.png").unlink()
     works = [read_works(folder / "anchors", folder / side) for side in ("generated", "erased")]
-    with pytest.raises(Failure, match="fox_1_00001 was generated on one side only"):
+    with pytest.raises(Failure, match="fox_1_00001 was drawn only before or only after"):
         check_same(*works)
 
 
@@ -189,7 +191,7 @@ def test_an_original_is_at_no_distance_from_itself(
     row = next(line for line in said.splitlines() if line.startswith("fox_1_00000 after"))
     assert float(row.split()[-1]) == pytest.approx(1, abs=1e-6)
     assert "(1.00 times as far); 0 of 4 are further" in said
-    assert "gives 16 numbers where CLIP ViT-L/14 gives 768" in said
+    assert "are 16 wide, but CLIP ViT-L/14's are 768" in said
     assert Image.open(page).width > 500
 
 
@@ -201,7 +203,7 @@ def test_works_of_which_nothing_was_generated_are_counted(
         file.unlink()
     networks = ["--clip", str(clip), "--inception", str(inception), "--device", "cpu"]
     assert main(["cpdm", "measure", str(folder), *networks]) == 0
-    assert "Of 1 of the 2 works nothing was generated" in capsys.readouterr().out
+    assert "1 of the 2 works have no generated pictures" in capsys.readouterr().out
 
 
 def test_networks_that_are_not_there_get_a_sentence(
@@ -210,7 +212,7 @@ def test_networks_that_are_not_there_get_a_sentence(
     generate(folder)
     measure = ["cpdm", "measure", folder, "--device", "cpu"]
     said = sentence([*measure, "--clip", folder, "--inception", inception], capsys)
-    assert "holds no config.json; name a folder of CLIP's image encoder" in said
+    assert "has no config.json; name a folder of CLIP's image encoder" in said
     said = sentence([*measure, "--clip", clip, "--inception", folder / "a.pth"], capsys)
     assert "There is no file" in said
     networks = ["--clip", clip, "--inception", inception]
@@ -260,10 +262,10 @@ def test_build_draws_what_the_model_draws_and_goes_on(
     assert "2 of them new" in capsys.readouterr().out
     assert {name: (generated / name).read_bytes() for name in names} == before
     said = sentence([*build, "--seed", "4"], capsys)
-    assert "was begun with other seed; name another --generated" in said
+    assert "were drawn with other seed; name another --generated" in said
     captions = folder / "caption.csv"
     captions.write_text(captions.read_text("utf-8").replace("fox", "red fox", 2), encoding="utf-8")
-    assert "was begun with other captions; name another" in sentence(build, capsys)
+    assert "were drawn with other captions; name another" in sentence(build, capsys)
 
 
 def test_build_after_an_erasure_is_another_model(
@@ -283,7 +285,7 @@ def test_build_after_an_erasure_is_another_model(
     )
     assert one != two
     assert one == same
-    assert "was begun with other weights" in sentence(erased, capsys)
+    assert "were drawn with other weights" in sentence(erased, capsys)
 
 
 def test_build_leaves_other_pictures_alone(
@@ -291,7 +293,7 @@ def test_build_leaves_other_pictures_alone(
 ) -> None:
     generate(folder)
     said = sentence(["cpdm", "build", model, folder, *QUICK], capsys)
-    assert "holds what this program did not draw" in said
+    assert "holds files that this program did not write" in said
     other = folder / "other.safetensors"
     save_file({"x": torch.ones(1)}, other)
     said = sentence(["cpdm", "build", model, folder, *QUICK, "--erasure", other], capsys)

@@ -46,6 +46,8 @@ from unlearn.methods.few_shot import FewShotSettings, few_shot
 from unlearn.methods.key_step import key_step
 from unlearn.methods.parts.key_step_settings import KeyStepSettings
 
+pytestmark = pytest.mark.costly
+
 PROMPTS = ["a photo of a cat", "", "two red mushrooms, ink style"]
 SELECTIONS = {
     "encoder": ("mlp-final-attn", "mlp", "attention", "all"),
@@ -269,7 +271,7 @@ def test_a_network_with_other_parts_is_refused(pipeline: StableDiffusionPipeline
         unet = UNet2DConditionModel(
             **{**LAYOUTS["two levels of three"].theirs, "time_cond_proj_dim": 8}
         )
-    with pytest.raises(ValueError, match=r"no place for, time_embedding\.cond_proj\.weight first"):
+    with pytest.raises(ValueError, match=r"does not have, time_embedding\.cond_proj\.weight first"):
         network_modules(unet)
 
 
@@ -378,8 +380,8 @@ def test_schedule_that_ends_in_pure_noise_stays_finite(pipeline: StableDiffusion
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"text_encoder": None}, "has no text_encoder; it must be Stable Diffusion"),
-        ({"scheduler": FlowMatchEulerDiscreteScheduler()}, "noise levels of another kind"),
+        ({"text_encoder": None}, "has no text_encoder; use Stable Diffusion"),
+        ({"scheduler": FlowMatchEulerDiscreteScheduler()}, "is for flow or EDM models"),
     ],
     ids=["no encoder", "flow"],
 )
@@ -399,7 +401,7 @@ def test_an_inpainting_network_gets_a_sentence(pipeline: StableDiffusionPipeline
     other = StableDiffusionPipeline(
         **{**pipeline.components, "unet": unet}, requires_safety_checker=False
     )
-    with pytest.raises(ValueError, match="takes 9 channels and gives 4"):
+    with pytest.raises(ValueError, match="has 9 input and 4 output channels"):
         DiffusersModel(other)
 
 
@@ -552,7 +554,7 @@ def test_lora_of_a_full_erasure_says_what_it_keeps(model: DiffusersModel, erasur
 
 def test_a_lora_cannot_hold_norms_and_embeddings(model: DiffusersModel) -> None:
     found = random_erasure(model, "encoder", "all")
-    with pytest.raises(ErasureError, match="belongs to a Embedding; export the text encoder"):
+    with pytest.raises(ErasureError, match="a weight of a Embedding; export the text encoder"):
         loras(model, found)
 
 
@@ -759,7 +761,7 @@ def test_both_encode_alike(
     theirs = pack.nodes.backend.model.ComfyModel(parts[0], clip, parts[2])
     with torch.inference_mode(), theirs.training(), torch.no_grad():
         wanted, found = theirs.encode(PROMPTS).cross, ours.encode(PROMPTS).cross
-        assert list(theirs._weights("encoder", "mlp-final-attn")) == list(
+        assert list(theirs.selected("encoder", "mlp-final-attn")) == list(
             ours.selected("encoder", "mlp-final-attn")
         )
     assert relative(found, wanted) < 1e-5
@@ -770,7 +772,7 @@ def test_both_predict_and_draw_alike(pair: Pair, pictures: torch.Tensor) -> None
     x0, noise, t, x = noisy(comfy, 5)
     with torch.no_grad():
         prompts = ours.encode([*PROMPTS, "a dog", "ink"])
-        theirs = pair.pack.unlearn.core.model.Conditioning(prompts.cross)
+        theirs = pair.pack.unlearn.core.conditioning.Conditioning(prompts.cross)
         wanted = comfy.predict(x, t, theirs)
         assert relative(ours.add_noise(x0, noise, t), x) < 1e-5
         assert relative(ours.predict(x, t, prompts), wanted) < 1e-6
@@ -794,7 +796,7 @@ def test_both_mean_the_same_by_v_prediction(
     with torch.inference_mode(), comfy.training(), torch.no_grad():
         x0, noise, t, x = noisy(comfy, 5)
         prompts = ours.encode([*PROMPTS, "a dog", "ink"])
-        wanted = comfy.predict(x, t, pack.unlearn.core.model.Conditioning(prompts.cross))
+        wanted = comfy.predict(x, t, pack.unlearn.core.conditioning.Conditioning(prompts.cross))
         assert relative(ours.predict(x, t, prompts), wanted) < 1e-4
         assert relative(ours.target(x0, noise, t), comfy.target(x0, noise, t)) < 1e-4
         assert relative(ours.predict_x0(x, t, wanted), comfy.predict_x0(x, t, wanted)) < 1e-4
@@ -803,7 +805,7 @@ def test_both_mean_the_same_by_v_prediction(
 @pytest.mark.parametrize("part", SELECTIONS)
 def test_both_select_the_same_weights_in_the_same_order(pair: Pair, part: str) -> None:
     for select in SELECTIONS[part]:
-        theirs, ours = pair.comfy._weights(part, select), pair.ours.selected(part, select)
+        theirs, ours = pair.comfy.selected(part, select), pair.ours.selected(part, select)
         # CLIP-L's projection takes no gradient: no pipeline has it.
         wanted = [key for key in theirs if "text_projection" not in key]
         assert list(ours) == wanted
@@ -817,7 +819,7 @@ def alike(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Pair:
     # What the host's --use-pytorch-cross-attention sets. Its text encoders ask for it; its networks
     # train with that kernel in any case.
     monkeypatch.setattr("comfy.model_management.ENABLE_PYTORCH_ATTENTION", True)
-    monkeypatch.setattr(pair.ours, "latents", pair.comfy.latents)
+    monkeypatch.setattr(pair.ours, "encode_images", pair.comfy.encode_images)
     return pair
 
 
@@ -841,6 +843,7 @@ def test_both_learn_the_same_erasure(
 
 
 @pytest.mark.parametrize("mode", ["balanced", pytest.param("paper", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_both_learn_the_same_erasure_each_in_its_own_arithmetic(
     pair: Pair, pictures: torch.Tensor, mode: str
 ) -> None:
@@ -891,7 +894,8 @@ def predictions(model: DiffusersModel, *erasures: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_both_learn_the_same_from_what_the_model_draws(pair: Pair, small_runs: None) -> None:
+@pytest.mark.full_runs  # in four steps the pictures of the backends differ too much
+def test_both_learn_the_same_from_what_the_model_draws(pair: Pair) -> None:
     options = {"max_steps": 2, "shots": 1, "rank": 4}
     methods = pair.pack.unlearn.methods.few_shot
     theirs = methods.few_shot(pair.comfy, ["cat"], None, methods.FewShotSettings(**options))
@@ -944,7 +948,9 @@ def test_one_file_serves_both(
             cross, wanted = model.encode(PROMPTS[:2]), comfy.encode(PROMPTS[:2])
             # The host adds the deltas to an encoder that it keeps in half precision.
             assert relative(cross.cross, wanted.cross) < 2e-3
-            prediction = comfy.predict(x, t, pack.unlearn.core.model.Conditioning(cross.cross))
+            prediction = comfy.predict(
+                x, t, pack.unlearn.core.conditioning.Conditioning(cross.cross)
+            )
             assert relative(model.predict(x, t, cross), prediction) < 1e-4
 
 
@@ -968,7 +974,7 @@ def test_erasure_made_in_comfyui_applies_here(
 
 def test_xl_is_alike_in_both(pack: ModuleType, host: ModuleType, xl: DiffusersModel) -> None:
     """ComfyUI's XL of the same size, given the pipeline's weights by name."""
-    from test_layouts import SIDE, build
+    from layouts import SIDE, build
 
     with torch.inference_mode():
         built = build("sdxl")
@@ -984,4 +990,4 @@ def test_xl_is_alike_in_both(pack: ModuleType, host: ModuleType, xl: DiffusersMo
             _, _, t, x = noisy(xl, len(PROMPTS))
             assert relative(xl.predict(x, t, found), comfy.predict(x, t, wanted)) < 1e-4
         for select in ("mlp-final-attn", "mlp", "attention"):
-            assert list(xl.selected("encoder", select)) == list(comfy._weights("encoder", select))
+            assert list(xl.selected("encoder", select)) == list(comfy.selected("encoder", select))

@@ -96,11 +96,11 @@ def png(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "is no picture that can be read"),
-        (b"hello\n", "is no picture that can be read"),
-        (bytes(1000), "is no picture that can be read"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", "is no picture that can be read"),
-        (png(16, 16), "is no picture that can be read"),  # cut short
+        (b"", "cannot be read as a picture"),
+        (b"hello\n", "cannot be read as a picture"),
+        (bytes(1000), "cannot be read as a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", "cannot be read as a picture"),
+        (png(16, 16), "cannot be read as a picture"),  # cut short
         (png(1, 1), "has 1 x 1 pixels, and 8 x 8 are the fewest"),
         (png(2, 2), "has 2 x 2 pixels, and 8 x 8 are the fewest"),
         (png(512, 1), "has 512 x 1 pixels, and 8 x 8 are the fewest"),
@@ -121,7 +121,7 @@ def test_the_command_line_says_it_before_a_model_is_read(
 ) -> None:
     (tmp_path / "a.png").write_bytes(png(1, 512))
     said = sentence(["identify", "no_model", tmp_path], capsys)
-    assert "a.png has 1 x 512 pixels, and 8 x 8 are the fewest that can be looked at" in said
+    assert "a.png has 1 x 512 pixels, but at least 8 x 8 are needed" in said
 
 
 def test_more_than_fits_into_memory_is_not_read(

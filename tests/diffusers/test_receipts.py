@@ -19,8 +19,10 @@ from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.evaluate.probe import ATTACKS, ProbeSettings, probe
 from unlearn.evaluate.receipt import FIGURES, Figure, count_tolerance, near, receipt
 
+pytestmark = pytest.mark.costly
+
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
-QUICK = ProbeSettings(prompts=2, phrasings=1, draws=2, rivals=2, steps=2, guidance=5.0)
+QUICK = ProbeSettings(prompts=1, phrasings=1, draws=1, rivals=1, steps=2, guidance=5.0)
 
 
 # By hand
@@ -94,15 +96,15 @@ def test_what_was_measured_comes_out_again(
     before = shaken.read_bytes()
     assert main(["show", str(shaken), "--base", str(folder), *CPU, "--measure"]) == 0
     said = capsys.readouterr().out
-    assert "is its base: all 1 recorded weights are the same" in said
+    assert "is its base: all 1 recorded fingerprints match" in said
     assert re.search(r"recorded +measured +may differ by\n", said)
-    assert re.search(r"its own prompts show it, before +\d of 2 +\d of 2 +1\n", said)
+    assert re.search(r"its own prompts show it, before +\d of 1 +\d of 1 +1\n", said)
     assert re.search(r"other pictures changed +(\d+\.\d%) +\1 +1\.0%\n", said)
     assert "guitar: own prompts, after " in said
     assert f"guitar: {ATTACKS[0]}, after " in said
     assert f"guitar: {ATTACKS[0]}, before" not in said, "an attack has pictures after only"
     assert ATTACKS[2] not in said.partition("may differ by")[2], "no record holds a trained token"
-    assert re.search(r"All \d+ figures come out again\.\n$", said)
+    assert re.search(r"All \d+ figures agree\.\n$", said)
     assert shaken.read_bytes() == before
 
 
@@ -115,8 +117,8 @@ def test_what_does_not_come_out_again_ends_with_one(
     assert main(["show", str(file), "--base", str(folder), *CPU, "--measure", "--json"]) == 1
     out, err = capsys.readouterr()
     assert err == (
-        "1 of 6 figures differ by more than they may: what better.safetensors records is not what "
-        "it does; probe it anew before you rely on it.\n"
+        "1 of 6 figures differ by more than the tolerance, so the record of better.safetensors is "
+        "wrong; probe it again before you rely on it.\n"
     )
     found = json.loads(out)
     assert found["measured"] == {"receipt": better}
@@ -148,7 +150,7 @@ def test_a_receipt_is_written_once_and_holds(
     assert written.record["measured"]["receipt"]["shown_before"] == 4
     assert torch.equal(written.delta(FC1), was.delta(FC1))
     said = sentence(["show", file, "--base", folder, *CPU, "--record"], capsys)
-    assert "a.safetensors has a receipt already; check it with --measure" in said
+    assert "a.safetensors already has a receipt; check it with --measure" in said
     assert main(["show", str(file), "--base", str(folder), *CPU, "--measure"]) == 0
 
 
@@ -185,9 +187,9 @@ def test_show_says_what_was_combined(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--measure"], "--measure needs the model that it was made with; name it with --base"),
-        (["--record"], "--record needs the model that it was made with; name it with --base"),
-        (["--measure", "--base", "no_model"], "records no figures that can be measured again"),
+        (["--measure"], "--measure needs the model of the erasure; name it with --base"),
+        (["--record"], "--record needs the model of the erasure; name it with --base"),
+        (["--measure", "--base", "no_model"], "has no figures that can be measured again"),
     ],
 )
 def test_bad_input_gets_a_sentence_before_any_work(
@@ -214,7 +216,7 @@ def test_both_at_once_is_bad_usage(shaken: Path, capsys: pytest.CaptureFixture[s
         ({"settings": {"kind": "noise"}}, "measured.receipt (settings kind is 'noise')"),
         ({"settings": None}, "measured.receipt (settings is None)"),
         ({"size": [8192, 8192]}, "measured.receipt (size is 8192)"),
-        ({"near": ["a"] * 4000, "size": [4096, 4096]}, "runs of the network at 4096 x 4096)"),
+        ({"near": ["a"] * 4000, "size": [4096, 4096]}, "runs of the denoiser at 4096 x 4096)"),
     ],
 )
 def test_a_receipt_that_cannot_be_read_gets_a_sentence(
@@ -228,5 +230,5 @@ def test_a_receipt_that_cannot_be_read_gets_a_sentence(
     told = {**Erasure.load(shaken).record["measured"]["receipt"], **change}
     file = with_record(shaken, tmp_path / "a.safetensors", receipt=told)
     found = sentence(["show", file, "--base", folder, *CPU, "--measure", "--json"], capsys)
-    assert "records no figures that can be measured again" in found
+    assert "has no figures that can be measured again" in found
     assert said in found

@@ -87,7 +87,7 @@ def test_pictures_before_and_after(server: Server) -> None:
     assert second["after"]["CM"] == 0
     said = text(history, "cpdm")
     assert "1 of 2 are further away than before" in said
-    assert "gives 16 numbers where CLIP ViT-L/14 gives 768" in said
+    assert "are 16 wide, but CLIP ViT-L/14's are 768" in said
     (page,) = server.images(history, "cpdm")
     assert page.width > 500
 

@@ -19,7 +19,8 @@ from conftest import input_folder
 from test_workflows import assert_fits, executed
 
 from testbed.host import evolved
-from testbed.host.server import Server, api_prompt
+from testbed.host.server import Server
+from testbed.host.workflow import api_prompt
 from testbed.model import drawings
 from testbed.model.judge import Judge
 from testbed.model.vocabulary import FRAMES

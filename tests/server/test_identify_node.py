@@ -133,7 +133,7 @@ def test_node_can_be_cancelled(server: Server) -> None:
 
 @pytest.mark.parametrize(
     ("inputs", "sentence"),
-    [({"candidates": " fox , "}, "1 candidate is given; name at least two")],
+    [({"candidates": " fox , "}, "1 candidate is given; type at least two")],
     ids=["one candidate"],
 )
 def test_bad_input_stops_the_node_with_one_sentence(

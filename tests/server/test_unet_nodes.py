@@ -404,6 +404,7 @@ def test_lora_loaded_before_stays_and_the_erasure_holds_none_of_it(
     assert torch.equal(sampled_again(server), training.plain)
 
 
+@pytest.mark.slow
 def test_another_lora_or_none_is_trained_anew(
     server: Server, training: Training, lora: str
 ) -> None:

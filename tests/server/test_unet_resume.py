@@ -1,6 +1,6 @@
 """Long runs of the network's methods on a server that is killed, cancelled and made to fail.
 
-This server keeps the state of a run after every step, so that little has to be run.
+The server keeps the state of a run after every step, so that little has to be run.
 """
 
 from __future__ import annotations
@@ -20,23 +20,6 @@ from test_unet_nodes import UNET, each_method, one_method_by_default, quick, sto
 
 from testbed.host.server import Interrupted, Progress, PromptError, Server, ServerError, extended
 
-# Stable Diffusion's layout at IconCanvas's size, but for all that attends to a prompt. The host
-# takes it for one of its models only where an extension says so.
-NO_WORDS = """
-import comfy.supported_models
-
-
-class NoWords(comfy.supported_models.SD15):
-    unet_config = {
-        **comfy.supported_models.SD15.unet_config, "context_dim": None, "model_channels": 64
-    }
-    unet_extra_config = {"num_heads": -1, "num_head_channels": 32}
-
-
-comfy.supported_models.models.append(NoWords)
-NODE_CLASS_MAPPINGS = {}
-"""
-
 
 class Fragile(Server):
     """A server whose runs are cut short; each is started again in the same folders."""
@@ -45,37 +28,35 @@ class Fragile(Server):
         self.stop()
         self.__enter__()
 
-    def states(self) -> dict[str, Path]:
-        """What runs have left to go on from, by the ending of their names."""
-        found = (self.output / "loras").rglob("[!.]*.resume*")
-        return {file.name.partition(".")[2]: file for file in found}
+
+def states(server: Server, prefix: str) -> dict[str, Path]:
+    """What runs have left to go on from, by the ending of their names."""
+    found = (server.output / prefix).rglob("[!.]*.resume*")
+    return {file.name.partition(".")[2]: file for file in found}
 
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fragile]:
     folder = tmp_path_factory.mktemp("fragile")
-    extension = folder / "no_words" / "__init__.py"
-    extension.parent.mkdir(parents=True)
-    extension.write_text(NO_WORDS)
-    args = extended(folder, extension.parent, SUPPORT / "small_runs")
+    args = extended(folder, SUPPORT / "small_runs")
     with Fragile(folder, args=args, environment={"CONCEPT_UNLEARN_SAVE_EVERY": "0"}) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def plain(fragile: Fragile) -> torch.Tensor:
-    """By the original model, before anything was trained."""
-    return drawn(fragile, fragile.run(loader() | latents("plain")), "plain")
+def plain(server: Server) -> torch.Tensor:
+    """By the original model, before anything was trained here."""
+    return drawn(server, server.run(loader() | latents("plain")), "plain")
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(fragile: Fragile) -> Callable[[str], dict[str, torch.Tensor]]:
-    """By method: what is learnt in one go. The servers that learn it in two are started later."""
+def uninterrupted(server: Server) -> Callable[[str], dict[str, torch.Tensor]]:
+    """By method: what a server learns in one go."""
 
     @cache
     def learn(method: str) -> dict[str, torch.Tensor]:
-        fragile.run(training(method, filename_prefix=f"loras/whole/{method}"))
-        return learnt(fragile, f"whole/{method}")
+        server.run(training(method, filename_prefix=f"loras/whole/{method}"))
+        return learnt(server, f"whole/{method}")
 
     return learn
 
@@ -109,7 +90,8 @@ def assert_untouched(server: Server, plain: torch.Tensor) -> None:
     assert torch.equal(drawn(server, history, "again"), plain)
 
 
-@one_method_by_default
+@pytest.mark.slow
+@each_method
 def test_run_goes_on_after_the_server_was_killed(
     fragile: Fragile, uninterrupted: Callable, method: str
 ) -> None:
@@ -124,7 +106,7 @@ def test_run_goes_on_after_the_server_was_killed(
     with pytest.raises(ServerError, match="The server died"):
         fragile.run(training(method), on_progress=kill_at_three)
     fragile.restart()
-    left = fragile.states()
+    left = states(fragile, "loras")
     assert set(left) == {
         "resume",
         "resume.held",
@@ -136,7 +118,7 @@ def test_run_goes_on_after_the_server_was_killed(
 
     def watch(event: Progress) -> None:
         if not steps(after):
-            now = fragile.states()
+            now = states(fragile, "loras")
             assert {name: now[name].stat().st_mtime_ns for name in made} == made, "drawn once"
         after.append(event)
 
@@ -150,7 +132,7 @@ def test_run_goes_on_after_the_server_was_killed(
 
 @one_method_by_default
 def test_cancelled_and_failed_runs_change_nothing_and_go_on(
-    fragile: Fragile, plain: torch.Tensor, uninterrupted: Callable, method: str
+    server: Server, plain: torch.Tensor, uninterrupted: Callable, method: str
 ) -> None:
     wanted, prefix = uninterrupted(method), f"loras/cut/{method}"
     graph = training(method, filename_prefix=prefix)
@@ -159,44 +141,44 @@ def test_cancelled_and_failed_runs_change_nothing_and_go_on(
     def cancel_at_two(event: Progress) -> None:
         events.append(event)
         if steps(events)[-1:] == [2]:
-            fragile.interrupt()
+            server.interrupt()
 
     with pytest.raises(Interrupted):
-        fragile.run(graph, on_progress=cancel_at_two)
+        server.run(graph, on_progress=cancel_at_two)
     done = steps(events)[-1]
     assert done < 6
-    assert_untouched(fragile, plain)
-    assert not list((fragile.output / prefix).glob("*.safetensors"))
+    assert_untouched(server, plain)
+    assert not list((server.output / prefix).glob("*.safetensors"))
 
     # Where the result is to be written there is now a folder: it is handed on all the same.
-    state = fragile.states()["resume"]
+    state = states(server, prefix)["resume"]
     (state.with_suffix(".safetensors") / "something").mkdir(parents=True)
     events.clear()
     save = node("SaveErasedModel", erasure=["unlearn", 1], filename_prefix=f"{prefix}/mine")
     save["inputs"]["precision"] = "float16"
     erased = latents("erased", ("unlearn", 0)) | latents("original")
-    history = fragile.run(graph | erased | {"save": save}, on_progress=events.append)
+    history = server.run(graph | erased | {"save": save}, on_progress=events.append)
     assert steps(events)[0] in (done, done + 1)
     assert steps(events)[-1] == 6
     said = text(history, "unlearn")
     assert said.startswith("Not kept: ")
     assert f"cannot be written to output/{prefix}" in said
     assert "The state of this run is kept" in said
-    assert str(fragile.output) not in said
-    (file,) = (fragile.output / prefix).glob("mine*.safetensors")
+    assert str(server.output) not in said
+    (file,) = (server.output / prefix).glob("mine*.safetensors")
     assert same(load_file(file), wanted)
-    assert torch.equal(drawn(fragile, history, "original"), plain)
-    assert not torch.equal(drawn(fragile, history, "erased"), plain)
-    assert_untouched(fragile, plain)
+    assert torch.equal(drawn(server, history, "original"), plain)
+    assert not torch.equal(drawn(server, history, "erased"), plain)
+    assert_untouched(server, plain)
 
 
 @one_method_by_default
 def test_loss_that_is_not_finite_from_the_start_keeps_nothing(
-    fragile: Fragile, plain: torch.Tensor, method: str
+    server: Server, plain: torch.Tensor, method: str
 ) -> None:
     """As with a broken LoRA before the node."""
     key = "diffusion_model.output_blocks.9.0.in_layers.2.diff"
-    broken = fragile.output / "loras" / "broken.safetensors"
+    broken = server.output / "loras" / "broken.safetensors"
     broken.parent.mkdir(exist_ok=True)
     save_file({key: torch.full((64, 192, 3, 3), 1e30)}, broken)
     prefix = f"loras/broken/{method}"
@@ -206,20 +188,20 @@ def test_loss_that_is_not_finite_from_the_start_keeps_nothing(
         "show": node("PreviewAny", source=["unlearn", 4]),
     }
     with pytest.raises(PromptError, match="are NaN or infinite from the start") as error:
-        fragile.run(graph)
+        server.run(graph)
     assert "nothing is kept" in str(error.value)
     assert "\n" not in str(error.value)
-    assert not list((fragile.output / "loras").glob(f"broken/{method}/*"))
-    assert_untouched(fragile, plain)
+    assert not list((server.output / "loras").glob(f"broken/{method}/*"))
+    assert_untouched(server, plain)
 
 
 @each_method
-def test_checkpoint_without_cross_attention_gets_a_sentence(fragile: Fragile, method: str) -> None:
-    base = load_file(fragile.host / "models" / "checkpoints" / "iconcanvas.safetensors")
+def test_checkpoint_without_cross_attention_gets_a_sentence(server: Server, method: str) -> None:
+    base = load_file(server.host / "models" / "checkpoints" / "iconcanvas.safetensors")
     attention = re.compile(r"put_blocks\.\d+\.1\.(norm|proj|trans)|middle_block\.1\.")
     # What lies behind a block's attention moves up to its place.
     behind = re.compile(r"(output_blocks\.\d+|middle_block)\.2\.")
-    file = fragile.output / "checkpoints" / "no_words.safetensors"
+    file = server.output / "checkpoints" / "no_words.safetensors"
     file.parent.mkdir(exist_ok=True)
     save_file(
         {
@@ -235,6 +217,6 @@ def test_checkpoint_without_cross_attention_gets_a_sentence(fragile: Fragile, me
         "show": node("PreviewAny", source=["unlearn", 4]),
     }
     with pytest.raises(PromptError, match="This model has no cross-attention, so no prompt"):
-        fragile.run(graph)
+        server.run(graph)
     del graph["unlearn"], graph["show"]
-    fragile.run(graph | latents("drawn", ("deaf", 0)))  # the host can draw with it
+    server.run(graph | latents("drawn", ("deaf", 0)))  # the host can draw with it

@@ -16,7 +16,8 @@ import torch
 from conftest import SUPPORT
 from graphs import distance, drawn
 
-from testbed.host.server import Server, api_prompt, extended
+from testbed.host.server import Server, extended
+from testbed.host.workflow import api_prompt
 from testbed.showcase import thumbnails
 
 pytestmark = pytest.mark.slow

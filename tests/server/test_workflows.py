@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from testbed.host.server import NOT_EXECUTED, Server, api_prompt
+from testbed.host.server import Server
+from testbed.host.workflow import NOT_EXECUTED, api_prompt
 from testbed.model.judge import Judge
 from testbed.showcase import thumbnails, video_thumbnails
 

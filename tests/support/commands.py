@@ -1,4 +1,4 @@
-"""What the tests of commands share."""
+"""Helpers for the tests of commands."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 from unlearn.__main__ import main
 
 CPU = ["--device", "cpu"]
-"""For commands that compute: the figures here are the CPU's, and "auto" would take Apple's GPU."""
+"""For commands that compute. The tests expect the CPU's figures, and "auto" may take a GPU."""
 
 
 def sentence(arguments: list, capsys: pytest.CaptureFixture[str], code: int = 1) -> str:
-    """What a command that fails says; it must be one line on stderr and nothing else."""
+    """The message of a command that fails. It must be one line on stderr and nothing else."""
     capsys.readouterr()
     try:
         found = main([str(argument) for argument in arguments])

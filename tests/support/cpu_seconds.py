@@ -1,8 +1,8 @@
-"""A pytest plugin that says what tests cost in CPU seconds, which a busy machine does not change.
+"""A pytest plugin that measures tests in CPU seconds, which hardly depend on the machine's load.
 
-Counted are this process and all that it starts: those that have ended and those that still run,
-such as a server. A test pays for its own fixtures. Session fixtures, and what a worker does before
-its first test, are rows of their own, since whichever test comes first would pay for all.
+It counts this process and all that it starts, ended or still running, such as a server. The time of
+a test includes its own fixtures. Session fixtures, and what a worker does before its first test,
+have rows of their own; otherwise the first test would get the time for all.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ DEAREST = 10
 
 
 def cpu_seconds() -> float:
-    """CPU seconds so far of this process, of its children that have ended, and of those that run.
+    """CPU seconds so far of this process and its children, ended or running.
 
-    Missing is what a process used whose parent never asked for its end.
+    Not counted: an ended process whose parent never read its exit code.
     """
     total = sum(os.times()[:4])
     for child in psutil.Process().children(recursive=True):
@@ -49,7 +49,7 @@ class CpuSeconds:
     def _spent(self) -> float:
         """CPU seconds since the last call."""
         now = cpu_seconds()
-        # Less than before where a child ended and took its own children's time along.
+        # The total can fall: when a child ends, the time of its own children may be lost.
         spent, self._last = max(0.0, now - self._last), now
         return spent
 
@@ -89,7 +89,7 @@ class CpuSeconds:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
-        """A worker of pytest-xdist has ended: what it measured."""
+        """Take over the figures of a worker of pytest-xdist that has ended."""
         found = getattr(node, "workeroutput", {}).get("cpu_seconds")
         if found:
             self.tests.update(found["tests"])
@@ -113,7 +113,7 @@ class CpuSeconds:
             terminalreporter.line(f"The table is in {target}.")
 
     def _found(self) -> dict[str, Any]:
-        """All figures, dearest first; a row for each file and for each thing that tests share."""
+        """All figures, the most expensive first: for each test, each file and each shared cost."""
         from testbed.host.machine import machine
 
         files: dict[str, dict[str, Any]] = {}

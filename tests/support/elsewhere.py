@@ -1,9 +1,9 @@
-"""A device to test against where there is no GPU: one that keeps its tensors apart from the CPU's.
+"""A pretended device, for tests on machines without a GPU.
 
-They are computed on the CPU but say that they are on LAZY, a device that PyTorch knows by name
-alone. What a GPU refuses is refused here: an operation on tensors of both, a CPU tensor indexed by
-one of the device's, the CPU's generator for numbers made on the device, NumPy. Slow, so for small
-models. Dtypes, streams and memory are the CPU's: of those it says nothing.
+Its tensors are computed on the CPU, but say that they are on LAZY, a device of which PyTorch knows
+only the name. It refuses what a GPU refuses: an operation on tensors of both devices, a CPU tensor
+indexed by one of the device, a CPU generator for numbers on the device, and NumPy. It is slow, so
+use small models. Dtypes, streams and memory are the CPU's, so it does not test those.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INDEXED = {
 
 
 class Away(torch.Tensor):
-    """A tensor that says it is on LAZY; `payload` is where it really is."""
+    """A tensor that says it is on LAZY. `payload` is the real one, on the CPU."""
 
     payload: torch.Tensor
 
@@ -59,7 +59,7 @@ class Away(torch.Tensor):
         is_parameter = isinstance(self, torch.nn.Parameter)
         return torch.nn.Parameter(copy, self.requires_grad) if is_parameter else copy
 
-    def __reduce_ex__(self, protocol: Any) -> Any:  # a file is read back to the CPU
+    def __reduce_ex__(self, protocol: Any) -> Any:  # loading a file gives CPU tensors
         return self.payload.__reduce_ex__(protocol)
 
     def data_ptr(self) -> int:
@@ -75,7 +75,7 @@ class Away(torch.Tensor):
         return self.payload.tolist()
 
     def numpy(self, **options: Any) -> Any:
-        raise TypeError(f"A tensor on {LAZY} is none that NumPy can read.")
+        raise TypeError(f"NumPy cannot read a tensor on {LAZY}.")
 
 
 def away(x: Any) -> Any:
@@ -87,11 +87,11 @@ def here(x: Any) -> Any:
 
 
 def computed(func: Any, args: tuple, kwargs: dict) -> Any:
-    """An operation as a device of its own would do or refuse it."""
+    """Do an operation, or refuse it as a real device would."""
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     theirs = [x for x in tensors if isinstance(x, Away)]
     ours = [x for x in tensors if not isinstance(x, Away)]
-    if func is aten._has_compatible_shallow_copy_type.default:  # Module.to asks it
+    if func is aten._has_compatible_shallow_copy_type.default:  # called by Module.to
         return not (theirs and ours)
     if func in (aten.to.other, aten.to.device, aten.to.dtype_layout):
         return moved(func, args, kwargs)
@@ -120,7 +120,7 @@ def computed(func: Any, args: tuple, kwargs: dict) -> Any:
         return written[0]
     if not there:
         return out
-    # What shares memory with a normal tensor is one, also where the host's inference mode is on.
+    # A view of a normal tensor is a normal tensor, even in the host's inference mode.
     is_view = any(a.alias_info is not None for a in func._schema.returns)
     normal = is_view and not theirs[0].is_inference()
     with torch.inference_mode(False) if normal else nullcontext():
@@ -128,7 +128,7 @@ def computed(func: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def moved(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
-    """`Tensor.to`, which inference mode does not take apart into what it does."""
+    """`Tensor.to`, which inference mode does not decompose into other operations."""
     given = {a.name: x for a, x in zip(func._schema.arguments, args)} | kwargs
     tensor, like = args[0], given.get("other")
     device, dtype = (
@@ -149,7 +149,7 @@ class Operations(TorchDispatchMode):
 
 
 class Calls(TorchFunctionMode):
-    """The few that reach a device without being an operation first."""
+    """The few functions that use a device without being dispatched as an operation."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
@@ -169,7 +169,7 @@ class Calls(TorchFunctionMode):
 
 
 def as_tensors(index: Any) -> Any:
-    """Lists in an index as tensors."""
+    """The index with its lists turned into tensors."""
     if isinstance(index, tuple):
         return tuple(map(as_tensors, index))
     return torch.tensor(index) if isinstance(index, list) else index
@@ -177,11 +177,11 @@ def as_tensors(index: Any) -> Any:
 
 @contextmanager
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """The host takes LAZY for its GPU, with the CPU's memory and dtypes."""
+    """Make the host take LAZY for its GPU, with the CPU's memory and dtypes."""
     import comfy.model_management as management
 
     def of_cpu(name: str) -> Any:
-        """A question about a device, asked about the CPU in place of LAZY."""
+        """The host's function, called for the CPU when it is asked about LAZY."""
         ask = getattr(management, name)
 
         def asked(*args: Any, **kwargs: Any) -> Any:

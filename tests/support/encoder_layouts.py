@@ -1,8 +1,8 @@
-"""Each kind of text encoder that the host has, small, with a small network that reads it.
+"""Each kind of the host's text encoders, in a small size, with a small denoiser that reads it.
 
-Widths and layers are few; which layers are read, which tokens are cut off, what else goes on to the
-network and how prompts are tokenized is the host's. Where a tokenizer comes with its encoder's file
-in place of the host, one is trained here.
+Widths are small and layers few. The host's own code decides which layers are read, which tokens are
+cut off, what else the denoiser gets and how prompts are tokenized. If a tokenizer comes with the
+encoder's file and not with the host, one is trained here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LLAMA = {
 
 @cache
 def sentencepiece_model(pads: int = 0, ends: int = 1, begins: int = 2) -> torch.Tensor:
-    """A tokenizer as T5's and Gemma's kind have it."""
+    """A tokenizer of the kind that T5 and Gemma have."""
     import sentencepiece
 
     words = "a photo picture painting drawing in the style of cat dog fox red ink old new house"
@@ -67,7 +67,7 @@ def network(kind: str, **unet_config: Any) -> Any:
 
 
 def open_clip_h() -> dict:
-    """SD 2: read one layer early, and then normed."""
+    """SD 2: the last layer but one, with the final norm."""
     config = network(
         "SD20",
         **SMALL_UNET,
@@ -89,7 +89,7 @@ def open_clip_h() -> dict:
 
 
 def t5_sd3() -> dict:
-    """T5 alone: beside CLIP's the host asks for its full width."""
+    """T5 alone. Together with CLIP's encoders the host needs its full width."""
     import comfy.text_encoders.sd3_clip as sd3_clip
 
     config, tokenizer, _ = sd3()
@@ -129,7 +129,7 @@ def umt5_wan() -> dict:
 
 
 def llama_hunyuan_video() -> dict:
-    """Llama two layers early, its template cut off behind it; of CLIP-L the pooled vector alone."""
+    """Llama, read two layers early, with its template cut off; only the pooled vector of CLIP-L."""
     import comfy.text_encoders.hunyuan_video as hunyuan
 
     config = network(
@@ -158,7 +158,7 @@ def llama_hunyuan_video() -> dict:
 
 
 def qwen_image() -> dict:
-    """Qwen 2.5 VL, which has an eye, too; its template is cut off behind it."""
+    """Qwen 2.5 VL, which has a picture encoder too. The output for its template is cut off."""
     import comfy.text_encoders.qwen_image as qwen
 
     config = network(
@@ -180,7 +180,7 @@ def qwen_image() -> dict:
 
 
 def with_small_eye(encoder: Callable) -> Callable:
-    """The size of Qwen 2.5 VL's picture encoder is fixed in the host, at 1280 by 32 layers."""
+    """Make Qwen 2.5 VL's picture encoder small. The host fixes its size at 1280 by 32 layers."""
     import comfy.text_encoders.qwen_vl as qwen_vl
 
     def build(**options: Any) -> torch.nn.Module:
@@ -200,7 +200,7 @@ def with_small_eye(encoder: Callable) -> Callable:
 
 
 def qwen_hunyuan_video_15() -> dict:
-    """Qwen 2.5 VL two layers early; of T5 for bytes nothing, unless a prompt quotes."""
+    """Qwen 2.5 VL, read two layers early. ByT5 is used only for quoted text in a prompt."""
     import comfy.text_encoders.hunyuan_image as hunyuan_image
     import comfy.text_encoders.hunyuan_video as hunyuan_video
 
@@ -225,13 +225,13 @@ def qwen_hunyuan_video_15() -> dict:
         "config": config,
         "tokenizer": hunyuan_video.HunyuanVideo15Tokenizer,
         "encoder": with_small_eye(hunyuan_image.te()),
-        # The host gives T5 for bytes no name of its own.
+        # The host has no name of its own for ByT5.
         "encoders": {"qwen25_7b_model_config": LLAMA, "_model_config": SMALL_T5},
     }
 
 
 def qwen_kandinsky() -> dict:
-    """Qwen 2.5 VL to the end, and of CLIP-L the pooled vector alone."""
+    """Qwen 2.5 VL, read to its last layer, and only the pooled vector of CLIP-L."""
     import comfy.text_encoders.kandinsky5 as kandinsky5
 
     config = network(
@@ -316,7 +316,7 @@ def qwen3_z_image() -> dict:
 
 
 def qwen3_flux2() -> dict:
-    """Flux 2 Klein reads three layers in the middle, the last of them what goes into layer 27."""
+    """Flux 2 Klein reads three inner layers; the last one is the input of layer 27."""
     import comfy.text_encoders.flux as flux_encoders
 
     config, _, _ = LAYOUTS["flux2"]()
@@ -354,12 +354,12 @@ def gemma3_lumina() -> dict:
 
 
 def gemma3_ltx2() -> dict:
-    """Gemma 3 with every layer read, and a network of pictures and sound."""
+    """Gemma 3, of which every layer is read, and a denoiser for pictures and sound."""
     import comfy.text_encoders.llama as llama
     import comfy.text_encoders.lt as lt
 
     class SmallProjection(lt.LTXAVTEModel):
-        """The host's own is made for 49 layers of 3840 numbers."""
+        """The host's class has fixed sizes: 49 layers of width 3840."""
 
         def __init__(self, device="cpu", dtype=None, model_options={}) -> None:  # noqa: B006
             torch.nn.Module.__init__(self)
@@ -434,7 +434,7 @@ ENCODERS: dict[str, Callable[[], dict]] = {
 def build(name: str) -> Loaded:
     with where_present(name):
         loaded = assemble(name, **ENCODERS[name]())
-    # By themselves they pad a prompt to up to 512 tokens.
+    # By default they pad a prompt to up to 512 tokens.
     for encoder in ("t5xxl", "umt5xxl", "qwen3_4b"):
         loaded.clip.set_tokenizer_option(f"{encoder}_min_length", 32)
     return loaded
@@ -470,7 +470,7 @@ def quantised(form: str) -> Loaded:
 
 
 def text_encoder(tokenizer: Any, encoder: Any, encoders: dict, **tokenizer_data: Any) -> Any:
-    """A CLIP alone, weights random."""
+    """Only a CLIP, with random weights."""
     import comfy.sd
     from comfy.supported_models_base import ClipTarget
 

@@ -1,4 +1,4 @@
-"""One layout of each family of models is tested by default, and all of them with --all."""
+"""Which layouts are tested by default: one of each family of models. --all tests all of them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,17 @@ ONE_OF_EACH = {
     "Gemma 3, Lumina 2",
     "Jina CLIP",
     "Pile T5, AuraFlow",
-    "Mistral, Flux 2",
-    "Qwen 3 VL, Krea 2",
     "Qwen 3.5",
     "GPT-OSS, Lens",
     # Networks
     "sd15",
-    "sdxl",
     "flux",
     "wan",
 }
 
 
 def family_first(names: Iterable[str]) -> list:
-    """Parameters for a fixture: all names, those beyond one of each family marked as slow."""
+    """Parameters for a fixture: all names. Those not in ONE_OF_EACH are marked as slow."""
     return [
         name if name in ONE_OF_EACH else pytest.param(name, marks=pytest.mark.slow)
         for name in names
@@ -40,6 +37,6 @@ def family_first(names: Iterable[str]) -> list:
 
 
 def only(*default: str, of: Iterable[str]) -> list:
-    """Parameters for a test that takes long: those few by default, all others marked as slow."""
+    """Parameters for an expensive test: all names. Those not in `default` are marked as slow."""
     assert set(default) <= set(of)
     return [name if name in default else pytest.param(name, marks=pytest.mark.slow) for name in of]

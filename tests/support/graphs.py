@@ -1,4 +1,4 @@
-"""Prompts for a real server's queue, piece by piece, and what comes back from them."""
+"""Parts of prompts for a real server's queue, and readers of their results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def node(class_type: str, /, **inputs: Any) -> dict[str, Any]:
 
 
 def loader(checkpoint: str = "iconcanvas.safetensors") -> dict[str, Any]:
-    """A prompt with the test model in it: ["base", 0..2] are MODEL, CLIP and VAE."""
+    """A node that loads the test model: ["base", 0..2] are MODEL, CLIP and VAE."""
     return {"base": node("CheckpointLoaderSimple", ckpt_name=checkpoint)}
 
 
@@ -26,9 +26,9 @@ def latents(
     clip: tuple[str, int] = ("base", 1),
     prompt: str = "a photo of a mushroom, flat style",
 ) -> dict[str, Any]:
-    """Nodes that draw a prompt, small and in a few steps, and save its latents as they are.
+    """Nodes that draw a prompt, small and in a few steps, and save its latents.
 
-    Latents and not pictures: what differs in the last bit would look the same.
+    Latents, because pictures would hide a difference in the last bit.
     """
     return {
         f"{name}+": node("CLIPTextEncode", clip=list(clip), text=prompt),
@@ -52,13 +52,13 @@ def latents(
 
 
 def drawn(server: Server, history: dict[str, Any], name: str) -> torch.Tensor:
-    """What the nodes of `latents` drew."""
+    """The latents that the nodes of `latents` drew."""
     (saved,) = history["outputs"][name]["latents"]
     return load_file(server.output / saved["subfolder"] / saved["filename"])["latent_tensor"]
 
 
 def text(history: dict[str, Any], name: str) -> str:
-    """What a node shows as text."""
+    """The text that a node shows."""
     return "".join(history["outputs"][name]["text"])
 
 

@@ -1,6 +1,7 @@
-"""Small models of the host's own classes, with the text encoders that belong to them and random
-weights: nothing is learnt, but whether a gradient arrives where it must, and whether an erasure
-changes what it says, does not depend on what the weights mean.
+"""Small models of the host's own classes with their text encoders, all with random weights.
+
+Nothing is learnt on random weights. But whether gradients arrive, and whether an erasure changes
+the right weights, does not depend on what the weights mean.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+SIDE = 64  # pixels
 SMALL_CLIP = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -48,7 +50,7 @@ SMALL_FLUX = {
     "guidance_embed": True,
 }
 
-# The layouts, each as (configuration, tokenizer, text encoder)
+# Each layout is a tuple (configuration, tokenizer, text encoder).
 
 
 def sd15() -> tuple:
@@ -70,7 +72,7 @@ def sd15() -> tuple:
 
 
 def sdxl() -> tuple:
-    """Two encoders, and one vector for the whole prompt beside the words."""
+    """Two encoders, and a pooled vector."""
     import comfy.supported_models
 
     config = comfy.supported_models.SDXL(
@@ -90,10 +92,10 @@ def sdxl() -> tuple:
 
 
 def sd3(second_attention: tuple[int, ...] = ()) -> tuple:
-    """A flow; words and picture in one attention.
+    """A flow model with one attention over text and picture.
 
-    second_attention: the blocks with one more attention of the picture to itself, as SD 3.5 medium
-    has them.
+    second_attention: the blocks with a second attention over the picture alone, as in SD 3.5
+    medium.
     """
     import comfy.supported_models
     import comfy.text_encoders.sd3_clip
@@ -122,7 +124,7 @@ def sd3(second_attention: tuple[int, ...] = ()) -> tuple:
 
 
 def flux() -> tuple:
-    """A flow; words and picture in one attention, then in one stream."""
+    """A flow model with one attention over text and picture, then both in a single stream."""
     import comfy.supported_models
     import comfy.text_encoders.flux
 
@@ -145,7 +147,7 @@ def flux() -> tuple:
 
 
 def flux2() -> tuple:
-    """All blocks share their modulation. For its large language model stands a small T5."""
+    """All blocks share their modulation. A small T5 stands in for its large language model."""
     import comfy.supported_models
     import comfy.text_encoders.genmo
 
@@ -171,7 +173,7 @@ def flux2() -> tuple:
 
 
 def wan() -> tuple:
-    """Video latents. Its tokenizer comes with its full-size encoder; here T5's takes its place."""
+    """Video latents. Its tokenizer comes with the full-size encoder, so T5's is used here."""
     import comfy.sd1_clip
     import comfy.supported_models
     import comfy.text_encoders.sd3_clip
@@ -197,7 +199,7 @@ def wan() -> tuple:
 
 
 def ltxv() -> tuple:
-    """Video latents, and an encoder that says of each prompt which of its tokens are words."""
+    """Video latents, and an encoder with an attention mask."""
     import comfy.supported_models
 
     config = comfy.supported_models.LTXV(
@@ -230,7 +232,7 @@ LAYOUTS: dict[str, Callable[[], tuple]] = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a loader node returns, without a VAE."""
+    """What a loader node outputs, without a VAE."""
 
     name: str
     model: Any
@@ -238,7 +240,8 @@ class Loaded:
 
 
 def build(name: str, dtype: torch.dtype = torch.float32) -> Loaded:
-    """As the host's loader would, weights random; v-prediction as by the host's own nodes."""
+    """Build a layout as the host's loader does, with random weights. v-prediction is set by the
+    host's own nodes."""
     import comfy_extras.nodes_model_advanced as sampling
 
     with where_present(name):
@@ -254,7 +257,7 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> Loaded:
 
 @contextmanager
 def where_present(name: str) -> Iterator[None]:
-    """Skip, by name, a layout of which an older ComfyUI has no module or class."""
+    """Skip a layout if an older ComfyUI lacks its module or class."""
     try:
         yield
     except (ImportError, AttributeError) as error:
@@ -264,9 +267,9 @@ def where_present(name: str) -> Iterator[None]:
 
 
 def is_absent(error: ImportError | AttributeError) -> bool:
-    """Whether a layout failed because this ComfyUI is older than what it is of.
+    """Whether a layout failed because this ComfyUI is too old for it.
 
-    On the one that dev.py fetches, and on newer ones, a class that is missing is an error.
+    On the version that dev.py fetches, and on newer ones, a missing class is an error.
     """
     from comfyui_version import __version__
 
@@ -284,7 +287,7 @@ def assemble(
     tokenizer_data: dict | None = None,
     encoders: dict | None = None,
 ) -> Loaded:
-    """A layout with random weights; encoders: the sizes of those that SMALL_ENCODERS lacks."""
+    """A layout with random weights. encoders: sizes of encoders that SMALL_ENCODERS lacks."""
     import comfy.model_management as management
     import comfy.model_patcher
     import comfy.sd
@@ -310,7 +313,7 @@ def assemble(
 
 
 def fill(tensor: torch.Tensor, generator: torch.Generator) -> None:
-    """A matrix keeps the size of what it multiplies; norms' weights and biases are near one."""
+    """Fill with random values: matrices that keep the norm of their input, and vectors near one."""
     if tensor.ndim > 1:
         values = torch.randn(tensor.shape, generator=generator) * tensor[0].numel() ** -0.5
     else:

@@ -1,4 +1,4 @@
-"""What newer versions of the host do otherwise, put into the one that the tests have."""
+"""Changes of newer host versions, applied to the host that the tests use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def rewritten(function: FunctionType, *changes: tuple[str, str]) -> FunctionType:
-    """The same function with parts of its source replaced; each part must be there."""
+    """The function with parts of its source replaced. Each part must occur."""
     source = textwrap.dedent(inspect.getsource(function))
     for old, new in changes:
         assert old in source, f"{function.__qualname__} of this ComfyUI has no {old!r}"
@@ -22,14 +22,14 @@ def rewritten(function: FunctionType, *changes: tuple[str, str]) -> FunctionType
 
 
 def write_into_their_input(patch: pytest.MonkeyPatch) -> None:
-    """Blocks of language models, since about 0.33: the last sum goes where the input lay."""
+    """Since about 0.33: blocks of language models write their last sum into their input."""
     import comfy.text_encoders.llama as llama
     import comfy.text_encoders.qwen35 as qwen35
 
     first, last = "    residual = x\n    x = self.input_", "    x = residual + x\n\n    return"
     for block in (llama.TransformerBlock, llama.TransformerBlockGemma2):
         if "out=output" in inspect.getsource(block.forward):
-            continue  # this is such a host
+            continue  # this host does it already
         changes = (
             (first, "    output = x\n" + first),
             (last, "    x = torch.add(residual, x, out=output)\n\n    return"),
@@ -49,7 +49,7 @@ def write_into_their_input(patch: pytest.MonkeyPatch) -> None:
 
 
 def hand_norms_on(patch: pytest.MonkeyPatch) -> None:
-    """Qwen 3.5, since about 0.4x: feed-forward layers read the weight of their norm themselves, and
+    """Since about 0.4x, Qwen 3.5: feed-forward layers read the weight of the norm before them, and
     blocks write into their input."""
     import comfy.ldm.common_dit
     import comfy.text_encoders.llama as llama
@@ -78,11 +78,11 @@ def hand_norms_on(patch: pytest.MonkeyPatch) -> None:
 
 
 def ask_for_attention(patch: pytest.MonkeyPatch, encoder: torch.nn.Module) -> list[torch.nn.Module]:
-    """An encoder whose file asks for int8 attention; returns the modules that say so."""
+    """Make an encoder ask for int8 attention, as its file may. Returns the modules that say so."""
     import comfy.text_encoders.llama as llama
 
     class ComfyAttention(torch.nn.Module):
-        """As the host's: what a file asks for, nothing in a new one."""
+        """Like the host's class: the attention that a file asks for; None in a new one."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Values for the widgets of the training nodes: a step or two, small."""
+"""Widget values of the training nodes for small runs of a step or two."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""The text encoders that encoder_layouts.py leaves out, small, each with a small network that reads
-it.
+"""The text encoders that encoder_layouts.py leaves out, each small and with a small denoiser.
 
-Which classes of the host these are is looked up in test_other_encoders.py: none is forgotten.
+test_other_encoders.py looks up the host's classes, so that none is forgotten.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ SMALL_EYE = {"hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "depth"
 
 
 def byte_level(special: list[str], words: list[str]) -> Any:
-    """A tokenizer as Mistral and GPT-OSS have it: single bytes, and whole words."""
+    """A tokenizer of the kind that Mistral and GPT-OSS have: single bytes, and whole words."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    # The byte of a space is written so.
+    # This letter stands for the byte of a space.
     whole = [form for word in words for form in (word, f"\u0120{word}")]
     names = dict.fromkeys([*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *whole])
     numbers = {name: i for i, name in enumerate(names)}
@@ -42,15 +41,15 @@ def byte_level(special: list[str], words: list[str]) -> Any:
 
 
 def mistral_tokenizer() -> dict:
-    """1 begins, and 11 pads."""
+    """Token 1 starts a prompt, and token 11 is padding."""
     special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
     special += [f"<SPECIAL_{i}>" for i in range(len(special), 20)]
     return {"tokenizer_object": byte_level(special, WORDS), "legacy": False}
 
 
 def with_small_mistral_tokenizer(tokenizer: Callable) -> Callable:
-    """Mistral's comes with its file, which the host hands to transformers in a way that its newer
-    versions (5.23) do not take."""
+    """Mistral's tokenizer comes with its file. The host passes it to transformers in a way that
+    newer versions (5.23) do not accept."""
     import comfy.text_encoders.flux as flux_encoders
 
     def build(**options: Any) -> Any:
@@ -66,7 +65,7 @@ def with_small_mistral_tokenizer(tokenizer: Callable) -> Callable:
 
 @contextmanager
 def replaced(table: dict, **values: Any) -> Iterator[None]:
-    """A table of the host's with other values for a while."""
+    """Give one of the host's tables other values for a while."""
     before = {**table}
     table.update(values)
     try:
@@ -77,7 +76,7 @@ def replaced(table: dict, **values: Any) -> Iterator[None]:
 
 
 def with_small_qwen3_eye(encoder: Callable) -> Callable:
-    """The sizes of Qwen 3 VL's picture encoders are fixed in the host, at 1024 by 24 and more."""
+    """Make Qwen 3 VL's picture encoders small. The host fixes them at 1024 x 24 layers and up."""
     import comfy.text_encoders.qwen3vl as qwen3vl
 
     def build(**options: Any) -> torch.nn.Module:
@@ -92,13 +91,13 @@ def with_small_qwen3_eye(encoder: Callable) -> Callable:
 
 
 def tokenizer_json(*given: list[str]) -> torch.Tensor:
-    """As Gemma 4 and GPT-OSS have it in their files."""
+    """The tokenizer that Gemma 4 and GPT-OSS have in their files."""
     written = byte_level(*given).to_str().encode()
     return torch.frombuffer(bytearray(written), dtype=torch.uint8)
 
 
 def mistral_flux2() -> dict:
-    """Flux 2 reads what goes into layers 10, 20 and 30."""
+    """Flux 2 reads the inputs of layers 10, 20 and 30."""
     import comfy.text_encoders.flux as flux_encoders
 
     config, _, _ = LAYOUTS["flux2"]()
@@ -112,7 +111,7 @@ def mistral_flux2() -> dict:
 
 
 def pruned_mistral_flux2() -> dict:
-    """As it is mostly shared, without the layers that nothing is read of."""
+    """The file that is usually shared, without the layers that are not read."""
     import comfy.text_encoders.flux as flux_encoders
 
     few = {**LLAMA, "num_hidden_layers": 30}
@@ -157,7 +156,7 @@ def ideogram() -> dict:
 
 
 def qwen3vl_ideogram() -> dict:
-    """Ideogram 4 reads thirteen layers, of which the last is the last but none of 36."""
+    """Ideogram 4 reads thirteen of 36 layers; the last one read is the last of all."""
     import comfy.text_encoders.ideogram4 as ideogram4
 
     return {
@@ -168,7 +167,7 @@ def qwen3vl_ideogram() -> dict:
 
 
 def qwen3_ideogram() -> dict:
-    """Its language model by itself."""
+    """Only Ideogram 4's language model."""
     import comfy.text_encoders.ideogram4 as ideogram4
 
     return {
@@ -179,7 +178,7 @@ def qwen3_ideogram() -> dict:
 
 
 def qwen3vl_krea() -> dict:
-    """Krea 2 reads twelve layers, the last of them what goes into layer 35."""
+    """Krea 2 reads twelve layers; the last one is the input of layer 35."""
     import comfy.text_encoders.krea2 as krea2
 
     config = network(
@@ -273,7 +272,7 @@ def qwen3vl_joyimage() -> dict:
 
 
 def t5_mochi() -> dict:
-    """T5, and which of its tokens are words."""
+    """T5, with an attention mask."""
     import comfy.text_encoders.genmo as genmo
 
     config = network(
@@ -284,7 +283,7 @@ def t5_mochi() -> dict:
         num_heads=2,
         hidden_size_x=64,
         hidden_size_y=32,
-        mlp_ratio_x=12288 / 64,  # of which the host asks the product
+        mlp_ratio_x=12288 / 64,  # the host needs the product with the width
         mlp_ratio_y=2.0,
         learn_sigma=False,
         in_channels=12,
@@ -325,7 +324,7 @@ SMALL_COSMOS = {
 
 
 def t5_cosmos() -> dict:
-    """The first T5, which is of other layers than what is called T5 today."""
+    """The first version of T5, whose layers differ from those of today's T5."""
     import comfy.text_encoders.cosmos as cosmos
 
     config = network(
@@ -348,7 +347,7 @@ def t5_cosmos_predict2() -> dict:
 
 
 def qwen_hunyuan_image() -> dict:
-    """Qwen 2.5 VL two layers early; of T5 for bytes nothing, unless a prompt quotes."""
+    """Qwen 2.5 VL, read two layers early. ByT5 is used only for quoted text in a prompt."""
     import comfy.text_encoders.hunyuan_image as hunyuan_image
 
     config = network(
@@ -372,7 +371,7 @@ def qwen_hunyuan_image() -> dict:
         "config": config,
         "tokenizer": hunyuan_image.HunyuanImageTokenizer,
         "encoder": with_small_eye(hunyuan_image.te()),
-        # The host gives T5 for bytes no name of its own.
+        # The host has no name of its own for ByT5.
         "encoders": {"qwen25_7b_model_config": LLAMA, "_model_config": SMALL_T5},
     }
 
@@ -425,7 +424,7 @@ def t5_pixart() -> dict:
 
 
 def qwen3_ovis() -> dict:
-    """Its template is cut off behind it."""
+    """The output for its template is cut off."""
     import comfy.text_encoders.ovis as ovis
 
     config, _, _ = LAYOUTS["flux"]()
@@ -439,7 +438,7 @@ def qwen3_ovis() -> dict:
 
 
 def qwen_longcat() -> dict:
-    """Qwen 2.5 VL, its template cut off on both sides."""
+    """Qwen 2.5 VL. The output for its template is cut off on both sides."""
     import comfy.text_encoders.longcat_image as longcat_image
 
     flux, _, _ = LAYOUTS["flux"]()
@@ -453,7 +452,7 @@ def qwen_longcat() -> dict:
 
 
 def gemma2_pixeldit() -> dict:
-    """Of a long template and a prompt the first token and the last 299; no autoencoder."""
+    """Of a long template with the prompt, the first token and the last 299; no autoencoder."""
     import comfy.text_encoders.pixeldit as pixeldit
 
     config = network(
@@ -506,10 +505,10 @@ def jina_tokenizer() -> torch.Tensor:
 
 
 def gemma3_newbie() -> dict:
-    """Gemma 3 for each token, and of Jina's CLIP the pooled vector."""
+    """Gemma 3 for the token vectors, and Jina CLIP for the pooled vector."""
     import comfy.text_encoders.newbie as newbie
 
-    # The host gives neither a name of its own, so they share their sizes.
+    # The host has no name of its own for either, so they share their sizes.
     both = {
         "hidden_size": WIDTH,
         "intermediate_size": 48,
@@ -530,8 +529,8 @@ def gemma3_newbie() -> dict:
 
 
 def gpt_oss_lens() -> dict:
-    """Experts in place of feed-forward layers, four layers read, and the template cut off before
-    the prompt."""
+    """Experts instead of feed-forward layers. Four layers are read, and the output for the template
+    before the prompt is cut off."""
     import comfy.text_encoders.gpt_oss as gpt_oss
 
     config = network(
@@ -561,7 +560,7 @@ def gpt_oss_lens() -> dict:
     encoder = gpt_oss.lens_te()
 
     def with_weights(**options: Any) -> torch.nn.Module:
-        """Its layers have none before they are loaded."""
+        """Give the layers weights; they have none before a file is loaded."""
         built = encoder(**options)
         for layer in built.modules():
             if hasattr(layer, "out_features") and getattr(layer, "weight", None) is None:
@@ -583,7 +582,7 @@ def gpt_oss_lens() -> dict:
 
 
 def clip_g_cascade() -> dict:
-    """CLIP-G to its last layer, not normed, and its pooled vector."""
+    """CLIP-G, read at its last layer without the final norm, and its pooled vector."""
     config = network(
         "Stable_Cascade_C",
         stable_cascade_stage="c",
@@ -600,7 +599,7 @@ def clip_g_cascade() -> dict:
 
 
 def clip_g_refiner() -> dict:
-    """CLIP-G one layer early, and its pooled vector, which goes through all."""
+    """CLIP-G, read one layer early, and its pooled vector, which goes through all layers."""
     config = network(
         "SDXLRefiner",
         **SMALL_UNET,
@@ -617,8 +616,8 @@ def clip_g_refiner() -> dict:
     return {"config": config, "tokenizer": target.tokenizer, "encoder": target.clip}
 
 
-# What the host has to write text, or for other encoders to be part of: a network of their width is
-# theirs, too
+# Encoders that the host uses to write text, or as a part of other encoders. They get a denoiser of
+# their width too.
 
 
 def read_by_wan(tokenizer: Any, encoder: Any, encoders: dict, **tokenizer_data: Any) -> dict:
@@ -633,7 +632,7 @@ def read_by_wan(tokenizer: Any, encoder: Any, encoders: dict, **tokenizer_data: 
 
 
 def qwen35() -> dict:
-    """Most of its layers attend by a recurrence."""
+    """Most of its layers have linear attention, computed as a recurrence."""
     import comfy.text_encoders.qwen35 as qwen35
 
     sizes = {
@@ -771,7 +770,7 @@ def gemma4() -> dict:
 
 
 def with_small_gemma3_eye(encoder: Callable) -> Callable:
-    """The size of Gemma 3's picture encoder is fixed in the host, at 1152 by 27 layers."""
+    """Make Gemma 3's picture encoder small. The host fixes it at a width of 1152 and 27 layers."""
     import comfy.text_encoders.llama as llama
 
     def build(**options: Any) -> torch.nn.Module:
@@ -791,7 +790,7 @@ def gemma3_with_eye() -> dict:
 
 
 def gemma3_alone() -> dict:
-    """What LTX 2's encoder is made of."""
+    """The parts of LTX 2's encoder."""
     import comfy.text_encoders.lt as lt
 
     encoder = with_small_gemma3_eye(lt.gemma3_te())
@@ -799,8 +798,8 @@ def gemma3_alone() -> dict:
     return read_by_wan(lt.Gemma3_12BTokenizer, encoder, sizes, spiece_model=sentencepiece_model())
 
 
-MORE = r"hands on more of a prompt than .* \({}\), as HiDream's and Anima's do"
-WRITES = "makes no conditioning that a MODEL could read: ComfyUI has it write text"
+MORE = r"gives more than one vector .* \({}\), as those of HiDream and Anima do"
+WRITES = "makes no conditioning that a MODEL could read: ComfyUI uses it to write text"
 REFUSED: dict[str, tuple[Callable[[], dict], str]] = {
     "mT5 and BERT, HunyuanDiT": (
         mt5_bert_hunyuan_dit,
@@ -817,7 +816,7 @@ def build(name: str) -> Loaded:
     layout = OTHERS[name] if name in OTHERS else REFUSED[name][0]
     with where_present(name):
         loaded = assemble(name, **layout())
-    # By themselves they pad a prompt to up to 512 tokens.
+    # By default they pad a prompt to up to 512 tokens.
     for encoder in ("t5xxl", "pile_t5xl", "qwen3_8b", "qwen3_2b"):
         loaded.clip.set_tokenizer_option(f"{encoder}_min_length", 32)
     return loaded

@@ -1,4 +1,4 @@
-"""API prompts in the ComfyUI of this process: what its queue would refuse, and what it runs."""
+"""Checks and runs API prompts in the ComfyUI of this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Prompt = dict[str, dict[str, Any]]
 
 
 def load(host: ModuleType, *extras: str) -> None:
-    """Of the host's further nodes the files with these names."""
+    """Load files of these names from the host's extra nodes."""
     import folder_paths
 
     for name in extras:
@@ -23,7 +23,7 @@ def load(host: ModuleType, *extras: str) -> None:
 
 
 def refused(prompt: Prompt) -> dict[str, list[str]]:
-    """By node: what the host says of it before it puts the prompt into the queue."""
+    """The host's errors by node, from its check before a prompt is queued."""
     import execution
 
     *_, errors = asyncio.run(execution.validate_prompt("prompt", prompt, None))
@@ -34,7 +34,7 @@ def refused(prompt: Prompt) -> dict[str, list[str]]:
 
 
 def said() -> list[str]:
-    """What nodes have shown since this was asked last, oldest first."""
+    """The texts that nodes have shown since the last call, oldest first."""
     from server import PromptServer
 
     server, found = PromptServer.instance, []
@@ -48,7 +48,7 @@ def said() -> list[str]:
 
 
 def executed(prompt: Prompt, *last: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """(what each node shows, the error that stopped it) of a prompt run up to its last nodes."""
+    """Run a prompt up to the nodes `last`. Returns (what each node shows, the error or None)."""
     import execution
     from server import PromptServer
 

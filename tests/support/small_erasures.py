@@ -1,4 +1,4 @@
-"""Erasures of one weight, and nodes called as the host calls them, without a queue."""
+"""Erasures of a single weight, and a way to call nodes as the host does, without a queue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NETWORK = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight
 
 
 def run(node: Any, *args: Any, **inputs: Any) -> tuple:
-    """What a node hands on."""
+    """The outputs of a node."""
     return node.PREPARE_CLASS_CLONE(None).execute(*args, **inputs).result
 
 
@@ -27,7 +27,7 @@ def of_the_network(pack: ModuleType, model: Any, concept: str = "fox", **record:
 
 
 def _erasure(pack: ModuleType, patcher: Any, key: str, concept: str, record: dict) -> Any:
-    """A random change, as large as the weight itself."""
+    """An erasure with a random change, as large as the weight itself."""
     weight = patcher.model.state_dict()[key].float()
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(concept)))
     deltas = {key: {"diff": weight.std() * noise}}

@@ -1,4 +1,4 @@
-"""Inception v3 with random weights, as the files have it that users get."""
+"""Inception v3 with random weights, in the layouts of the files that users download."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torchvision.models import inception_v3
 
 
 def weights(is_fid: bool) -> dict[str, torch.Tensor]:
-    """torchvision's file has a second classifier; the FID's has 1008 classes and no counts."""
+    """The weights. torchvision's file has a second classifier; the FID's has 1008 classes and no
+    counts of batches."""
     classes = {"num_classes": 1008, "aux_logits": False} if is_fid else {"aux_logits": True}
     with torch.random.fork_rng():
         torch.manual_seed(0)

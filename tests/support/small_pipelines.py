@@ -1,7 +1,7 @@
-"""Small pipelines with random weights, as the diffusers folders that people have.
+"""Small pipelines with random weights, written as diffusers folders.
 
-Widths and layers are few; which layers are read, what the network predicts and how a folder is
-written is as in Stable Diffusion 1.5, 2.1 and XL, and AnimateDiff on them.
+They have small widths and few layers. Which layers are read, what the denoiser predicts and how a
+folder is written is as in Stable Diffusion 1.5, 2.1 and XL, and AnimateDiff on them.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 
 
 def tokenizer(**options: Any) -> CLIPTokenizer:
-    """CLIP's own with its first tokens and the two that begin and end a prompt: quickly read."""
+    """CLIP's tokenizer, cut to its first tokens and the start and end tokens, so it loads fast."""
     source = testbed.host.process.path() / "comfy" / "sd1_tokenizer"
     numbers = json.loads((source / "vocab.json").read_text(encoding="utf-8"))
     first = {token: number for token, number in numbers.items() if number < TOKENS - 2}
     vocabulary = first | {"<|startoftext|>": TOKENS - 2, "<|endoftext|>": TOKENS - 1}
-    # Behind a line that names the version; each merge makes one token more than the letters.
+    # The first line names the version. Each merge adds one token to the single letters.
     merges = (source / "merges.txt").read_text(encoding="utf-8").split("\n")
     with TemporaryDirectory() as folder:
         (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
@@ -63,7 +63,7 @@ def sd1() -> StableDiffusionPipeline:
 
 
 def sd2() -> StableDiffusionPipeline:
-    """OpenCLIP-H without its last layer, which is known by its width; it predicts v."""
+    """OpenCLIP-H without its last layer, recognised by its width. The denoiser predicts v."""
     config = _clip(1024, num_hidden_layers=2, num_attention_heads=16, hidden_act="gelu")
     noise = DDIMScheduler(
         **NOISE, prediction_type="v_prediction", clip_sample=False, steps_offset=1
@@ -73,7 +73,7 @@ def sd2() -> StableDiffusionPipeline:
 
 
 def xl() -> StableDiffusionXLPipeline:
-    """Two encoders of different widths, and a vector of the whole prompt."""
+    """Two encoders of different widths, and a pooled vector."""
     return StableDiffusionXLPipeline(
         vae=_autoencoder(scaling_factor=0.13025),
         text_encoder=CLIPTextModel(_clip(32)),
@@ -103,7 +103,8 @@ def animatediff_xl() -> AnimateDiffSDXLPipeline:
 
 
 def write(make: Callable[[], DiffusionPipeline], folder: Path) -> Path:
-    """As everybody's folders are, whatever version of transformers this is; the same each time."""
+    """Write the pipeline with the usual names, whatever the version of transformers, and always
+    with the same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         make().save_pretrained(folder)
@@ -113,12 +114,12 @@ def write(make: Callable[[], DiffusionPipeline], folder: Path) -> Path:
 
 
 def read(folder: Path) -> DiffusionPipeline:
-    """By diffusers' own loader."""
+    """The pipeline in a folder, by diffusers' own loader."""
     return DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
 
 
 def checkpoint(pipeline: DiffusionPipeline) -> dict[str, torch.Tensor]:
-    """The same model's tensors as a single file names them, by the host's own conversion."""
+    """The model's tensors under the names of a single checkpoint file, by the host's conversion."""
     model, to_file = DiffusersModel(pipeline), _conversion()
     tensors = {
         f"model.diffusion_model.{name}": weight
@@ -142,7 +143,7 @@ def checkpoint(pipeline: DiffusionPipeline) -> dict[str, torch.Tensor]:
 
 
 def _conversion() -> ModuleType:
-    """ComfyUI's module for it, without ComfyUI."""
+    """ComfyUI's module diffusers_convert, loaded without ComfyUI."""
     file = testbed.host.process.path() / "comfy" / "diffusers_convert.py"
     spec = importlib.util.spec_from_file_location("diffusers_convert", file)
     module = importlib.util.module_from_spec(spec)

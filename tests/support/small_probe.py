@@ -1,4 +1,4 @@
-"""A probe with every attack, whose budgets are a few seconds."""
+"""Settings for a probe with every attack that takes a few seconds."""
 
 from __future__ import annotations
 

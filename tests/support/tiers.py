@@ -1,4 +1,4 @@
-"""Which tests run when: `pytest --fast`, `pytest`, `pytest --all`."""
+"""Which tests run in which tier: `pytest --fast`, `pytest`, `pytest --all`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def rank(item: pytest.Item) -> int:
-    """What a test needs: 0 no ComfyUI, 1 ComfyUI in this process, 2 a server."""
+    """What a test needs: 0: no ComfyUI, 1: ComfyUI in this process, 2: a server."""
     names, folder = getattr(item, "fixturenames", ()), item.path.parent.name
     if "server" in names or folder == "server":
         return 2

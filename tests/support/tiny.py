@@ -1,9 +1,9 @@
-"""DiffusionModels small enough to compute by hand or to train in a second.
+"""DiffusionModels small enough to compute by hand, or to train in a second.
 
-TinyModel: one channel, one pixel. The encoder is a stack of two layers, named as CLIP's are, on a
-sum of fixed word vectors; the network adds to the noised latent what the conditioning says.
-TinyNetworkModel: pictures of 3 x 4 x 4 and a real network with cross-attention, to be trained.
-Nothing is random but the word vectors and the initial weights, both seeded.
+TinyModel: one channel, one pixel. The encoder has two layers, named as CLIP's, on the mean of fixed
+word vectors. The prediction is the noised latent plus a number from the conditioning.
+TinyNetworkModel: pictures of 3 x 4 x 4, and a real denoiser with cross-attention to be trained.
+Only the word vectors and the initial weights are random, from fixed seeds.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """CLIP's names; `forward` is the tiny model's."""
+    """Layers with CLIP's names. The computation is in TinyModel."""
 
     def __init__(self, width: int = 8, depth: int = 2) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def word_vector(word: str, width: int) -> torch.Tensor:
 
 
 def word_vectors(prompts: Sequence[str], width: int) -> torch.Tensor:
-    """(N, width): the mean of a vector for each word; zero for the empty prompt."""
+    """(N, width): the mean of the vectors of a prompt's words; zero for the empty prompt."""
     rows = []
     for prompt in prompts:
         words = [word_vector(word, width) for word in prompt.split()]
@@ -92,7 +92,7 @@ class TinyModel:
         """(x0, noise, t) of every `target`."""
 
     def original(self, key: str) -> torch.Tensor:
-        """A weight by the key that an Edit has it under."""
+        """A weight by its key in an Edit."""
         return self.encoder.get_parameter(key)
 
     def _weight(self, name: str) -> torch.Tensor:
@@ -113,7 +113,7 @@ class TinyModel:
         return Vocabulary(words, torch.stack([word_vector(word, self.width) for word in words]))
 
     def readings(self, words: str) -> list[Reading]:
-        """A token for each word, read without capitals; of it those are known that are in ASCII."""
+        """One token for each word, without regard to case. Words in ASCII are known tokens."""
         tokens = tuple(zlib.crc32(word.encode()) for word in words.lower().split())
         return [Reading(tokens, any(word.isascii() for word in words.split()), room=75)]
 
@@ -193,9 +193,9 @@ class TinyModel:
 
 
 class LinearModel(TinyModel):
-    """One weight w and one bias of zero: the conditioning is w, the prediction too.
+    """A single weight w, which is both the conditioning and the prediction.
 
-    So the denoising loss is (w - noise)^2, and its slope 2 (w - noise).
+    So the denoising loss is (w - noise)^2, and its derivative is 2 (w - noise).
     """
 
     def __init__(self, w: float) -> None:
@@ -223,7 +223,7 @@ class LinearModel(TinyModel):
 
 
 class CrossAttention(nn.Module):
-    """From places of the picture to tokens; tokens that are zero are padding."""
+    """Cross-attention from places of the picture to tokens. Tokens that are zero are padding."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -261,7 +261,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """What picture x_t means, mostly by the prompt; the names are as in Stable Diffusion's UNet."""
+    """Predicts x0 from x_t, mostly from the prompt. Names are those of Stable Diffusion's UNet."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -281,10 +281,10 @@ class Network(nn.Module):
 
 
 class TinyNetworkModel(TinyModel):
-    """A network that is trained, in any of three parameterisations; prompts are several tokens.
+    """A trainable denoiser in one of three parameterisations. Prompts have several tokens.
 
-    x_t is a x0 + s noise. With "eps" and "v" a and s are cosine and sine of an angle that grows
-    with t; with "flow" s grows with t to 1 and a is 1 - s. Some noise is left even at t = 0.
+    x_t is a x0 + s noise. With "eps" and "v", a and s are the cosine and sine of an angle that
+    grows with t. With "flow", s grows with t to 1, and a is 1 - s. At t = 0 some noise is left.
     """
 
     SHAPE = (3, 4, 4)
@@ -298,7 +298,7 @@ class TinyNetworkModel(TinyModel):
         self.predictions: list[int] = []
         """The batch size of every `predict`."""
         self.learnt_from: list[int] = []
-        """Those that are kept for a backward pass."""
+        """The batch sizes of those with a gradient."""
         self.drawn: list[list[str]] = []
         """The prompts of every `sample`."""
 
@@ -337,7 +337,7 @@ class TinyNetworkModel(TinyModel):
         return x0.movedim(1, -1).clamp(0, 1)
 
     def _mix(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(a, s) of timesteps."""
+        """(a, s) for timesteps."""
         t = t.view(-1, 1, 1, 1) / 1000
         if self.parameterisation == "flow":
             s = 0.1 + 0.9 * t
@@ -415,7 +415,7 @@ class TinyNetworkModel(TinyModel):
 
 
 class OutOfMemoryAtTheEnd(TinyNetworkModel):
-    """Fails when the training is done and it is measured how far the concept moved."""
+    """Runs out of memory after the training, when it is measured how far the concept moved."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         if prompts == ["a photo of a cat", ""]:
@@ -424,11 +424,11 @@ class OutOfMemoryAtTheEnd(TinyNetworkModel):
 
 
 class Cancelled(Exception):
-    """What a caller's on_step may raise."""
+    """Raised by an on_step to cancel."""
 
 
 def cancel_at(last: int) -> Callable:
-    """An on_step that lets a run come to this step."""
+    """An on_step that cancels at this step."""
 
     def on_step(step: int, *_) -> None:
         if step == last:
@@ -438,14 +438,15 @@ def cancel_at(last: int) -> Callable:
 
 
 def same(one: Erasure, other: Erasure) -> bool:
-    """Bit for bit."""
+    """Whether two erasures are equal, bit for bit."""
     return one.deltas.keys() == other.deltas.keys() and all(
         torch.equal(one.delta(key), other.delta(key)) for key in one.deltas
     )
 
 
 def left(erased: TinyNetworkModel, x0: torch.Tensor, prompt: str, anchor: str) -> float:
-    """Squared distance of the erased model's prediction from the anchor's, the original's as 1."""
+    """The squared distance of the erased model's prediction from the anchor's, relative to that of
+    the original model."""
     model = TinyNetworkModel(erased.parameterisation)
     t = torch.tensor([200.0, 400.0, 600.0, 800.0])
     x_t = model.add_noise(x0, model.noise(4, torch.Generator().manual_seed(2)), t)

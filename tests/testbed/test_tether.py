@@ -80,6 +80,7 @@ def test_script_ends_with_a_parent_that_was_ended(tmp_path: Path, end: str) -> N
         wait_for_end(sleeper)
 
 
+@pytest.mark.costly
 def test_comfyui_ends_with_a_parent_that_was_terminated(checkpoint: Path, tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", SERVES, str(ROOT), str(tmp_path)], stdout=subprocess.PIPE, text=True

@@ -169,6 +169,7 @@ def test_table_compares_the_same_concepts(tmp_path: Path, capsys: pytest.Capture
 # The real thing, small
 
 
+@pytest.mark.slow
 def test_film_is_the_pipelines_own(tools: transfer.Tools) -> None:
     clips = clips_for(("fox",))[:2]
     made = transfer.film(tools.video, clips, steps=2)
@@ -193,6 +194,8 @@ def test_film_is_the_pipelines_own(tools: transfer.Tools) -> None:
     assert (exact.movedim(2, -1) - alone).abs().mean() < 0.2 * apart
 
 
+@pytest.mark.costly
+@pytest.mark.slow
 def test_erased_encoder_reaches_the_clips_and_no_more(tools: transfer.Tools) -> None:
     erasure = transfer.erase(tools.image, Job(("fox",), 1, "real"), transfer.QUICK)
     clips = clips_for(("fox",))[:1]

@@ -16,7 +16,7 @@ import pytest
 import dev
 from testbed.host import matrix
 from testbed.host.patience import finish
-from testbed.host.server import api_prompt
+from testbed.host.workflow import api_prompt
 
 
 @pytest.fixture
@@ -147,6 +147,7 @@ def test_failing_pip_gets_a_sentence(
     assert not dev.unfinished().exists(), "nothing was changed yet"
 
 
+@pytest.mark.costly
 def test_unfinished_installation_starts_over(place: Path, without_pip: None) -> None:
     dev.make_environment()
     dev.install(dev.Step("Nothing"), "pip")
@@ -186,7 +187,7 @@ def test_failure_and_interruption_end_with_one_line(
     assert end_with(dev.SetupError("A sentence.")) == (1, "\nA sentence.\n")
     code, said = end_with(KeyboardInterrupt())
     assert code == 130
-    assert said.strip() == "Interrupted; the same command goes on from the last step that was done."
+    assert said.strip() == "Interrupted. The same command continues after the last finished step."
 
 
 def test_second_setup_does_nothing(
@@ -421,6 +422,7 @@ def test_matrix_says_what_failed_and_what_was_skipped_by_name() -> None:
     assert matrix.read(nothing, "0.24.0").failed == ["no test ran"]
 
 
+@pytest.mark.costly
 def test_matrix_fails_where_a_test_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here none runs."""
     (tmp_path / "comfyui_version.py").write_text('__version__ = "9.9.9"')

@@ -31,7 +31,10 @@ from unlearn.prompts.sampler import PromptSampler
 
 PAPER = DomainCorrectionSettings(mode="paper", pictures=6, iterations=12, batch=3)
 BALANCED = DomainCorrectionSettings(pictures=6, iterations=14, batch=3)
-MODES = [pytest.param(PAPER, id="paper"), pytest.param(BALANCED, id="balanced")]
+MODES = [
+    pytest.param(PAPER, id="paper"),
+    pytest.param(BALANCED, id="balanced", marks=pytest.mark.costly),
+]
 KEYS_AND_VALUES = {
     f"{NETWORK}transformer_blocks.0.attn2.{name}.weight" for name in ("to_k", "to_v")
 }
@@ -496,6 +499,7 @@ def test_concepts_take_turns(settings: DomainCorrectionSettings) -> None:
 
 
 @pytest.mark.parametrize("settings", MODES)
+@pytest.mark.costly
 def test_same_seed_same_erasure(settings: DomainCorrectionSettings) -> None:
     settings = replace(settings, iterations=6, alone=2)
     first, again = (domain_correction(TinyNetworkModel(), ["cat"], settings) for _ in range(2))
@@ -520,8 +524,8 @@ def test_a_run_leaves_torchs_own_random_numbers_alone() -> None:
         pytest.param(PAPER, ["cat"], 7, id="paper, alone done"),
         pytest.param(PAPER, ["cat"], 10, id="paper, both"),
         pytest.param(replace(PAPER, rank=2), ["cat"], 10, id="paper, low rank"),
-        pytest.param(BALANCED, ["cat"], 2, id="balanced, alone done"),
-        pytest.param(BALANCED, ["cat"], 8, id="balanced"),
+        pytest.param(BALANCED, ["cat"], 2, id="balanced, alone done", marks=pytest.mark.costly),
+        pytest.param(BALANCED, ["cat"], 8, id="balanced", marks=pytest.mark.costly),
         pytest.param(replace(BALANCED, rank=2), ["cat", "dog"], 9, id="balanced, two concepts"),
     ],
 )
@@ -545,6 +549,7 @@ def test_a_run_that_was_cut_short_goes_on_to_the_very_same_result(
     assert file.exists(), "until the erasure is kept, so is the state"
 
 
+@pytest.mark.costly
 def test_a_run_that_stops_by_itself_stops_at_the_same_step_after_a_cut(tmp_path: Path) -> None:
     settings = replace(BALANCED, iterations=400, alone=2, retention=1.0, rate=0.06, near=0.2)
     whole = domain_correction(TinyNetworkModel(), ["cat"], settings)
@@ -599,7 +604,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good() -> None
         (["cat", " "], "", "No concept is named: type the word or name to unlearn"),
         (["Cat"], " cAT", "The anchor ' cAT' is the concept itself, so nothing would change"),
         (["cat", "Dog"], "dog", "The anchor 'dog' is the concept itself"),
-        (["Picture"], " ", "'picture' is the word that is drawn in a concept's place"),
+        (["Picture"], " ", "'picture' is the default anchor, which takes"),
     ],
 )
 def test_bad_input_gets_a_sentence_before_any_work(

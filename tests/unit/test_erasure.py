@@ -131,7 +131,7 @@ def test_value_that_float16_cannot_hold_is_refused_and_the_old_file_stays(tmp_pa
     full_erasure().save(file)
     old = file.read_bytes()
     huge = Erasure({FC1: {"diff": torch.full((2, 2), 1e5)}})
-    with pytest.raises(ErasureError, match=r"holds values that torch.float16 cannot; nothing was"):
+    with pytest.raises(ErasureError, match=r"do not fit into torch.float16; nothing was"):
         huge.save(file)
     assert file.read_bytes() == old
     huge.save(file, torch.float32)
@@ -222,15 +222,15 @@ def missing(file: Path) -> None:
         (cut_in_the_header, "bad.safetensors is cut short or not a safetensors file"),
         (no_safetensors, r"not a safetensors file \(it begins with '<!DOCTYP'\)"),
         (empty, "bad.safetensors is cut short or not a safetensors file"),
-        (folder, "bad.safetensors is a folder; name an erasure.s file"),
+        (folder, "bad.safetensors is a folder; choose an erasure file"),
         (other_format, r"is not an erasure of this pack \(its format is pt"),
         (
             without_metadata,
             "is not an erasure of this pack.*; choose another file. LoRAs are for",
         ),
         (later_version, "its format is concept-unlearn/9, wanted is concept-unlearn/1"),
-        (unknown_key, "has a tensor of no known kind, text_encoders.clip_l.hada_w1_a"),
-        (half_a_pair, "has only a part of the change of .*fc1.weight"),
+        (unknown_key, "has a tensor of an unknown kind, text_encoders.clip_l.hada_w1_a"),
+        (half_a_pair, "has only a part of the delta of .*fc1.weight"),
         (without_record, "bad.safetensors has no readable record of how it was made"),
         (broken_record, "bad.safetensors has no readable record of how it was made"),
         (wrong_record, "bad.safetensors has no readable record of how it was made"),
@@ -347,7 +347,7 @@ def test_combining_refuses_another_base() -> None:
 
 def test_combining_refuses_another_size() -> None:
     wide = Erasure({FC1: {"diff": random(6, 5)}}, {"concepts": ["dog"]})
-    with pytest.raises(ErasureError, match='"dog" is for an encoder of another size'):
+    with pytest.raises(ErasureError, match='"dog" is for a model of another size'):
         combine([full_erasure(), wide])
 
 

@@ -445,7 +445,7 @@ def test_anchor_that_is_the_concept_gets_a_sentence_before_any_work() -> None:
 )
 def test_the_neutral_word_itself_needs_another_anchor(concept: str, kind: str) -> None:
     model = TinyModel()
-    with pytest.raises(ValueError, match="is the word that is drawn in a concept's place, so"):
+    with pytest.raises(ValueError, match="the default anchor, which takes the concept's place, so"):
         few_shot(model, ["cat", concept], IMAGES, FewShotSettings(kind=kind))
     assert not model.encoded
     for settings in (FewShotSettings(kind=kind, anchor="owl"), FewShotSettings("paper", kind)):

@@ -91,7 +91,7 @@ def host_model(pack: ModuleType) -> Iterator[Any]:
             yield model
 
 
-@pytest.fixture(params=["host", "diffusers"])
+@pytest.fixture(params=[pytest.param("host", marks=pytest.mark.costly), "diffusers"])
 def model(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param == "diffusers":
         yield DiffusersModel(diffusers_pipeline.pipeline())

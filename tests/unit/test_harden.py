@@ -234,6 +234,7 @@ def test_hardened_encoder_is_harder_to_bring_back(pack) -> None:
             assert host.encode(others).distance(were).mean() < 0.1 * apart
 
 
+@pytest.mark.costly
 def test_hardened_network_is_harder_to_bring_back() -> None:
     model = TinyNetworkModel()
     prompts = [f"a photo of a {CONCEPT}"] * 4
@@ -338,6 +339,8 @@ def test_the_first_optimiser_is_let_go_of(method: str, monkeypatch: pytest.Monke
     assert len(made) == 2
 
 
+@pytest.mark.costly
+@pytest.mark.slow
 def test_an_encoder_all_of_whose_weights_are_trained_is_hardened_outside_comfyui() -> None:
     """Its word vectors are trained, too, and the words to attack with are looked up in them."""
     from testbed.motion import pipeline as diffusers_pipeline

@@ -105,7 +105,7 @@ def test_inception_that_unpacks_to_more_is_not_unpacked(
         for part in old.infolist():
             new.writestr(part.filename, old.read(part))
     monkeypatch.setattr(torch, "load", lambda *args, **named: pytest.fail("it was unpacked"))
-    with pytest.raises(ValueError, match=r"a\.pth is cut short or holds no weights"):
+    with pytest.raises(ValueError, match=r"a\.pth is cut short or cannot be read safely"):
         load_inception(tmp_path / "a.pth")
 
 
@@ -168,7 +168,7 @@ def test_a_configuration_that_asks_for_another_network(change: Any, eye: Path) -
 def test_an_encoder_with_weights_missing_is_not_made_up(eye: Path) -> None:
     (eye / "model.safetensors").unlink()
     torch.save({"logit_scale": torch.zeros(10**6)}, eye / "pytorch_model.bin")
-    with pytest.raises(Failure, match="is not CLIP's image encoder, or not all of it"):
+    with pytest.raises(Failure, match="is not CLIP's image encoder, or is incomplete"):
         load_clip(eye, CPU)
 
 
@@ -183,7 +183,7 @@ def test_figures_that_are_not_finite_are_not_told() -> None:
         lambda x: torch.full((len(x), 4), math.nan), lambda x: [torch.ones(len(x), 1, 1, 1)] * 4
     )
     pair = Pair("a", "a_1", torch.rand(8, 8, 3), torch.rand(8, 8, 3))
-    with pytest.raises(ValueError, match="in a_1 or its original is not finite") as error:
+    with pytest.raises(ValueError, match="of a_1 or its original are not finite") as error:
         list(nan.measure([pair]))
     say(error)
     pair = Pair("a", "a_1", torch.rand(8, 600, 3), torch.rand(8, 8, 3))
@@ -210,9 +210,9 @@ def test_a_note_of_what_was_drawn_that_is_none(note: bytes, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ("a\0b.png,x", "no table in UTF-8|a name that no file can have"),
-        ("x" * 300 + ".png,x", "a name that no file can have"),
-        ('"a\nb.png",x', "a name that no file can have"),
+        ("a\0b.png,x", "not a CSV table in UTF-8|not a valid file name"),
+        ("x" * 300 + ".png,x", "not a valid file name"),
+        ('"a\nb.png",x', "not a valid file name"),
         ("a.png," + "x" * 200_000, "is no table in UTF-8"),
     ],
     ids=str,
@@ -232,7 +232,7 @@ def test_a_table_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
 
 
 def test_lists_of_words_that_are_none() -> None:
-    with pytest.raises(ValueError, match="There are 3000 candidates and at most 2000") as error:
+    with pytest.raises(ValueError, match="There are 3000 candidates, but at most 2000") as error:
         parse_words(",".join(map(str, range(3000))), "object")
     say(error)
 

@@ -19,7 +19,7 @@ from unlearn.evaluate.classifier import TIMES, Ranking, Word, identify, parse_wo
 from unlearn.evaluate.classifier_report import verdict
 from unlearn.evaluate.collateral import neighbours
 from unlearn.evaluate.detection import remains, rivals
-from unlearn.prompts.translations import ELSEWHERE
+from unlearn.prompts.translations import TRANSLATIONS
 from unlearn.prompts.vocabulary import VOCABULARY
 
 BLACK = torch.zeros(2, 2, 2, 3)
@@ -138,7 +138,7 @@ def test_the_best_of_many_survives_and_the_dropped_stand_behind() -> None:
 def test_a_thing_below_zero_gets_a_warning_and_a_style_none() -> None:
     words = [Word("ink", -0.1, 0.0, 12), Word("flat", -0.2, 0.0, 12)]
     thing, style = (verdict(Ranking(words, 1.0, 24, kind)) for kind in ("object", "style"))
-    assert "no candidate says more" in thing
+    assert "no candidate explains the pictures" in thing
     assert style == "The model calls it: ink (confidence over 99%)."
 
 
@@ -253,13 +253,13 @@ def test_there_are_as_many_words_as_is_promised() -> None:
     assert promised("nodes/identify.py", tooltip) == counts
     assert promised("unlearn/cli/identify.py", r"among (\d+) everyday words") == counts[:1]
     page = r"for (\d+) common things the German, French, Spanish and Italian ones"
-    assert promised("nodes/web/docs/ProbeErasure.md", page) == [len(ELSEWHERE)]
+    assert promised("nodes/web/docs/ProbeErasure.md", page) == [len(TRANSLATIONS)]
 
 
 @pytest.mark.parametrize(
     ("images", "words", "sentence"),
     [
-        (BLACK, ["cat"], "1 candidate is given; name at least two"),
+        (BLACK, ["cat"], "1 candidate is given; type at least two"),
         (torch.full((1, 4, 4, 3), torch.nan), ["cat", "dog"], "Image 1 holds NaN"),
         (torch.zeros(0, 4, 4, 3), ["cat", "dog"], "Images must be a batch"),
         (BLACK + 255, ["cat", "dog"], "must lie between 0 and 1"),

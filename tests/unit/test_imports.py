@@ -30,7 +30,7 @@ ALLOWED = {
         "render",
     },
 }
-LONGEST = {"unlearn/methods": 350, "nodes/backend/model.py": 400}
+LONGEST = {"unlearn/methods": 350, "nodes/backend/model.py": 300}
 """Lines of a method's file, and of the file that holds ComfyModel."""
 
 
@@ -40,11 +40,18 @@ def name_of(file: Path) -> tuple[str, ...]:
 
 
 def imports(file: Path) -> set[tuple[str, ...]]:
-    """The modules of this repository that a file imports, at any place in it."""
+    """The modules of this repository that a file imports when it runs, at any place in it."""
     here = name_of(file) if file.name == "__init__.py" else name_of(file)[:-1]
     found = set()
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level:
+    tree = ast.parse(file.read_text("utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level and id(node) not in for_types:
             base = here[: len(here) - node.level + 1]
             module = (*base, *(node.module.split(".") if node.module else ()))
             for alias in node.names:

@@ -443,12 +443,15 @@ def test_no_more_latents_are_kept_for_a_step_than_it_says(settings: KeyStepSetti
 
 
 @pytest.mark.parametrize("settings", MODES)
+@pytest.mark.costly
 def test_same_seed_same_erasure(settings: KeyStepSettings) -> None:
     settings = replace(settings, iterations=8)
     first, again = (key_step(TinyNetworkModel(), ["cat"], settings) for _ in range(2))
     assert same(first, again)
     assert not same(first, key_step(TinyNetworkModel(), ["cat"], replace(settings, seed=1)))
 
+
+costly = pytest.mark.costly  # not in the fast tier
 
 CUTS = [
     # (settings, concepts, the iteration at which it is cancelled)
@@ -459,10 +462,16 @@ CUTS = [
     pytest.param(replace(PAPER, projection="orthogonal"), ["cat"], 14, id="paper, projected"),
     pytest.param(replace(PAPER, rank=2), ["cat"], 14, id="paper, low rank"),
     pytest.param(PAPER, ["cat", "dog"], 10, id="paper, two concepts"),
-    pytest.param(BALANCED, ["cat"], 1, id="balanced at once"),
-    pytest.param(BALANCED, ["cat"], 12, id="balanced within a walk"),
-    pytest.param(replace(BALANCED, start=5), ["cat"], 6, id="balanced after a walk"),
-    pytest.param(replace(BALANCED, rank=2, projection="orthogonal"), ["cat"], 14, id="projected"),
+    pytest.param(BALANCED, ["cat"], 1, id="balanced at once", marks=costly),
+    pytest.param(BALANCED, ["cat"], 12, id="balanced within a walk", marks=costly),
+    pytest.param(replace(BALANCED, start=5), ["cat"], 6, id="balanced after a walk", marks=costly),
+    pytest.param(
+        replace(BALANCED, rank=2, projection="orthogonal"),
+        ["cat"],
+        14,
+        id="projected",
+        marks=costly,
+    ),
     pytest.param(replace(BALANCED, protect=("tiger",)), ["cat", "dog"], 10, id="two concepts"),
     pytest.param(replace(BALANCED, start="auto"), ["cat"], 5, id="balanced, start found"),
 ]
@@ -586,7 +595,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good(
 
 def test_the_neutral_word_itself_needs_another_anchor() -> None:
     """The paper's loss goes to the empty prompt, which no word is."""
-    with pytest.raises(ValueError, match="'person' is the word that is drawn in a concept's place"):
+    with pytest.raises(ValueError, match="'person' is the default anchor, which takes"):
         check_settings(["Person"], KeyStepSettings(task="instance"))
     check_settings(["Person"], KeyStepSettings(task="instance", mode="paper"))
 
@@ -689,6 +698,7 @@ def test_start_auto_measures_and_says_so_in_the_record() -> None:
     assert record["settings"]["start"] == "auto"
 
 
+@pytest.mark.costly
 def test_of_several_concepts_the_one_decided_first_sets_the_start() -> None:
     def start(concepts: list[str]) -> int:
         settings = replace(PAPER, steps=24, start="auto", iterations=1)

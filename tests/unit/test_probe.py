@@ -19,7 +19,7 @@ from unlearn.evaluate.probe import ATTACKS, CANNOT, Asked, Probe, ProbeSettings,
 from unlearn.evaluate.probe_sheet import COLUMNS, SHOWN, framed, probe_sheet, rows
 from unlearn.evaluate.receipt import receipt
 from unlearn.prompts.paraphrases import OWN, Given, misspellings, phrasings, plural, spread
-from unlearn.prompts.translations import ELSEWHERE, translations
+from unlearn.prompts.translations import TRANSLATIONS, translations
 
 RING, PREFIX, TOKEN = ATTACKS
 
@@ -54,7 +54,7 @@ def test_spread_takes_evenly_and_begins_anew() -> None:
 
 
 def test_names_elsewhere_are_complete_and_not_the_same() -> None:
-    assert {len(names) for names in ELSEWHERE.values()} == {4}
+    assert {len(names) for names in TRANSLATIONS.values()} == {4}
     assert translations("Fox") == ["Fuchs", "renard", "zorro", "volpe"]
     assert translations("pizza") == []
     assert translations("Zorvik") == []
@@ -204,7 +204,7 @@ def test_what_is_suppressed_is_never_called_gone_for_good() -> None:
     said = probed(NO, NO, [True, False, False, False], YES).sentences()
     assert said[0].startswith("fox is suppressed, measured at 0%: its own prompts show it in 0 of")
     assert "with attacks by prompts 25%" in said[0]
-    assert "it does not say that nothing else brings it back" in said[0]
+    assert "another prompt or attack may still bring it back" in said[0]
     assert "removed" not in " ".join(said)
 
 
@@ -226,8 +226,8 @@ def test_an_encoder_edit_cannot_stop_a_trained_token() -> None:
 def test_what_the_original_cannot_draw_tells_nothing() -> None:
     said = probed(NO, NO, NO, NO, before=[True, False, False, False]).sentences()
     assert said == [
-        "The original model itself shows fox in only 1 of 4 pictures of its own prompts, so nothing"
-        " can be said: use another word, kind or size."
+        "The original model itself shows fox in only 1 of 4 pictures of its own prompts, so the "
+        "probe cannot tell anything; use another word, kind or size."
     ]
 
 
@@ -325,7 +325,7 @@ def test_a_model_that_draws_no_finite_pictures_is_broken_and_not_erased(
     """Said before any attack on it. A receipt of it is none, either."""
     ways = {"original": lambda: nullcontext(Drawing()), "edited": lambda: nullcontext(Drawing())}
     ways[side] = lambda: nullcontext(Drawing(**broken))
-    said = rf"What is drawn is not finite \(.*{side}\): that model is broken, not erased"
+    said = rf"draws NaN or infinite values \(.*{side}\), so it is broken, not erased"
     quick = ProbeSettings(prompts=2, phrasings=1)
     with pytest.raises(ValueError, match=said):
         probe(*ways.values(), "fox", frozenset({"encoder"}), quick, attacks=())
@@ -380,7 +380,7 @@ def test_the_command_on_diffusers(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert Image.open(picture).width > 500
     Erasure(nothing, {"concepts": ["guitar"], "base": {key: "other weights"}}).save(file)
     assert main([*arguments, "--record"]) == 1
-    assert "do not belong into its file; leave out --record" in capsys.readouterr().err
+    assert "do not belong in its file; leave out --record" in capsys.readouterr().err
 
 
 def test_record_needs_one_erasure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -388,4 +388,5 @@ def test_record_needs_one_erasure(tmp_path: Path, capsys: pytest.CaptureFixture[
 
     assert main(["probe", "nowhere", "a", "b", "--record"]) == 1
     err = capsys.readouterr().err
-    assert err == "--record needs one erasure at strength 1; leave it out for several.\n"
+    assert err.startswith("--record needs one erasure at strength 1; leave it out for several")
+    assert err.count("\n") == 1

@@ -112,7 +112,7 @@ def deep(levels: int) -> list:
         ("measured.probe", None, "measured.probe (is None)"),
         ("measured.probe.0", [1], "measured.probe.1 (is [1])"),
         ("measured.probe.0.asked", [], "measured.probe.1 (asked is [])"),
-        ("measured.probe.0.settings", {"kind": "object"}, "(settings level is not there)"),
+        ("measured.probe.0.settings", {"kind": "object"}, "(settings level is missing)"),
         ("measured.probe.0.asked.0.shown_after", "x", "(asked shown_after is 'x')"),
         ("measured.probe.0.sentences", "abc", "(sentences is 'abc')"),
         ("measured.probe.0.concept", " ", "measured.probe.1 (concept is empty)"),
@@ -161,7 +161,7 @@ def test_what_no_reader_could_use_counts_as_absent_and_is_said(
     assert not CONTROL.search(json.dumps(found.record, ensure_ascii=False))
     assert main(["show", str(file)]) == 0
     shown = capsys.readouterr().out
-    assert f"cannot be read, and counts as absent\n  {found.unread[0]}\n" in shown
+    assert f"cannot be read and is ignored\n  {found.unread[0]}\n" in shown
     again = found.with_probes([PROBE])
     again.save(tmp_path / "again.safetensors")
     assert Erasure.load(tmp_path / "again.safetensors").record == again.record
@@ -176,7 +176,7 @@ def test_the_json_of_a_record_says_it_beside(
     out, err = capsys.readouterr()
     assert set(json.loads(out)["measured"]) == {"probe", "seconds", "conflict"}
     assert err == (
-        "Its record has what cannot be read and counts as absent: measured.receipt (is None).\n"
+        "These entries of its record cannot be read and are ignored: measured.receipt (is None).\n"
     )
 
 
@@ -186,7 +186,7 @@ def test_a_receipt_that_cannot_be_read_is_none_to_measure(
     record = with_value("measured", {"receipt": {**RECEIPT, "size": [8192, 8192]}})
     file = written(tmp_path / "a.safetensors", record)
     said = sentence(["show", file, "--measure", "--base", "no_model"], capsys)
-    assert "a.safetensors records no figures that can be measured again" in said
+    assert "a.safetensors has no figures that can be measured again" in said
     assert "counts as absent: measured.receipt (size is 8192)." in said
 
 
@@ -201,7 +201,7 @@ def test_no_file_makes_anybody_draw_for_days(change: dict) -> None:
     """Each number may be, all of them together not."""
     record, unread = checked({"measured": {"receipt": {**RECEIPT, **change}}})
     assert record["measured"] == {}
-    assert "runs of the network at" in unread[0]
+    assert "runs of the denoiser at" in unread[0]
 
 
 @pytest.mark.parametrize("record", [[1], None, {}, {**RECEIPT, "own": []}, {"settings": 5}])
@@ -223,7 +223,7 @@ def test_what_was_combined_too_often_is_left_out_at_its_depth() -> None:
     for _ in range(PARTS_DEPTH + 1):
         record = {"concepts": ["fox"], "parts": [record]}
     found, unread = checked(record)
-    assert unread == [f"{'parts.1.' * PARTS_DEPTH}parts (were combined again more than 24 times)"]
+    assert unread == [f"{'parts.1.' * PARTS_DEPTH}parts (are more than 24 levels deep)"]
     assert Erasure({}, found).kinds == {"object"}
 
 
@@ -292,7 +292,7 @@ def test_what_cannot_be_added_to_a_weight_is_refused(
     file = written(tmp_path / "a.safetensors", RECORD, tensors)
     with pytest.raises(ErasureError) as error:
         Erasure.load(file)
-    assert str(error.value).startswith(f"The file's change of {KEY} cannot be used: ")
+    assert str(error.value).startswith(f"The file's delta of {KEY} cannot be used: ")
     assert why in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -361,7 +361,7 @@ def test_a_strength_is_a_number(strength: float) -> None:
 
 def test_a_sum_that_no_weight_can_take_is_refused() -> None:
     erasure = Erasure({KEY: {"diff": random(6, 4)}})
-    with pytest.raises(ErasureError, match=f"At these strengths the change of {KEY} is too large"):
+    with pytest.raises(ErasureError, match=f"At these strengths the delta of {KEY} is too large"):
         combine([erasure, erasure], [1e39, -1.0])
 
 
@@ -419,7 +419,7 @@ def test_a_header_of_too_many_tensors_is_refused(
 
 def test_names_of_a_stranger_stay_on_one_line(tmp_path: Path) -> None:
     file = written(tmp_path / "a.safetensors", {}, {"a\nb\x1b[2J" + "x" * 5000: random(1)})
-    with pytest.raises(ErasureError, match=r"of no known kind, a b\?\[2Jx") as error:
+    with pytest.raises(ErasureError, match=r"of an unknown kind, a b\?\[2Jx") as error:
         Erasure.load(file)
     assert len(str(error.value)) < 300
 
@@ -438,7 +438,7 @@ def test_apply_and_export_do_not_say_that_nothing_is_erased(
     file = written(tmp_path / "a.safetensors", {}, diff(torch.zeros(6, 4)))
     for command in ("apply", "export"):
         said = sentence([command, "no_model", file, "-o", tmp_path / "out"], capsys)
-        assert "changes no weight, so nothing would be erased" in said
+        assert "changes no weight, so it would be erased" in said
 
 
 def test_figures_are_written_into_a_file_of_bfloat16_without_rounding_it(tmp_path: Path) -> None:
@@ -458,4 +458,5 @@ def test_a_command_says_what_it_could_not_read_of_a_record(
 
     file = written(tmp_path / "a.safetensors", with_value("measured.receipt", 5))
     load_erasures([file], [1.0])
-    assert capsys.readouterr().err.startswith("a.safetensors: Its record has what cannot be read")
+    said = capsys.readouterr().err
+    assert said.startswith("a.safetensors: These entries of its record cannot be read")

@@ -223,7 +223,7 @@ def test_where_no_state_can_be_written_the_run_goes_on(
     assert resume.once("pictures", lambda: torch.ones(3)).tolist() == [1, 1, 1]
     resume.offer(untouched)
     assert len(caplog.records) == 1
-    assert "cannot be kept in" in caplog.text
+    assert "cannot be saved in" in caplog.text
 
 
 def test_without_a_file_nothing_is_kept_and_all_works() -> None:

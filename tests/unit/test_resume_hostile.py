@@ -110,7 +110,7 @@ def test_a_state_that_does_not_fit_is_not_used_and_that_is_said(
     resume = Resume(tmp_path / "run", every=0)
     run = Parts(resume)
     assert (run.run.done, run.run.more, resume.before) == (0, {}, 0)
-    assert resume.said.startswith("What an earlier run kept in run cannot be used (")
+    assert resume.said.startswith("The file run of an earlier run cannot be used (")
     assert resume.said.count("\n") == 1
     assert resume.said.strip() in caplog.text
     # Nothing of it was put back: the run is the same as one that never had a state.
@@ -160,7 +160,7 @@ def test_a_file_that_unpacks_to_more_is_not_unpacked(
     monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda self: read.append(self))
     resume = Resume(tmp_path / "run")
     assert Parts(resume).run.done == 0
-    assert "its parts are packed, which torch.save never does" in resume.said
+    assert "its parts are compressed, which torch.save never does" in resume.said
     assert not read
 
 
@@ -171,7 +171,7 @@ def test_a_file_that_is_far_too_large_is_not_read(kept: dict, tmp_path: Path) ->
         file.write(b"\0")
     resume = Resume(tmp_path / "run")
     assert Parts(resume).run.done == 0
-    assert "it has 1073741825 bytes, at most" in resume.said
+    assert "it has 1073741825 bytes, but at most" in resume.said
 
 
 # What the methods keep

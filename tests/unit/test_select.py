@@ -85,7 +85,7 @@ def test_stacks_are_cut_each_at_its_own_last_layer() -> None:
 
 
 def test_encoder_that_is_not_read_gets_a_sentence() -> None:
-    with pytest.raises(ValueError, match="This model reads nothing of what the text encoder makes"):
+    with pytest.raises(ValueError, match="This model reads no layer of the text encoder"):
         encoder_weights(Encoder(depth=3), "mlp", {"layers": 3})
 
 
@@ -95,7 +95,7 @@ def test_encoder_of_whole_numbers_gets_a_sentence() -> None:
         for name, weight in list(module.named_parameters(recurse=False)):
             whole = torch.zeros(weight.shape, dtype=torch.uint8)
             setattr(module, name, nn.Parameter(whole, requires_grad=False))
-    with pytest.raises(ValueError, match=r"whole numbers, as from a GGUF file, .* safetensors"):
+    with pytest.raises(ValueError, match=r"packed integers, as from a GGUF file, .* safetensors"):
         encoder_weights(encoder, "mlp-final-attn")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unlearn import version
+from unlearn.core import version
 from unlearn.core.version import own_version
 
 ROOT = Path(__file__).resolve().parents[2]

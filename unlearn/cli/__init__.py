@@ -1,5 +1,5 @@
-"""The command line: one command a file."""
+"""The command line: one file per command."""
 
 IN_PLACE = "python -m unlearn"
-# How a user starts the program: from the repository's folder, or installed by pip.
+# The command that starts the program, in the repository's folder or installed by pip.
 PROGRAM = IN_PLACE if __package__ == "unlearn.cli" else "concept-unlearn"

@@ -1,4 +1,4 @@
-"""apply: a whole model with an erasure in its weights."""
+"""apply: write a whole model with erasures in its weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.output, args.force, is_folder=True)
     check_apart(args.output, [args.model, args.config, *args.erasures])
     erasure = load_erasures(args.erasures, args.strength)
-    check_changes(erasure, "What is given")
+    check_changes(erasure, "The given erasure")
     model = load_model(args.model, args.config, whole=True)
     check_fit(model, erasure)
     precision = getattr(torch, args.precision)

@@ -1,4 +1,4 @@
-"""export: an erasure for other programs, as text encoders or as a LoRA."""
+"""export: write an erasure for other programs, as text encoders or as a LoRA."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import torch
 from ..core.erasure import NETWORK, Erasure, check_changes
 from ..files.writing import whole_file
 from . import options
-from .output import Failure, check_apart, check_finite, check_output, check_space, new_folder, told
+from .output import (
+    Failure,
+    check_apart,
+    check_finite,
+    check_output,
+    check_space,
+    new_folder,
+    write_errors,
+)
 
 HELP = "write erased text encoders, or a LoRA, for diffusers and peft"
 EXAMPLES = """
@@ -22,10 +30,11 @@ examples:
   python -m unlearn export sd15/ cat.safetensors --as peft -o adapters/
       PeftModel.from_pretrained(pipeline.text_encoder, "adapters/text_encoder")
 
-A LoRA of an erasure that was trained with --rank is exact. Of a full one it keeps as many singular
-values as hold 99.99 % of the squared change, or as many as --rank says. Where it changes biases, as
-key_step's do, diffusers loads it but cannot fuse it into the weights: apply does that. ComfyUI
-needs no export: its Load LoRA node reads the erasure's own file.
+A LoRA of an erasure that was trained with --rank is exact. A full erasure is approximated by its
+largest singular values: as many as --rank says, or as many as hold 99.99 % of the squared norm. If
+the erasure changes biases, as those of key_step do, diffusers can load the LoRA but not fuse it
+into the weights; use apply for that. ComfyUI needs no export: its Load LoRA node reads the erasure
+file itself.
 """
 
 
@@ -45,7 +54,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=options.whole(1),
         default=0,
         metavar="N",
-        help="of a LoRA that is made from a full erasure",
+        help="rank of a LoRA of a full erasure (default: what 99.99 %% of the change needs)",
     )
     options.add_output(parser, "the file (lora) or folder (text-encoder, peft) to write")
     options.add_precision(parser, "float32")
@@ -57,14 +66,14 @@ def run(args: argparse.Namespace) -> None:
 
     if args.form == "lora" and args.output.suffix != ".safetensors":
         raise Failure(
-            f"{args.output} must end in .safetensors, with a name before it; name such an --output."
+            f"{args.output} is not a file name that ends in .safetensors; name such an --output."
         )
     check_output(args.output, args.force, is_folder=args.form != "lora")
     check_apart(args.output, [args.model, args.config, *args.erasures])
     erasure = load_erasures(args.erasures, args.strength)
     if args.form == "text-encoder":
         _check_encoder_only(erasure)
-    check_changes(erasure, "What is given")
+    check_changes(erasure, "The given erasure")
     model = load_model(args.model, args.config)
     check_fit(model, erasure)
     warning = base_warning(model, erasure)
@@ -80,8 +89,8 @@ def _check_encoder_only(erasure: Erasure) -> None:
     network = sum(key.startswith(NETWORK) for key in erasure.deltas)
     if network:
         raise Failure(
-            f"{network} of {len(erasure.deltas)} changed weights are the image network's, which no "
-            "text encoder holds; export it with --as lora, or use apply."
+            f"{network} of {len(erasure.deltas)} changed weights are the denoiser's, which a text "
+            "encoder does not hold; export it with --as lora, or use apply."
         )
 
 
@@ -110,7 +119,7 @@ def _lora(args: argparse.Namespace, model, erasure: Erasure) -> None:
     check_finite((t for lora in parts for t in lora.tensors("").values()), precision)
     check_space(args.output, sum(lora.nbytes for lora in parts))
     if args.form == "lora":
-        with told(args.output), whole_file(args.output) as file:
+        with write_errors(args.output), whole_file(args.output) as file:
             save_lora(parts, file, erasure.record)
     else:
         with new_folder(args.output, erasure.record) as folder:
@@ -119,6 +128,6 @@ def _lora(args: argparse.Namespace, model, erasure: Erasure) -> None:
         ranks = sorted({len(down) for down, _, _ in lora.layers.values()})
         print(
             f"{args.output}: {lora.part}, {len(lora.layers)} layers of rank "
-            f"{ranks[0] if len(ranks) == 1 else f'{ranks[0]} to {ranks[-1]}'}, which hold "
+            f"{ranks[0] if len(ranks) == 1 else f'{ranks[0]} to {ranks[-1]}'}, which keep "
             f"{lora.kept:.2%} of the change."
         )

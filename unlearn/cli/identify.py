@@ -1,4 +1,4 @@
-"""identify: what a model itself calls the thing in some pictures, which is the word to unlearn."""
+"""identify: find the word that a model itself uses for pictures, which is the word to unlearn."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from .pictures import AS_SEEN, batch, check_png, picture_files, read_pictures, w
 from .progress import Bar
 from .texts import read_text
 
-HELP = "say what a model calls the thing in some pictures: the word to unlearn"
+HELP = "find the word that a model uses for the content of pictures: the word to unlearn"
 EXAMPLES = """
 examples:
   python -m unlearn identify sd15/ 1.png 2.png 3.png 4.png
-      among 254 everyday words, best first; four pictures do better than one
+      among 254 everyday words, best first; four pictures are better than one
   python -m unlearn identify sd15/ photos/ --words "fox, red panda, raccoon" --chart fox.png
-      among your own words, also as a picture of bars
+      among your own words, also as a bar chart
   python -m unlearn identify sd15/ paintings/ --kind style --words-file painters.txt --json
       a style, among the words of a file, all figures for another program
   python -m unlearn identify sd15/ photos/ --erasure fox.safetensors
-      also names what an erasure of a text encoder moved along with it, for erase --protect
+      also lists the words that an erasure of a text encoder moved, for erase --protect
 
-The better a word fits, the better the network tells the pictures from noise (Li et al., arXiv
-2303.16203). "explains 12%": its error is 12% smaller than with an empty prompt. The confidence is
-the chance that the first word would stay first, for these pictures, among the words that were not
-dropped on the way; it says nothing of others. Nothing is trained, and the model is only read.
+With the right word the denoiser predicts the noise in the pictures best (Li et al., arXiv
+2303.16203). "explains 12%" means that its error is 12% smaller than with an empty prompt. The
+confidence is the probability that the first word would stay first with endlessly many draws, among
+the words of the last round and for these pictures. Nothing is trained, and the model is not
+changed.
 """
 
 
@@ -50,13 +51,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="PICTURE",
-        help="pictures of one thing or in one style, or folders of them. " + AS_SEEN,
+        help="pictures of one object or in one style, or folders of them. " + AS_SEEN,
     )
     parser.add_argument(
         "--kind",
         choices=get_args(Kind),
         default="object",
-        help="what is asked for: it decides the sentence and the built-in words (default: object)",
+        help="kind of concept: it decides the prompts and the built-in words (default: object)",
     )
     candidates = parser.add_mutually_exclusive_group()
     candidates.add_argument(
@@ -68,33 +69,37 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--words-file",
         type=Path,
         metavar="FILE",
-        help="a text file of them, separated by commas or lines",
+        help="a text file of words, separated by commas or lines",
     )
     parser.add_argument(
         "--erasure",
         type=Path,
         metavar="FILE",
-        help="an erasure of a text encoder: says which of the words it moved along",
+        help="an erasure of a text encoder: also list the words that it moved",
     )
     parser.add_argument(
         "--draws",
         type=options.whole(12),
         default=64,
         metavar="N",
-        help="how often the words that are left in the end are tried (default: 64)",
+        help="draws of noise for each word in the last round (default: 64)",
     )
     parser.add_argument(
-        "--seed", type=options.whole(0), default=0, metavar="N", help="of the noise (default: 0)"
+        "--seed",
+        type=options.whole(0),
+        default=0,
+        metavar="N",
+        help="noise seed (default: 0)",
     )
     parser.add_argument(
         "--size",
         type=options.whole(64, step=8),
         metavar="PIXELS",
-        help="side that the pictures are resized to (default: the model's own)",
+        help="side to which the pictures are resized (default: the model's own)",
     )
     result = parser.add_argument_group("the result")
-    result.add_argument("--chart", type=Path, metavar="PNG", help="write the best words as bars")
-    result.add_argument("--json", action="store_true", help="all figures, and nothing else")
+    result.add_argument("--chart", type=Path, metavar="PNG", help="write a bar chart of the words")
+    result.add_argument("--json", action="store_true", help="print only JSON, with all figures")
     options.add_machine(parser)
 
 
@@ -126,7 +131,7 @@ def run(args: argparse.Namespace) -> None:
             args.draws,
             args.seed,
             lambda done, total, leader: bar(
-                f"ahead: {leader}" if leader else "asking", done, total
+                f"ahead: {leader}" if leader else "comparing", done, total
             ),
         )
     found = None if erasure is None else moved_along(model, erasure, words, args.kind, ranking)
@@ -138,42 +143,45 @@ def run(args: argparse.Namespace) -> None:
         if found is not None:
             print(proposal(to_protect(found)))
         print(f"{cost(ranking, len(images))[:-1]}, {seconds:.1f} s.", flush=True)
-    # After the figures are told: a disk may be full.
+    # Last, so that a full disk does not cost the figures.
     if args.chart is not None:
         write_png(args.chart, bars(ranking))
 
 
-LARGEST = 2**18  # bytes of a file of words
+LARGEST = 2**18  # the most bytes of a file of words
 
 
 def candidates(args: argparse.Namespace) -> list[str]:
-    """The words that were named, or the built-in ones.
+    """The words that the user gave, or the built-in ones.
 
-    Raises Failure for a file that cannot be read or that names none, ValueError for one word.
+    Raises Failure for a file that cannot be read or holds no words, ValueError for a single word.
     """
-    text, named = args.words, "--words"
+    text, source = args.words, "--words"
     if args.words_file is not None:
-        named = args.words_file
+        source = args.words_file
         try:
-            text = read_text(named, LARGEST).replace("\r", "\n")
+            text = read_text(source, LARGEST).replace("\r", "\n")
         except ValueError:
             raise Failure(
-                f"{named} cannot be read as text in UTF-8 of less than {LARGEST >> 10} KB; name "
-                "such a --words-file."
+                f"{source} is not a UTF-8 text file of less than {LARGEST >> 10} KB; name such a "
+                "--words-file."
             ) from None
     if text is not None and not split_words(text, "candidate"):
-        raise Failure(f"{named} names no word; name at least two, or none for the built-in words.")
+        raise Failure(
+            f"{source} holds no words; give at least two, or leave the option out for the built-in "
+            "words."
+        )
     return parse_words(text or "", args.kind)
 
 
 def encoder_erasure(file: Path) -> Erasure:
-    """Raises Failure for one that changes the image network alone: it moves no conditioning; and
-    ErasureError for one that changes nothing."""
+    """The erasure in a file. Raises Failure if it changes only the denoiser, so moves no
+    conditioning, and ErasureError if it changes nothing."""
     erasure = Erasure.load(file)
     if erasure.deltas and all(key.startswith(NETWORK) for key in erasure.deltas):
         raise Failure(
-            f"{file.name} changes the image network, under which every word keeps its "
-            "conditioning; name an erasure of a text encoder or leave --erasure out."
+            f"{file.name} changes only the denoiser, so it moves no word; name an erasure of a "
+            "text encoder, or leave --erasure out."
         )
     check_changes(erasure, file.name)
     return erasure
@@ -182,7 +190,7 @@ def encoder_erasure(file: Path) -> Erasure:
 def moved_along(
     model, erasure: Erasure, words: list[str], kind: Kind, ranking: Ranking
 ) -> list[Neighbour]:
-    """The words but those of the concept, by how far the erasure moves them."""
+    """The words, without those of the concept, by how far the erasure moves them."""
     from ..diffusers_backend.apply import applied
 
     def after(prompts):
@@ -199,7 +207,7 @@ def figures(
     pictures: int,
     seconds: float,
 ) -> dict:
-    """JSON-like; the error of a single draw is not known, which is null."""
+    """All figures as JSON. The error of a single draw is unknown, so it is null."""
     words = [asdict(word) for word in ranking.words]
     for word in words:
         word["error"] = word["error"] if math.isfinite(word["error"]) else None
@@ -213,6 +221,6 @@ def figures(
         "evaluations": ranking.evaluations,
         "seconds": round(seconds, 2),
         "words": words,
-        "neighbours": None if found is None else [asdict(one) for one in found],
-        "protect": None if found is None else [one.word for one in to_protect(found)],
+        "neighbours": None if found is None else [asdict(neighbour) for neighbour in found],
+        "protect": None if found is None else [moved.word for moved in to_protect(found)],
     }

@@ -1,4 +1,4 @@
-"""Command-line options that several commands have, and how their text is read."""
+"""Options that several commands share, and the parsers of their values."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ T = TypeVar("T")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
-LARGEST = 2**63 - 1  # what a seed can be
+LARGEST = 2**63 - 1  # the largest seed
 
 
 def whole(smallest: int, step: int = 1) -> Callable[[str], int]:
-    """A reader of whole numbers from `smallest` on, in multiples of `step`."""
+    """A parser of whole numbers from `smallest` on, in multiples of `step`."""
 
     def read(text: str) -> int:
         number = int(text) if text.lstrip("-").isdigit() else smallest - 1
@@ -35,15 +35,15 @@ def whole(smallest: int, step: int = 1) -> Callable[[str], int]:
 
 
 def typed(read: Callable[[str], T]) -> Callable[[str], T]:
-    """A reader whose sentences argparse tells."""
+    """The parser `read` with its ValueErrors in the form whose message argparse prints."""
 
-    def told(text: str) -> T:
+    def parse(text: str) -> T:
         try:
             return read(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    return told
+    return parse
 
 
 concepts = typed(split_concepts)
@@ -51,12 +51,12 @@ anchor = typed(one_word)
 
 
 def words(what: str) -> Callable[[str], tuple[str, ...]]:
-    """A reader of words, separated by commas. what: how one of them is called."""
+    """A parser of words separated by commas. what: their name in messages."""
     return typed(lambda text: tuple(split_words(text, what)))
 
 
 def number(text: str) -> float:
-    """A finite number."""
+    """The parser of a finite number."""
     try:
         value = float(text)
     except ValueError:
@@ -67,6 +67,7 @@ def number(text: str) -> float:
 
 
 def seconds(text: str) -> float:
+    """The parser of a number of seconds."""
     try:
         value = number(text)
     except argparse.ArgumentTypeError:
@@ -77,6 +78,7 @@ def seconds(text: str) -> float:
 
 
 def start(text: str) -> int | str:
+    """The parser of --start: "auto" or a whole number."""
     return "auto" if text == "auto" else whole(0)(text)
 
 
@@ -85,7 +87,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "model",
         type=Path,
         metavar="MODEL",
-        help="a diffusers folder, or a .safetensors or .ckpt checkpoint; it is only read",
+        help="a diffusers folder, or a .safetensors or .ckpt checkpoint; it is never changed",
     )
     add_reading(parser)
 
@@ -95,8 +97,8 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=Path,
         metavar="FOLDER",
-        help="for a checkpoint file: a diffusers folder of the same kind of model, for its "
-        "configuration and tokenizer; without it these small files come from the Hugging Face Hub",
+        help="for a checkpoint file: a diffusers folder of the same kind of model, whose "
+        "configuration and tokenizer are used (default: those of the Hugging Face Hub)",
     )
 
 
@@ -106,7 +108,7 @@ def add_erasures(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="ERASURE",
-        help="files that erase or the nodes wrote; several are added up",
+        help="erasure files of erase or of the nodes; several are added up",
     )
     add_strength(parser)
 
@@ -118,7 +120,8 @@ def add_strength(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[1.0],
         metavar="S",
-        help="1 is the erasure as trained, 0 the original, -1 undoes it; one for all, or one each",
+        help="1 is the erasure as trained, 0 is the original model, -1 undoes an erasure; one for "
+        "all, or one for each",
     )
 
 
@@ -132,14 +135,14 @@ def add_size(parser: argparse._ActionsContainer) -> None:
 
 
 def add_drawing(parser: argparse._ActionsContainer, steps: int, guidance: float, seed: int) -> None:
-    """How pictures are drawn, with the defaults of the command."""
+    """The options for drawing pictures, with the command's defaults."""
     add_size(parser)
     parser.add_argument(
         "--steps",
         type=whole(1),
         default=steps,
         metavar="N",
-        help=f"of drawing a picture (default: {steps})",
+        help=f"sampling steps of a picture (default: {steps})",
     )
     parser.add_argument(
         "--guidance",
@@ -153,15 +156,13 @@ def add_drawing(parser: argparse._ActionsContainer, steps: int, guidance: float,
         type=whole(0),
         default=seed,
         metavar="N",
-        help=f"of each group's first picture, the next one's is one higher (default: {seed})",
+        help=f"seed of each group's first picture; each next one is one higher (default: {seed})",
     )
 
 
 def add_output(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PATH", help=what)
-    parser.add_argument(
-        "--force", action="store_true", help="replace what an earlier run wrote there"
-    )
+    parser.add_argument("--force", action="store_true", help="replace the output of an earlier run")
 
 
 def add_precision(parser: argparse.ArgumentParser, default: str) -> None:
@@ -169,27 +170,27 @@ def add_precision(parser: argparse.ArgumentParser, default: str) -> None:
         "--precision",
         choices=("float16", "float32"),
         default=default,
-        help=f"of the numbers that are written (default: {default})",
+        help=f"number format of the output (default: {default})",
     )
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
-    """Where a model runs and how: see models.given_model."""
+    """The options for where and how a model runs; see models.given_model."""
     machine = parser.add_argument_group("the machine")
     machine.add_argument("--device", choices=DEVICES, default="auto")
     machine.add_argument(
         "--half",
         action="store_true",
-        help="the image network in half precision, for half its memory; most desktop processors "
-        "are many times slower in it",
+        help="denoiser in half precision: half its memory, but most desktop CPUs are many times "
+        "slower in it",
     )
     machine.add_argument(
-        "--save-memory", action="store_true", help="compute activations again: less memory, slower"
+        "--save-memory", action="store_true", help="recompute activations: less memory, slower"
     )
     machine.add_argument(
         "--clip-skip",
         type=whole(0),
         default=0,
         metavar="N",
-        help="last layers of the text encoder that are passed over, as diffusers counts them",
+        help="last layers of the text encoder to skip, counted as in diffusers (default: 0)",
     )

@@ -1,4 +1,4 @@
-"""probe: what is left of a concept after an erasure, and what brings it back."""
+"""probe: measure what is left of a concept after an erasure, and what brings it back."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .output import Failure, rewrite
 from .pictures import check_png, write_png
 from .progress import Bar
 
-HELP = "look for what is left of a concept after an erasure, with and without attacks"
+HELP = "measure what is left of a concept after an erasure, with and without attacks"
 EXAMPLES = """
 examples:
   python -m unlearn probe sd15/ van_gogh.safetensors --picture van_gogh.png
       its own prompts, other words for it and three small attacks, as a table and a picture
   python -m unlearn probe sd15/ cat.safetensors --synonyms "kitten, tabby" \\
           --description "a small pet that purrs" --level full --record
-      larger attacks; what was found goes into the file, where show prints it
+      larger attacks; the result goes into the file, and show prints it
   python -m unlearn probe sd15/ cat.safetensors dog.safetensors --concept cat --json
       two erasures together, one concept, all figures for another program
 
-The original model judges the pictures. It exits with 0 whatever it finds.
+The original model judges the pictures. The exit code is 0 whatever the result.
 """
 ATTACK_NAMES = {name.lower(): name for name in ATTACKS}
 
@@ -43,51 +43,51 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--concept",
         type=options.concepts,
         metavar="CONCEPT",
-        help="what to look for; several, separated by commas (default: what the erasures say)",
+        help="concepts to probe, separated by commas (default: those of the erasures)",
     )
     parser.add_argument(
-        "--kind", choices=get_args(Kind), help="what the concept is (default: as it was erased)"
+        "--kind", choices=get_args(Kind), help="kind of concept (default: as it was erased)"
     )
     parser.add_argument(
         "--level",
         choices=get_args(Level),
         default="quick",
-        help="quick: made for a minute on a GPU; full: larger attacks, many times as long",
+        help="quick: about a minute on a GPU; full: larger attacks, many times as long",
     )
     parser.add_argument(
         "--attacks",
         choices=(*ATTACK_NAMES, "none"),
         nargs="+",
         default=list(ATTACK_NAMES),
-        help="which of them to run (default: all)",
+        help="attacks to run (default: all)",
     )
-    words = parser.add_argument_group("what you know of it")
+    words = parser.add_argument_group("your own phrasings")
     words.add_argument(
         "--synonyms",
         type=options.words("synonym"),
         default=(),
         metavar="WORDS",
-        help="other words for it",
+        help="other words for the concept",
     )
     words.add_argument(
         "--translations",
         type=options.words("translation"),
         default=(),
         metavar="WORDS",
-        help="its names in other languages (default: built-in ones of common things)",
+        help="its names in other languages (default: built-in ones of common objects)",
     )
     words.add_argument(
         "--description",
         nargs="+",
         default=[],
         metavar="PROMPT",
-        help="prompts that describe it without naming it",
+        help="prompts that describe the concept without naming it",
     )
     drawing = parser.add_argument_group("the pictures")
     options.add_drawing(drawing, steps=20, guidance=7.5, seed=0)
     result = parser.add_argument_group("the result")
     result.add_argument("--picture", type=Path, metavar="PNG", help="write the pictures as a sheet")
-    result.add_argument("--json", action="store_true", help="all figures, and nothing else")
+    result.add_argument("--json", action="store_true", help="print only JSON, with all figures")
     result.add_argument(
         "--record", action="store_true", help="write the figures into the erasure's file"
     )
@@ -96,7 +96,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if args.record and (len(args.erasures) > 1 or args.strength != [1.0]):
-        raise Failure("--record needs one erasure at strength 1; leave it out for several.")
+        raise Failure(
+            "--record needs one erasure at strength 1; leave it out for several or another "
+            "strength."
+        )
     check_png(args.picture, "--picture")
     from ..diffusers_backend.apply import base_warning, check_fit, ways
     from .models import given_model, load_erasures
@@ -106,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
     several = len(erasure.kinds) > 1
     concepts = args.concept or (erasure.concepts_of(kind) if several else erasure.concepts)
     if not concepts:
-        raise Failure("The erasure does not say what it is of; name it with --concept.")
+        raise Failure("The erasure does not name its concept; name it with --concept.")
     known = Given(args.synonyms, args.translations, tuple(args.description))
     check_asked(concepts, known)
     model = given_model(args)
@@ -115,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
     if warning and args.record:
         raise Failure(
             f"{args.model} is not the model that {args.erasures[0].name} was made with, so these "
-            "figures do not belong into its file; leave out --record or name its own model."
+            "figures do not belong in its file; leave out --record, or name its own model."
         )
     chosen = settings(
         args.level,
@@ -126,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
     )
     if len(concepts) > 1 and (args.synonyms or args.translations or args.description):
         raise Failure(
-            f"Synonyms, translations and descriptions are of one concept, but there are "
+            f"Synonyms, translations and descriptions are for one concept, but there are "
             f"{len(concepts)}; name one with --concept, or leave these out."
         )
     check_asked(concepts, known, model.readings)
@@ -156,7 +159,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"{args.level} probe, {seconds:.1f} s.", flush=True)
     if warning:
         print(warning, file=sys.stderr)
-    # After the figures are told: a disk may be full.
+    # Last, so that a full disk does not cost the figures.
     if args.picture is not None:
         write_png(args.picture, probe_sheet(probes))
     if args.record:
@@ -164,14 +167,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def kind_of(erasure: Erasure) -> Kind:
-    """As it was erased; an object where it does not say.
+    """The kind as which its concepts were erased; "object" if the record has none.
 
     Raises Failure where its parts were erased as different kinds.
     """
     if len(erasure.kinds) > 1:
         raise Failure(
             f"Its parts were erased as different kinds, {' and '.join(sorted(erasure.kinds))}, "
-            "which are asked for in different words; give the erasures one by one, or to probe one "
+            "which need different prompts; give the erasures one by one, or use probe with one "
             "--kind for all."
         )
     (kind,) = erasure.kinds
@@ -179,4 +182,5 @@ def kind_of(erasure: Erasure) -> Kind:
 
 
 def parts_of(erasure: Erasure) -> frozenset[Part]:
+    """The parts of the model that an erasure changes."""
     return frozenset("denoiser" if key.startswith(NETWORK) else "encoder" for key in erasure.deltas)

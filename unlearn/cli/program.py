@@ -1,21 +1,22 @@
 """Take concepts out of a text-to-image model without ComfyUI.
 
-    python -m unlearn identify MODEL PICTURE...       what the model calls the thing in pictures
+    python -m unlearn identify MODEL PICTURE...       find the model's word for pictures
     python -m unlearn erase MODEL CONCEPT -o FILE     train an erasure
-    python -m unlearn show FILE                       what is in it
-    python -m unlearn probe MODEL FILE                what is left of the concept
-    python -m unlearn cpdm build|measure ...          how near to originals a model draws
-    python -m unlearn apply MODEL FILE -o FOLDER      a model with the erasure in its weights
-    python -m unlearn export MODEL FILE -o PATH       a text encoder or a LoRA for other programs
+    python -m unlearn show FILE                       print what is in it
+    python -m unlearn probe MODEL FILE                measure what is left of the concept
+    python -m unlearn cpdm build|measure ...          measure how close a model draws to originals
+    python -m unlearn apply MODEL FILE -o FOLDER      write a model with the erasure in its weights
+    python -m unlearn export MODEL FILE -o PATH       write text encoders or a LoRA
 
-An erasure is a small file of weight changes. It works here and in ComfyUI alike, and the model it
-was made with is never changed. MODEL is a diffusers folder or a checkpoint file of Stable Diffusion
+An erasure is a small file of weight deltas. It works here and in ComfyUI, and the model that it was
+made with is never changed. MODEL is a diffusers folder or a checkpoint file of Stable Diffusion
 1.x, 2.x or XL, or AnimateDiff on one of these.
 """
 
 from __future__ import annotations
 
 import argparse
+from typing import NoReturn
 
 from . import IN_PLACE, PROGRAM, apply, erase, export, identify, probe, show
 from .cpdm import command as cpdm
@@ -30,33 +31,34 @@ COMMANDS = {
     "export": export,
 }
 EPILOG = """
-"python -m unlearn COMMAND --help" explains a command with examples. The exit code is 0 when all
-went well, 1 when something failed, with one sentence on stderr, 2 for a command line that cannot be
-understood, and 130 when it was interrupted, by Ctrl-C or by being told to end.
+"python -m unlearn COMMAND --help" explains a command with examples. The exit code is 0 for success,
+1 for an error, with one sentence on stderr, 2 for a wrong command line, and 130 after an
+interruption by Ctrl-C or a signal to end.
 """
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, and where the help is."""
+    """Reports a wrong command line in one sentence that names --help."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{message.rstrip('.')}. See {self.prog} --help\n")
 
 
 def named(text: str) -> str:
-    """The text with the program's name as the user types it."""
+    """The text with the command by which the user starts the program."""
     return text.replace(IN_PLACE, PROGRAM)
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
     formatter = argparse.RawDescriptionHelpFormatter
     top = Parser(
-        PROGRAM, description=named(__doc__), epilog=named(EPILOG), formatter_class=formatter
+        PROGRAM, description=named(__doc__ or ""), epilog=named(EPILOG), formatter_class=formatter
     )
     top.add_argument(
         "--traceback",
         action="store_true",
-        help="before COMMAND: of an error show where in the program it was raised",
+        help="before COMMAND: show where in the program an error was raised",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():

@@ -1,4 +1,4 @@
-"""A progress bar on the terminal, for what tells how far it is in words and numbers."""
+"""A progress bar on the terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 
 class Bar:
-    """A context; called with what is being done, how far it is, and how far it goes."""
+    """A progress bar as a context. Call it with the stage's name, the steps done and all steps."""
 
     def __enter__(self) -> Bar:
         self.bar = tqdm(disable=None)

@@ -1,4 +1,4 @@
-"""show: what an erasure is, where it came from, and whether its figures come out again."""
+"""show: print an erasure's record, and measure its figures again."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ EXAMPLES = """
 examples:
   python -m unlearn show cat.safetensors
   python -m unlearn show cat.safetensors --json
-      all of the record, for another program
+      the whole record, for another program
   python -m unlearn show cat.safetensors --base sd15/
-      compares fingerprints: ends with 1 where this is not the model that it was made with
+      compares fingerprints; the exit code is 1 if this is not the model that it was made with
   python -m unlearn show cat.safetensors --base sd15/ --record
-      draws some pictures before and after, and writes into the file what they show: its receipt
+      draws pictures before and after, and writes the figures into the file: its receipt
   python -m unlearn show cat.safetensors --base sd15/ --measure
-      draws and judges them again, and those of "probe --record": ends with 1 where what comes out
+      draws and judges them again, and those of "probe --record"; the exit code is 1 if the result
       is not what the file says
 
-Another machine rounds otherwise. So a count may differ by one picture of eight, a share of the loss
-by 2 in a hundred and a change of pixels by 1 in a hundred; --measure prints it beside each figure.
+Machines round differently. So a count may differ by one picture in eight, a share of the loss by
+0.02 and a change of pixels by 0.01; --measure prints this tolerance beside each figure.
 """
-SHOWN = 20  # of what cannot be read
+SHOWN = 20  # the most unreadable entries that are printed
+# The entries of a record that have their own lines.
 SHOWN_APART = (
     *("method", "concepts", "kind", "date", "version", "base", "loss", "settings", "key"),
     *("measured", "parts", "strengths"),
@@ -47,24 +48,24 @@ SHOWN_APART = (
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="an erasure")
     parser.add_argument(
-        "--base", type=Path, metavar="MODEL", help="a model to compare with the one it was made on"
+        "--base", type=Path, metavar="MODEL", help="the model that it was made with, to check it"
     )
     options.add_reading(parser)
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
-        "--measure", action="store_true", help="with --base: measure again what the record says"
+        "--measure", action="store_true", help="with --base: measure the record's figures again"
     )
     again.add_argument(
-        "--record", action="store_true", help="with --base: measure, and write it into the file"
+        "--record", action="store_true", help="with --base: measure, and write into the file"
     )
-    parser.add_argument("--json", action="store_true", help="the record as JSON, and nothing else")
+    parser.add_argument("--json", action="store_true", help="print only the record, as JSON")
     options.add_machine(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     option = "--measure" if args.measure else "--record" if args.record else ""
     if option and args.base is None:
-        raise Failure(f"{option} needs the model that it was made with; name it with --base.")
+        raise Failure(f"{option} needs the model of the erasure; name it with --base.")
     erasure = Erasure.load(args.file)
     check_record(args, erasure)
     if args.json and not option:
@@ -83,33 +84,34 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check_record(args: argparse.Namespace, erasure: Erasure) -> None:
-    """Raises Failure where there is nothing to measure again, or nothing to write anew."""
+    """Raises Failure where there is nothing to measure again, or already a receipt."""
     found = recorded(erasure)
     if args.measure and not found:
         raise Failure(
-            f"{args.file.name} records no figures that can be measured again; write them into it "
-            f"with --record in place of --measure. {erasure.remark}".strip()
+            f"{args.file.name} has no figures that can be measured again; use --record instead of "
+            f"--measure to write some. {erasure.remark}".strip()
         )
     if args.record and "receipt" in dict(found):
         raise Failure(
-            f"{args.file.name} has a receipt already; check it with --measure in place of --record."
+            f"{args.file.name} already has a receipt; check it with --measure instead of --record."
         )
     if args.record and not erasure.concepts:
         raise Failure(
-            f"{args.file.name} does not say what it is of, so nothing can be asked for; use probe "
+            f"{args.file.name} does not name its concept, so nothing can be measured; use probe "
             "with --concept."
         )
 
 
 def lines(erasure: Erasure, file: Path) -> Iterator[str]:
-    """The record in words, one fact a line."""
+    """The record as text, one fact per line."""
     record = erasure.record
     kind = f" ({record['kind']})" if "kind" in record else ""
     yield f"{', '.join(erasure.concepts) or 'An unnamed concept'}{kind}"
     made = f"{record.get('method', 'unknown method')}, {record.get('date', 'undated')}"
     yield _line("made by", f"{made}, Concept Unlearn {record.get('version', 'of unknown version')}")
     for part, strength in zip_longest(record.get("parts", []), record.get("strengths", [])):
-        part, at = part or {}, "unknown strength" if strength is None else f"strength {strength:g}"
+        part = part or {}
+        at = "unknown strength" if strength is None else f"strength {strength:g}"
         concepts = ", ".join(part.get("concepts", [])) or "an unnamed concept"
         made = f"{part.get('method', 'unknown method')}, {part.get('date', 'undated')}"
         yield _line("  of", f"{concepts} at {at}: {made}")
@@ -126,8 +128,8 @@ def lines(erasure: Erasure, file: Path) -> Iterator[str]:
         yield _line(f"  {name}", _text(value))
     yield from _measured(record.get("measured", {}))
     if erasure.unread:
-        yield "cannot be read, and counts as absent"
-        yield from (f"  {one}" for one in erasure.unread[:SHOWN])
+        yield "cannot be read and is ignored"
+        yield from (f"  {entry}" for entry in erasure.unread[:SHOWN])
     if len(erasure.unread) > SHOWN:
         yield f"  and {len(erasure.unread) - SHOWN} more"
 
@@ -137,24 +139,24 @@ def _measured(measured: Mapping) -> Iterator[str]:
         yield "measured"
     for name, value in measured.items():
         if name == "probe":
-            for one in value:
-                level = one.get("settings", {}).get("level", "unknown")
-                yield _line("  probe", f"{one.get('concept', '')}, {level}")
-                yield from (f"      {sentence}" for sentence in one.get("sentences", []))
+            for probe in value:
+                level = probe.get("settings", {}).get("level", "unknown")
+                yield _line("  probe", f"{probe.get('concept', '')}, {level}")
+                yield from (f"      {sentence}" for sentence in probe.get("sentences", []))
         elif name == "verdict":
             yield _line("  verdict", told({"measured": measured}) or _text(value))
         elif name == "receipt":
             count = len(value.get("own", []))
             rows = [
-                [f"      {what}", _figure(value[key], count if allowed is None else 0)]
-                for key, (what, allowed) in FIGURES.items()
+                [f"      {what}", _figure(value[key], count if tolerance is None else 0)]
+                for key, (what, tolerance) in FIGURES.items()
                 if key in value
             ]
             yield _line("  receipt", f"{count} pictures of it, {len(value.get('near', []))} others")
             yield from columns(rows).splitlines() if rows else ()
         elif isinstance(value, list):
             yield _line(f"  {name.replace('_', ' ')}", "")
-            yield from (f"      {_text(one)}" for one in value)
+            yield from (f"      {_text(item)}" for item in value)
         else:
             yield _line(f"  {name.replace('_', ' ')}", _text(value))
 
@@ -162,7 +164,7 @@ def _measured(measured: Mapping) -> Iterator[str]:
 def _changes(erasure: Erasure) -> str:
     network = sum(key.startswith(NETWORK) for key in erasure.deltas)
     encoder = len(erasure.deltas) - network
-    parts = [(encoder, "the text encoder"), (network, "the image network")]
+    parts = [(encoder, "the text encoder"), (network, "the denoiser")]
     where = " and ".join(f"{count} weights of {part}" for count, part in parts if count)
     ranks = {d["lora_up"].shape[1] for d in erasure.deltas.values() if "lora_up" in d}
     rank = f", rank {'/'.join(map(str, sorted(ranks)))}" if ranks else ", full"
@@ -178,12 +180,12 @@ def _text(value) -> str:
 
 
 def _figure(value: float, count: int) -> str:
-    """A count of pictures, or a share where there is none."""
+    """A figure as text. count: the number of pictures if it counts pictures, 0 if it is a share."""
     return f"{value:g} of {count}" if count else f"{value:.1%}"
 
 
 def base_model(args: argparse.Namespace, erasure: Erasure):
-    """The model if it is the one that the erasure was trained on; raises Failure if not."""
+    """The model of --base. Raises Failure if the erasure was trained on another."""
     from ..diffusers_backend.apply import check_fit, differing
     from .models import load_model
 
@@ -193,20 +195,23 @@ def base_model(args: argparse.Namespace, erasure: Erasure):
     check_fit(model, erasure)
     wrong, known = differing(model, erasure)
     if not known:
-        raise Failure(f"{args.file.name} has no fingerprints, so its base cannot be told.")
+        raise Failure(
+            f"{args.file.name} has no fingerprints, so its base cannot be checked; leave out "
+            "--base."
+        )
     if wrong:
         raise Failure(
             f"{args.base} is not the model that {args.file.name} was made with: {wrong} of "
             f"{known} weights differ, so what was measured may not hold for it."
         )
     if not args.json:
-        text = f"\n{args.base} is its base: all {known} recorded weights are the same."
+        text = f"\n{args.base} is its base: all {known} recorded fingerprints match."
         print(text, flush=True)
     return model
 
 
 def write_receipt(args: argparse.Namespace, model, erasure: Erasure) -> None:
-    """Measure, and write it into the file."""
+    """Measure, and write the receipt into the file."""
     from ..diffusers_backend.apply import ways
     from .models import device_of, place
 
@@ -232,12 +237,14 @@ def write_receipt(args: argparse.Namespace, model, erasure: Erasure) -> None:
 
 
 def compare(args: argparse.Namespace, model, erasure: Erasure) -> None:
-    """Measure again, and print it beside what was recorded; raises Failure where they disagree."""
+    """Measure the recorded figures again and print both. Raises Failure where they differ too
+    much."""
     from ..diffusers_backend.apply import ways
     from .models import device_of, place
 
     place(model, device_of(args.device), args.half)
-    own_size, figures = model.size, []
+    own_size = model.size
+    figures: list[Figure] = []
     with Bar() as bar:
         for what, record in recorded(erasure):
             model.size = tuple(record.get("size", own_size))
@@ -256,17 +263,18 @@ def compare(args: argparse.Namespace, model, erasure: Erasure) -> None:
         print(f"\n{table(figures)}\n", flush=True)
     if wrong:
         raise Failure(
-            f"{wrong} of {len(figures)} figures differ by more than they may: what "
-            f"{args.file.name} records is not what it does; probe it anew before you rely on it."
+            f"{wrong} of {len(figures)} figures differ by more than the tolerance, so the record "
+            f"of {args.file.name} is wrong; probe it again before you rely on it."
         )
     if not args.json:
-        print(f"All {len(figures)} figures come out again.")
+        print(f"All {len(figures)} figures agree.")
 
 
 def table(figures: list[Figure]) -> str:
-    rows = [["", "recorded", "measured", "may differ by", ""]]
-    for one in figures:
-        both = (_figure(value, one.of) for value in (one.recorded, one.measured))
-        allowed = f"{one.tolerance:g}" if one.of else f"{one.tolerance:.1%}"
-        rows.append([one.name, *both, allowed, "" if one.agrees else "differs"])
+    """The figures as a text table."""
+    rows = [["", "recorded", "measured", "tolerance", ""]]
+    for figure in figures:
+        both = (_figure(value, figure.of) for value in (figure.recorded, figure.measured))
+        tolerance = f"{figure.tolerance:g}" if figure.of else f"{figure.tolerance:.1%}"
+        rows.append([figure.name, *both, tolerance, "" if figure.agrees else "differs"])
     return columns(rows)

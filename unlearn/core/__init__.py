@@ -1,1 +1,2 @@
-"""What a method may ask of a model, and what it leaves: DiffusionModel, Edit, Erasure."""
+"""What a method works with: DiffusionModel (the model), Edit (trainable deltas), Erasure (the
+result)."""

@@ -1,4 +1,4 @@
-"""Conditioning: what the denoiser reads of a batch of prompts."""
+"""Conditioning: the text encoder's output for a batch of prompts, as the denoiser reads it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the network reads of N prompts."""
+    """What the denoiser reads of N prompts."""
 
     cross: torch.Tensor
-    """(N, tokens, width): the text encoder's output, one vector a token."""
+    """(N, tokens, width): the text encoder's output, one vector per token."""
     pooled: torch.Tensor | None = None
-    """(N, width): one vector a prompt, for the models that read it; else None."""
+    """(N, width): one vector per prompt; None for models that do not read it."""
     extra: dict = field(default_factory=dict)
-    """Whatever else the model's encoder hands its network, for one prompt as for all."""
+    """Other values that the encoder passes to the denoiser. An attention mask has one row per
+    prompt; every other value is shared by all prompts."""
     tokens: torch.Tensor | None = None
-    """(N,): how many tokens are each prompt's own, where `cat` has padded some; else None."""
+    """(N,): the number of tokens of each prompt without padding; None where `cat` padded none."""
 
     def __len__(self) -> int:
         return len(self.cross)
@@ -32,7 +33,7 @@ class Conditioning:
         return Conditioning(self.cross[index], pooled, extra, tokens)
 
     def single(self, i: int) -> Conditioning:
-        """One prompt's conditioning, without padding."""
+        """The conditioning of prompt `i` alone, without padding."""
         one = self[i : i + 1]
         if one.tokens is None:
             return one
@@ -41,85 +42,88 @@ class Conditioning:
         return Conditioning(one.cross[:, :own], one.pooled, extra)
 
     def to(self, device: torch.device | str) -> Conditioning:
-        """What there is of each prompt, elsewhere."""
+        """A copy whose tensors are on `device`."""
         extra = {k: v.to(device) if _is_mask(k) else v for k, v in self.extra.items()}
         pooled, tokens = (None if x is None else x.to(device) for x in (self.pooled, self.tokens))
         return Conditioning(self.cross.to(device), pooled, extra, tokens)
 
     def repeated(self, count: int) -> Conditioning:
-        """A single prompt's conditioning for a batch of `count`."""
+        """The first prompt's conditioning, repeated `count` times."""
         return self[torch.zeros(count, dtype=torch.long, device=self.cross.device)]
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """One batch of several; those with fewer tokens are padded with zeros.
+        """Concatenate several batches. Shorter ones are padded with zeros.
 
-        All parts come of one model: what the first has beside its tokens, the others have, too. But
-        a pooled vector that not all have, the network does not read.
+        All parts must come from one model, so they have the same `extra` entries. The pooled
+        vector is dropped if a part has none, since the denoiser then does not read it.
         """
-        own = [part.cross.shape[1] for part in parts]
-        tokens = max(own)
-        cross = [F.pad(part.cross, (0, 0, 0, tokens - n)) for part, n in zip(parts, own)]
-        pooled = [part.pooled for part in parts]
+        lengths = [part.cross.shape[1] for part in parts]
+        tokens = max(lengths)
+        cross = [F.pad(part.cross, (0, 0, 0, tokens - n)) for part, n in zip(parts, lengths)]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
         extra = dict(parts[0].extra)
         for k in filter(_is_mask, extra):
             masks = [part.extra[k] for part in parts]
             extra[k] = torch.cat([F.pad(mask, (0, tokens - mask.shape[1])) for mask in masks])
-        padded = len(set(own)) > 1 or any(part.tokens is not None for part in parts)
+        padded = len(set(lengths)) > 1 or any(part.tokens is not None for part in parts)
         return Conditioning(
             torch.cat(cross),
-            None if any(one is None for one in pooled) else torch.cat(pooled),
+            torch.cat(pooled) if len(pooled) == len(parts) else None,
             extra,
-            torch.cat([part._counts() for part in parts]) if padded else None,
+            torch.cat([part._token_counts() for part in parts]) if padded else None,
         )
 
     def extrapolate_from(self, other: Conditioning, amount: float) -> Conditioning:
-        """This one moved away from another by a share of their difference."""
+        """self + amount * (self - other)."""
         return self.moved(self.difference(other), amount)
 
     def difference(self, other: Conditioning) -> Conditioning:
-        """What this one has that another has not; zero where one of them has no token."""
-        both = self.pooled is not None and other.pooled is not None
-        return Conditioning(self._apart(other)[0], self.pooled - other.pooled if both else None)
+        """self - other, token by token; zero where one of them has no token."""
+        pooled = None
+        if self.pooled is not None and other.pooled is not None:
+            pooled = self.pooled - other.pooled
+        return Conditioning(self._difference(other)[0], pooled)
 
     def mean(self) -> Conditioning:
-        """Of all prompts, as that of one."""
+        """The mean over all prompts, as a batch of one."""
         pooled = None if self.pooled is None else self.pooled.mean(0, keepdim=True)
         return Conditioning(self.cross.mean(0, keepdim=True), pooled)
 
-    def moved(self, way: Conditioning, amount: float) -> Conditioning:
-        """This one moved along a difference, of as many prompts or of one, token by token."""
-        room = self.cross.shape[1] - way.cross.shape[1]  # below zero what is beyond is cut off
-        cross = self.cross + amount * F.pad(way.cross, (0, 0, 0, room))
+    def moved(self, direction: Conditioning, amount: float) -> Conditioning:
+        """self + amount * direction, token by token. direction: as many prompts as self, or one."""
+        # A negative padding cuts off the tokens that self does not have.
+        padding = self.cross.shape[1] - direction.cross.shape[1]
+        cross = self.cross + amount * F.pad(direction.cross, (0, 0, 0, padding))
         pooled = self.pooled
-        if pooled is not None and way.pooled is not None:
-            pooled = pooled + amount * way.pooled
+        if pooled is not None and direction.pooled is not None:
+            pooled = pooled + amount * direction.pooled
         return Conditioning(cross, pooled, self.extra, self.tokens)
 
     def distance(self, other: Conditioning) -> torch.Tensor:
-        """(N,) mean squared difference over the tokens that both have, the pooled vector added
-        where there is one."""
-        apart, share = self._apart(other)
-        squares = apart.float().square()
-        # Of an empty prompt Lens's encoder hands on no token at all.
+        """(N,) mean squared difference over the tokens that both have, plus that of the pooled
+        vectors if both have one."""
+        difference, share = self._difference(other)
+        squares = difference.float().square()
+        # Lens's encoder returns no token at all for an empty prompt.
         value = (squares.mean((1, 2)) if squares.numel() else squares.sum((1, 2))) / share
         if self.pooled is not None and other.pooled is not None:
             value = value + (self.pooled - other.pooled).float().square().mean(1)
         return value
 
-    def _apart(self, other: Conditioning) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """(N, tokens, width) difference from another, zero where one of them has no token, and the
-        share of tokens (N,) that both have."""
+    def _difference(self, other: Conditioning) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """(self - other, share). The difference, (N, tokens, width), is zero where one of them has
+        no token; the share, (N,), is that of the tokens that both have."""
         tokens = self.cross.shape[1]
-        apart = self.cross - F.pad(other.cross, (0, 0, 0, tokens - other.cross.shape[1]))
+        difference = self.cross - F.pad(other.cross, (0, 0, 0, tokens - other.cross.shape[1]))
         if self.tokens is None and other.tokens is None and other.cross.shape[1] == tokens:
-            return apart, 1.0
-        both = torch.minimum(self._counts(), other._counts())
-        within = torch.arange(tokens, device=apart.device) < both[:, None]
-        return apart * within[..., None], both.clamp(min=1) / tokens
+            return difference, 1.0
+        both = torch.minimum(self._token_counts(), other._token_counts())
+        within = torch.arange(tokens, device=difference.device) < both[:, None]
+        return difference * within[..., None], both.clamp(min=1) / tokens
 
-    def _counts(self) -> torch.Tensor:
-        """(N,) each prompt's own tokens."""
+    def _token_counts(self) -> torch.Tensor:
+        """(N,) the number of tokens of each prompt, without padding."""
         if self.tokens is not None:
             return self.tokens
         return torch.full((len(self),), self.cross.shape[1], device=self.cross.device)

@@ -1,25 +1,24 @@
-"""Deterministic sampling one step at a time: DDIM (Song et al., arXiv 2010.02502, eta = 0).
+"""Deterministic sampling, one step at a time: DDIM (Song et al., arXiv 2010.02502, eta = 0).
 
-Written against DiffusionModel alone, so the same lines serve networks that predict noise, v or a
-flow's velocity.
+The code asks DiffusionModel for x0 and x_t only, so it serves noise, v and velocity prediction.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ..files import state_checks as fitting
+from ..files import state_checks
 from .conditioning import Conditioning
 from .model import DiffusionModel
 
 
 def timesteps(steps: int) -> list[float]:
-    """Noisiest first, evenly spaced: 981, 961, ..., 1 for 50 steps."""
+    """Evenly spaced timesteps, noisiest first: 981, 961, ..., 1 for 50 steps."""
     return [1000 * (steps - 1 - i) / steps + 1 for i in range(steps)]
 
 
 def at(t: float, x: torch.Tensor) -> torch.Tensor:
-    """A timestep for each of a batch, (N,)."""
+    """The timestep `t` for every item of the batch `x`: (N,)."""
     return torch.full((len(x),), t, device=x.device)
 
 
@@ -31,10 +30,14 @@ def guided(
     empty: Conditioning,
     scale: float,
 ) -> torch.Tensor:
-    """The prediction under classifier-free guidance (arXiv 2207.12598); both halves at once."""
+    """The prediction under classifier-free guidance (arXiv 2207.12598), in one batch.
+
+    x: (N, ...); prompt and empty: N prompts each; scale: 1 is no guidance.
+    """
     both = Conditioning.cat([prompt, empty])
-    yes, no = model.predict(torch.cat([x, x]), at(t, torch.cat([x, x])), both).chunk(2)
-    return no + scale * (yes - no)
+    doubled = torch.cat([x, x])
+    conditional, unconditional = model.predict(doubled, at(t, doubled), both).chunk(2)
+    return unconditional + scale * (conditional - unconditional)
 
 
 def ddim_step(
@@ -44,23 +47,23 @@ def ddim_step(
     prediction: torch.Tensor,
     t_next: float | None,
 ) -> torch.Tensor:
-    """x at the next, less noisy timestep; None is no noise at all."""
+    """x at the next, less noisy timestep `t_next`; None means no noise."""
     now = at(t, x)
     x0 = model.predict_x0(x, now, prediction)
     if t_next is None:
         return x0
-    # x = noised(x0, noise, t) is linear in the noise.
-    nothing = torch.zeros_like(x)
-    without = model.add_noise(x0, nothing, now)
-    amount = model.add_noise(nothing, torch.ones_like(x), now)
-    return model.add_noise(x0, (x - without) / amount, at(t_next, x))
+    # x = add_noise(x0, noise, t) is linear in the noise, so the noise can be solved for.
+    zeros = torch.zeros_like(x)
+    scaled_x0 = model.add_noise(x0, zeros, now)
+    noise_scale = model.add_noise(zeros, torch.ones_like(x), now)
+    return model.add_noise(x0, (x - scaled_x0) / noise_scale, at(t_next, x))
 
 
 class Trajectory:
-    """A trajectory sampled with the model as it is at each moment, and where it has come to.
+    """A DDIM trajectory that is sampled step by step with the model as it is at that moment.
 
-    It goes on from the state it holds where one step follows the other, and else begins again from
-    fresh noise.
+    It continues from its last x_t if the next step is asked for. For any other step it starts again
+    from fresh noise.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Trajectory:
 
     @torch.no_grad()
     def to(self, step: int, prompt: Conditioning, empty: Conditioning) -> torch.Tensor:
-        """x_t at `step` (0 is the noisiest), on the way of `prompt`: (count, ...)."""
+        """x_t at `step` (0 is the noisiest), sampled from `prompt`: (count, ...)."""
         if self.x is None or step != self.step + 1:
             noise = self.model.noise(self.count, self.generator)
             self.x = self.model.add_noise(torch.zeros_like(noise), noise, at(self.times[0], noise))
@@ -91,20 +94,23 @@ class Trajectory:
         return self.x
 
     def state(self) -> dict:
+        """The state to save, for `restore`."""
         return {"x": self.x, "step": self.step, "generator": self.generator.get_state()}
 
     def check(self, state) -> None:
-        """Raises Misfit for what is no `state` of such a trajectory."""
-        fitting.check_names(state, ("x", "step", "generator"), "walk")
-        fitting.check_generator(state["generator"])
+        """Raises Misfit unless `state` is that of such a trajectory."""
+        state_checks.check_names(state, ("x", "step", "generator"), "trajectory")
+        state_checks.check_generator(state["generator"])
         step, last = state["step"], len(self.times) - 1
         is_begun = state["x"] is not None
         is_step = type(step) is int and (0 <= step <= last if is_begun else step == -2)
-        fitting.check(is_step, "its walk has another step")
+        state_checks.check(is_step, "its trajectory is at a step that this run does not have")
         if is_begun:
-            fitting.check_like(state["x"], self.model.noise(self.count, torch.Generator()), "walk")
+            noise = self.model.noise(self.count, torch.Generator())
+            state_checks.check_like(state["x"], noise, "trajectory")
 
     def restore(self, state: dict) -> None:
+        """Continue from a saved state that passed `check`."""
         self.x, self.step = state["x"], state["step"]
         if self.x is not None:
             self.x = self.x.to(self.model.device)

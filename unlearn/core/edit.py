@@ -1,4 +1,4 @@
-"""Edit: trainable deltas on the weights of a model that otherwise stays as it is."""
+"""Edit: trainable deltas on the weights of a model. The weights themselves never change."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..files import state_checks as fitting
+from ..files import state_checks
 from .gradient_projection import Projection, project_gradients
+
+if TYPE_CHECKING:
+    from .erasure import Erasure
 
 
 class Delta:
-    """The change of one weight: a full tensor, or the product of two thin matrices.
+    """The change of one weight: a full tensor, or a low-rank product `up @ down`.
 
-    A weight of any shape counts as a matrix (first dimension, all the others).
+    A weight of any shape is treated as a matrix: its first dimension by all the others.
     """
 
     def __init__(
@@ -29,7 +33,7 @@ class Delta:
         self.shape, device = weight.shape, device or weight.device
         rows, columns = weight.shape[0], math.prod(weight.shape[1:])
         self.scale = spectral_scale(weight)
-        # A bias or a norm's weight has no rank to speak of.
+        # A vector (a bias, a norm's weight) has no low-rank form.
         if rank and len(weight.shape) > 1 and rank < min(rows, columns):
             down = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
             self.down = down.to(device).requires_grad_()
@@ -42,12 +46,12 @@ class Delta:
         return [self.full] if self.full is not None else [self.up, self.down]
 
     def value(self) -> torch.Tensor:
-        """The change itself, float32, in the weight's shape."""
+        """The change as one tensor, float32, in the weight's shape."""
         return self.full if self.full is not None else (self.up @ self.down).view(self.shape)
 
     @torch.no_grad()
     def assign(self, value: torch.Tensor) -> None:
-        """Make it this change; of a low rank, the nearest one."""
+        """Set the change to `value`. A low-rank delta takes the nearest one of its rank."""
         if self.full is not None:
             self.full.copy_(value)
         else:
@@ -60,7 +64,7 @@ class Delta:
             parameter.grad = torch.zeros_like(parameter)
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-        """Copies for the artefact: {"diff"} or {"lora_up", "lora_down"}."""
+        """Copies on the CPU for an Erasure: {"diff"} or {"lora_up", "lora_down"}."""
         if self.full is not None:
             parts = {"diff": self.full}
         else:
@@ -69,13 +73,12 @@ class Delta:
 
 
 def spectral_scale(weight: torch.Tensor) -> float:
-    """The size of one Adam step on `weight`, an element, that changes its output by its own
-    measure.
+    """The learning rate at which one Adam step has the spectral norm of `weight` itself.
 
-    Adam moves every element by about the learning rate, and at first all in one direction: a
-    rank-one matrix of spectral norm lr * sqrt(m n). A random m x n matrix of root mean square s has
-    one near s (sqrt(m) + sqrt(n)). Their ratio, s (1/sqrt(m) + 1/sqrt(n)), is a learning rate of 1
-    in relative terms, so one relative rate serves encoders of every width.
+    Adam moves every element by about the learning rate, and its first steps all point in one
+    direction: a rank-one matrix of spectral norm lr * sqrt(m n). A random m x n matrix of root mean
+    square s has a spectral norm near s (sqrt(m) + sqrt(n)). The two are equal at
+    lr = s (1/sqrt(m) + 1/sqrt(n)). A rate relative to this value suits encoders of every width.
     """
     rms = weight.detach().float().square().mean().sqrt().item()
     if len(weight.shape) < 2:
@@ -84,7 +87,7 @@ def spectral_scale(weight: torch.Tensor) -> float:
     return max(rms, 1e-3) * (rows**-0.5 + columns**-0.5)
 
 
-# Gradients inside a half-precision network are multiplied by this on their way through.
+# Gradients inside a half-precision network are multiplied by this, or small ones become zero.
 HALF_GRADIENT_SCALE = 2.0**12
 
 
@@ -100,28 +103,30 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:
-    """x itself, its gradient multiplied: half precision would lose a small gradient to zero."""
+    """x unchanged; its gradient is multiplied by `factor` in the backward pass."""
     return x if factor == 1.0 else _ScaleGradient.apply(x, factor)
 
 
 class Diverged(FloatingPointError):
-    """The loss became NaN or infinite. `deltas` are the last good ones, `history` their losses.
+    """The loss became NaN or infinite.
 
-    A method adds `erasure`, so that what was won is not lost.
+    deltas: the last good ones, as `Edit.tensors` gives them. history: the losses up to them.
+    erasure: the method builds one of the last good deltas, so that the run is not lost.
     """
 
     def __init__(self, value: float, step: int, deltas: dict, history: list[float]) -> None:
-        self.deltas, self.history, self.erasure = deltas, history, None
+        self.deltas, self.history = deltas, history
+        self.erasure: Erasure | None = None
         super().__init__(
             f"The loss became {value} after step {step}; use fewer steps or a smaller rate."
         )
 
 
 class Edit:
-    """The deltas being trained, keyed by the host's names of the weights they change.
+    """The deltas being trained, by ComfyUI's names of the weights they change.
 
-    Inside `with edit.off():` the model is the frozen original, exactly, so teacher and student
-    share one set of weights. A backend asks `changed(key, weight)` at each use of an edited weight.
+    Inside `with edit.off():` the model is exactly the original, so teacher and student share one
+    set of weights. A backend calls `changed(key, weight)` whenever the model uses an edited weight.
     """
 
     def __init__(
@@ -131,13 +136,15 @@ class Edit:
         seed: int = 0,
         device: torch.device | None = None,
     ) -> None:
-        """device: where the deltas are; None: each where its weight is."""
+        """weights: the originals by name. rank: 0 for full deltas, else the rank of low-rank ones.
+        device: where to keep the deltas; None keeps each beside its weight."""
         generator = torch.Generator().manual_seed(seed)
         self.weights = weights
         self.history: list[float] = []
         """The loss at each step so far."""
-        self._good, self._good_at = {}, 0
-        # The biases of several experts (GPT-OSS) are a matrix, of which the host takes no LoRA.
+        self._good: dict[str, dict[str, torch.Tensor]] = {}
+        self._good_at = 0
+        # GPT-OSS stacks its experts' biases as a matrix, and ComfyUI takes no LoRA of a bias.
         self.deltas = {
             key: Delta(weight, 0 if key.endswith(".bias") else rank, generator, device)
             for key, weight in weights.items()
@@ -145,24 +152,25 @@ class Edit:
         self._overflows = 0
         self._on = True
         self.gradient_scale = 1.0
-        """What the deltas' gradients are multiplied by: a backend may scale them up on their way
-        through half precision."""
+        """The factor on the deltas' gradients. A backend that scales gradients up for half
+        precision sets its inverse here."""
         self.after_step: Callable[[], object] = lambda: None
-        """Called when a step is done: a backend may let go of what it kept for backward passes."""
+        """Called after each step. A backend may free what it saved for the backward pass."""
 
     def parameters(self) -> Iterator[torch.Tensor]:
         for delta in self.deltas.values():
             yield from delta.parameters()
 
     def groups(self, relative_rate: float) -> list[dict]:
-        """Parameter groups for an optimiser: each weight's step in proportion to its own size."""
+        """Parameter groups for an optimiser, with a learning rate in proportion to each weight's
+        size (`spectral_scale`)."""
         groups = []
-        # Every edited weight adds its share to the change of the output.
+        # The changes of all edited weights add up in the output.
         shared = relative_rate / math.sqrt(len(self.deltas))
         for delta in self.deltas.values():
             rate = shared * delta.scale
             if delta.full is None:
-                # Of an input, down's rows see rank / columns of what a full step would use.
+                # `down` projects an input to rank / columns of its energy; `up` makes up for it.
                 rank, columns = delta.down.shape
                 groups.append({"params": [delta.up], "lr": rate * columns / rank})
                 groups.append({"params": [delta.down], "lr": 0.1 * shared / math.sqrt(columns)})
@@ -173,9 +181,9 @@ class Edit:
     def adam(
         self, betas: tuple[float, float], eps: float, rate: float = 0.0, relative_rate: float = 0.0
     ) -> torch.optim.Adam:
-        """Adam on the deltas, at one `rate` for all or at one relative to each weight's size.
+        """Adam on the deltas, at one absolute `rate` or at a `relative_rate` (see `groups`).
 
-        Fused where torch can: its other forms take temporary copies as large as the deltas.
+        It is fused where torch can: the other forms need temporary copies as large as the deltas.
         """
         parameters = self.groups(relative_rate) if relative_rate else self.parameters()
         devices = {parameter.device.type for parameter in self.parameters()}
@@ -184,10 +192,10 @@ class Edit:
         )
 
     def changed(self, key: str, weight: torch.Tensor) -> torch.Tensor:
-        """The weight as the edited model has it."""
+        """The weight of the edited model: `weight` plus its delta. Inside `off`, `weight` alone."""
         if not self._on:
             return weight
-        # Back in float32 before it is scaled down: that is what it was scaled up for.
+        # The gradient is converted to float32 first and scaled down then, so nothing is lost.
         return weight + scale_gradient(self.deltas[key].value(), self.gradient_scale).to(weight)
 
     def step(
@@ -199,20 +207,20 @@ class Edit:
         projection: Projection = "off",
         clip: float = 0.0,
     ) -> float:
-        """One step of the optimiser down the loss, whose value it returns.
+        """Take one step of the optimiser to lower the loss; returns the loss's value.
 
-        keep: a loss that the step should not raise; what in the gradient would is taken out by
-        `projection` (gradient_projection.py). clip > 0: the largest norm of each gradient.
+        keep: a retention loss that the step should not raise. `projection` removes the part of the
+        gradient that would (gradient_projection.py). clip > 0: the largest norm of each gradient.
 
-        A gradient that overflowed on its way, as it may in half precision, is left out. Raises
-        Diverged, with the deltas of an earlier step, when the loss is not finite, or OVERFLOWS
-        gradients in a row were not.
+        A gradient that overflowed, as it may in half precision, is skipped. Raises Diverged, with
+        the deltas of an earlier step, when the loss is not finite or OVERFLOWS gradients in a row
+        were not.
         """
         value = loss.item()
         if not math.isfinite(value):
             raise self._diverged(value)
         if len(self.history) % KEEP_EVERY == 1:
-            # In the precision that files have: half the memory.
+            # float16, as in a file: half the memory.
             self._good, self._good_at = self.tensors(torch.float16), len(self.history)
         optimiser.zero_grad()
         if keep is None or projection == "off":
@@ -225,7 +233,7 @@ class Edit:
             self._overflows += 1
             if self._overflows == OVERFLOWS:
                 raise self._diverged(math.nan)
-            # Not to None, by which `tensors` would take them for weights that are not read.
+            # Zero and not None: `tensors` leaves out weights whose gradient is None.
             optimiser.zero_grad(set_to_none=False)
         else:
             self._overflows = 0
@@ -246,14 +254,15 @@ class Edit:
     def _backward_keeping(
         self, loss: torch.Tensor, keep: torch.Tensor, projection: Projection, clip: float
     ) -> None:
-        parameters = list(self.parameters())
-        one = self._gradients(loss, retain=True)
-        other = self._gradients(keep, retain=False)
-        for parameter, gradient in zip(parameters, project_gradients(one, other, projection, clip)):
+        erasing = self._gradients(loss, retain=True)
+        keeping = self._gradients(keep, retain=False)
+        projected = project_gradients(erasing, keeping, projection, clip)
+        for parameter, gradient in zip(self.parameters(), projected):
             parameter.grad = gradient
 
     def _gradients(self, loss: torch.Tensor, retain: bool) -> list[torch.Tensor | None]:
-        """By backward: torch.autograd.grad does not see weights inside of a recomputed block."""
+        """The gradient of each parameter. By `backward`, since torch.autograd.grad does not see
+        the weights inside a checkpointed block."""
         parameters = list(self.parameters())
         for parameter in parameters:
             parameter.grad = None
@@ -261,10 +270,9 @@ class Edit:
         return [parameter.grad for parameter in parameters]
 
     def _decay(self, rate: float) -> None:
-        """Add rate * weight to each gradient (Adam's L2 form), the weight as the edited model has
-        it.
+        """Add rate * weight to each gradient (Adam's L2 form), where weight is the edited one.
 
-        For full deltas only: a low-rank one has no gradient of the weight itself.
+        For full deltas only: a low-rank delta has no gradient of the weight itself.
         """
         for key, delta in self.deltas.items():
             if delta.full is not None and delta.full.grad is not None:
@@ -273,17 +281,14 @@ class Edit:
 
     @torch.no_grad()
     def shrink(self, share: float) -> None:
-        """AdamW's weight decay: take a share of each weight, as the edited model has it, away.
-
-        For full deltas only.
-        """
+        """AdamW's weight decay: multiply each edited weight by (1 - share). Full deltas only."""
         for key, delta in self.deltas.items():
             if delta.full is not None:
                 delta.full.sub_((self.weights[key].to(delta.full) + delta.full) * share)
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """The original model, without gradients."""
+        """Inside the block the model is the original, and no gradients are recorded."""
         before, self._on = self._on, False
         try:
             with torch.no_grad():
@@ -292,7 +297,7 @@ class Edit:
             self._on = before
 
     def state(self) -> dict:
-        """What `restore` needs to go on from here."""
+        """The state to save, for `restore`."""
         return {
             "parameters": [parameter.detach().cpu() for parameter in self.parameters()],
             "read": [parameter.grad is not None for parameter in self.parameters()],
@@ -300,31 +305,34 @@ class Edit:
         }
 
     def check(self, state) -> None:
-        """Raises Misfit for what is no `state` of an edit of the same weights and rank."""
-        fitting.check_names(state, ("parameters", "read", "history"), "edit")
+        """Raises Misfit unless `state` is that of an edit of the same weights and rank."""
+        state_checks.check_names(state, ("parameters", "read", "history"), "edit")
         own = list(self.parameters())
         for name in ("parameters", "read"):
-            kept = state[name]
-            is_whole = isinstance(kept, list) and len(kept) == len(own)
-            fitting.check(is_whole, "its edit is of other weights")
-        for kept, read, parameter in zip(state["parameters"], state["read"], own):
-            fitting.check_like(kept, parameter, "edit")
-            fitting.check(isinstance(read, bool), "its edit is of other weights")
-        fitting.check_numbers(state["history"], "history", sys.maxsize)
+            saved = state[name]
+            is_whole = isinstance(saved, list) and len(saved) == len(own)
+            state_checks.check(is_whole, "it changes other weights")
+        for saved, read, parameter in zip(state["parameters"], state["read"], own):
+            state_checks.check_like(saved, parameter, "edit")
+            state_checks.check(isinstance(read, bool), "it changes other weights")
+        state_checks.check_numbers(state["history"], "history", sys.maxsize)
 
     def restore(self, state: dict) -> None:
-        """Go on from a `state` of an edit of the same weights and rank, which was checked."""
+        """Continue from a saved state that passed `check`."""
         with torch.no_grad():
-            for parameter, kept, read in zip(
+            for parameter, saved, read in zip(
                 self.parameters(), state["parameters"], state["read"], strict=True
             ):
-                parameter.copy_(kept)
+                parameter.copy_(saved)
                 parameter.grad = torch.zeros_like(parameter) if read else None
         self.history[:] = state["history"]
         self._good, self._good_at = self.tensors(torch.float16), len(self.history)
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, dict[str, torch.Tensor]]:
-        """Copies of the deltas for an `Erasure`; of weights that are not read there are none."""
+        """Copies of the deltas on the CPU, for an `Erasure`.
+
+        Deltas without a gradient are left out: the model does not use their weights.
+        """
         return {
             key: delta.tensors(dtype)
             for key, delta in self.deltas.items()
@@ -332,5 +340,5 @@ class Edit:
         }
 
 
-OVERFLOWS = 8  # gradients in a row that are not finite, after which a run is given up
-KEEP_EVERY = 10  # steps between copies of the deltas, kept in case the loss stops being finite
+OVERFLOWS = 8  # this many gradients in a row that are not finite end a run
+KEEP_EVERY = 10  # steps between copies of the deltas, in case the loss becomes NaN

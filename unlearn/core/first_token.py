@@ -1,4 +1,4 @@
-"""The first token left out of training, as DoCo does (arXiv 2405.15304)."""
+"""No training through the first token, as in DoCo (arXiv 2405.15304)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 @contextmanager
 def first_token_detached(root: torch.nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """No gradient through what the named layers under `root` make of the first token.
+    """Inside the block no gradient flows through the named layers' output for the first token.
 
-    Every prompt has that token, so what is learnt through it reaches all of them.
+    Every prompt begins with that token, so what is learnt through it would change all prompts.
     """
 
     def detached(module, inputs, output: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,14 @@
-"""Pictures as a method takes them: checked once, where they come in."""
+"""The check of a user's images, made once before a method gets them."""
 
 from __future__ import annotations
 
 import torch
 
-SMALLEST = 8  # pixels of a picture's side: one place in the latents of most models
+SMALLEST = 8  # pixels of an image's side: one latent pixel of most models
 
 
 def check_images(images: torch.Tensor | None) -> None:
-    """Raises ValueError with one sentence unless images are (N, H, W, 3) in 0..1 and finite."""
+    """Raises ValueError unless images are (N, H, W, 3 or 4), finite and about in 0..1."""
     if images is None:
         return
     if images.ndim != 4 or images.shape[-1] not in (3, 4) or len(images) == 0:

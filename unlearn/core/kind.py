@@ -1,4 +1,4 @@
-"""The kinds of concept, and the neutral word of each."""
+"""The kinds of concept, and the default anchor of each."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from typing import Literal
 
 Kind = Literal["object", "style", "character"]
 
-# The neutral word that a concept is drawn to where the user names none.
+# The anchor: the neutral word that takes the concept's place where the user names none.
 ANCHORS: dict[Kind, str] = {"object": "picture", "style": "plain", "character": "person"}

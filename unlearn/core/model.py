@@ -1,7 +1,6 @@
-"""What a method may ask of a model, and how an edit of its weights is held.
+"""DiffusionModel: all that a method may ask of a model.
 
-`DiffusionModel` is the whole of it: methods written against this protocol run inside ComfyUI and on
-a diffusers pipeline alike. An `Edit` owns the trainable deltas and nothing else does.
+A method written against this protocol runs inside ComfyUI and on a diffusers pipeline alike.
 """
 
 from __future__ import annotations
@@ -21,64 +20,66 @@ Part = Literal["encoder", "denoiser"]
 
 
 class DiffusionModel(Protocol):
-    """A text-to-image (or video) model: text encoder, network and autoencoder.
+    """A text-to-image or text-to-video model: text encoder, denoiser and autoencoder.
 
-    Timesteps are floats in 0..1000, 1000 the noisiest. Images are (N, H, W, 3) in 0..1; latents are
-    what the network works on. All methods run on `device`.
+    Timesteps are floats in 0..1000; 1000 is the noisiest. Images are (N, H, W, 3) in 0..1. Latents
+    are what the denoiser works on. All computation is on `device`.
     """
 
-    device: torch.device
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
 
     @property
     def layers(self) -> torch.nn.Module:
-        """The network's modules under the names of their weights: to look at, not to change."""
+        """The denoiser's modules, under the names of their weights. For reading only."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of the prompts; differentiable while the encoder is being edited."""
+        """The conditioning of the prompts; differentiable while the encoder is being edited."""
 
     def vocabulary(self) -> Vocabulary:
-        """The whole words that the text encoder has a token for, and these tokens' vectors."""
+        """The whole words that are one token of the text encoder, and these tokens' vectors."""
 
     def readings(self, words: str) -> list[Reading]:
-        """What each of the text encoders reads of the words within a prompt."""
+        """How each text encoder reads the words inside a prompt, one Reading per encoder."""
 
     def token_count(self, words: str) -> int:
-        """How many tokens the words are within a prompt; of several text encoders, the most."""
+        """The number of tokens of the words inside a prompt; the largest of several encoders."""
 
     def encode_with_embeddings(
         self, sentences: Sequence[str], vectors: torch.Tensor
     ) -> Conditioning:
-        """Conditioning of sentences with a gap each, `{}`, filled with token vectors.
+        """The conditioning of sentences with a slot each, `{}`, filled with token vectors.
 
-        vectors: (N or 1, tokens, width), as wide as the vocabulary's; differentiable in them.
-        Raises ValueError where a sentence is too long for them.
+        vectors: (N or 1, tokens, width), as wide as the vocabulary's. The result is differentiable
+        in them. Raises ValueError where a sentence leaves no room for them.
         """
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Clean latents x0 of images."""
+        """The clean latents x0 of images, (N, ...)."""
 
     def decode_latents(self, x0: torch.Tensor) -> torch.Tensor:
-        """Pictures of clean latents, on the CPU."""
+        """The images of clean latents, (N, H, W, 3) in 0..1, on the CPU."""
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """x_t: clean latents with noise mixed in for timesteps t (N,)."""
+        """x_t: clean latents with noise added for timesteps t, (N,)."""
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """What the network should predict at x_t in its own parameterisation: eps, v or
-        velocity."""
+        """What the denoiser should predict at x_t: noise, v or velocity, as the model was
+        trained."""
 
     def predict(
         self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """The network's prediction, in float32."""
+        """The denoiser's prediction at x_t for timesteps t, (N,); float32, the shape of x_t."""
 
     def predict_x0(
         self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor
     ) -> torch.Tensor:
-        """x0 that a prediction at x_t means."""
+        """The clean latents x0 that a prediction at x_t implies."""
 
     def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Gaussian noise in the shape of `count` latents; generator: on the CPU."""
+        """Gaussian noise in the shape of `count` latents. generator: one on the CPU."""
 
     def sample(
         self,
@@ -87,21 +88,22 @@ class DiffusionModel(Protocol):
         steps: int = 20,
         guidance: float = 7.5,
     ) -> torch.Tensor:
-        """Clean latents drawn from the prompts, one each, the noise of each its own."""
+        """Clean latents sampled from the prompts, one for each, each from its own noise."""
 
     def release_saved_tensors(self) -> None:
-        """Let go of what was kept for backward passes that are over, between two steps of an attack
-        (an Edit does it by itself)."""
+        """Free the tensors saved for finished backward passes. An attack calls it after each step;
+        an Edit does it itself."""
 
     def edit(
         self, part: Part, select: str, rank: int = 0, seed: int = 0
     ) -> AbstractContextManager[Edit]:
-        """Make weights of a part trainable for the duration; see `Edit`."""
+        """Make weights of a part trainable inside the block. select: which weights (trainable.py).
+        rank: 0 for full deltas. Leaving the block restores the model; see `Edit`."""
 
     def fingerprints(self, keys: Iterable[str]) -> dict[str, str]:
-        """Fingerprints of the original values of weights, for provenance."""
+        """Hashes of the original values of weights, by key, for an erasure's record."""
 
 
 Open = Callable[[], AbstractContextManager[DiffusionModel]]
-"""A way into a model: `with open() as model`. Two of one host share its weights, so that only one
-can be open at a time."""
+"""Opens a model: `with open() as model`. Two such functions may share one set of weights, so only
+one may be open at a time."""

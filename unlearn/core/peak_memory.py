@@ -1,4 +1,4 @@
-"""The peak memory of a run, measured, and errors that say that there was too little."""
+"""The peak memory of a run, and how to recognise an out-of-memory error."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ TOO_LITTLE = ("out of memory", "allocate memory", "not enough memory")
 
 
 def is_too_little(error: BaseException) -> bool:
-    """Whether an error says that the memory was not enough. Neither the CPU, which has two
-    sentences for it, nor Apple's devices have an error of their own."""
+    """Whether an error means out of memory. torch raises a plain RuntimeError for it on the CPU
+    and on Apple's devices, so the text decides."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(part in str(error) for part in TOO_LITTLE)
     )
 
 
 class PeakMemory:
-    """Peak memory while it is open, in bytes: of the card where `device` is one, else of the
-    process. `base` is what was in use when it opened.
+    """The peak memory inside the block, in bytes: that of the GPU if `device` is a CUDA device,
+    else that of the process. `base` is the memory in use at the start, `peak` the result.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,8 +35,7 @@ class PeakMemory:
         else:
             self.base = psutil.Process().memory_info().rss
             if sys.platform == "linux":
-                # Sets the peak back to what is in use now; where that is not allowed, the peak is
-                # that of the process's life.
+                # Resets the peak. Where that is not allowed, the peak is that of the whole process.
                 with suppress(OSError):
                     Path("/proc/self/clear_refs").write_text("5")
         return self
@@ -45,6 +44,7 @@ class PeakMemory:
         self.peak = self.now()
 
     def now(self) -> int:
+        """The peak so far, in bytes."""
         if self._cuda:
             return torch.cuda.max_memory_allocated()
         if sys.platform == "linux":

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from .edit import Edit
 
 OnStep = Callable[[int, int, float, Edit], None]
-"""on_step(step, total, loss, edit), called after every step; it may raise to cancel. One that has a
-method preparing(what, done, total) hears of what is done before the first step, too."""
+"""on_step(step, total, loss, edit), called after every step; it may raise to cancel. If it has a
+method preparing(what, done, total), that is called during the work before the first step."""
 
 
 def preparing(on_step: OnStep | None, what: str, done: int, total: int) -> None:
-    if hasattr(on_step, "preparing"):
-        on_step.preparing(what, done, total)
+    """Report work before the first step. what: its name for the user."""
+    if report := getattr(on_step, "preparing", None):
+        report(what, done, total)

@@ -1,8 +1,9 @@
-"""What an erasure's record may hold: its schema, checked once, where a file is read.
+"""The schema of an erasure's record. It is checked once, when a file is read.
 
-Files come from anybody. A record is a JSON object; what programs look into has its types and limits
-here, all else is for people and need only be plain. What does not fit is left out and named, since
-the weights beside it may be fine. So a reader can rely on whatever it finds.
+Files come from anybody. A record is a JSON object. The entries that programs use have types and
+limits here; all other entries are for people and need only be printable. An entry that does not fit
+is left out and named, since the weights beside it may be fine. So code that reads a record can rely
+on every entry that it finds.
 """
 
 from __future__ import annotations
@@ -10,36 +11,37 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, get_args
 
 from .kind import Kind
 
-DEPTH = 64  # levels of lists and objects
-PARTS_DEPTH = 24  # how often erasures may have been combined again
-ITEMS = 1_000_000  # of a list or an object, such as the losses of all steps
+DEPTH = 64  # levels of nested lists and objects
+PARTS_DEPTH = 24  # levels of erasures combined from combined ones
+ITEMS = 1_000_000  # items of a list or an object, such as the losses of all steps
 TEXT = 20_000  # characters of any text...
 SHORT = 2_000  # ... and of a name, a concept or a prompt
-LARGEST = 3e38  # of a number; whole ones have up to 64 bits
-# A receipt's or a probe's pictures are drawn again: so many prompts, and so many pixels that the
-# network works through. A full probe in 1024 x 1024 takes about a tenth of it.
+LARGEST = 3e38  # the largest number; integers have up to 64 bits
+# A receipt or a probe can be measured again, which takes time: the most prompts, and the most
+# pixels that the denoiser processes. A full probe in 1024 x 1024 takes about a tenth of that.
 PICTURES, EFFORT = 4_000, 5e11
-# No terminal prints them, and the last ones no file can hold.
+# Control characters, which no terminal prints, and surrogates, which no UTF-8 file can hold.
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 Unread = list[str]
 Check = Callable[[Any, Unread], Any]
-"""What can be used of a value. What it had to leave out is added to the list, each with its place
-and the reason; raises Unfit where the value as a whole cannot be used."""
+"""Returns the usable part of a value. Adds every entry that it left out to the list, with its place
+and the reason. Raises Unfit where the value as a whole cannot be used."""
 
 
 class Unfit(ValueError):
-    """A value that a reader could not use; the message says why."""
+    """A value that cannot be used; the message says why."""
 
 
 def checked(record: Any) -> tuple[dict, Unread]:
-    """(what can be used of a record, what was left out: "measured.receipt (own is [])").
+    """(the usable part of a record, what was left out, such as "measured.receipt (own is [])").
 
-    Raises ValueError where it is not one at all.
+    Raises ValueError where it is not a record at all.
     """
     _check_frame(record)
     unread: Unread = []
@@ -54,7 +56,7 @@ FRAME = {
     "measured": dict,
     "base": dict,
 }
-"""Where one of these is of another type, another program wrote the record."""
+"""If one of these has another type, another program wrote the record."""
 
 
 def _check_frame(record: Any, level: int = 0) -> None:
@@ -74,7 +76,7 @@ def _check_frame(record: Any, level: int = 0) -> None:
 
 
 def plain(value: Any, unread: Unread, level: int = 0) -> Any:
-    """Anything that can be printed, and written again."""
+    """Any value that can be printed and written as JSON again."""
     if level > DEPTH:
         raise Unfit(f"is more than {DEPTH} levels deep")
     if isinstance(value, str):
@@ -84,14 +86,16 @@ def plain(value: Any, unread: Unread, level: int = 0) -> Any:
     if isinstance(value, list | dict):
         if len(value) > ITEMS:
             raise Unfit(f"has {len(value)} items")
-        for one in value:  # of an object its names
-            plain(one, unread, level + 1)
-        for one in value.values() if isinstance(value, dict) else ():
-            plain(one, unread, level + 1)
+        for item in value:  # an object's names
+            plain(item, unread, level + 1)
+        for item in value.values() if isinstance(value, dict) else ():
+            plain(item, unread, level + 1)
     return value
 
 
 def text(longest: int = SHORT) -> Check:
+    """A text of at most `longest` characters, all of them printable."""
+
     def check(value: Any, unread: Unread) -> str:
         if not isinstance(value, str) or CONTROL.search(value):
             raise Unfit(f"is {brief(value)}")
@@ -103,18 +107,18 @@ def text(longest: int = SHORT) -> Check:
 
 
 def word(value: Any, unread: Unread) -> str:
-    """A text that says something."""
+    """A text that is not blank."""
     if not text()(value, unread).strip():
         raise Unfit("is empty")
     return value
 
 
 def number(low: float = -LARGEST, high: float = LARGEST) -> Check:
-    """A finite one; between whole limits a whole one."""
-    kinds = int if isinstance(low, int) else int | float
+    """A finite number in low..high; an integer if `low` is one."""
+    types = int if isinstance(low, int) else (int, float)
 
     def check(value: Any, unread: Unread) -> float:
-        fits = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
+        fits = isinstance(value, types) and not isinstance(value, bool) and low <= value <= high
         if not fits or (isinstance(value, int) and abs(value) >= 2**64):
             raise Unfit(f"is {brief(value)}")
         return value
@@ -123,6 +127,8 @@ def number(low: float = -LARGEST, high: float = LARGEST) -> Check:
 
 
 def one_of(*values: Any) -> Check:
+    """One of these values."""
+
     def check(value: Any, unread: Unread) -> Any:
         if value not in values:
             raise Unfit(f"is {brief(value)}")
@@ -132,50 +138,50 @@ def one_of(*values: Any) -> Check:
 
 
 def list_of(check_one: Check, least: int = 0, most: int = ITEMS) -> Check:
-    """A list in which all fit."""
+    """A list of `least` to `most` items, all of which fit."""
 
     def check(value: Any, unread: Unread) -> list:
         if not isinstance(value, list) or not least <= len(value) <= most:
             raise Unfit(f"is {brief(value)}")
-        return [check_one(one, unread) for one in value]
+        return [check_one(item, unread) for item in value]
 
     return check
 
 
 def each(check_one: Check) -> Check:
-    """Those of a list that fit."""
+    """The items of a list that fit."""
 
     def check(value: Any, unread: Unread) -> list:
         if not isinstance(value, list) or len(value) > ITEMS:
             raise Unfit(f"is {brief(value)}")
         kept: list = []
-        for i, one in enumerate(value, 1):
-            _keep(kept.append, str(i), check_one, one, unread)
+        for i, item in enumerate(value, 1):
+            _keep(kept.append, str(i), check_one, item, unread)
         return kept
 
     return check
 
 
 def entries(known: Mapping[str, Check] = {}, others: Check = plain) -> Check:
-    """Those entries of an object that fit, each by its name."""
+    """The entries of an object that fit. known: the check of each known name."""
 
     def check(value: Any, unread: Unread) -> dict:
         if not isinstance(value, dict) or len(value) > ITEMS:
             raise Unfit(f"is {brief(value)}")
         kept: dict = {}
-        for name, one in value.items():
+        for name, entry in value.items():
             if len(name) > SHORT or CONTROL.search(name):
                 unread.append(f"{brief(name)} (as a name)")
                 continue
-            add = lambda fits, name=name: kept.update({name: fits})  # noqa: E731
-            _keep(add, name, known.get(name, others), one, unread)
+            add = partial(kept.__setitem__, name)
+            _keep(add, name, known.get(name, others), entry, unread)
         return kept
 
     return check
 
 
 def fields(needed: Mapping[str, Check], known: Mapping[str, Check] = {}) -> Check:
-    """An object that has what is needed, and in which all fit."""
+    """An object that has all `needed` entries, and all of whose entries fit."""
     checks = {**known, **needed}
 
     def check(value: Any, unread: Unread) -> dict:
@@ -184,11 +190,11 @@ def fields(needed: Mapping[str, Check], known: Mapping[str, Check] = {}) -> Chec
         plain(list(value), unread)
         for name in needed:
             if name not in value:
-                raise Unfit(f"{name} is not there")
+                raise Unfit(f"{name} is missing")
         kept = {}
-        for name, one in value.items():
+        for name, entry in value.items():
             try:
-                kept[name] = checks.get(name, plain)(one, unread)
+                kept[name] = checks.get(name, plain)(entry, unread)
             except Unfit as error:
                 raise Unfit(f"{name_of(name)} {error}") from None
         return kept
@@ -197,23 +203,24 @@ def fields(needed: Mapping[str, Check], known: Mapping[str, Check] = {}) -> Chec
 
 
 def _keep(add: Callable[[Any], None], name: str, check: Check, value: Any, unread: Unread) -> None:
-    within: Unread = []
+    """Add the value if it fits; list what was left out of it under its name."""
+    inner: Unread = []
     name = name_of(name)
     try:
-        add(check(value, within))
+        add(check(value, inner))
     except Unfit as error:
         unread.append(f"{name} ({error})")
-    unread += [f"{name}.{one}" for one in within]
+    unread += [f"{name}.{place}" for place in inner]
 
 
 def name_of(key: str) -> str:
-    """A name from a file in a sentence: on one line, and not too long."""
+    """A name from a file, as a message shows it: on one line, and not too long."""
     shown = CONTROL.sub("?", " ".join(key[:1000].split()))
     return shown if len(shown) <= 200 else f"{shown[:160]}..."
 
 
 def brief(value: Any) -> str:
-    """A value in a sentence: on one line, and short."""
+    """A value as a message shows it: on one line, and short."""
     shown = reprlib.Repr()
     shown.maxstring = shown.maxother = shown.maxlong = 40
     shown.maxlist = shown.maxdict = shown.maxlevel = 3
@@ -224,7 +231,7 @@ def brief(value: Any) -> str:
 
 
 def drawable(check: Check) -> Check:
-    """A receipt or a probe that can be measured again within reason."""
+    """A receipt or a probe that does not take too long to measure again."""
 
     def checked(value: Any, unread: Unread) -> dict:
         found = check(value, unread)
@@ -232,11 +239,11 @@ def drawable(check: Check) -> Check:
         lists += [row["prompts"] for row in found.get("asked", ())]
         pictures = 2 * sum(map(len, lists))  # before and after
         height, width = found.get("size", (512, 512))
-        chosen = found["settings"]
-        # Guided steps are two; a dozen words are weighed.
-        rows = 2 * chosen.get("steps", 20) + 12 * chosen.get("draws", 10)
+        settings = found["settings"]
+        # A guided step runs the denoiser twice; the classifier compares about a dozen words.
+        rows = 2 * settings.get("steps", 20) + 12 * settings.get("draws", 10)
         if pictures * height * width * rows > EFFORT:
-            raise Unfit(f"takes {pictures * rows:.1g} runs of the network at {width} x {height}")
+            raise Unfit(f"takes {pictures * rows:.1g} runs of the denoiser at {width} x {height}")
         return found
 
     return checked
@@ -275,7 +282,7 @@ RECEIPT = drawable(
         DRAWN,
     )
 )
-"""What `show --record` writes (receipt.py)."""
+"""A receipt, as `show --record` writes it (receipt.py)."""
 
 PROBE = drawable(
     fields(
@@ -298,7 +305,7 @@ PROBE = drawable(
         {**DRAWN, "sentences": list_of(text())},
     )
 )
-"""What a probe found (Probe.record)."""
+"""The result of a probe (Probe.record)."""
 
 MEASURED = entries(
     {
@@ -333,11 +340,11 @@ RECORD = {
 
 
 def _record(level: int) -> Check:
-    """Of an erasure, or of one that was combined into it."""
+    """The check of an erasure's record, or of one that it was combined from."""
 
     def parts(value: Any, unread: Unread) -> list:
         if level == PARTS_DEPTH:
-            raise Unfit(f"were combined again more than {PARTS_DEPTH} times")
+            raise Unfit(f"are more than {PARTS_DEPTH} levels deep")
         return each(_record(level + 1))(value, unread)
 
     return entries({**RECORD, "parts": parts})

@@ -1,4 +1,4 @@
-"""Resuming: a long run keeps its state in a file and goes on from it, to the very same result."""
+"""Resuming: a long run saves its state in a file and continues from it, with the same result."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 from torch.utils._pytree import tree_leaves
 
-from ..files import state_checks as fitting
-from ..files import torch_files
+from ..files import state_checks, torch_files
 from ..files.state_checks import Misfit
 from ..files.writing import free_bytes, reason, whole_file
 from .edit import Edit
@@ -28,47 +27,50 @@ log = logging.getLogger(__name__)
 
 
 class Resume:
-    """Where a run keeps its state, so that a crash, a cancel or a restart costs little of it.
+    """The file in which a run saves its state, so that a crash, a cancel or a restart costs little.
 
-    file: None keeps nothing. The state holds tensors, numbers, strings, lists, tuples and dicts
-    only; the file is read without running anything in it. Where it cannot be written, the run goes
-    on without. Whoever asked for the run closes this once its result is safe.
+    file: None saves nothing. every: seconds between two saves. The state holds only tensors,
+    numbers, strings, lists, tuples and dicts, and reading the file runs no code from it. If it
+    cannot be written, the run goes on without. The caller calls `close` once the result is safe.
     """
 
     def __init__(self, file: Path | None = None, every: float = 60.0) -> None:
         self.file, self.every = file, every
         self.reserved = 0
-        """Bytes that a state must leave free on the disk: for the result."""
+        """Bytes that a state must leave free on the disk, for the result."""
         self.failed = ""
-        """Why the state could not be kept, if so."""
+        """Why the state could not be saved; "" if it could."""
         self.began_at = self.saved = time.monotonic()
         self.before = 0.0
-        """Seconds that a run took before it was cut short, the last time that it kept its state."""
+        """The seconds that an interrupted run had taken when it last saved its state."""
         self.said = ""
-        """A line for the user where something was kept that could not be used, else empty."""
+        """Lines for the user about saved files that could not be used; "" if there were none."""
         self.on_use: Callable[[], None] = lambda: None
-        """Called once, when the run goes on from something that was kept."""
+        """Called once, when the run first uses something that was saved."""
 
     def load(self, largest: int | None = None) -> dict | None:
         """The state of an earlier run; None where there is none or it cannot be read.
 
-        largest: bytes that it may have, where that is known.
+        largest: the most bytes that it may have, where that is known.
         """
         return self._read(self.file, largest) if self.file else None
 
     def doubt(self, file: Path, why: str) -> None:
-        """Tell the user that what is kept in a file is not used. why: a few words."""
-        said = f"What an earlier run kept in {file.name} cannot be used ({why}); it is made anew."
-        log.warning(said)
-        self.said += said + "\n"
+        """Tell the user that a saved file is not used. why: a few words."""
+        message = (
+            f"The file {file.name} of an earlier run cannot be used ({why}); its content is "
+            "computed again."
+        )
+        log.warning(message)
+        self.said += message + "\n"
 
     def use(self) -> None:
-        """Something that was kept is used."""
-        self.on_use, told = lambda: None, self.on_use
-        told()
+        """Report, the first time only, that something saved is used."""
+        on_use, self.on_use = self.on_use, lambda: None
+        on_use()
 
     def offer(self, state: Callable[[], dict]) -> None:
-        """Keep the state if `every` seconds have passed since the last time."""
+        """Save the state if `every` seconds have passed since the last time."""
         if self.file and time.monotonic() - self.saved >= self.every:
             self._write(self.file, state())
             self.saved = time.monotonic()
@@ -77,68 +79,70 @@ class Resume:
         self,
         name: str,
         make: Callable[[], torch.Tensor],
-        check: Callable[[torch.Tensor], None] = lambda kept: None,
+        check: Callable[[torch.Tensor], None] = lambda saved: None,
         largest: int | None = None,
     ) -> torch.Tensor:
-        """A tensor that is dear to make: from its own file beside the state where it is there.
+        """A tensor that takes long to compute. It is read from its own file beside the state if
+        that exists; else it is computed and saved there.
 
-        check: raises Misfit for one that cannot be what `make` makes. largest: bytes of its file.
+        check: raises Misfit for a tensor that `make` cannot have made. largest: the most bytes that
+        its file may have.
         """
         if not self.file:
             return make()
         file = self.file.with_name(f"{self.file.name}.{name}")
-        kept = self._read(file, largest)
-        if kept is not None:
+        saved = self._read(file, largest)
+        if saved is not None:
             try:
-                fitting.check(isinstance(kept, torch.Tensor), "it is no tensor")
-                check(kept)
+                state_checks.check(isinstance(saved, torch.Tensor), "it is not a tensor")
+                check(saved)
                 self.use()
-                return kept
+                return saved
             except Misfit as error:
                 self.doubt(file, str(error))
-        kept = make()
-        self._write(file, kept)
-        return kept
+        made = make()
+        self._write(file, made)
+        return made
 
     def once_latents(
         self, name: str, model: DiffusionModel, count: int, make: Callable[[], torch.Tensor]
     ) -> torch.Tensor:
-        """`once`, of so many of the model's latents."""
+        """`once` for a batch of `count` of the model's latents."""
         shape = count, *model.noise(1, torch.Generator()).shape[1:]
 
-        def check(kept: torch.Tensor) -> None:
-            fitting.check_tensor(kept, shape, FLOATS, "batch of latents")
+        def check(saved: torch.Tensor) -> None:
+            state_checks.check_tensor(saved, shape, FLOATS, "batch of latents")
 
         return self.once(name, make, check, 4 * math.prod(shape) + MORE)
 
     def began(self) -> bool:
-        """Whether anything is kept that another run would go on from."""
+        """Whether there are saved files from which another run would continue."""
         return any(not file.name.startswith(".") for file in self._files())
 
     def close(self) -> None:
-        """The run is done: its state is of no use any more."""
+        """Delete the saved files: the run is done."""
         for file in self._files():
-            with suppress(OSError):  # what was trained must not be lost to it
+            with suppress(OSError):  # a leftover file is no reason to lose the result
                 file.unlink()
 
     def _files(self) -> list[Path]:
-        """The state, what was made once, and what a killed process left half written."""
+        """The state, the files of `once`, and files that a killed process left half written."""
         if not self.file:
             return []
         names = f"{self.file.name}.", f".{self.file.name}."
         try:
             return [f for f in self.file.parent.iterdir() if f"{f.name}.".startswith(names)]
-        except OSError:  # the folder is gone, or no folder any more
+        except OSError:  # the folder is gone, or is a file now
             return []
 
     def _read(self, file: Path, largest: int | None):
         if not file.is_file():
             return None
         try:
-            kept = torch_files.read(file, largest)
-            if kept is None:
+            saved = torch_files.read(file, largest)
+            if saved is None:
                 raise ValueError("it is empty")
-            return kept
+            return saved
         except ValueError as error:
             self.doubt(file, str(error))
             return None
@@ -150,31 +154,32 @@ class Resume:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with whole_file(file) as new, new.open("wb") as out:
                 torch.save(state, out)
-        # Of a full disk torch says RuntimeError: its writer ends a file that is cut short.
+        # torch raises RuntimeError for a full disk, when it closes the file that is cut short.
         except (OSError, RuntimeError) as error:
-            self.every = math.inf  # said once, and not tried at every step
+            self.every = math.inf  # do not try again, and warn once
             self.failed = reason(error)
             log.warning(
-                "The state of this run cannot be kept in %s (%s). The run goes on; if it is cut "
-                "short, it begins anew.",
+                "The state of this run cannot be saved in %s (%s). The run goes on; if it is "
+                "interrupted, it starts again from the beginning.",
                 file,
                 self.failed,
             )
 
 
 def _bytes(state) -> int:
-    """Of all tensors in a state."""
+    """The size of all tensors in a state."""
     return sum(leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor))
 
 
 class Run:
-    """All that changes in the course of a run; it begins where `resume` says, or anew.
+    """Everything that changes in the course of a run. It continues from `resume`'s state if there
+    is one.
 
-    parts: by name, whatever has a state: modules, Adam, generators of random numbers, and what has
-    `state`, `check` and `restore` as an Edit does. steps: how many it can have done. check: raises
-    Misfit for plain values (`more`) that are none of this run's.
+    parts: by name, everything that has a state: modules, Adam, random generators, and objects with
+    `state`, `check` and `restore` like an Edit's. steps: how many the run takes at most. check:
+    raises Misfit if the plain values (`more`) cannot be this run's.
 
-    A state is put back where all of it is what this run expects, or nothing of it is.
+    A state is restored only if all of it passes the checks; otherwise nothing of it is.
     """
 
     def __init__(
@@ -189,18 +194,19 @@ class Run:
         self.resume, self.edit = resume, edit
         self.parts = {"edit": edit, **parts}
         self.more: dict = {}
-        """Plain values to be had again."""
+        """Plain values that are saved with the state."""
         state = resume.load(_largest(self.parts))
-        if state is None:
+        if state is None or resume.file is None:
             return
         try:
-            fitting.check_names(state, {"version", "more", "seconds", *self.parts}, "state")
-            fitting.check(state["version"] == VERSION, "it is of another version")
-            fitting.check_number(state["seconds"], "time", 0)
+            state_checks.check_names(state, {"version", "more", "seconds", *self.parts}, "state")
+            state_checks.check(state["version"] == VERSION, "another version wrote it")
+            state_checks.check_number(state["seconds"], "time", 0)
             for name, part in self.parts.items():
                 _check(part, state[name])
-            fitting.check(len(state["edit"]["history"]) <= steps, "it has more steps than this run")
-            fitting.check(isinstance(state["more"], dict), "its values are none")
+            done = len(state["edit"]["history"])
+            state_checks.check(done <= steps, "it has more steps than this run")
+            state_checks.check(isinstance(state["more"], dict), "its values are not a dict")
             check(state["more"])
         except Misfit as error:
             resume.doubt(resume.file, str(error))
@@ -212,11 +218,11 @@ class Run:
 
     @property
     def done(self) -> int:
-        """Steps of an earlier run."""
+        """The number of steps done so far, with those of an earlier run."""
         return len(self.edit.history)
 
     def offer(self) -> None:
-        """Call it after every iteration."""
+        """Save the state if it is time. To be called after every iteration."""
         self.resume.offer(
             lambda: {
                 "version": VERSION,
@@ -229,11 +235,11 @@ class Run:
 
 FLOATS = {torch.float32, torch.float16, torch.bfloat16}
 MORE = 2**26
-"""Bytes that a file may have beside the weights that are trained: histories, a walk's latents."""
+"""Bytes that a file may have beside the trained weights, for histories and latents."""
 
 
 def _largest(parts: dict) -> int:
-    """Bytes of a whole state: Adam keeps two more of each weight."""
+    """The most bytes of a state. Adam keeps two more values for each trained one."""
     weights = [
         weight
         for part in parts.values()
@@ -245,13 +251,13 @@ def _largest(parts: dict) -> int:
 
 def _check(part, state) -> None:
     if isinstance(part, random.Random):
-        fitting.check_random(state)
+        state_checks.check_random(state)
     elif isinstance(part, torch.Generator):
-        fitting.check_generator(state)
+        state_checks.check_generator(state)
     elif isinstance(part, torch.optim.Optimizer):
-        fitting.check_adam(state, part)
+        state_checks.check_adam(state, part)
     elif isinstance(part, torch.nn.Module):
-        fitting.check_module(state, part)
+        state_checks.check_module(state, part)
     else:
         part.check(state)
 

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of words within a prompt."""
+"""How a tokenizer splits words inside a prompt."""
 
 from __future__ import annotations
 
@@ -8,47 +8,50 @@ from dataclasses import dataclass
 
 from .token_slots import FILLERS
 
-BEFORE = FILLERS[0]  # that typed ones stand behind, as they do in a sentence
+BEFORE = FILLERS[0]  # a word before the typed ones, as in a sentence
 
 
-# What a tokenizer has beside pieces of text.
+# Special tokens, which stand for no text.
 MARK = re.compile(r"<unk>|</?s>|<pad>|<bos>|<eos>|<extra_id_\d+>|<\|.*\|>|\[(UNK|CLS|SEP|PAD)\]")
-SPACES = "\u2581\u0120\u010a \t\n"  # as tokenizers write them
+SPACES = "\u2581\u0120\u010a \t\n"  # the marks that tokenizers use for spaces and line breaks
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Words as one text encoder reads them within a prompt."""
+    """How one text encoder reads words inside a prompt."""
 
     tokens: tuple[int, ...]
     known: bool
-    """Whether one of the tokens stands for a part of a word, or for a sign such as an emoji."""
+    """Whether at least one of the tokens stands for a part of a word or a sign such as an emoji."""
     room: int
-    """How many tokens of a prompt it reads at once."""
+    """The most tokens of a prompt that the encoder reads at once, without start and end."""
 
 
 Read = Callable[[str], Sequence[Reading]]
-"""A reading of each of a model's text encoders; none where their tokenizers are unknown."""
+"""Returns one Reading per text encoder of the model; none if their tokenizers are unknown."""
 
 
 def reading(
     words: str, tokens: Callable[[str], Sequence[int]], piece: Callable[[int], str], window: int
 ) -> Reading:
-    """By a tokenizer. piece: what a token stands for. window: its tokens, start and end with them.
+    """The Reading of words by one tokenizer.
 
-    What a tokenizer does not know it leaves out, or has a token for that says no more than that.
+    tokens: the tokenizer, which adds start and end. piece: the text of a token. window: the length
+    of a whole prompt, with start and end. A tokenizer drops text that it does not know, or replaces
+    it by an "unknown" token.
     """
-    alone, both = tokens(BEFORE), tokens(f"{BEFORE} {words}")
-    start = next((i for i, pair in enumerate(zip(alone, both)) if pair[0] != pair[1]), len(alone))
-    found = both[start : len(both) - len(alone) + start]
+    before, both = tokens(BEFORE), tokens(f"{BEFORE} {words}")
+    pairs = enumerate(zip(before, both))
+    start = next((i for i, pair in pairs if pair[0] != pair[1]), len(before))
+    own = both[start : len(both) - len(before) + start]
     return Reading(
-        tuple(found),
-        any(_is_known(piece(token)) for token in found),
+        tuple(own),
+        any(_is_known(piece(token)) for token in own),
         window - len(tokens("")),
     )
 
 
 def _is_known(piece: str) -> bool:
     text = piece.removesuffix("</w>").strip(SPACES)
-    # A byte of a longer sign is written as a letter beyond ASCII.
+    # A byte of a multi-byte sign is written as a letter outside ASCII.
     return not MARK.fullmatch(piece) and any(c.isalnum() or not c.isascii() for c in text)

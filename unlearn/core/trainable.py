@@ -1,9 +1,9 @@
-"""Which weights a method trains, of a text encoder or of a denoising network.
+"""Which weights a method trains, in a text encoder or in a denoiser.
 
-In an encoder the rule is the paper's (arXiv 2405.07288, section 3): feed-forward layers hold the
+In an encoder the rule is that of arXiv 2405.07288, section 3: the feed-forward layers hold the
 knowledge, and the last layer's attention decides how it is read. It is applied to any encoder that
-is a stack of layers. In a network it is where the prompt is read: its cross-attention, or, where
-words and picture attend to each other at once (SD 3, Flux), that attention.
+is a stack of layers. In a denoiser it is the layers that read the prompt: its cross-attention, or,
+where text and image share one attention (SD 3, Flux), that attention.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 Trainable = Literal["mlp-final-attn", "mlp", "attention", "all"]
 NetworkTrainable = Literal["cross-attention", "cross-attention-kv", "outside-cross-attention"]
 Baseline = Literal["all", "convolution"]
-"""What CPDM's two baselines change."""
+"""The weights that CPDM's two baselines change."""
 
 CROSS = {"attn2", "cross_attn", "crossattn", "cross_attention"}
 KEYS_AND_VALUES = {
@@ -26,17 +26,19 @@ KEYS_AND_VALUES = {
 
 
 def encoder_weights(
-    root: torch.nn.Module, trainable: Trainable, unread: int | Mapping[str, int] = 0
+    root: torch.nn.Module, trainable: str, unread: int | Mapping[str, int] = 0
 ) -> dict[str, torch.Tensor]:
-    """Weights and biases to train, by their names under `root`.
+    """The weights and biases of an encoder to train, by their names under `root`.
 
-    "mlp-final-attn": feed-forward layers everywhere, and the attention of the last layer that is
-    read. "mlp" and "attention": those alone, in every layer. "all": every layer with weights, norms
-    and embeddings too (what the paper's first released code did). The last `unread` layers of each
-    stack (clip skip -2 leaves one unread) change nothing in the conditioning and are left out;
-    where the stacks differ in it, `unread` says it by their names (see `stacks`).
+    trainable: one of `Trainable`.
+    "mlp-final-attn": the feed-forward layers everywhere, and the attention of the last layer that
+    is read. "mlp", "attention": only those, in every layer. "all": every layer with weights, with
+    norms and embeddings (as in the paper's first released code).
 
-    Raises ValueError when `trainable` is not one of these or the encoder has no such weights.
+    unread: how many last layers of each stack do not reach the conditioning (clip skip -2 leaves
+    one); they are left out. Where the stacks differ, it is a mapping by their names (see `stacks`).
+
+    Raises ValueError when `trainable` is none of these or the encoder has no such weights.
     """
     if trainable not in get_args(Trainable):
         raise ValueError(
@@ -57,16 +59,16 @@ def encoder_weights(
         last = read[path] - 1
         for i, layer in enumerate(stack):
             for name, module in layer.named_modules():
-                # A linear layer of any make: quantised ones are not torch's class.
+                # Not isinstance: quantised linear layers have classes of their own.
                 if trainable == "all" or not hasattr(module, "in_features"):
                     continue
                 attention = "attn" in name.lower() or "attention" in name.lower()
-                wanted = {
+                is_chosen = {
                     "mlp-final-attn": not attention or i == last,
                     "mlp": not attention,
                     "attention": attention,
                 }[trainable]
-                if wanted:
+                if is_chosen:
                     names.append(f"{path}.{i}.{name}")
     weights = {}
     for name in names:
@@ -81,27 +83,30 @@ def encoder_weights(
         return weights
     if found and not any(read.values()):
         raise ValueError(
-            "This model reads nothing of what the text encoder makes of a prompt; connect the "
-            "MODEL and the CLIP of one checkpoint."
+            "This model reads no layer of the text encoder; connect the MODEL and the CLIP of one "
+            "checkpoint."
         )
     if any(hasattr(root.get_submodule(name), "weight") for name in names):
         raise ValueError(
-            "This text encoder's weights are packed into whole numbers, as from a GGUF file, and "
-            "cannot be trained; load it from a safetensors file."
+            "This text encoder's weights are packed integers, as from a GGUF file, and cannot be "
+            "trained; load it from a safetensors file."
         )
-    raise ValueError(f"This text encoder has no weights of the kind {trainable!r} to train.")
+    raise ValueError(
+        f"This text encoder has no weights of the kind {trainable!r} to train; choose another kind."
+    )
 
 
 def _check_experts(module: torch.nn.Module) -> None:
-    """Raises ValueError where a layer is a bank of experts in few bits: ComfyUI reads those of
-    GPT-OSS one expert at a time, and can put no LoRA on them either."""
+    """Raises ValueError for a quantised layer that holds all experts in one tensor: ComfyUI reads
+    those of GPT-OSS one expert at a time, and cannot patch them."""
     weight = getattr(module, "weight", None)
-    packed = isinstance(weight, torch.Tensor) and hasattr(weight, "__tensor_flatten__")
-    # Some forms lie there as one matrix, the experts' rows below one another.
-    if packed and (weight.ndim == 3 or hasattr(module, "num_experts")):
+    if not isinstance(weight, torch.Tensor) or not hasattr(weight, "__tensor_flatten__"):
+        return
+    # Some formats store it as one matrix, with the experts' rows below one another.
+    if weight.ndim == 3 or hasattr(module, "num_experts"):
         raise ValueError(
-            "This text encoder keeps all experts of a layer together in few bits, where ComfyUI "
-            "cannot change them; load it in 16 bits, or train its attention alone."
+            "This text encoder keeps all experts of a layer in one quantised tensor, which ComfyUI "
+            "cannot change; load it in 16 bits, or train its attention alone."
         )
 
 
@@ -115,18 +120,17 @@ def stacks(root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.ModuleList]]:
             yield name, module
 
 
-def network_weights(
-    root: torch.nn.Module, trainable: NetworkTrainable | Baseline
-) -> dict[str, torch.Tensor]:
-    """Weights and biases of a denoising network to train, by their names under `root`.
+def network_weights(root: torch.nn.Module, trainable: str) -> dict[str, torch.Tensor]:
+    """The weights and biases of a denoiser to train, by their names under `root`.
 
-    "cross-attention": every linear layer of it. "cross-attention-kv": those alone that make keys
-    and values of the prompt. "outside-cross-attention": every linear and convolution layer that is
-    not of it. "all": both. "convolution": every convolution.
+    trainable: one of `NetworkTrainable` or `Baseline`.
+    "cross-attention": its linear layers. "cross-attention-kv": only those that make keys and values
+    of the prompt. "outside-cross-attention": all other linear layers and the convolutions. "all":
+    both. "convolution": every convolution.
 
-    Raises ValueError when `trainable` is not one of these, the network has no cross-attention,
-    "cross-attention-kv" is asked of one whose attention has one projection for words and picture,
-    or "convolution" of one that has none.
+    Raises ValueError when `trainable` is none of these, when the denoiser has no cross-attention,
+    for "cross-attention-kv" when text and image share one projection, and for "convolution" when it
+    has none.
     """
     if trainable not in (*get_args(NetworkTrainable), *get_args(Baseline)):
         raise ValueError(
@@ -136,9 +140,9 @@ def network_weights(
     cross = {name for name in layers if CROSS & set(name.lower().split("."))}
     keys_and_values = {name for name in cross if name.rpartition(".")[2] in KEYS_AND_VALUES}
     if not keys_and_values:
-        # Joint attention: words and picture in one sequence, the words' own projections beside.
+        # Joint attention: text and image in one sequence, mostly with a projection for each.
         cross = {name for name in layers if _is_attention(name)}
-        keys_and_values = {name for name in cross if _is_of_words(name)}
+        keys_and_values = {name for name in cross if _is_of_text(name)}
     chosen = {
         "cross-attention": cross,
         "cross-attention-kv": keys_and_values,
@@ -148,14 +152,13 @@ def network_weights(
     }[trainable]
     if cross and not chosen and trainable == "cross-attention-kv":
         raise ValueError(
-            "This model has no cross-attention-kv: in its attention words and picture go through "
-            "the same weights, so none make the keys and values of the words alone. Train its "
-            "cross-attention instead, which is all of that attention; Key-Step UNet Unlearn does."
+            "This model has no cross-attention-kv: in its attention, text and image share the same "
+            "weights, so none make the keys and values of the text alone. Train its "
+            "cross-attention instead, as Key-Step UNet Unlearn does."
         )
     if cross and not chosen and trainable == "convolution":
         raise ValueError(
-            "This model has no convolutions whose filters could be cut out; use a method that "
-            "trains its attention."
+            "This model has no convolutions to prune; use a method that trains its attention."
         )
     if not cross or not chosen:
         raise ValueError(
@@ -173,15 +176,15 @@ def network_weights(
 
 
 def reads_prompt(name: str, weight: torch.Tensor, width: int) -> bool:
-    """Whether a weight, by its name under the network's root, makes keys or values of the
-    conditioning (`width` wide) itself."""
+    """Whether a weight makes keys or values directly from the conditioning. name: under the
+    denoiser's root. width: that of the conditioning."""
     *path, layer, kind = name.lower().split(".")
     attention = bool(CROSS & set(path)) and layer in KEYS_AND_VALUES and kind == "weight"
     return attention and weight.shape[1:] == (width,)
 
 
 def _multiplies(module: torch.nn.Module) -> bool:
-    """A linear or convolution layer of any make."""
+    """Whether it is a linear or convolution layer, quantised ones included."""
     return hasattr(module, "in_features") or hasattr(module, "kernel_size")
 
 
@@ -193,9 +196,9 @@ def _is_attention(name: str) -> bool:
     return any("attn" in part or "attention" in part for part in name.lower().split("."))
 
 
-def _is_of_words(name: str) -> bool:
-    """Of a joint attention: the projections whose input is the prompt."""
+def _is_of_text(name: str) -> bool:
+    """Whether a layer of a joint attention projects the text's tokens on their way in."""
     parts = name.lower().split(".")
-    words = any(p.startswith(("txt", "context", "add_", "w1")) for p in parts)
-    words = words or parts[-1].endswith(("_t", "_y"))
-    return words and not any(p.startswith(("proj", "out", "to_out", "w1o")) for p in parts)
+    text = any(p.startswith(("txt", "context", "add_", "w1")) for p in parts)
+    text = text or parts[-1].endswith(("_t", "_y"))
+    return text and not any(p.startswith(("proj", "out", "to_out", "w1o")) for p in parts)

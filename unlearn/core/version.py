@@ -1,4 +1,4 @@
-"""This package's version, which stands in pyproject.toml alone."""
+"""This package's version. Its only source is pyproject.toml."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ NAME = "comfyui-concept-unlearn"
 
 
 def own_version(folder: Path) -> str:
-    """The version in the folder's pyproject.toml, or that of the installed package; "unknown" where
-    there is neither.
+    """The version in the folder's pyproject.toml, else that of the installed package, else
+    "unknown".
 
     ComfyUI runs the pack from its folder without installing it. An installed package has no
-    pyproject.toml beside it, and what lies there instead may be another project's.
+    pyproject.toml in its folder, or another project's.
     """
     file = folder / "pyproject.toml"
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""

@@ -1,1 +1,1 @@
-"""DiffusersModel, the second backend: a diffusers pipeline, with its readers and writers."""
+"""DiffusersModel, the backend for diffusers pipelines, with its readers and writers of files."""

@@ -1,6 +1,6 @@
-"""What a single file of a whole model says of itself, read as ComfyUI reads it.
+"""Checks of a single-file checkpoint, and its settings, by the same rules as ComfyUI.
 
-ComfyUI's comfy/supported_models.py is where its rules stand.
+ComfyUI's rules are in its comfy/supported_models.py.
 """
 
 from __future__ import annotations
@@ -16,29 +16,30 @@ from .model_folder import ModelError, pickled, tensor_names
 NETWORK = "model.diffusion_model."
 FIRST = f"{NETWORK}input_blocks.0.0.weight"
 AUTOENCODER = "first_stage_model."
-# Only models of these kinds have them.
+# Prefixes and keys that only SDXL, or only its refiner, has.
 XL_KEYS = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.")
 REFINER_KEY = "conditioner.embedders.0.model."
-ENCODERS = {
+ENCODERS: dict[str, list[tuple[str, ...]]] = {
     "StableDiffusionPipeline": [("cond_stage_model.transformer.", "cond_stage_model.model.")],
     "StableDiffusionXLPipeline": [
         ("conditioner.embedders.0.transformer.",),
         ("conditioner.embedders.1.model.",),
     ],
 }
-"""By the pipeline: how the names begin of each text encoder, in one way or another."""
+"""By pipeline: the possible key prefixes of each text encoder."""
 CLIP_L, LEVEL = "cond_stage_model.transformer.", "text_model."
-# The names of what belongs to weights in few bits end so.
+# Suffixes of keys that only quantised files have.
 FEW_BITS = (".scale_weight", ".weight_scale", ".comfy_quant", "scaled_fp8", ".absmax")
 EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
-# By its spread ComfyUI tells the models of Stable Diffusion 2 that predict v.
+# ComfyUI recognises Stable Diffusion 2 models that predict v by this bias: its standard deviation
+# is above the limit.
 SPREAD, MOST = f"{NETWORK}output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
 
 
 class CheckpointFile:
-    """A file whose weights are all there and of a kind that can be worked on.
+    """A checkpoint file of a supported model with all its parts.
 
-    Raises ModelError, one sentence, for any other.
+    Raises ModelError for any other file.
     """
 
     def __init__(self, file: Path) -> None:
@@ -53,64 +54,64 @@ class CheckpointFile:
         name = self.file.name
         if not self._has(NETWORK):
             raise ModelError(
-                f"{name} is no checkpoint of a whole model: it has no weights of an image network; "
-                "name the checkpoint that it belongs to."
+                f"{name} is not a checkpoint of a whole model: it has no denoiser weights; name "
+                "the checkpoint that it belongs to."
             )
         if self._has(REFINER_KEY) and not self.is_xl:
-            raise ModelError(f"{name} is XL's refiner, which has no words of its own to unlearn.")
+            raise ModelError(f"{name} is SDXL's refiner; name the base model's checkpoint.")
         if FIRST not in self.names:
             raise ModelError(
-                f"{name} is a checkpoint of another kind of model; what can be unlearned here are "
-                "Stable Diffusion 1.x, 2.x and XL, and AnimateDiff on one of these."
+                f"{name} is a checkpoint of an unsupported model; supported are Stable Diffusion "
+                "1.x, 2.x and XL, and AnimateDiff on one of these."
             )
         shape = self.tensors([FIRST])[FIRST].shape
         if len(shape) != 4 or shape[1] != 4:
             raise ModelError(
-                f"{name} has an image network that takes {shape[1] if len(shape) > 1 else 'no'} "
-                "channels, as one for inpainting or editing does, and not 4; name the model that "
-                "it was made from."
+                f"{name} has a denoiser with {shape[1] if len(shape) > 1 else 'no'} input "
+                "channels instead of 4, as models for inpainting or editing have; name the base "
+                "model."
             )
         found = [name for name in self.names if name.endswith(FEW_BITS)]
         if found:
             raise ModelError(
-                f"{name} is stored in few bits ({min(found)}), which can neither be trained nor "
-                "changed exactly; name the model as it was before that."
+                f"{name} is quantised ({min(found)}), so its weights can be neither trained nor "
+                "changed exactly; name the original model."
             )
         edm = [name for name in EDM if name in self.names]
         if edm:
             raise ModelError(
-                f"{name} was trained with EDM's noise levels ({edm[0]}), which cannot be worked on "
-                "here; name another model."
+                f"{name} was trained with EDM's noise levels ({edm[0]}), which are not supported; "
+                "name another model."
             )
 
     def _check_parts(self) -> None:
         missing = [] if self._has(AUTOENCODER) else ["autoencoder (VAE)"]
-        wanted = ENCODERS[self.pipeline]
-        for number, beginnings in enumerate(wanted, 1):
-            if not self._has(beginnings):
-                missing.append(f"text encoder {number}" if len(wanted) > 1 else "text encoder")
+        encoders = ENCODERS[self.pipeline]
+        for number, prefixes in enumerate(encoders, 1):
+            if not self._has(prefixes):
+                missing.append(f"text encoder {number}" if len(encoders) > 1 else "text encoder")
         if missing:
             raise ModelError(
                 f"{self.file.name} has no {' and no '.join(missing)}; name a checkpoint with all "
-                "parts in it, or a diffusers folder."
+                "parts, or a diffusers folder."
             )
 
-    def _has(self, beginning: str | tuple[str, ...]) -> bool:
-        """Whether the name of a tensor begins so, or in one of these ways."""
-        return any(name.startswith(beginning) for name in self.names)
+    def _has(self, prefix: str | tuple[str, ...]) -> bool:
+        """Whether a tensor's name begins with the prefix, or with one of them."""
+        return any(name.startswith(prefix) for name in self.names)
 
     def tensors(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Those of the named tensors that are there."""
-        some = [name for name in names if name in self.names]
+        """The named tensors, without those that the file lacks."""
+        present = [name for name in names if name in self.names]
         if self.file.suffix != ".safetensors":
             content = pickled(self.file)
-            return {name: content[name] for name in some}
-        with safe_open(self.file, framework="pt") as content:
-            return {name: content.get_tensor(name) for name in some}
+            return {name: content[name] for name in present}
+        with safe_open(self.file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in present}
 
     def encoder_without_level(self) -> dict[str, torch.Tensor]:
-        """The weights of CLIP-L under transformers' names, where the file leaves out the level
-        text_model, which ComfyUI puts in; else nothing."""
+        """CLIP-L's weights under transformers' names, if the file's names lack the level
+        "text_model", which ComfyUI adds; else an empty dict."""
         names = [name for name in self.names if name.startswith(CLIP_L)]
         if not names or any(name.startswith(CLIP_L + LEVEL) for name in names):
             return {}
@@ -120,7 +121,7 @@ class CheckpointFile:
         }
 
     def set_prediction(self, pipeline) -> None:
-        """Let the pipeline's scheduler say what the file says that its network predicts.
+        """Set the prediction type (noise or v) of the pipeline's scheduler as the file says.
 
         Raises ModelError where the file and the scheduler disagree and ComfyUI has no rule.
         """
@@ -136,20 +137,20 @@ class CheckpointFile:
         for name, agrees in (("v_pred", says_v), ("ztsnr", says_zero)):
             if name in self.names and not agrees:
                 raise ModelError(
-                    f"{self.file.name} is marked {name}, which the scheduler of its configuration "
-                    "does not say; name a diffusers folder of the same model with --config, whose "
-                    "scheduler_config.json says what its network predicts."
+                    f"{self.file.name} is marked {name}, but the scheduler of its configuration is "
+                    "not set to that; name a diffusers folder of the same model with --config. Its "
+                    "scheduler_config.json says what the denoiser predicts."
                 )
 
 
 def _predict(pipeline, what: str, zero_snr: bool) -> None:
-    """zero_snr: whether the noise of the last step leaves nothing of the picture."""
+    """Set the scheduler's prediction type. zero_snr: whether the noisiest step is pure noise."""
     from diffusers import EulerDiscreteScheduler
 
     before = pipeline.scheduler
-    settings = {"prediction_type": what}
+    settings: dict = {"prediction_type": what}
     if zero_snr:
-        # Not every scheduler has it; as the documentation of such models says.
+        # Not every scheduler supports it. The models' documentation gives these settings.
         settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     elif before.config.get("rescale_betas_zero_snr"):
         settings["rescale_betas_zero_snr"] = False

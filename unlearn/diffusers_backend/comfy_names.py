@@ -1,11 +1,11 @@
-"""ComfyUI's names for the weights of a diffusers pipeline, so that one file serves both.
+"""ComfyUI's names for the weights of a diffusers pipeline, so that one erasure file serves both.
 
-ComfyUI keeps the names of Stable Diffusion's first checkpoints for the network, and those of
-transformers' CLIPTextModel for the encoders. Nothing here is a table for one model: the names
-follow from how the pipeline's own modules are nested, whatever the number of levels and blocks.
+ComfyUI names the denoiser's weights as Stable Diffusion's first checkpoints do, and the encoders'
+as transformers' CLIPTextModel does. Nothing here is a table for one model: the names follow from
+the nesting of the pipeline's modules, for any number of levels and blocks.
 
-The order matters as much as the names: low-rank deltas are drawn from one seed in the order of the
-weights, so it is the order in which ComfyUI's modules register them.
+The order matters as much as the names. Low-rank deltas are drawn from one seed in the order of the
+weights, so the order here is that in which ComfyUI's modules register them.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ CLIP_LAYER = (
 
 
 def encoder_modules(encoder: nn.Module) -> Named:
-    """(the host's name below "transformer.", module) of each part with weights of a CLIP text
+    """(ComfyUI's name below "transformer.", module) for each module with weights of a CLIP text
     model.
 
-    transformers 5 took the level "text_model" out of CLIPTextModel and left it in
-    CLIPTextModelWithProjection; the host has it in both. Raises ValueError for another encoder.
+    transformers 5 removed the level "text_model" from CLIPTextModel but not from
+    CLIPTextModelWithProjection; ComfyUI has it in both. Raises ValueError for another encoder.
     """
     text = getattr(encoder, "text_model", encoder)
 
@@ -60,18 +60,18 @@ def encoder_modules(encoder: nn.Module) -> Named:
 
     if not hasattr(text, "encoder") or not hasattr(text.encoder, "layers"):
         raise ValueError(
-            f"The text encoder is a {type(encoder).__name__}; only CLIP's text models are known "
-            "here."
+            f"The text encoder is a {type(encoder).__name__}, but only CLIP text models are "
+            "supported; name a model with one."
         )
     return _complete(found(), encoder, "text encoder")
 
 
 def network_modules(unet: nn.Module) -> Named:
-    """(the host's name below "diffusion_model.", module) of each part with weights of a UNet.
+    """(ComfyUI's name below "diffusion_model.", module) for each module with weights of a UNet.
 
     unet: diffusers' UNet2DConditionModel or UNetMotionModel. Motion modules are left out: they are
-    no part of the image model, and the host loads them from a file of their own. Raises ValueError
-    where the UNet has parts that Stable Diffusion's layout has no place for.
+    not part of the image model, and ComfyUI loads them from another file. Raises ValueError where
+    the UNet has weights that Stable Diffusion's layout does not have.
     """
     return _complete(_network(unet), unet, "UNet")
 
@@ -101,7 +101,7 @@ def _network(unet: nn.Module) -> Named:
             yield from _step(f"output_blocks.{number}", residual, attention)
             if i == len(steps) - 1:
                 for sampler in getattr(block, "upsamplers", None) or ():
-                    # In the same place as the last step, behind what is there already.
+                    # In the block of the last step, after its residual block and attention.
                     place = 1 if attention is None else 2
                     yield f"output_blocks.{number}.{place}.conv", sampler.conv
             number += 1
@@ -110,7 +110,7 @@ def _network(unet: nn.Module) -> Named:
 
 
 def _steps(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None]]:
-    """(residual block, attention or None) in the order in which a level goes through them."""
+    """(residual block, attention or None) in the order of a level's forward pass."""
     attentions = getattr(block, "attentions", None)
     yield from zip(block.resnets, attentions or [None] * len(block.resnets))
 
@@ -135,7 +135,7 @@ def _transformer(name: str, transformer: nn.Module) -> Named:
 
 
 def _present(parent: nn.Module, prefix: str, names: Iterable[str]) -> Named:
-    """Those of the named parts that `parent` has."""
+    """The named modules that `parent` has."""
     for name in names:
         module: nn.Module | None = parent
         for part in name.split("."):
@@ -145,7 +145,7 @@ def _present(parent: nn.Module, prefix: str, names: Iterable[str]) -> Named:
 
 
 def _complete(found: Named, root: nn.Module, kind: str) -> Named:
-    """The same, after a look that no weight of `root` is left without a name."""
+    """The same pairs. Raises ValueError if a weight of `root` is in none of them."""
     pairs = list(found)
     named = {id(parameter) for _, module in pairs for parameter in module.parameters(recurse=False)}
     missing = [
@@ -155,17 +155,17 @@ def _complete(found: Named, root: nn.Module, kind: str) -> Named:
     ]
     if missing:
         raise ValueError(
-            f"This {kind} has weights that Stable Diffusion's layout has no place for, "
-            f"{missing[0]} first; if a LoRA is loaded on it, fuse or unload that."
+            f"This {kind} has weights that Stable Diffusion does not have, {missing[0]} first; if "
+            "a LoRA is loaded on it, fuse or unload it."
         )
     return iter(pairs)
 
 
 def view(pairs: Iterable[tuple[str, nn.Module]]) -> nn.Module:
-    """A tree of empty modules with the given ones, themselves and not copies, under these names.
+    """A tree of empty modules that holds the given modules, not copies, under these names.
 
-    Whatever asks for weights by the host's names finds them in it. Numbered children make a list,
-    so that a stack of layers is known for what it is.
+    So the same code finds weights by ComfyUI's names in both backends. A module whose children are
+    all numbers becomes a ModuleList, so that a stack of layers is recognised.
     """
     nested: dict = {}
     for name, module in pairs:

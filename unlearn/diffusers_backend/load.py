@@ -1,6 +1,6 @@
-"""Reading a diffusers folder or a single-file checkpoint from the disk.
+"""Loads a pipeline from a diffusers folder or a single-file checkpoint.
 
-diffusers is imported here and only when a model is read: inside ComfyUI nobody needs it.
+diffusers is imported only when a model is loaded: ComfyUI does not need it.
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ def load_pipeline(path: Path, config: Path | None = None, whole: bool = False):
 
     path: a folder with a model_index.json, or a .safetensors or .ckpt file in the layout of Stable
     Diffusion's first checkpoints. config: for a file, a diffusers folder of the same kind of model,
-    whose configuration and tokenizer are used; else diffusers takes these small files from the
-    Hugging Face Hub or its cache. whole: also what only watches over pictures (the safety checker).
+    whose configuration and tokenizer are used; None takes these small files from the Hugging Face
+    Hub or its cache. whole: whether to load the safety checker, too.
 
-    Nothing that a folder or file brings along is run. Raises ModelError, one sentence, for anything
-    that is no such model.
+    No code from the folder or file is run. Raises ModelError where the model cannot be loaded.
     """
     if not path.exists():
         raise ModelError(
-            f"There is no file or folder {path}; name a diffusers folder or a checkpoint file "
-            "(models are not downloaded)."
+            f"There is no file or folder {path}; name a diffusers folder or a checkpoint file. "
+            "Models are not downloaded."
         )
     if not path.is_dir() and not path.is_file():
         raise ModelError(f"{path} is neither a file nor a folder; name a model that is one.")
     if config is not None and not (config / "model_index.json").is_file():
-        raise ModelError(f"{config} is no diffusers folder: it has no model_index.json.")
-    # Before anything is imported.
+        raise ModelError(
+            f"{config} is not a diffusers folder: it has no model_index.json; name one that has."
+        )
+    # Check before any library is imported.
     if path.is_dir():
         check_folder(path, whole)
     if config is not None:
@@ -62,17 +63,17 @@ def load_pipeline(path: Path, config: Path | None = None, whole: bool = False):
     except ImportError as error:
         raise ModelError(f"{first_line(error)}; {_install()}") from None
     except Exception as error:
-        # Here the libraries read what a stranger wrote, and raise what they like.
+        # The libraries read files from anybody, and may raise any error.
         if is_too_little(error):
             raise ModelError(
-                f"{path.name} asks for more memory than there is; use a machine with more, or, if "
-                "it is a small model, download or save it again: its settings are damaged."
+                f"{path.name} needs more memory than there is; use a machine with more. If it is a "
+                "small model, its settings are damaged: download or save it again."
             ) from error
         raise ModelError(_why(error, path, config)) from error
 
 
 def silence_libraries() -> None:
-    """No progress bars and no advice from diffusers and transformers: errors are told here."""
+    """Switch off progress bars and log messages of diffusers and transformers."""
     import diffusers
     import transformers
 
@@ -85,34 +86,34 @@ def silence_libraries() -> None:
 def _install() -> str:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if not missing:
-        return "install what it names, or name a model that does without"
-    return f"install what is missing with: pip install {' '.join(missing)}"
+        return "install the missing package, or name a model that does not need it"
+    return f"install the missing packages with: pip install {' '.join(missing)}"
 
 
 def _load_file(content: CheckpointFile, config: Path | None):
     kind = pipeline_class(content.file, content.pipeline)
-    # diffusers from 0.42 on calls this dtype, and says so; those before know this name alone.
-    given = {"torch_dtype": torch.float32}
+    # Since 0.42 diffusers calls it dtype and warns about this name; older versions only know this.
+    options: dict = {"torch_dtype": torch.float32}
     if config is not None:
-        given |= {"config": str(config), "local_files_only": True}
+        options |= {"config": str(config), "local_files_only": True}
         if "image_encoder" in read_index(config):
-            given["image_encoder"] = None  # which no checkpoint holds
+            options["image_encoder"] = None  # no checkpoint file holds one
     if weights := content.encoder_without_level():
-        given["text_encoder"] = _clip(weights, config)
-    pipeline = kind.from_single_file(str(content.file), **given)
+        options["text_encoder"] = _clip(weights, config)
+    pipeline = kind.from_single_file(str(content.file), **options)
     for name, part in pipeline.components.items():
         for key, weight in part.named_parameters() if hasattr(part, "named_parameters") else ():
             if weight.is_meta:
                 raise ModelError(
-                    f"{content.file.name} lacks {key} of its {name}: it is incomplete, so download "
-                    "or save it again."
+                    f"{content.file.name} is incomplete: its {name} lacks {key}; download or save "
+                    "it again."
                 )
     content.set_prediction(pipeline)
     return pipeline
 
 
 def _clip(weights: dict[str, torch.Tensor], config: Path | None):
-    """Stable Diffusion 1's text encoder."""
+    """Stable Diffusion 1's text encoder with these weights."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     if config is None:
@@ -124,13 +125,13 @@ def _clip(weights: dict[str, torch.Tensor], config: Path | None):
         )
     encoder = CLIPTextModel(settings)
     level = "text_model." if hasattr(encoder, "text_model") else ""
-    named = {level + name.removeprefix("text_model."): one for name, one in weights.items()}
+    named = {level + name.removeprefix("text_model."): value for name, value in weights.items()}
     missing = encoder.load_state_dict(named, strict=False).missing_keys
     missing = [name for name in missing if not name.endswith("position_ids")]
     if missing:
         raise ModelError(
-            f"The file lacks {missing[0]} of its text encoder: it is incomplete, so download or "
-            "save it again."
+            f"The file is incomplete: its text encoder lacks {missing[0]}; download or save it "
+            "again."
         )
     return encoder.float()
 
@@ -141,14 +142,14 @@ def _why(error: Exception, path: Path, config: Path | None) -> str:
         import transformers
 
         return (
-            f"diffusers {diffusers.__version__} and transformers {transformers.__version__} do not "
-            f"go together ({str(error).strip().splitlines()[-1]}); bring both up to date with: "
+            f"diffusers {diffusers.__version__} and transformers {transformers.__version__} are "
+            f"not compatible ({str(error).strip().splitlines()[-1]}); update both with: "
             "pip install -U diffusers transformers"
         )
     if path.is_file() and config is None and _is_offline(error):
         return (
-            f"The configuration and tokenizer of {path.name}'s kind of model are not on this "
-            "machine and cannot be fetched; name a diffusers folder of such a model with --config."
+            f"The configuration and tokenizer for {path.name} are not on this machine and cannot "
+            "be downloaded; name a diffusers folder of the same kind of model with --config."
         )
     why = "it may be incomplete: download or save it again."
     if config is not None:
@@ -157,13 +158,13 @@ def _why(error: Exception, path: Path, config: Path | None) -> str:
             "incomplete: download or save it again."
         )
     kind = read_index(path)["_class_name"] if path.is_dir() else CheckpointFile(path).pipeline
-    # What is not filled by the file has no data, which torch says when it is moved.
+    # Weights that the file lacks stay on the meta device, and torch says so when they are moved.
     what = "some weights are missing" if "meta tensor" in str(error) else first_line(error)
     return f"{path.name} cannot be read as a {kind} ({what}); {why}"
 
 
 def _is_offline(error: BaseException | None) -> bool:
-    """Whether it, or what it came from, is about files that the Hub should have given."""
+    """Whether the error, or one of its causes, is from a download from the Hugging Face Hub."""
     while error is not None:
         if type(error).__module__.split(".")[0] in ("huggingface_hub", "httpx", "requests"):
             return True

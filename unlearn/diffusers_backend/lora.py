@@ -1,7 +1,7 @@
-"""An erasure as a LoRA in the form that diffusers and peft read.
+"""Exports an erasure as a LoRA that diffusers and peft read.
 
-A low-rank erasure is one already. A full one is cut down by its singular values. Changes of biases
-travel as biases of the second matrix, which peft has had since 0.14.
+A low-rank erasure is a LoRA already. A full one is approximated by its largest singular values.
+Deltas of biases become biases of the second matrix, which peft supports since 0.14.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ from torch import nn
 from ..core.erasure import NETWORK, Erasure, ErasureError, full
 from .model import DiffusersModel
 
-KEPT = 0.9999  # share of the squared change that is kept where no rank is given
+KEPT = 0.9999  # the share of the squared norm that is kept if the user gives no rank
 PARTS = {"clip_l": "text_encoder", "clip_h": "text_encoder", "clip_g": "text_encoder_2"}
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Changes of one part of a pipeline: W + up @ down, and a bias where there is one."""
+    """The LoRA of one part of a pipeline: up @ down for each weight, and a bias where there is
+    one."""
 
     part: str
     """unet, text_encoder or text_encoder_2."""
     layers: Mapping[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
-    """(down, up, bias) by the module's name in the part; for convolutions as peft shapes them."""
+    """(down, up, bias) by the module's name in the part, in peft's shapes."""
     kept: float
-    """The share of the change's norm that the chosen rank holds; 1 where nothing was cut."""
+    """The share of the deltas' norm that the rank keeps; 1 if nothing was cut off."""
 
     @property
     def nbytes(self) -> int:
+        """The size of its tensors."""
         return sum(tensor.nbytes for tensor in self.tensors("").values())
 
     def to(self, dtype: torch.dtype) -> Lora:
@@ -51,8 +53,8 @@ class Lora:
         return any(bias is not None for _, _, bias in self.layers.values())
 
     def settings(self) -> dict:
-        """What peft is to be told of it: each layer with its own rank, at scale 1."""
-        # By the end of their names, which the nested and the flat CLIPTextModel share.
+        """peft's settings for it: each layer with its own rank, at scale 1."""
+        # Without the level that only some versions of CLIPTextModel have.
         ranks = {
             name.removeprefix("text_model."): len(down)
             for name, (down, _, _) in self.layers.items()
@@ -61,7 +63,7 @@ class Lora:
         unusual = {name: rank for name, rank in ranks.items() if rank != usual}
         return {
             "r": usual,
-            "lora_alpha": usual,  # divided by the rank it is the scale
+            "lora_alpha": usual,  # the scale is alpha / rank
             "rank_pattern": unusual,
             "alpha_pattern": unusual,
             "target_modules": sorted(ranks),
@@ -69,12 +71,12 @@ class Lora:
         }
 
     def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
-        """In peft's names behind a prefix."""
+        """The tensors under peft's names, after a prefix."""
         tensors = {}
         for name, (down, up, bias) in self.layers.items():
             tensors[f"{prefix}{name}.lora_A.weight"] = down.contiguous()
             tensors[f"{prefix}{name}.lora_B.weight"] = up.contiguous()
-            if self.has_biases:  # peft has them in every layer or in none
+            if self.has_biases:  # peft expects a bias in every layer or in none
                 tensors[f"{prefix}{name}.lora_B.bias"] = (
                     torch.zeros(len(up), dtype=up.dtype) if bias is None else bias.contiguous()
                 )
@@ -82,19 +84,19 @@ class Lora:
 
 
 def loras(model: DiffusersModel, erasure: Erasure, rank: int = 0) -> list[Lora]:
-    """One for each part of the pipeline that the erasure changes.
+    """One LoRA for each part of the pipeline that the erasure changes.
 
-    rank: of full deltas; 0 takes what keeps all but a ten-thousandth of the squared change. Raises
-    ErasureError for changes that a LoRA cannot hold, those of norms and embeddings.
+    rank: for full deltas; 0 takes the smallest that keeps the share KEPT of the squared norm.
+    Raises ErasureError for deltas of norms and embeddings, which a LoRA cannot hold.
     """
     by_part: dict[str, dict[str, dict]] = {}
     for key in erasure.deltas:
         part, name, module = _place(model, key)
-        # Linear and convolution layers, of any make.
+        # Not isinstance: quantised layers have classes of their own.
         if not (hasattr(module, "in_features") or hasattr(module, "kernel_size")):
             raise ErasureError(
-                f"A LoRA cannot hold the change of {key}, which belongs to a "
-                f"{type(module).__name__}; export the text encoder or apply the erasure instead."
+                f"A LoRA cannot hold the delta of {key}, a weight of a {type(module).__name__}; "
+                "export the text encoder or apply the erasure instead."
             )
         kind = "bias" if key.endswith(".bias") else "weight"
         layer = by_part.setdefault(part, {}).setdefault(name, {"module": module})
@@ -103,7 +105,7 @@ def loras(model: DiffusersModel, erasure: Erasure, rank: int = 0) -> list[Lora]:
 
 
 def _place(model: DiffusersModel, key: str) -> tuple[str, str, nn.Module]:
-    """(part, name in it, module) of one of the host's names of weights."""
+    """(part, name in it, module) of a weight, by ComfyUI's key."""
     if key.startswith(NETWORK):
         part, root = "unet", model.network
         module = model.views["denoiser"].get_submodule(key.removeprefix(NETWORK).rpartition(".")[0])
@@ -111,28 +113,28 @@ def _place(model: DiffusersModel, key: str) -> tuple[str, str, nn.Module]:
         encoder = key.partition(".")[0]
         part, root = PARTS[encoder], model.encoders[encoder][0]
         module = model.views["encoder"].get_submodule(key.rpartition(".")[0])
-    return part, next(name for name, one in root.named_modules() if one is module), module
+    return part, next(name for name, found in root.named_modules() if found is module), module
 
 
 def _lora(part: str, layers: dict[str, dict], rank: int) -> Lora:
-    found, whole, lost = {}, 0.0, 0.0
+    found, total, lost = {}, 0.0, 0.0
     for name, layer in layers.items():
         weight = layer["module"].weight
         down, up, rest = _factors(layer.get("weight"), weight, rank)
-        whole += full(layer["weight"]).square().sum().item() if "weight" in layer else 0.0
+        total += full(layer["weight"]).square().sum().item() if "weight" in layer else 0.0
         lost += rest
         if weight.ndim == 4:
             down = down.view(len(down), *weight.shape[1:])
             up = up[:, :, None, None]
         bias = layer["bias"]["diff"].float() if "bias" in layer else None
         found[name] = (down, up, bias)
-    return Lora(part, found, (1 - lost / whole) ** 0.5 if whole else 1.0)
+    return Lora(part, found, (1 - lost / total) ** 0.5 if total else 1.0)
 
 
 def _factors(
     delta: Mapping[str, torch.Tensor] | None, weight: torch.Tensor, rank: int
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """(down, up, squared norm of what is left out) of a delta; None is no change of the weight."""
+    """(down, up, squared norm of the rest) of a delta; None if only the bias changes."""
     if delta is None:
         columns = weight[0].numel()
         return torch.zeros(1, columns), torch.zeros(len(weight), 1), 0.0
@@ -140,7 +142,7 @@ def _factors(
         return delta["lora_down"].float(), delta["lora_up"].float(), 0.0
     matrix = delta["diff"].float().reshape(len(weight), -1)
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    left_out = s.square().flip(0).cumsum(0).flip(0)  # without the i-th and those behind it
+    left_out = s.square().flip(0).cumsum(0).flip(0)  # if the i-th and all after it are dropped
     count = rank or int((left_out > (1 - KEPT) * left_out[0]).sum())
     count = max(1, min(count, len(s)))
     root = s[:count].sqrt()
@@ -149,15 +151,15 @@ def _factors(
 
 
 def save_lora(parts: list[Lora], file: Path, record: Mapping) -> None:
-    """One file for `pipeline.load_lora_weights`."""
-    tensors = {}
+    """Write one file for `pipeline.load_lora_weights`."""
+    tensors: dict[str, torch.Tensor] = {}
     for lora in parts:
-        # Under the name that both the nested and the flat CLIPTextModel are found by.
+        # With the level text_model in the names, every version of CLIPTextModel finds them.
         flat = lora.part == "text_encoder" and not all(
             name.startswith("text_model.") for name in lora.layers
         )
         tensors |= lora.tensors(f"{lora.part}." + ("text_model." if flat else ""))
-    # Without it diffusers before 0.40 takes the first layer's rank for the scale of all.
+    # Without these settings diffusers before 0.40 scales all layers by the first one's rank.
     settings = {f"{lora.part}.{name}": v for lora in parts for name, v in lora.settings().items()}
     metadata = {
         "format": "pt",
@@ -168,7 +170,7 @@ def save_lora(parts: list[Lora], file: Path, record: Mapping) -> None:
 
 
 def save_peft(parts: list[Lora], folder: Path) -> None:
-    """A folder for each part, for `peft.PeftModel.from_pretrained`."""
+    """Write a folder for each part, for `peft.PeftModel.from_pretrained`."""
     for lora in parts:
         target = folder / lora.part
         target.mkdir(parents=True, exist_ok=True)

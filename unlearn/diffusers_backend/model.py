@@ -1,7 +1,7 @@
 """DiffusersModel: a diffusers pipeline as a DiffusionModel, for use without ComfyUI.
 
-It computes what ComfyUI's backend (nodes/backend/model.py) computes, in the same order and under
-the same weight names. So one seed gives one erasure in both, and one file serves both. It takes
+It computes the same as ComfyUI's backend (nodes/backend/model.py), in the same order and under the
+same weight names. So a seed gives the same erasure in both, and one file serves both. It supports
 Stable Diffusion 1.x, 2.x and XL, and AnimateDiff on any of them.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,23 +32,23 @@ from ..core.trainable import encoder_weights, network_weights
 from .comfy_names import encoder_modules, network_modules, view
 from .dpm_solver import draw, noise_levels
 
-SIDE = 8  # pixels a side that one place of the latents stands for
-# Of a schedule that ends in pure noise; without it the last noise level would be infinite.
+SIDE = 8  # pixels of an image's side for each latent pixel
+# The least signal of a schedule that ends in pure noise, so that sigma stays finite.
 LEAST_SIGNAL = 4.8973451890853435e-08
 
 
 class DiffusersModel:
     """A DiffusionModel (see unlearn.core.model) on a diffusers pipeline.
 
-    x_t is x0 + sigma * noise, as in ComfyUI; the network is given x_t / sqrt(1 + sigma^2). An image
-    is a video of one frame where the network makes videos. Prompts beyond the encoder's 77 tokens
-    are cut off, as the pipelines do. Of the pipeline's weights only `requires_grad` is set.
+    x_t is x0 + sigma * noise, as in ComfyUI; the denoiser's input is x_t / sqrt(1 + sigma^2). For a
+    video model, an image is a video of one frame. Prompts are cut off after the encoder's 77
+    tokens, as in the pipelines. The pipeline's weights get requires_grad=False and are otherwise
+    not changed.
 
-    size: (height, width) of the pictures that it draws; None: the network's own. clip_skip: how
-    many of the encoder's last layers are passed over, counted as diffusers counts. checkpointing:
-    compute the network's activations again in the backward pass, which halves memory at a third
-    more time. Raises ValueError for a pipeline of another kind, and for a clip_skip that leaves no
-    layer.
+    size: (height, width) of its pictures; None takes the denoiser's own. clip_skip: how many of the
+    encoder's last layers are skipped, counted as in diffusers. checkpointing: recompute the
+    denoiser's activations in the backward pass, which halves memory and takes a third more time.
+    Raises ValueError for a pipeline of another kind, and for a clip_skip that leaves no layer.
     """
 
     def __init__(
@@ -79,20 +80,21 @@ class DiffusersModel:
                 for part, module in encoder_modules(encoder)
             ),
         }
-        """Both parts' modules under the host's names."""
+        """The modules of both parts under ComfyUI's names."""
         self.weights = _named(self.views["encoder"], "") | _named(self.views["denoiser"], NETWORK)
-        """The original weights by the host's names."""
+        """The original weights by ComfyUI's names."""
         self._rounded: dict[str, str] = {}
+        """The fingerprints of weights before `halve` rounded them."""
 
     def check_clip_skip(self) -> None:
         """Raises ValueError where it leaves no layer."""
         for encoder, _ in self.encoders.values():
-            # XL reads its encoders one layer early in any case.
+            # SDXL always skips the last layer.
             most = encoder.config.num_hidden_layers - 1 - self.is_xl
             if self.clip_skip > most:
                 raise ValueError(
-                    f"{self.clip_skip} layers cannot be passed over in a text encoder of "
-                    f"{encoder.config.num_hidden_layers}: clip skip is at most {most} here."
+                    f"Clip skip is {self.clip_skip}, but this text encoder has "
+                    f"{encoder.config.num_hidden_layers} layers; use at most {most}."
                 )
 
     @property
@@ -105,14 +107,14 @@ class DiffusersModel:
 
     @property
     def is_xl(self) -> bool:
-        """Whether the network reads a pooled vector beside the tokens."""
+        """Whether it is SDXL, whose denoiser also reads a pooled vector."""
         return self.network.config.addition_embed_type == "text_time"
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         return self._conditioning([self._tokens(name, prompts) for name in self.encoders])
 
     def _tokens(self, name: str, prompts: Sequence[str]) -> torch.Tensor:
-        """(N, tokens) numbers for an encoder, on its device."""
+        """(N, tokens) token ids for an encoder, on its device."""
         _, tokenizer = self.encoders[name]
         return tokenizer(
             list(prompts),
@@ -123,35 +125,33 @@ class DiffusersModel:
         ).input_ids.to(self.device)
 
     def _window(self, name: str) -> int:
-        """How many tokens an encoder takes at most, its own start and end with them."""
+        """The most tokens that an encoder reads, with start and end."""
         encoder, tokenizer = self.encoders[name]
         return min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
 
     @torch.no_grad()
     def vocabulary(self) -> Vocabulary:
-        """Whole words with a token in each of the encoders, and its vectors side by side."""
-        words, numbers = shared_words(
-            tokenizer.get_vocab() for _, tokenizer in self.encoders.values()
-        )
+        """The whole words that are one token in each encoder, and their concatenated vectors."""
+        words, ids = shared_words(tokenizer.get_vocab() for _, tokenizer in self.encoders.values())
         tables = [
-            encoder.get_input_embeddings().weight[some].float()
-            for (encoder, _), some in zip(self.encoders.values(), numbers)
+            encoder.get_input_embeddings().weight[own].float()
+            for (encoder, _), own in zip(self.encoders.values(), ids)
         ]
         return beside(words, tables)
 
     def readings(self, words: str) -> list[Reading]:
-        return [
-            reading(
-                words,
-                lambda text, own=tokenizer: own(text, verbose=False).input_ids,
-                tokenizer.convert_ids_to_tokens,
-                self._window(name),
-            )
-            for name, (_, tokenizer) in self.encoders.items()
-        ]
+        return [self._reading(name, words) for name in self.encoders]
+
+    def _reading(self, name: str, words: str) -> Reading:
+        _, tokenizer = self.encoders[name]
+
+        def tokens(text: str) -> list[int]:
+            return tokenizer(text, verbose=False).input_ids
+
+        return reading(words, tokens, tokenizer.convert_ids_to_tokens, self._window(name))
 
     def token_count(self, words: str) -> int:
-        return max(len(one.tokens) for one in self.readings(words))
+        return max(len(found.tokens) for found in self.readings(words))
 
     def encode_with_embeddings(
         self, sentences: Sequence[str], vectors: torch.Tensor
@@ -168,19 +168,19 @@ class DiffusersModel:
                 columns = torch.tensor([slot_positions(*pair, count) for pair in pairs])
                 rows = torch.arange(len(columns))[:, None]
 
-                def fill(module, given, output, at=(rows, columns), part=part):
+                def fill(module, inputs, output, at=(rows, columns), part=part):
                     return output.index_put(at, part.to(output))
 
                 stack.callback(table.register_forward_hook(fill).remove)
             return self._conditioning(tokens)
 
     def _conditioning(self, tokens: Sequence[torch.Tensor]) -> Conditioning:
-        """tokens: of each encoder, (N, tokens)."""
+        """The conditioning of tokens: (N, tokens) for each encoder."""
         crosses, pooled = [], None
-        for (encoder, _), some in zip(self.encoders.values(), tokens):
-            output = encoder(some, output_hidden_states=True)
+        for (encoder, _), ids in zip(self.encoders.values(), tokens):
+            output = encoder(ids, output_hidden_states=True)
             if self.is_xl:
-                # XL's encoders are read one layer early, and without the final norm.
+                # SDXL reads the layer before the last, without the final norm.
                 crosses.append(output.hidden_states[-2 - self.clip_skip])
                 pooled = getattr(output, "text_embeds", pooled)
             elif self.clip_skip:
@@ -197,12 +197,12 @@ class DiffusersModel:
         height, width = (side // SIDE * SIDE for side in images.shape[1:3])
         if not height or not width:
             raise ValueError(
-                f"The pictures have {images.shape[2]} x {images.shape[1]} pixels, and {SIDE} x "
-                f"{SIDE} are the fewest that this model can look at; use larger ones."
+                f"The pictures have {images.shape[2]} x {images.shape[1]} pixels, but this model "
+                f"needs at least {SIDE} x {SIDE}; use larger ones."
             )
         top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
         pixels = images[:, top : top + height, left : left + width, :3].movedim(-1, 1) * 2 - 1
-        # One by one: an autoencoder needs more memory than all else.
+        # One by one: the autoencoder needs more memory than the rest of the model.
         parts = [self._encoded(one) for one in pixels.to(self.device, self.vae.dtype).split(1)]
         config = self.vae.config
         return (torch.cat(parts).float() - (config.shift_factor or 0.0)) * config.scaling_factor
@@ -219,8 +219,8 @@ class DiffusersModel:
         return ((torch.cat(parts).float() + 1) / 2).clamp(0, 1).movedim(1, -1).cpu()
 
     def _sigma(self, t: torch.Tensor) -> torch.Tensor:
-        """Noise level of timesteps in 0..1000; between two of the schedule, its log is
-        interpolated."""
+        """The noise levels of timesteps in 0..1000; log sigma is interpolated between the
+        schedule's timesteps."""
         logs = self.log_sigmas.to(t.device)
         t = t.float().clamp(0, len(logs) - 1)
         share = t.frac()
@@ -228,6 +228,7 @@ class DiffusersModel:
 
     @staticmethod
     def _like(sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """sigma, (N,), in a shape that broadcasts over x, (N, ...)."""
         return sigma.to(x).view(-1, *[1] * (x.ndim - 1))
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -263,14 +264,14 @@ class DiffusersModel:
     def _predict(
         self, x_t: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """The network's prediction at noise levels (N,), for the nearest timestep it knows."""
+        """The denoiser's prediction at noise levels sigma, (N,), for the nearest timesteps."""
         logs = self.log_sigmas.to(sigma.device)
         t = (sigma.log() - logs[:, None]).abs().argmin(0)
         scale, dtype = self._gradient_scale, self.network.dtype
         x = (x_t / (self._like(sigma, x_t) ** 2 + 1).sqrt()).to(dtype)
         cross = scale_gradient(conditioning.cross.to(self.device), 1 / scale).to(dtype)
         more = {}
-        if self.is_xl:
+        if self.is_xl and conditioning.pooled is not None:
             pooled = scale_gradient(conditioning.pooled.to(self.device), 1 / scale)
             more["added_cond_kwargs"] = {
                 "text_embeds": pooled.to(dtype),
@@ -283,7 +284,7 @@ class DiffusersModel:
 
     @staticmethod
     def _time_ids(x: torch.Tensor) -> torch.Tensor:
-        """(N, 6) what XL is told of a picture: original size, crop, size."""
+        """(N, 6) SDXL's numbers for a picture: original size, crop, size."""
         height, width = (side * SIDE for side in x.shape[-2:])
         return torch.tensor([[height, width, 0, 0, height, width]] * len(x), device=x.device)
 
@@ -299,21 +300,21 @@ class DiffusersModel:
         steps: int = 20,
         guidance: float = 7.5,
     ) -> torch.Tensor:
-        """Clean latents of pictures of `size`, one a prompt, with the sampler that ComfyUI's
-        backend uses."""
+        """Clean latents of pictures of `size`, one per prompt, by the sampler of ComfyUI's
+        backend. The first prompt's noise has the seed `seed`, each next one a seed higher."""
         count = len(prompts)
         own = prompts if isinstance(prompts, Conditioning) else self.encode(prompts)
         both = Conditioning.cat([own, self.encode([""]).repeated(count)])
-        seeds = range(seed, seed + count)
-        noise = torch.cat([self.noise(1, torch.Generator().manual_seed(one)) for one in seeds])
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(count)]
+        noise = torch.cat([self.noise(1, generator) for generator in generators])
         sigmas = noise_levels(steps, self.sigmas[0].item(), self.sigmas[-1].item())
 
         def denoised(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
             level = sigma.to(x).expand(2 * count)
             pair = torch.cat([x, x])
             x0 = self._clean(pair, self._like(level, pair), self._predict(pair, level, both))
-            yes, no = x0.chunk(2)
-            return no + guidance * (yes - no)
+            conditional, unconditional = x0.chunk(2)
+            return unconditional + guidance * (conditional - unconditional)
 
         return draw(denoised, noise * (1 + sigmas[0] ** 2).sqrt().to(noise), sigmas)
 
@@ -322,14 +323,14 @@ class DiffusersModel:
         return torch.randn(count, *shape, generator=generator).to(self.device)
 
     def release_saved_tensors(self) -> None:
-        """Autograd keeps nothing here but what its graphs hold."""
+        """Nothing to do: autograd frees them with its graphs."""
 
     @contextmanager
     def edit(self, part: Part, select: str, rank: int = 0, seed: int = 0) -> Iterator[Edit]:
-        """Train weights for the duration; `select` is one of unlearn.core.trainable's for the part.
+        """Make weights trainable inside the block. select: one of those in core/trainable.py for
+        the part.
 
-        With "cross-attention-kv" the first token's keys and values take no gradient (DoCo): every
-        prompt has that token, so what is learnt through it reaches all of them.
+        With "cross-attention-kv" no gradient flows through the first token (core/first_token.py).
         """
         edit = Edit(self.selected(part, select), rank, seed)
         root, prefix = self.views[part], "" if part == "encoder" else NETWORK
@@ -341,11 +342,11 @@ class DiffusersModel:
             yield edit
 
     def selected(self, part: Part, select: str) -> dict[str, torch.Tensor]:
-        """What `select` means in a part, by the host's names."""
+        """The weights that `select` names in a part, by ComfyUI's names."""
         if part == "denoiser":
             found = network_weights(self.views["denoiser"], select)
             return {NETWORK + name: weight for name, weight in found.items()}
-        weights = {}
+        weights: dict[str, torch.Tensor] = {}
         for name in self.encoders:
             root = self.views["encoder"].get_submodule(name)
             found = encoder_weights(root, select, self._unread_layers(name))
@@ -353,29 +354,29 @@ class DiffusersModel:
         return weights
 
     def _unread_layers(self, encoder: str) -> int:
-        """How many of an encoder's last layers the conditioning does not depend on."""
+        """How many of an encoder's last layers do not reach the conditioning."""
         if not self.is_xl:
             return self.clip_skip
-        # The pooled vector goes through all of CLIP-G.
+        # The pooled vector comes from the last layer of CLIP-G.
         return 0 if encoder == "clip_g" else 1 + self.clip_skip
 
     def fingerprints(self, keys: Iterable[str]) -> dict[str, str]:
-        """Fingerprints of the pipeline's own values of weights; KeyError for one it lacks."""
+        """Hashes of the pipeline's original weights, by key. Raises KeyError for an unknown key."""
         return {key: self._rounded.get(key) or fingerprint(self.weights[key]) for key in keys}
 
     def halve(self, dtype: torch.dtype) -> None:
-        """The network in half precision; an erasure from it still belongs to the weights as they
-        were."""
+        """Convert the denoiser to half precision. `fingerprints` stay those of the weights before,
+        so an erasure still names them as its base."""
         keys = [key for key in self.weights if key.startswith(NETWORK)]
-        if dtype == torch.bfloat16:  # float16 is what is hashed: it changes nothing
+        if dtype == torch.bfloat16:  # fingerprints are of float16, so float16 does not change them
             self._rounded = self.fingerprints(keys)
         self.network.to(dtype)
 
 
 def check_pipeline(pipeline) -> None:
-    """Raises ValueError with one sentence for a pipeline that DiffusersModel cannot work on."""
+    """Raises ValueError for a pipeline that DiffusersModel does not support."""
     kind = type(pipeline).__name__
-    known = "it must be Stable Diffusion 1.x, 2.x or XL, or AnimateDiff on one of these."
+    known = "use Stable Diffusion 1.x, 2.x or XL, or AnimateDiff on one of these."
     missing = [
         part
         for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -386,42 +387,41 @@ def check_pipeline(pipeline) -> None:
     channels = pipeline.unet.config.in_channels, pipeline.unet.config.out_channels
     if channels[0] != channels[1]:
         raise ValueError(
-            f"This pipeline's UNet takes {channels[0]} channels and gives {channels[1]}, as one "
-            f"for inpainting or editing does; {known}"
+            f"This pipeline's UNet has {channels[0]} input and {channels[1]} output channels, as "
+            f"models for inpainting or editing have; {known}"
         )
     if pipeline.unet.config.addition_embed_type not in (None, "text_time"):
-        raise ValueError(f"This pipeline's UNet reads more than text; {known}")
+        raise ValueError(f"This pipeline's UNet has inputs other than text; {known}")
     if pipeline.unet.config.addition_embed_type and not getattr(pipeline, "text_encoder_2", None):
-        raise ValueError(f"This pipeline lacks the second text encoder of an XL model; {known}")
+        raise ValueError(f"This pipeline lacks the second text encoder of an SDXL model; {known}")
     wide = pipeline.unet.config.cross_attention_dim
     widths = [encoder.config.hidden_size for encoder, _ in _encoders(pipeline).values()]
     if isinstance(wide, int) and wide != sum(widths):
         raise ValueError(
-            f"This pipeline's UNet reads text of width {wide}, and its text encoder gives "
+            f"This pipeline's UNet reads text of width {wide}, but its text encoder's width is "
             f"{' and '.join(map(str, widths))}; name a model whose parts belong together."
         )
     latent = pipeline.vae.config.get("latent_channels", channels[0])
     if latent != channels[0]:
         raise ValueError(
-            f"This pipeline's UNet takes {channels[0]} channels, and its VAE gives {latent}; name "
-            "a model whose parts belong together."
+            f"This pipeline's UNet has {channels[0]} input channels, but its VAE's latents have "
+            f"{latent}; name a model whose parts belong together."
         )
     if not isinstance(getattr(pipeline.scheduler, "betas", None), torch.Tensor):
         raise ValueError(
-            f"This pipeline's {type(pipeline.scheduler).__name__} has noise levels of another kind "
-            "than Stable Diffusion's, as flow and EDM models have; name a model with one such as "
-            "DDIMScheduler."
+            f"This pipeline's {type(pipeline.scheduler).__name__} is for flow or EDM models, which "
+            "are not supported; name a model with a scheduler such as DDIMScheduler."
         )
     prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         raise ValueError(
-            f"This pipeline's {type(pipeline.scheduler).__name__} says that the network predicts "
-            f"{prediction!r}; only epsilon and v_prediction are known here."
+            f"This pipeline's {type(pipeline.scheduler).__name__} has the prediction type "
+            f"{prediction!r}; name a model with epsilon or v_prediction."
         )
 
 
-def _encoders(pipeline) -> dict[str, tuple[nn.Module, object]]:
-    """(encoder, tokenizer) by the host's name of the encoder."""
+def _encoders(pipeline) -> dict[str, tuple[nn.Module, Any]]:
+    """(encoder, tokenizer) by ComfyUI's name of the encoder."""
     first = pipeline.text_encoder, pipeline.tokenizer
     if getattr(pipeline, "text_encoder_2", None) is not None:
         return {"clip_l": first, "clip_g": (pipeline.text_encoder_2, pipeline.tokenizer_2)}
@@ -436,7 +436,7 @@ def _own_size(unet: nn.Module) -> tuple[int, int]:
     counts = isinstance(sides, (list, tuple)) and [s for s in sides if type(s) is int and s > 0]
     if not counts or not len(sides) == len(counts) == 2:
         raise ValueError(
-            f"The network's config.json says sample_size {unet.config.sample_size!r}, which is "
+            f"The UNet's config.json has the sample_size {unet.config.sample_size!r}, which is "
             "neither a side nor a height and a width; download or save it again."
         )
     height, width = sides
@@ -444,13 +444,13 @@ def _own_size(unet: nn.Module) -> tuple[int, int]:
 
 
 def _sigmas(scheduler) -> torch.Tensor:
-    """Noise level of each timestep, in double precision: at the clean end the signal is 1 less
-    almost nothing."""
+    """The noise level sigma of each timestep. In double precision, since 1 - signal is tiny at the
+    clean end."""
     config, betas = scheduler.config, scheduler.betas.double()
     if config.get("beta_schedule") == "scaled_linear":
         ends = config.beta_start**0.5, config.beta_end**0.5
         exact = torch.linspace(*ends, len(betas), dtype=torch.float64) ** 2
-        # Unless the scheduler has made something else of it.
+        # Unless the scheduler changed its betas.
         betas = exact if torch.allclose(exact, betas, rtol=1e-5) else betas
     signal = torch.cumprod(1 - betas, 0).clamp(min=LEAST_SIGNAL)
     return ((1 - signal) / signal).sqrt()
@@ -461,7 +461,7 @@ def _named(root: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
 
 
 class _Changed(nn.Module):
-    """A weight as an edit has it at the moment."""
+    """The parametrization that gives a weight as the edit has it."""
 
     def __init__(self, edit: Edit, key: str) -> None:
         super().__init__()
@@ -473,17 +473,17 @@ class _Changed(nn.Module):
 
 @contextmanager
 def edited(root: nn.Module, edit: Edit, prefix: str) -> Iterator[None]:
-    """Let every use of a weight under `root` that `edit` changes go through `edit.changed`.
+    """Inside the block every use of a weight in `edit` goes through `edit.changed`.
 
-    The edit's keys are the weights' names under `root` behind `prefix`. Afterwards the modules hold
-    the very same parameters in the same order as before.
+    The edit's keys are `prefix` and the weights' names under `root`. Afterwards the modules hold
+    the same parameters in the same order as before.
     """
     with ExitStack() as stack:
         for key in edit.deltas:
             path, _, name = key.removeprefix(prefix).rpartition(".")
             module = root.get_submodule(path)
             before = dict(module._parameters)
-            # Unsafe means unchecked: the weight's shape stays what it is.
+            # "unsafe" skips a check of the shape, which does not change.
             parametrize.register_parametrization(module, name, _Changed(edit, key), unsafe=True)
             stack.callback(_restore, module, name, before)
         yield

@@ -1,9 +1,9 @@
-"""Reading a diffusers folder so that nothing in it is run.
+"""Loads a diffusers folder without running code from it.
 
-A folder comes from strangers. Its index names a class for each part, and diffusers imports what is
-named there, from a file in the folder if there is one; some versions ask first, others do not. So
-diffusers never sees the index: it is checked here, and each part is read by a class of the lists
-below. That holds whatever version is installed.
+A folder may come from anybody. Its index names a class for each part, and diffusers imports that
+class, even from a file in the folder; not all versions ask first. So diffusers never reads the
+index. It is checked here, and each part is loaded by a class from the lists below. That is safe
+with any version of diffusers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,68 +28,68 @@ CLASSES = {
     r"AutoencoderKL|AutoencoderTiny|AsymmetricAutoencoderKL|ConsistencyDecoderVAE|[A-Za-z]+Scheduler",
     "transformers": r"CLIP(TextModel|VisionModel)(WithProjection)?|CLIPTokenizer(Fast)?|"
     r"CLIP(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
-    # What old folders call a module of diffusers.
+    # Old folders name this module of diffusers as a library.
     "stable_diffusion": r"StableDiffusionSafetyChecker",
 }
 """The classes that a part may have, by the library that the index names."""
-WATCHES = "safety_checker"
-"""The part that only watches over pictures."""
+SAFETY_CHECKER = "safety_checker"
+"""The part that only checks finished pictures; it is loaded only when a whole pipeline is saved."""
 PIPELINES = ("StableDiffusion", "AnimateDiff", "LatentConsistencyModel")
-"""How the names of the pipelines begin that can be worked on."""
+"""The first letters of the supported pipelines' names."""
 CODE = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code")
-"""Settings that stand for code to be run."""
+"""Settings that make the libraries run code from the folder."""
 VOCABULARIES = ("vocab.json", "tokenizer.json")
-"""Files whose names are words and not settings."""
-LARGEST, MOST_WORDS = 2**22, 2**26  # bytes of a file of settings, and of one of words
-# (a part of a setting's name, the largest number that a real model can have there)
+"""JSON files of words, which are not settings."""
+LARGEST, MOST_WORDS = 2**22, 2**26  # the most bytes of a settings file, and of a vocabulary
+# (a part of a setting's name, the largest number that it has in any real model)
 BOUNDS = (("layers", 200), ("timesteps", 100_000), ("position", 100_000), ("", 10**8))
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+))?(?:-\d+-of-\d+)?\.(safetensors|bin)"
 )
 
 FLOATS = ("F", "BF")
-"""How safetensors' names of such numbers begin."""
+"""The first letters of safetensors' floating-point types."""
 
 
 class ModelError(ValueError):
-    """A model that cannot be read; the message says why and what to do."""
+    """A model that cannot be loaded; the message says why and what to do."""
 
 
 def read_index(folder: Path) -> dict:
-    """The index of a folder. Raises ModelError unless it is one of a diffusers pipeline."""
+    """The index of a folder. Raises ModelError unless it is that of a diffusers pipeline."""
     try:
         index = read_settings(folder / INDEX)
     except ModelError:
         index = {}
     if not isinstance(index.get("_class_name"), str):
         raise ModelError(
-            f"{folder} is no diffusers model: it has no readable model_index.json; name the folder "
-            "that has one, or a checkpoint file."
+            f"{folder} is not a diffusers model: it has no readable model_index.json; name a "
+            "folder that has one, or a checkpoint file."
         )
     return index
 
 
 def check_folder(folder: Path, whole: bool = False, weights: bool = True) -> dict:
-    """The index of a folder in which there is nothing to run and all that a pipeline needs.
+    """The index of a folder, after a check that the folder is complete and safe to load.
 
-    whole: also what only watches over pictures is read. weights: they are read, and not the
-    configuration alone. Raises ModelError, before anything is imported, for a part of a class that
-    is not known here, settings that stand for code, pickled weights that hold more than tensors,
-    and links that leave the folder.
+    whole: whether to check the safety checker, too. weights: whether to check the weights, and not
+    only the configuration. Raises ModelError, before anything is imported, for a part of an unknown
+    class, settings that run code, pickled weights that hold more than tensors, and links that leave
+    the folder.
     """
     index = read_index(folder)
     check_link(folder, folder / INDEX)
     known = index["_class_name"]
     if not known.startswith(PIPELINES) or "unet" not in index or "text_encoder" not in index:
         raise ModelError(
-            f"{folder} is a {shown(known)}; what can be unlearned here are Stable Diffusion 1.x, "
-            "2.x and XL, and AnimateDiff on one of these."
+            f"{folder} is a {shown(known)}, which is not supported; supported are Stable Diffusion "
+            "1.x, 2.x and XL, and AnimateDiff on one of these."
         )
     check_settings(folder / INDEX, index)
     for part, value in index.items():
         if isinstance(value, list) and value != [None, None]:
             _check_class(folder, part, value)
-            if whole or part != WATCHES:
+            if whole or part != SAFETY_CHECKER:
                 check_part(folder / part, folder, weights)
     return index
 
@@ -98,23 +99,25 @@ def _check_class(folder: Path, part: str, value: list) -> None:
     pattern = CLASSES.get(library) if isinstance(library, str) else None
     if pattern is None or not isinstance(name, str) or not re.fullmatch(pattern, name):
         raise ModelError(
-            f"{folder} wants its {shown(part)} read by {shown(value)}, which may be code of its "
-            "own and is not run here; name a folder whose parts are those of Stable Diffusion in "
-            "diffusers and transformers."
+            f"{folder} names the class {shown(value)} for its {shown(part)}. It may be code from "
+            "the folder, so it is not run; name a folder whose parts are those of Stable Diffusion "
+            "in diffusers and transformers."
         )
     if not re.fullmatch(r"\w+", part):
-        raise ModelError(f"{folder} has a part {shown(part)}, which is no name; save it again.")
+        raise ModelError(
+            f"{folder} has a part {shown(part)}, which is not a valid name; save it again."
+        )
 
 
 def check_part(folder: Path, root: Path | None = None, weights: bool = True) -> None:
-    """Raises ModelError for a part's folder that is missing or not safe to read.
+    """Raises ModelError for a part's folder that is missing or not safe to load.
 
-    root: the folder that its links may not leave; None: its own. weights: they are read, too.
+    root: the folder that its links must not leave; None takes `folder`. weights: whether to check
+    the weights, too.
     """
     if not folder.is_dir():
         raise ModelError(
-            f"There is no folder {folder}, which the model needs: it is incomplete, so download or "
-            "save it again."
+            f"The model is incomplete: there is no folder {folder}; download or save it again."
         )
     files = sorted(folder.iterdir())
     for file in (folder, *files):
@@ -125,10 +128,12 @@ def check_part(folder: Path, root: Path | None = None, weights: bool = True) -> 
         elif (
             file.suffix in (".json", ".txt") and file.exists() and file.stat().st_size > MOST_WORDS
         ):
-            raise ModelError(f"{file} is larger than any tokenizer's; download or save it again.")
+            raise ModelError(
+                f"{file} is larger than that of any tokenizer; download or save it again."
+            )
     if (folder / "adapter_config.json").exists():
         raise ModelError(
-            f"{folder} is an adapter of another model; fuse it into that and save it whole."
+            f"{folder} is an adapter; fuse it into its model and save that as a whole."
         )
     ending, variant = weights_of(folder)
     for file in files if weights else ():
@@ -138,52 +143,52 @@ def check_part(folder: Path, root: Path | None = None, weights: bool = True) -> 
 
 
 def check_link(root: Path, path: Path) -> None:
-    """Raises ModelError for a link out of the root, but into the cache of the Hugging Face Hub,
-    whose folders are made of such links."""
-    target = Path(os.path.realpath(path))  # Path.resolve raises where links go round in a ring
+    """Raises ModelError for a link that leaves the root. Links into the cache of the Hugging Face
+    Hub are allowed, since its folders consist of them."""
+    target = Path(os.path.realpath(path))  # Path.resolve raises for a loop of links
     cached = target.parent.name == "blobs" and target.parents[1].name.startswith("models--")
     if not target.is_relative_to(os.path.realpath(root)) and not cached:
         raise ModelError(
-            f"{path} is a link that leaves the model's folder; put a copy of what is meant there."
+            f"{path} is a link that leaves the model's folder; replace it by a copy of its target."
         )
 
 
 def read_settings(file: Path) -> dict:
-    """A JSON file as a dictionary. Raises ModelError where it is none."""
+    """The JSON object in a file. Raises ModelError where there is none."""
     try:
         if file.is_file() and file.stat().st_size <= LARGEST:
             content = json.loads(file.read_bytes())
             if isinstance(content, dict):
                 return content
-    except (OSError, ValueError, RecursionError):  # nested a thousand times
+    except (OSError, ValueError, RecursionError):  # RecursionError: nested too deeply
         pass
-    raise ModelError(f"{file} is no readable file of settings; download or save it again.")
+    raise ModelError(f"{file} is not a readable settings file; download or save it again.")
 
 
 def check_settings(file: Path, content: object, depth: int = 0) -> None:
-    """Raises ModelError for settings that stand for code, or that no real model has."""
+    """Raises ModelError for settings that run code, or that no real model has."""
     pairs = content.items() if isinstance(content, dict) else ()
     for name, value in pairs:
         if name in CODE or (name.endswith("attn_implementation") and "/" in str(value)):
             raise ModelError(
-                f"{file} asks for code of its own ({shown(name)}), which is not run here; take "
-                "that out of it, or name another model."
+                f"{file} asks to run its own code ({shown(name)}), which is not allowed; remove "
+                "that setting, or name another model."
             )
         if name == "quantization_config" and value:
             how = value.get("quant_method", "") if isinstance(value, dict) else ""
             raise ModelError(
-                f"{file.parent} is stored in few bits ({shown(how or 'quantised')}), which can "
-                "neither be trained nor changed exactly; name the model as it was before that."
+                f"{file.parent} is quantised ({shown(how or 'unknown method')}), so its weights "
+                "can be neither trained nor changed exactly; name the original model."
             )
         if name == "weight_map":
             files = value.values() if isinstance(value, dict) else [None]
-            if not all(isinstance(one, str) and re.fullmatch(r"[\w.-]+", one) for one in files):
-                raise ModelError(f"{file} names weights outside of its folder; save it again.")
+            if not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in files):
+                raise ModelError(f"{file} names weights outside its folder; save the model again.")
         if "tokenizer" not in file.name:
             _check_number(file, name, value)
         if depth < 20:
-            for one in value if isinstance(value, list) else [value]:
-                check_settings(file, one, depth + 1)
+            for inner in value if isinstance(value, list) else [value]:
+                check_settings(file, inner, depth + 1)
 
 
 def _check_number(file: Path, name: str, value: object) -> None:
@@ -191,30 +196,33 @@ def _check_number(file: Path, name: str, value: object) -> None:
     numbers = value if isinstance(value, list) else [value]
     long = 10_000 if "betas" in name else 200
     if len(numbers) > long or any(isinstance(n, (int, float)) and n > most for n in numbers):
-        raise ModelError(f"{file} says {shown({name: value})}, which no such model has.")
+        raise ModelError(
+            f"{file} has the setting {shown({name: value})}, which no real model has; download or "
+            "save it again."
+        )
 
 
 def weights_of(folder: Path) -> tuple[str, str | None]:
-    """(ending, variant) of the weights to read in a part's folder; ("", None) where it has none.
+    """(ending, variant) of the weights to load from a part's folder; ("", None) where it has none.
 
-    In full precision if they are there, and rather as safetensors.
+    Weights without a variant come first, then safetensors.
     """
     names = [file.name for file in folder.iterdir() if file.is_file()]
     found = [match for name in names if (match := WEIGHTS.fullmatch(name))]
-    # False comes before True; "ema" or "fp16" before "non_ema".
+    # False sorts before True, and "ema" or "fp16" before "non_ema".
     found.sort(key=lambda match: (match[1] is not None, match[2] == "bin", match[1]))
     return (found[0][2], found[0][1]) if found else ("", None)
 
 
 def load_folder(folder: Path, whole: bool = False):
-    """The pipeline of a folder, all weights in float32.
+    """The pipeline of a folder, with all weights in float32.
 
-    whole: also what only watches over pictures. Raises ModelError, and what diffusers and
+    whole: whether to load the safety checker, too. Raises ModelError, and what diffusers and
     transformers raise.
     """
     index = check_folder(folder, whole)
     kind = pipeline_class(folder, index["_class_name"])
-    given = {}
+    parts = {}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
         value = index.get(name)
         if name == "self" or (name not in index and parameter.default is not parameter.empty):
@@ -223,31 +231,34 @@ def load_folder(folder: Path, whole: bool = False):
         optional = name not in index and name in kind._optional_components
         if not isinstance(value, list) and not is_option and not optional:
             raise ModelError(
-                f"{folder} has no {name}, which a {kind.__name__} needs: it is incomplete, so "
+                f"{folder} is incomplete: it has no {name}, which a {kind.__name__} needs; "
                 "download or save it again."
             )
         if isinstance(value, list):
-            left_out = value[0] is None or (name == WATCHES and not whole)
+            left_out = value[0] is None or (name == SAFETY_CHECKER and not whole)
             value = None if left_out else load_part(folder / name, *value)
-        given[name] = value
-    return kind(**given)
+        parts[name] = value
+    return kind(**parts)
 
 
-def pipeline_class(path: Path, name: str) -> type:
-    """diffusers' own class of a name. Raises ModelError where it has none."""
+def pipeline_class(path: Path, name: str) -> Any:
+    """The pipeline class of diffusers with this name. Raises ModelError where there is none.
+
+    path: the model, for the message.
+    """
     import diffusers
 
     kind = getattr(diffusers, name, None)
     if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
         raise ModelError(
-            f"{path.name} is a {shown(name)}, which this version of diffusers lacks; name another "
-            "model or bring diffusers up to date."
+            f"{path.name} is a {shown(name)}, which this version of diffusers does not have; "
+            "update diffusers, or name another model."
         )
     return kind
 
 
 def load_part(folder: Path, library: str, name: str):
-    """A part of a model by a class of CLASSES; a network is in float32.
+    """A part of a model, loaded by a class of CLASSES; a network is in float32.
 
     Raises ModelError where weights are missing, and what diffusers and transformers raise.
     """
@@ -255,26 +266,26 @@ def load_part(folder: Path, library: str, name: str):
     import transformers
     from diffusers.pipelines import stable_diffusion
 
-    # Its name before transformers 4.26.
+    # Before transformers 4.26 its name was CLIPFeatureExtractor.
     name = "CLIPImageProcessor" if name == "CLIPFeatureExtractor" else name
     sources = {"diffusers": diffusers, "transformers": transformers}
-    kind = getattr(sources.get(library, stable_diffusion), name, None)
-    if not isinstance(kind, type):
+    kind: Any = getattr(sources.get(library, stable_diffusion), name, None)
+    if kind is None:
         raise ModelError(
-            f"{folder} is a {shown(name)}, which this version of {library} lacks; bring {library} "
-            "up to date."
+            f"{folder} is a {shown(name)}, which this version of {library} does not have; update "
+            f"{library}."
         )
     if not issubclass(kind, torch.nn.Module):
         return kind.from_pretrained(str(folder), local_files_only=True)
     ending, variant = weights_of(folder)
     if not ending:
         raise ModelError(
-            f"{folder} holds no weights (.safetensors or .bin): it is incomplete, so download or "
-            "save it again."
+            f"{folder} is incomplete: it holds no weights (.safetensors or .bin); download or save "
+            "it again."
         )
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"{folder} has no config.json: it is incomplete, so download or save it again."
+            f"{folder} is incomplete: it has no config.json; download or save it again."
         )
     try:
         part, found = kind.from_pretrained(
@@ -285,26 +296,26 @@ def load_part(folder: Path, library: str, name: str):
             output_loading_info=True,
         )
     except (RuntimeError, ValueError) as error:
-        # How the two libraries say it.
+        # The messages of the two libraries for weights of another shape.
         if "expected shape" in str(error) or "ignore_mismatched_sizes" in str(error):
             raise ModelError(
-                f"{folder} has weights of other sizes than its config.json says; download or save "
-                "both again."
+                f"The weights in {folder} do not have the sizes in its config.json; download or "
+                "save both again."
             ) from error
         raise
     missing = sorted(found["missing_keys"])
     if missing:
         raise ModelError(
-            f"{folder} lacks {len(missing)} of its weights, {missing[0]} first: it is incomplete, "
-            "so download or save it again."
+            f"{folder} is incomplete: it lacks {len(missing)} of its weights, {missing[0]} first; "
+            "download or save it again."
         )
     return part.float()
 
 
 def tensor_names(file: Path, name: str = "") -> list[str]:
-    """The names of the tensors in a file of weights, nothing of which is run.
+    """The names of the tensors in a file of weights. No code from it is run.
 
-    name: what an error calls the file. Raises ModelError for one that cannot be read in this way.
+    name: the file's name in messages. Raises ModelError for a file that cannot be read so.
     """
     name = name or file.name
     try:
@@ -316,13 +327,13 @@ def tensor_names(file: Path, name: str = "") -> list[str]:
             raise ModelError(f"{name} is a GGUF file; name a .safetensors file.")
         if start == b"version":
             raise ModelError(
-                f"{name} only says where the weights are (Git LFS); fetch them with: git lfs pull"
+                f"{name} is a Git LFS pointer without the weights; get them with: git lfs pull"
             )
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as content:
                 _check_numbers(content, name)
                 return list(content.keys())
-        return [one for one in pickled(file, name) if isinstance(one, str)]
+        return [key for key in pickled(file, name) if isinstance(key, str)]
     except (SafetensorError, OSError) as error:
         raise ModelError(
             f"{name} is cut short or not a safetensors file ({first_line(error)}); download or "
@@ -331,38 +342,37 @@ def tensor_names(file: Path, name: str = "") -> list[str]:
 
 
 def _check_numbers(content, name: str) -> None:
-    """Raises ModelError where weights are whole numbers: those of a network are not, unless it is
-    quantised."""
-    for key in content.keys():  # noqa: SIM118 (no mapping)
+    """Raises ModelError where weights are integers, which means that the model is quantised."""
+    for key in content.keys():  # noqa: SIM118 (not a dict)
         if key.endswith(".weight") and not content.get_slice(key).get_dtype().startswith(FLOATS):
             raise ModelError(
-                f"{name} is stored in few bits ({content.get_slice(key).get_dtype()}), which can "
-                "neither be trained nor changed exactly; name the model as it was before that."
+                f"{name} is quantised ({content.get_slice(key).get_dtype()}), so its weights can "
+                "be neither trained nor changed exactly; name the original model."
             )
 
 
 def pickled(file: Path, name: str = "") -> dict:
-    """The tensors of a file of PyTorch's own kind, on the disk as far as can be.
+    """The tensors of a PyTorch file, memory-mapped if possible. name: the file's name in messages.
 
-    Raises ModelError where it holds more than tensors, and for a damaged one.
+    Raises ModelError where it holds more than tensors, or is damaged.
     """
     name = name or file.name
-    # Before 2.6 a file could run code all the same (CVE-2025-32434).
+    # Before 2.6 loading could run code from the file even so (CVE-2025-32434).
     if torch.torch_version.TorchVersion(torch.__version__) < (2, 6):
         raise ModelError(
-            f"{name} can be read safely only by PyTorch 2.6 or newer, and this is "
-            f"{torch.__version__}; name a .safetensors file."
+            f"Only PyTorch 2.6 or later reads {name} safely, and this is {torch.__version__}; "
+            "update PyTorch, or name a .safetensors file."
         )
     try:
-        # Tensors only: nothing in the file is run. Before PyTorch 1.6 it was no zip file.
+        # weights_only: no code is run. Before PyTorch 1.6 the format was not a zip file.
         zipped = zipfile.is_zipfile(file)
         if zipped:
             torch_files.check_members(file, file.stat().st_size)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception:  # noqa: BLE001
-        # Of another make or damaged, which torch says in a dozen ways.
+        # torch has a dozen errors for a file that is damaged or in another format.
         raise ModelError(
-            f"{name} is no checkpoint that can be read safely; name a .safetensors file."
+            f"{name} cannot be read safely as a checkpoint; name a .safetensors file."
         ) from None
     while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
@@ -371,12 +381,12 @@ def pickled(file: Path, name: str = "") -> dict:
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an error says: the rest is for programmers."""
+    """The first line of an error's message; the rest is for programmers."""
     lines = str(error).strip().splitlines()
     return lines[0][:300].rstrip(".;: ") if lines else type(error).__name__
 
 
 def shown(value: object) -> str:
-    """What a stranger wrote, short and in plain characters."""
+    """A value from a file, as a message shows it: short, and in ASCII."""
     text = value if isinstance(value, str) and value.isidentifier() else ascii(value)
     return text if len(text) <= 100 else f"{text[:100]}..."

@@ -1,1 +1,1 @@
-"""What is measured: classifier, detection, collateral damage, probe, receipt, verdict."""
+"""Measurements: classifier, detection, collateral, probe, receipt, verdict and picture check."""

@@ -1,13 +1,13 @@
-"""Identify: what a model itself calls the thing in some pictures.
+"""Identify: finds the word that the model itself uses for the content of pictures.
 
-The model is a classifier as it stands (Li et al., arXiv 2303.16203): of several words the right one
-is that under which the network predicts the noise in the pictures best. Nothing is trained and
-nothing else is needed. Ours is that only a share of what a word changes in the prediction counts.
+A diffusion model is a zero-shot classifier (Li et al., arXiv 2303.16203): of several words, the
+right one lets the denoiser predict the noise in the pictures best. Nothing is trained. Our addition
+is a weight on the difference that a word makes in the prediction (CONDITIONAL_WEIGHT).
 
-Every word gets the same noise and the same timesteps, so that what differs is the word alone. Weak
-words are dropped early, by successive halving (Karnin, Koren and Somekh, ICML 2013). A bound on
-paired differences would need their spread, which a handful of draws does not tell, and its cost
-would depend on the pictures; halving only ranks, and its cost is known before it begins.
+All words get the same noise and timesteps, so only the word differs. Weak words are dropped early,
+by successive halving (Karnin, Koren and Somekh, ICML 2013). A stopping rule by confidence bounds
+would need the spread of the differences, which a few draws do not give, and its cost would depend
+on the pictures. Halving only ranks, so its cost is known before it begins.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from ..prompts.templates import SENTENCES
 from ..prompts.typed import split_words
 from ..prompts.vocabulary import VOCABULARY
 
-# Timesteps that are tried: what a thing is shows in much noise, and so does a style that is asked
-# for without one; beside a thing it shows in less. Where there is too much noise for any word to
-# matter, all losses are alike and nothing is lost.
+# The ranges of timesteps. An object shows in much noise, and so does a style that is asked for
+# without an object. A style in a sentence with an object shows in less noise. Timesteps with too
+# much noise for any word to matter do no harm: all words have the same loss there.
 TIMES = (400.0, 1000.0)
 TIMES_BESIDE_A_THING = (100.0, 800.0)
-# How much of what a word changes in the prediction is believed. Of pictures unlike those that it
-# learnt from, a network overstates what a word for the whole picture says.
+# The weight of the difference that a word makes in the prediction. For pictures unlike its training
+# data, a denoiser overstates the effect of a word that describes the whole picture.
 CONDITIONAL_WEIGHT = {"object": 0.5, "style": 1.0, "character": 0.5}
-THING_DRAWS = 32  # with which the thing in a picture is found, before its style is asked for
-MOST_WORDS = 2000  # candidates: each is asked for at least once
-IN_FULL = 10  # as many words get every draw; more of them are halved down to it
-AT_ONCE = 65536  # pixels of latents that the network works on at once: 16 of 64 x 64...
-ROWS_AT_ONCE = 64  # ... but no more than these
-ENCODED_AT_ONCE = 32  # prompts
+THING_DRAWS = 32  # draws to find the object in a picture, before its style is asked for
+MOST_WORDS = 2000  # the most candidates; each costs at least one evaluation
+IN_FULL = 10  # up to this many words get all draws; more words are halved down to it
+AT_ONCE = 65536  # latent pixels in one batch: 16 latents of 64 x 64...
+ROWS_AT_ONCE = 64  # ... but never more latents than this
+ENCODED_AT_ONCE = 32  # prompts in one batch of the text encoder
 
 Rows = TypeVar("Rows", list, torch.Tensor)
 OnRow = Callable[[int, int, str], None]
 """on_row(evaluations so far, all of them, the leading word), called often; it may raise to cancel.
-The word is "" where none leads yet."""
+The word is "" while none leads."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +55,24 @@ class Word:
 
     word: str
     explained: float
-    """Share of the loss without any word that the word takes away: a mean over its draws."""
+    """By what share the word lowers the loss without any word: the mean over its draws."""
     error: float
-    """Standard error of its distance from the first word; 0 for the first itself."""
+    """The standard error of its difference to the first word; 0 for the first itself."""
     draws: int
-    """How many draws of noise and timestep it was given before it was dropped."""
+    """How many draws of noise and timestep it had before it was dropped."""
 
 
 @dataclass(frozen=True)
 class Ranking:
+    """The candidates in order, best first."""
+
     words: list[Word]
-    """Best first; one that was kept longer stands before one that was dropped earlier."""
+    """Best first. A word that was dropped later stands before one that was dropped earlier."""
     confidence: float
-    """How likely the first word would still be first among those that were left in the end, after
-    endlessly many draws, 0 to 1."""
+    """The probability, 0 to 1, that the first word would also win the last round with endlessly
+    many draws."""
     evaluations: int
-    """Network evaluations of one row that it took."""
+    """How many evaluations of the denoiser it took, each of one latent."""
     kind: Kind = "object"
 
     @property
@@ -79,12 +81,12 @@ class Ranking:
 
 
 def parse_words(text: str, kind: Kind) -> list[str]:
-    """The words that a user typed, separated by commas or lines; the built-in ones for an empty
-    text.
+    """The candidates that a user typed, separated by commas or line breaks; the built-in ones for
+    an empty text.
 
-    Raises ValueError when there is nothing to choose from.
+    Raises ValueError for fewer than two or too many.
     """
-    # CLIP reads no capitals, and two spellings of one word would tie for ever.
+    # CLIP ignores capitals, so two spellings of one word would always tie.
     words: dict[str, str] = {}
     for word in split_words(text, "candidate"):
         words.setdefault(word.lower(), word)
@@ -92,29 +94,30 @@ def parse_words(text: str, kind: Kind) -> list[str]:
 
 
 def check_candidates(words: Sequence[str]) -> list[str]:
-    """Raises ValueError with one sentence when there is nothing to choose from."""
+    """The words as a list. Raises ValueError for fewer than two or more than MOST_WORDS."""
     if len(words) < 2:
         raise ValueError(
-            f"There is nothing to choose from: {len(words)} candidate is given; name at least two, "
+            f"There is nothing to choose from: {len(words)} candidate is given; type at least two, "
             "separated by commas or lines, or none for the built-in words."
         )
     if len(words) > MOST_WORDS:
         raise ValueError(
-            f"There are {len(words)} candidates and at most {MOST_WORDS} are asked for; leave out "
-            "the least likely."
+            f"There are {len(words)} candidates, but at most {MOST_WORDS} are compared; remove the "
+            "least likely ones."
         )
     return list(words)
 
 
 def rounds(count: int, draws: int) -> list[tuple[int, int]]:
-    """(words left, draws that each has had by its end) of every round.
+    """The plan of successive halving: for each round (words left, draws that each of them has had
+    at its end).
 
-    Up to IN_FULL words get all draws at once. More of them begin with as many as cost the same;
-    then the better half goes on, with twice the draws, until all are done.
+    Up to IN_FULL words get all draws in one round. With more words, every round costs the same: the
+    better half goes on, with twice the draws.
     """
     plan, left, until = [], count, 0
     while True:
-        # None is dropped without a draw more.
+        # At least one new draw in every round.
         until = min(draws, max(until + 1, IN_FULL * draws // left))
         plan.append((left, until))
         if until == draws:
@@ -124,21 +127,21 @@ def rounds(count: int, draws: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Context:
-    """The sentences that a picture is judged by."""
+    """The prompts that are compared for a picture."""
 
     without: str
-    """That names no candidate."""
+    """The prompt without a candidate."""
     sentence: str
-    """With a gap for one."""
+    """The prompt with a slot for a candidate."""
 
 
 def alone(kind: Kind) -> Context:
-    """Of a picture that shows nothing beside what is asked for."""
+    """The prompts for a picture of nothing but the concept."""
     return Context("", SENTENCES[kind])
 
 
 def beside(thing: str) -> Context:
-    """Of a picture of a thing, whose style is asked for."""
+    """The prompts for the style of a picture that shows an object, `thing`."""
     return Context(f"a picture of a {thing}", f"a picture of a {thing} in the style of {{}}")
 
 
@@ -153,12 +156,13 @@ def identify(
     on_row: OnRow | None = None,
     things: Sequence[str] = VOCABULARY["object"],
 ) -> Ranking:
-    """Rank words by how well the model predicts the noise in the pictures under each.
+    """Rank words by how well the model predicts the noise in the pictures with each as the prompt.
 
-    images: (N, H, W, 3) in 0..1, all of one thing or in one style. draws: of noise and timestep for
-    the words that are left in the end, shared out evenly among the pictures; at least one for each.
-    things: what pictures whose style is asked for may show; it is found first. None: the style is
-    asked for by itself, of pictures that show no thing. The same seed gives the same ranking.
+    images: (N, H, W, 3) in 0..1, all of one object or in one style. draws: of noise and timestep,
+    for each word in the last round. The pictures share them evenly, and each has at least one.
+    things: for kind "style", the objects that the pictures may show. The object of each picture is
+    found first, and then named in the prompts. Empty: the prompts name the style alone, for
+    pictures that show no object. The same seed gives the same ranking.
 
     Raises ValueError for bad input, before any work; `on_row` may raise to cancel.
     """
@@ -175,20 +179,20 @@ def identify(
         contexts = [alone(kind)] * len(images)
     noised = _in_turns(model, model.encode_images(images), times, draws, seed)
     prompts = _Prompts(model, contexts, words)
-    # Rows: no word, which is never dropped, and the words.
+    # Row 0 is the prompt without a word; it is never dropped.
     losses = torch.full((len(words) + 1, draws), torch.nan)
     left, had = list(range(1, len(words) + 1)), 0
     for count, until in plan:
         if had:
             left = _ordered(losses, left, had)[:count]
         rows = [(row, draw) for draw in range(had, until) for row in (0, *left)]
-        for some in _batches(rows, noised.at_once):
-            row, at = torch.tensor(some).T
+        for batch in _batches(rows, noised.at_once):
+            row, at = torch.tensor(batch).T
             conditioning = prompts.of(row, noised.picture[at])
             losses[row, at] = noised.loss(at, conditioning, row == 0, CONDITIONAL_WEIGHT[kind])
-            spent += len(some)
+            spent += len(batch)
             if on_row:
-                complete = int(at[-1]) + (row[-1] == left[-1])  # draws that all have had
+                complete = int(at[-1]) + (row[-1] == left[-1])  # draws that all words have had
                 ahead = _ordered(losses, left, complete)[0] if complete else left[0]
                 on_row(spent, total, words[ahead - 1] if complete else "")
         had = until
@@ -203,26 +207,34 @@ def _things(
     on_row: OnRow | None,
     total: int,
 ) -> list[Context]:
-    """What each picture shows, so that its style can be asked for in a whole sentence.
+    """The prompts for each picture's style, with the object that the picture shows.
 
-    A style's own sentence names no thing, and of a thing that is there the network then errs more
-    than any style can make good.
+    If the prompt did not name the object, its part of the loss would outweigh any style's.
     """
     contexts = []
     for i in range(len(images)):
-
-        def on(done: int, of: int, leader: str, i: int = i) -> None:
-            on_row(i * of + done, total, leader)
-
-        found = identify(
-            model, images[[i]], things, "object", THING_DRAWS, seed, on if on_row else None
-        )
+        on_part = part_of(on_row, i, total=total)
+        found = identify(model, images[[i]], things, "object", THING_DRAWS, seed, on_part)
         contexts.append(beside(found.best))
     return contexts
 
 
+def part_of(
+    on_row: OnRow | None, part: int, parts: int = 0, total: int | None = None
+) -> OnRow | None:
+    """The `on_row` of one of several equally long parts. part: its number from 0. total: all
+    evaluations; None if there are just these `parts`."""
+    if on_row is None:
+        return None
+
+    def report(done: int, of: int, leader: str) -> None:
+        on_row(part * of + done, parts * of if total is None else total, leader)
+
+    return report
+
+
 def _evaluations(plan: list[tuple[int, int]]) -> int:
-    """Rows of the network in all rounds, those without a word with them."""
+    """The evaluations of all rounds, with those of the prompt without a word."""
     before = [0, *(until for _, until in plan)]
     return sum((left + 1) * (until - had) for (left, until), had in zip(plan, before))
 
@@ -237,18 +249,16 @@ def explained(
     seed: int = 0,
     on_row: OnRow | None = None,
 ) -> torch.Tensor:
-    """(pictures, words, draws) shares of the loss without any word that each word takes away of
-    each picture. What is given and raised: see `Asking`, which can be asked for more later.
+    """(pictures, words, draws): by what share each word lowers each picture's loss without a word.
 
-    draws: which of them, so that more can be asked for later.
+    draws: which draws; a later call can ask for others. For the rest see `Asking`.
     """
     asking = Asking(model, x0, contexts, words, draws.stop, kind, seed, on_row)
     return asking.shares(range(len(x0)), range(len(words)), draws)
 
 
 class Asking:
-    """What words explain of pictures, asked for a few of them at a time: what the network has said
-    once it is not asked again."""
+    """How well words explain pictures. Losses are computed when first needed, and then kept."""
 
     @torch.no_grad()
     def __init__(
@@ -263,8 +273,8 @@ class Asking:
         on_row: OnRow | None = None,
     ) -> None:
         """x0: clean latents of the pictures, which all get the same noise and timesteps. contexts:
-        of each picture, see `alone` and `beside`. draws: at most so many. `on_row` may raise to
-        cancel."""
+        one per picture, see `alone` and `beside`. draws: the most per picture. `on_row` may raise
+        to cancel."""
         noise = torch.randn((draws, *x0.shape[1:]), generator=torch.Generator().manual_seed(seed))
         self.noised = _Draws(
             model,
@@ -275,29 +285,30 @@ class Asking:
         )
         self.prompts = _Prompts(model, contexts, words)
         self.losses = torch.full((len(x0), len(words) + 1, draws), torch.nan)
-        self.believed, self.on_row = CONDITIONAL_WEIGHT[kind], on_row
+        self.weight, self.on_row = CONDITIONAL_WEIGHT[kind], on_row
 
     @torch.no_grad()
     def shares(
         self, pictures: Sequence[int], words: Sequence[int], draws: Sequence[int]
     ) -> torch.Tensor:
-        """(pictures, words, draws) shares of the loss without any word that each takes away.
+        """(pictures, words, draws): by what share each word lowers the loss without a word.
 
-        By their numbers. Raises ValueError where the network predicts what is not finite.
+        pictures, words, draws: their numbers from 0. Raises ValueError where a prediction is not
+        finite.
         """
         pictures, draws, rows = list(pictures), list(draws), [0, *(word + 1 for word in words)]
         places = torch.cartesian_prod(*map(torch.tensor, (pictures, draws, rows))).view(-1, 3)
         picture, draw, row = places.T
         places = places[self.losses[picture, row, draw].isnan()]
         done = 0
-        for some in _batches(places, self.noised.at_once):
-            picture, draw, row = some.T
+        for batch in _batches(places, self.noised.at_once):
+            picture, draw, row = batch.T
             at = picture * self.losses.shape[2] + draw
             conditioning = self.prompts.of(row, picture)
             self.losses[picture, row, draw] = self.noised.loss(
-                at, conditioning, row == 0, self.believed
+                at, conditioning, row == 0, self.weight
             )
-            done += len(some)
+            done += len(batch)
             if self.on_row:
                 self.on_row(done, len(places), "")
         losses = self.losses[pictures][:, rows][:, :, draws]
@@ -305,7 +316,7 @@ class Asking:
 
 
 def _evenly(count: int, times: tuple[float, float]) -> torch.Tensor:
-    """(count,) timesteps. Multiples of the golden ratio: however many are used, they lie evenly."""
+    """(count,) timesteps. Multiples of the golden ratio: the first n are even for every n."""
     share = (0.5 + torch.arange(count) * GOLDEN) % 1
     return times[0] + (times[1] - times[0]) * share
 
@@ -313,17 +324,17 @@ def _evenly(count: int, times: tuple[float, float]) -> torch.Tensor:
 def _in_turns(
     model: DiffusionModel, x0: torch.Tensor, times: tuple[float, float], count: int, seed: int
 ) -> _Draws:
-    """Draws for which the pictures take turns, in random order, so that every round sees as many as
-    it can."""
+    """Draws for which the pictures take turns in random order, so that each round sees as many of
+    them as possible."""
     generator = torch.Generator().manual_seed(seed)
     turns = [torch.randperm(len(x0), generator=generator) for _ in range(-(-count // len(x0)))]
-    # On the CPU: of many draws they would fill a card.
+    # On the CPU: many draws would fill a GPU's memory.
     noise = torch.randn((count, *x0.shape[1:]), generator=generator)
     return _Draws(model, x0, torch.cat(turns)[:count], _evenly(count, times), noise)
 
 
 class _Draws:
-    """The draws of noise and timestep that all words share, and the loss in them."""
+    """The draws of noise and timestep that all words share, and the losses on them."""
 
     def __init__(
         self,
@@ -333,21 +344,22 @@ class _Draws:
         t: torch.Tensor,
         noise: torch.Tensor,
     ) -> None:
-        """picture: (draws,) which one each is of. t: (draws,). noise: (draws, ...). On the CPU."""
+        """picture: (draws,), the picture of each draw. t: (draws,). noise: (draws, ...). All on the
+        CPU."""
         self.picture, self.x0, self.t, self.noise = picture, x0, t, noise
         self.plain = torch.zeros_like(noise)
-        """The predictions without a word."""
+        """The predictions without a word, (draws, ...)."""
         self.model = model
         self.at_once = rows_at_once(x0[0, 0].numel())
 
     def loss(
-        self, at: torch.Tensor, conditioning: Conditioning, without: torch.Tensor, believed: float
+        self, at: torch.Tensor, conditioning: Conditioning, without: torch.Tensor, weight: float
     ) -> torch.Tensor:
-        """(N,) mean squared error of the prediction in the draws `at`, each under its own
+        """(N,) mean squared error of the predictions for the draws `at`, (N,), each with its own
         conditioning; on the CPU.
 
-        without: (N,) which rows name no word; each draw's is asked for before the others. Of what a
-        word changes against it, `believed` is the share that counts.
+        without: (N,), true for rows without a word; each draw's comes before its other rows.
+        weight: of the difference between the prediction with a word and without.
         """
         x0 = self.x0[self.picture[at].to(self.x0.device)]
         noise, t = self.noise[at].to(x0), self.t[at].to(x0.device)
@@ -355,16 +367,16 @@ class _Draws:
         self.plain[at[without]] = predicted[without.to(x0.device)].cpu()
         if not predicted.isfinite().all():
             raise ValueError(
-                "What the network predicts is not finite, so it cannot be asked: load it in "
-                "another precision, such as bfloat16 or float32, and look at the LoRAs on it."
+                "The denoiser's predictions are not finite; load the model in another precision, "
+                "such as bfloat16 or float32, and check the LoRAs on it."
             )
         plain = self.plain[at].to(predicted)
-        error = plain + believed * (predicted - plain) - self.model.target(x0, noise, t).float()
+        error = plain + weight * (predicted - plain) - self.model.target(x0, noise, t).float()
         return error.square().flatten(1).mean(1).cpu()
 
 
 class _Prompts:
-    """The conditioning of no word and of every word, in each of the pictures' contexts."""
+    """The conditioning without a word and with each word, in each of the pictures' contexts."""
 
     def __init__(
         self, model: DiffusionModel, contexts: Sequence[Context], words: Sequence[str]
@@ -378,7 +390,7 @@ class _Prompts:
             for sentence in (context.without, *(context.sentence.format(word) for word in words))
         ]
         self.device = model.device
-        # Kept on the CPU: T5's of some hundred words are gigabytes.
+        # On the CPU: T5's conditioning of some hundred words takes gigabytes.
         self.conditioning = Conditioning.cat(
             [
                 model.encode(sentences[i : i + ENCODED_AT_ONCE]).to("cpu")
@@ -387,13 +399,14 @@ class _Prompts:
         )
 
     def of(self, row: torch.Tensor, picture: torch.Tensor) -> Conditioning:
-        """row: (N,) 0 for no word, else the word's place from 1; picture: (N,)."""
+        """The conditioning of N rows. row: (N,), 0 without a word, else the word's number from 1.
+        picture: (N,), the number of the picture."""
         index = self.context[picture] * self.size + row
         return self.conditioning[index].to(self.device)
 
 
 def rows_at_once(pixels: int) -> int:
-    """How many rows the network works on at once, where a picture's latents have so many pixels."""
+    """The batch size of the denoiser for latents of so many pixels."""
     return min(ROWS_AT_ONCE, max(1, AT_ONCE // pixels))
 
 
@@ -403,8 +416,8 @@ def _batches(rows: Rows, size: int) -> Iterator[Rows]:
 
 
 def _relative(losses: torch.Tensor, rows: Sequence[int], draws: int) -> torch.Tensor:
-    """(rows, draws) losses as shares of that without a word: a clean and a noisy latent differ a
-    hundredfold, and each draw shall count alike."""
+    """(rows, draws) losses divided by those without a word. Losses in little and in much noise
+    differ a hundredfold, and each draw should count the same."""
     return losses[list(rows), :draws] / losses[0, :draws]
 
 
@@ -431,16 +444,16 @@ def _ranking(losses: torch.Tensor, words: Sequence[str], spent: int, kind: Kind)
 
 
 def _error(differences: torch.Tensor) -> float:
-    """Standard error of the mean; infinite of a single draw."""
+    """The standard error of the mean; infinite for a single draw."""
     if len(differences) < 2:
         return math.inf
     return (differences.std() / math.sqrt(len(differences))).item()
 
 
 def _confidence(first: Word, rivals: Sequence[Word]) -> float:
-    """One less the chances that each of the rivals is better in truth, by their paired differences.
+    """1 minus the sum of the probabilities that a rival is better than the first word.
 
-    A difference is taken as normal with its standard error: the draws are many.
+    Each is taken from the paired differences. With many draws, their mean is nearly normal.
     """
     overtaken = sum(
         0.5

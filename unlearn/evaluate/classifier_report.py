@@ -1,4 +1,4 @@
-"""A ranking for people: in words, as a table, and as a picture of bars."""
+"""A ranking for people: as sentences, as a table, and as a bar chart."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ SHOWN = 10  # words
 
 
 def verdict(ranking: Ranking) -> str:
-    """The best word, how sure it is, and whether it says anything."""
+    """The best word and its confidence, with a warning if no word explains the pictures."""
     first = ranking.words[0]
     text = f"The model calls it: {first.word} (confidence {sureness(ranking)})."
-    # Of styles the right one comes out below zero half of the time, too.
+    # Not for styles: the right one is below zero half of the time.
     if first.explained <= 0 and ranking.kind != "style":
         text += (
-            "\nBut no candidate says more about the pictures than no word does: the right one may "
-            "not be among them."
+            "\nBut no candidate explains the pictures better than an empty prompt: the right word "
+            "may not be among them."
         )
     return text
 
 
 def cost(ranking: Ranking, pictures: int) -> str:
+    """What the ranking took, as a sentence."""
     return (
         f"{len(ranking.words)} candidates, {pictures} pictures, {ranking.evaluations} evaluations "
-        "of the network."
+        "of the denoiser."
     )
 
 
 def report(ranking: Ranking, pictures: int) -> str:
-    """The ranking in words."""
+    """The ranking as lines of text."""
     lines = [
         f"{place}. {word.word}: explains {word.explained:.1%}, {word.draws} draws"
         for place, word in enumerate(ranking.words[:SHOWN], 1)
@@ -43,7 +44,7 @@ def report(ranking: Ranking, pictures: int) -> str:
 
 
 def table(ranking: Ranking) -> str:
-    """The best words in columns: how much each explains, the standard error of its distance from
+    """The best words as a table: how much each explains, the standard error of its difference to
     the first, and its draws."""
     rows = [["", "word", "explains", "error", "draws"]]
     for place, word in enumerate(ranking.words[:SHOWN], 1):
@@ -53,13 +54,13 @@ def table(ranking: Ranking) -> str:
 
 
 def sureness(ranking: Ranking) -> str:
-    """The confidence in words; certain it never is."""
+    """The confidence as text. It is never 100%."""
     return "over 99%" if ranking.confidence > 0.99 else f"{ranking.confidence:.0%}"
 
 
 def bars(ranking: Ranking) -> torch.Tensor:
-    """The best words as bars, (1, height, 512, 3): how much each explains, and its standard error
-    against the first, which is dark."""
+    """The best words as a bar chart, (1, height, 512, 3) in 0..1: how much each explains, and its
+    standard error against the first, which is dark."""
     words = ranking.words[:SHOWN]
     line, left, width, top = 24, 150, 512, 10
     font = font_for([word.word for word in words], 13)
@@ -96,4 +97,5 @@ def bars(ranking: Ranking) -> torch.Tensor:
 
 
 def shortened(word: str) -> str:
+    """At most 20 letters of a word."""
     return word if len(word) <= 20 else word[:19] + "..."

@@ -1,4 +1,4 @@
-"""Neighbours: what must stay beside a concept, and the words that an erasure moved along."""
+"""Collateral damage: prompts that an erasure should not change, and the words that it changed."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import torch
 from ..core.conditioning import Conditioning
 from ..core.kind import ANCHORS, Kind
 from ..core.prompt_spread import is_padded
+from ..prompts.names import unnamed
 from ..prompts.templates import sentence, templates
 
 Encode = Callable[[Sequence[str]], Conditioning]
-ENCODED_AT_ONCE = 32  # prompts
+ENCODED_AT_ONCE = 32  # prompts in one batch of the text encoder
 COMMON = ("cat", "house", "apple", "guitar", "car", "umbrella")
 STYLES = ("watercolor", "pencil sketch", "photograph")
-PROPOSED = 6  # for protection
-NOTICEABLE = 0.05  # of a word's own length: less than this needs no protection
+PROPOSED = 6  # words at most that are proposed for protection
+NOTICEABLE = 0.05  # words that moved less, in `Neighbour.moved`, need no protection
 
 
 def near_prompts(concepts: Sequence[str], kind: Kind) -> list[str]:
-    """Of three common things, or of two and two styles beside a style."""
-    named = {word for concept in concepts for word in concept.lower().split()}
-    things = [word for word in COMMON if word not in named]
-    styles = [word for word in STYLES if not named & set(word.split())]
+    """Prompts of three common objects; for a style, of two objects and two styles."""
+    things, styles = unnamed(COMMON, concepts), unnamed(STYLES, concepts)
     if kind != "style":
         return [templates("object")[0].format(word) for word in things[:3]]
     return [templates("object")[0].format(word) for word in things[:2]] + [
@@ -34,47 +33,48 @@ def near_prompts(concepts: Sequence[str], kind: Kind) -> list[str]:
 
 @dataclass(frozen=True)
 class Neighbour:
+    """A word and how far an erasure moved it."""
+
     word: str
     moved: float
-    """How far its conditioning moved; 1 is as far as it was from the empty prompt's, or from the
-    neutral word's where the encoder does not pad (see prompt_spread.py)."""
+    """How far its conditioning moved. 1 is its distance to the empty prompt, or to the neutral word
+    where the encoder does not pad (see prompt_spread.py)."""
 
 
 @torch.no_grad()
 def neighbours(
     before: Encode, after: Encode, words: Sequence[str], kind: Kind, concepts: Sequence[str] = ()
 ) -> list[Neighbour]:
-    """Words, those first whose conditioning an erasure moves most.
+    """The words in order of how far an erasure moves their conditioning, the furthest first.
 
-    before and after: `encode` of the original and of the erased model. Of an `Edit` that is open
-    they are one model's, `before` under `edit.off()`. concepts: what was erased; words that share a
-    word with it are left out.
+    before, after: `encode` of the original and of the erased model. With an open `Edit` both are
+    one model's, and `before` runs under `edit.off()`. concepts: the erased ones; words that share a
+    word with them are left out.
     """
-    named = {word for concept in concepts for word in concept.lower().split()}
-    words = [word for word in words if not named & set(word.lower().split())]
+    words = unnamed(words, concepts)
     empty, neutral = before([""]), before([sentence(kind, ANCHORS[kind])])
     found = []
     for i in range(0, len(words), ENCODED_AT_ONCE):
-        some = words[i : i + ENCODED_AT_ONCE]
-        prompts = [sentence(kind, word) for word in some]
+        batch = words[i : i + ENCODED_AT_ONCE]
+        prompts = [sentence(kind, word) for word in batch]
         was, now = before(prompts), after(prompts)
-        # Where the encoder does not pad, an empty prompt has nothing to be compared with.
+        # Where the encoder does not pad, an empty prompt has too few tokens to compare.
         origin = empty if is_padded(was, empty) else neutral
-        way = was.distance(origin.repeated(len(some)))
-        way = way.where(way > 0, way.max())  # of the neutral word itself, which has none
-        moved = now.distance(was) / way.clamp(min=1e-12)
-        found += [Neighbour(word, m) for word, m in zip(some, moved.sqrt().tolist())]
+        scale = was.distance(origin.repeated(len(batch)))
+        scale = scale.where(scale > 0, scale.max())  # 0 only for the neutral word itself
+        moved = now.distance(was) / scale.clamp(min=1e-12)
+        found += [Neighbour(word, m) for word, m in zip(batch, moved.sqrt().tolist())]
     return sorted(found, key=lambda neighbour: -neighbour.moved)
 
 
 def to_protect(found: Sequence[Neighbour]) -> list[Neighbour]:
-    """Those that moved most, and noticeably."""
-    return [one for one in found[:PROPOSED] if one.moved >= NOTICEABLE]
+    """The first PROPOSED words, if they moved noticeably. found: by `neighbours`."""
+    return [neighbour for neighbour in found[:PROPOSED] if neighbour.moved >= NOTICEABLE]
 
 
 def proposal(found: Sequence[Neighbour]) -> str:
-    """What to protect, in words; found: by `to_protect`."""
+    """A sentence on what to protect. found: by `to_protect`."""
     if not found:
-        return "No other candidate is moved noticeably by the erasure: nothing to protect."
-    moved = ", ".join(f"{one.word} {one.moved:.0%}" for one in found)
-    return f"To protect, with how far the erasure moves each: {moved}."
+        return "The erasure moves no other candidate noticeably, so there is nothing to protect."
+    moved = ", ".join(f"{neighbour.word} {neighbour.moved:.0%}" for neighbour in found)
+    return f"Words to protect, with how far the erasure moves each: {moved}."

@@ -1,7 +1,7 @@
-"""Whether pictures that were given show the concept: the model that is to unlearn it says so.
+"""Checks that a user's pictures show the concept, according to the model that is to unlearn it.
 
-A word that takes something away of the loss in its pictures is taken as theirs, which a few draws
-tell. Only where it takes nothing away is it looked for what the pictures do show (classifier.py).
+If the concept's word lowers the loss on its pictures, they show it; a few draws tell. Only if it
+does not, the classifier looks for what the pictures do show (classifier.py).
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import torch
 
 from ..core.kind import Kind
 from ..core.model import DiffusionModel
+from ..prompts.names import unnamed
 from ..prompts.vocabulary import VOCABULARY
 from .classifier import alone, explained, identify
-from .probe import OnProbe
+from .probe import OnProbe, as_on_row
 
-CONCEPTS = 4  # that are asked for, at most
-PICTURES = 4  # of each
+CONCEPTS = 4  # the most that are checked
+PICTURES = 4  # the most for each concept
 DRAWS = 4  # of noise for each picture
-IDENTIFYING = 16  # draws for the words that are left in the end
+IDENTIFYING = 16  # draws for each word in the classifier's last round
 SURE = 3.0  # standard errors
-LITTLE = 0.25  # of what the right word explains
+LITTLE = 0.25  # the concept must explain at least this share of what the best word explains
 
 
 def check_pictures(
@@ -32,46 +33,44 @@ def check_pictures(
     way_out: str,
     on_probe: OnProbe | None = None,
 ) -> list[str]:
-    """What is doubtful of the pictures, a sentence for each concept; none where all is well.
+    """Warnings about the pictures, a sentence for each doubtful concept.
 
-    images: (N, H, W, 3), shared out evenly in the concepts' order. way_out: how to leave this check
-    out. Raises ValueError where a concept explains nothing of its pictures and a built-in word
-    explains much. Styles are not asked for: what is drawn in them is not known.
+    images: (N, H, W, 3), an equal number for each concept, in their order. way_out: how to switch
+    this check off, for the message. Raises ValueError where a concept does not explain its pictures
+    and a built-in word does. Styles are not checked, since the objects in the pictures are not
+    known.
     """
     if kind == "style":
         return []
     found = []
-    for concept, some in list(zip(concepts, images.chunk(len(concepts))))[:CONCEPTS]:
-        some = some[:PICTURES]
-        x0 = model.encode_images(some)
-        contexts = [alone(kind)] * len(some)
+    for concept, pictures in list(zip(concepts, images.chunk(len(concepts))))[:CONCEPTS]:
+        pictures = pictures[:PICTURES]
+        x0 = model.encode_images(pictures)
+        contexts = [alone(kind)] * len(pictures)
         own = explained(model, x0, contexts, [concept], range(DRAWS), kind)
         if _is_positive(own[:, 0]):
             continue
-        named = set(concept.lower().split())
-        words = [word for word in VOCABULARY[kind] if not named & set(word.lower().split())]
-        on_row = None
-        if on_probe:
-            on_row = lambda done, of, _: on_probe("looking at the pictures", done, of)  # noqa: E731
-        best = identify(model, some, words, kind, IDENTIFYING, on_row=on_row, things=()).best
-        # In draws that did not choose the word.
+        words = unnamed(VOCABULARY[kind], [concept])
+        on_row = as_on_row(on_probe, "looking at the pictures")
+        best = identify(model, pictures, words, kind, IDENTIFYING, on_row=on_row, things=()).best
+        # Other draws than those that chose the word, which would favour it.
         both = explained(model, x0, contexts, [concept, best], range(DRAWS, 3 * DRAWS), kind)
         ours, theirs = both[:, 0], both[:, 1]
         is_much = _is_positive(theirs) and _is_positive(theirs - ours)
         if is_much and ours.mean() < LITTLE * theirs.mean():
             raise ValueError(
-                f"To this model the pictures do not show {concept!r}, they look like {best!r}: "
-                "there is nothing of them to unlearn under that word. Correct the concept or the "
-                f"pictures, or {way_out} to train all the same."
+                f"To this model the pictures do not show {concept!r} but {best!r}, so training on "
+                f"them would not unlearn {concept!r}. Correct the concept or the pictures, or "
+                f"{way_out} to train anyway."
             )
         found.append(
-            f"Warning: to this model {concept!r} says nothing of the pictures that are given. "
-            "Where it does not know the word, there is nothing to unlearn; Identify Concept says "
-            "what it calls them."
+            f"Warning: to this model {concept!r} does not describe the given pictures. If it does "
+            "not know the word, there is nothing to unlearn; Identify Concept shows which word it "
+            "uses for them."
         )
     return found
 
 
 def _is_positive(share: torch.Tensor) -> bool:
-    """Whether a mean over pictures and draws is surely above zero."""
+    """Whether the mean over pictures and draws is above zero by SURE standard errors."""
     return bool(share.mean() > SURE * share.std() / share.numel() ** 0.5)

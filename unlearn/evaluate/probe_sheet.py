@@ -1,4 +1,4 @@
-"""A probe as one picture: what was asked on the left before, on the right after the edit."""
+"""A probe as one sheet of pictures: before the edit on the left, after it on the right."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from ..render.sheet import Row, sheet
 from .probe import Asked, Probe
 
 COLUMNS = 4
-SHOWN = (0.85, 0.1, 0.1)  # the frame of a picture in which the concept is seen
+# The colours of a picture's frame: the concept is seen, or not.
+SHOWN = (0.85, 0.1, 0.1)
 ABSENT = (0.8, 0.8, 0.8)
 
 
 def probe_sheet(probes: Sequence[Probe]) -> torch.Tensor:
-    """(1, height, width, 3). A red frame: the original model sees the concept in the picture."""
+    """The sheet, (1, height, width, 3) in 0..1. A picture has a red frame if the original model
+    sees the concept in it."""
     groups, figures = {}, []
-    for one in probes:
-        for asked in one.asked:
-            name = f"{one.concept}: {asked.name}" if len(probes) > 1 else asked.name
+    for probe in probes:
+        for asked in probe.asked:
+            name = f"{probe.concept}: {asked.name}" if len(probes) > 1 else asked.name
             heading = (
                 f"{name}, {sum(asked.shown_before)} of {len(asked.prompts)} before, "
                 f"{sum(asked.shown_after)} after"
             )
             groups[heading] = rows(asked)
-        figures += one.sentences()
+        figures += probe.sentences()
     return sheet(groups, [*figures, "Red frame: the original model sees the concept in it."])
 
 
 def rows(asked: Asked) -> list[Row]:
-    """COLUMNS pictures a row, the last one padded with white."""
+    """Rows of COLUMNS pictures each; the last one is filled up with white."""
     found = []
     before = framed(asked.before, asked.shown_before)
     after = framed(asked.after, asked.shown_after)
@@ -41,12 +43,13 @@ def rows(asked: Asked) -> list[Row]:
 
 
 def padded(pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures (N, H, W, 3), filled up with white ones to COLUMNS."""
     white = pictures.new_ones(COLUMNS - len(pictures), *pictures.shape[1:])
     return torch.cat([pictures, white])
 
 
 def framed(pictures: torch.Tensor, shown: Sequence[bool]) -> torch.Tensor:
-    """Pictures (N, H, W, 3) with an edge in the colour of what is seen in each."""
+    """Pictures (N, H, W, 3) with a frame. shown: whether the concept is seen in each."""
     result = pictures[..., :3].clone()
     edge = max(2, pictures.shape[1] // 40)
     for picture, is_shown in zip(result, shown):

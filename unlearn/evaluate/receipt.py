@@ -1,7 +1,7 @@
-"""Receipt: a few figures of what an erasure does, and whether they come out again.
+"""Receipt: a few figures of an erasure's effect that anybody with the base model can reproduce.
 
-Whoever has the base can draw the same prompts with the same seeds and ask the original model what
-it sees, so that what a record says need not be believed.
+The record holds prompts, seeds and settings, so one can draw the same pictures and let the original
+model judge them again.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ..prompts.paraphrases import spread
 from ..prompts.templates import sentence, templates
 from .collateral import near_prompts
 from .detection import Seen, remains, rivals
-from .probe import ATTACKS, OnProbe, ProbeSettings, drawn, painted
+from .probe import ATTACKS, OnProbe, ProbeSettings, as_on_row, drawn, painted
 
-PROTECTED = 4  # words at most, of which others are drawn beside the usual ones
-TOKEN = ATTACKS[-1]  # whose prompts cannot be drawn again: it trains a token
+PROTECTED = 4  # protected words at most that are drawn, beside the usual ones
+TOKEN = ATTACKS[-1]  # it trains a token, so its prompts cannot be drawn again
 SETTINGS = ("kind", "draws", "rivals", "steps", "guidance", "seed")
-# What is measured, with how far it may differ when another machine measures it again. None: a
-# count of pictures.
+# The figures: their names, and how much another machine's result may differ. None is a count of
+# pictures (see `count_tolerance`).
 FIGURES = {
     "shown_before": ("its own prompts show it, before", None),
     "shown_after": ("its own prompts show it, after", None),
@@ -39,35 +39,36 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Asked:
-    """What is drawn and how it is judged."""
+    """The prompts to draw, and the settings to draw and judge with."""
 
     concepts: list[str]
     own: list[str]
     """Prompts of the concepts."""
     near: list[str]
-    """Prompts that must draw what they drew."""
+    """Prompts whose pictures should not change."""
     settings: ProbeSettings
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number as it was recorded and as it came out again."""
+    """One figure as recorded and as measured again."""
 
     name: str
     recorded: float
     measured: float
     tolerance: float
     of: int = 0
-    """How many pictures it is a count of; 0: it is a share."""
+    """The number of pictures, if it counts pictures; 0 for any other figure."""
 
     @property
     def agrees(self) -> bool:
-        # In floating point 0.12 is more than 0.02 above 0.1.
+        """Whether the two differ by no more than the tolerance."""
+        # The small number is for rounding: 0.12 - 0.1 > 0.02 in floating point.
         return abs(self.measured - self.recorded) <= self.tolerance + 1e-9
 
 
 def count_tolerance(pictures: int) -> int:
-    """One picture of eight, and at least one: the verdict on a doubtful one is chance."""
+    """One picture in eight, and at least one: the judgement of an unclear picture may change."""
     return math.ceil(pictures / 8)
 
 
@@ -79,10 +80,10 @@ def receipt(
     protect: Sequence[str] = (),
     on_probe: OnProbe | None = None,
 ) -> dict:
-    """What an erasure does, JSON-like: figures, and all that it takes to measure them again.
+    """A receipt as JSON: figures, and everything that is needed to measure them again.
 
-    Draws each concept's own prompts and some others, before and after with the same seeds. Changed:
-    mean absolute difference of a pixel's value, which lies in 0..1. The models stay what they are.
+    Each concept's own prompts and some others are drawn before and after, with the same seeds.
+    "Changed" is the mean absolute difference of pixel values in 0..1. Neither model is changed.
     `on_probe` may raise to cancel.
     """
     kind = settings.kind
@@ -98,7 +99,7 @@ def receipt(
 
 
 def near(concepts: Sequence[str], kind: Kind, protect: Sequence[str] = ()) -> list[str]:
-    """Prompts that must draw what they drew: of protected words, and usual ones."""
+    """Prompts whose pictures should not change: of protected words, and some usual ones."""
     protected = [sentence(kind, word) for word in list(protect)[:PROTECTED]]
     return list(dict.fromkeys([*protected, *near_prompts(concepts, kind)]))
 
@@ -106,26 +107,30 @@ def near(concepts: Sequence[str], kind: Kind, protect: Sequence[str] = ()) -> li
 def measured_again(
     original: Open, edited: Open, record: Mapping, on_probe: OnProbe | None = None
 ) -> list[Figure]:
-    """The figures of a recorded `receipt`, drawn and judged anew."""
-    record = _used(RECEIPT, record, "receipt")
+    """The figures of a recorded `receipt`, drawn and judged again.
+
+    Raises ErasureError where the receipt cannot be read.
+    """
+    record = _checked(RECEIPT, record, "receipt")
     asked = Asked(record["concepts"], record["own"], record["near"], _settings(record))
     found, of = _measured(original, edited, asked, on_probe), len(asked.own)
     return [
         Figure(name, record[key], found[key], count_tolerance(of), of)
-        if allowed is None
-        else Figure(name, record[key], found[key], allowed)
-        for key, (name, allowed) in FIGURES.items()
+        if tolerance is None
+        else Figure(name, record[key], found[key], tolerance)
+        for key, (name, tolerance) in FIGURES.items()
     ]
 
 
 def probed_again(
     original: Open, edited: Open, record: Mapping, on_probe: OnProbe | None = None
 ) -> list[Figure]:
-    """The counts of a recorded probe, from its own prompts: those that an attack found, too.
+    """The counts of a recorded probe, drawn again from its prompts, those of attacks included.
 
-    Nothing is searched for again. CCE is left out: a token that was trained is in no record.
+    No attack is run again. CCE is left out, since the record does not hold its trained token.
+    Raises ErasureError where the probe cannot be read or has no prompts to draw.
     """
-    record = _used(PROBE, record, "probe")
+    record = _checked(PROBE, record, "probe")
     s, concept = _settings(record), record["concept"]
     rows = {row["name"]: row for row in record["asked"] if row["name"] != TOKEN}
     plain = [name for name in rows if name not in ATTACKS]
@@ -133,11 +138,14 @@ def probed_again(
     groups |= {("after", name): row["prompts"] for name, row in rows.items()}
     was = {(when, name): rows[name][f"shown_{when}"] for when, name in groups}
     if not groups:
-        raise ErasureError("The probe in the record has no prompts that can be drawn again.")
+        raise ErasureError(
+            "The probe in the record has no prompts that can be drawn again; probe the erasure "
+            "again instead."
+        )
     pictures = []
     for (when, name), prompts in groups.items():
-        way = original if when == "before" else edited
-        pictures.append(_pictures(way, prompts, s, f"drawing {name}, {when}", on_probe))
+        open_model = original if when == "before" else edited
+        pictures.append(_pictures(open_model, prompts, s, f"drawing {name}, {when}", on_probe))
     seen = iter(_seen(original, torch.cat(pictures), [concept], s, on_probe))
     return [
         Figure(
@@ -152,12 +160,12 @@ def probed_again(
 
 
 def recorded(erasure: Erasure) -> list[tuple[str, Mapping]]:
-    """What a record says that can be measured again: ("receipt" or "probe", it)."""
+    """The measurements in a record that can be made again, as ("receipt" or "probe", entry)."""
     measured = erasure.record.get("measured", {})
     receipts = [measured["receipt"]] if "receipt" in measured else []
     return [
-        *(("receipt", one) for one in receipts),
-        *(("probe", one) for one in measured.get("probe", [])),
+        *(("receipt", entry) for entry in receipts),
+        *(("probe", entry) for entry in measured.get("probe", [])),
     ]
 
 
@@ -184,14 +192,14 @@ def _measured(
 
 
 def _settings(record: Mapping) -> ProbeSettings:
-    kept = record["settings"]
-    return ProbeSettings(**{name: kept[name] for name in SETTINGS if name in kept})
+    settings = record["settings"]
+    return ProbeSettings(**{name: settings[name] for name in SETTINGS if name in settings})
 
 
 def _pictures(
-    way: Open, prompts: Sequence[str], s: ProbeSettings, what: str, on_probe: OnProbe | None
+    open_model: Open, prompts: Sequence[str], s: ProbeSettings, what: str, on_probe: OnProbe | None
 ) -> torch.Tensor:
-    with way() as model:
+    with open_model() as model:
         return painted(model, drawn(model, prompts, s, what, on_probe), what)
 
 
@@ -202,27 +210,28 @@ def _seen(
     s: ProbeSettings,
     on_probe: OnProbe | None,
 ) -> list[Seen]:
-    """Judged as a probe judges."""
-    against = spread(rivals(concepts, s.kind), s.rivals)
+    """The original model's judgement of each picture, as in a probe."""
+    others = spread(rivals(concepts, s.kind), s.rivals)
     with original() as model:
         return remains(
             model,
             pictures,
             concepts,
             s.kind,
-            against,
+            others,
             s.draws,
             s.seed,
-            (lambda done, of, _: on_probe("judging", done, of)) if on_probe else None,
+            as_on_row(on_probe, "judging"),
         )
 
 
-def _used(check: Check, record: Mapping, what: str) -> dict:
-    """What can be used of it. Raises ErasureError where it does not fit: a file's always does."""
+def _checked(check: Check, record: Mapping, what: str) -> dict:
+    """The checked entry of a record. Raises ErasureError where it does not fit, which an entry from
+    a loaded file always does."""
     try:
         return check(record, [])
     except Unfit as error:
         raise ErasureError(
             f"The {what} in the record cannot be read ({error}), so it cannot be measured again; "
-            "take the file anew from where it came."
+            "download the file again."
         ) from None

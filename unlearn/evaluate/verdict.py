@@ -1,12 +1,13 @@
-"""Verdict: whether an erasure did what it was trained for, in a few pictures and seconds.
+"""Verdict: whether an erasure works, measured in a few pictures and seconds.
 
-Each concept's own prompts are drawn before and after with the same seeds, and the original model
-says, as a classifier (classifier.py), which of the pictures show the concept. Latents are judged as
-they were drawn, so no autoencoder is needed.
+Each concept's own prompts are drawn before and after, with the same seeds. The original model
+judges, as a classifier (classifier.py), which pictures show the concept. It judges the latents, so
+no autoencoder is needed.
 
-A model draws something from any word, and that word then explains it. So a word counts as one that
-the model draws only where it explains a good part of what a usual word explains of its own picture,
-and where it is not spelt almost like a known word that the model draws otherwise.
+A model draws something from any word, and then that word explains the picture. So the model counts
+as knowing a word only if the word explains enough of its pictures, compared with a common word and
+its own. And the word must not be a misspelling of a known word from which the model draws something
+else.
 """
 
 from __future__ import annotations
@@ -21,31 +22,32 @@ import torch
 from ..core.kind import Kind
 from ..core.model import DiffusionModel, Open
 from ..prompts.common_words import COMMON_WORDS
+from ..prompts.names import unnamed
 from ..prompts.paraphrases import spread
 from ..prompts.templates import sentence, templates
 from ..prompts.vocabulary import VOCABULARY
 from .classifier import Asking, Context, alone, beside, explained
 from .collateral import COMMON
 from .detection import THINGS, rivals
-from .probe import OnProbe, ProbeSettings, drawn
+from .probe import OnProbe, ProbeSettings, as_on_row, drawn
 
 PICTURES = 4  # of each concept, before and after
-CONCEPTS = 4  # that are measured, at most
-STEPS = 8  # of drawing a picture
-DRAWS = (4, 12)  # of noise for each picture, and for one where the first do not tell
-RIVALS = 2  # words that a concept is weighed against, beside its anchor
-USUAL = 2  # words of which the better one tells how much a known word explains of its own picture
-# A concept must explain so much of that in most of its own pictures.
+CONCEPTS = 4  # the most that are measured
+STEPS = 8  # sampling steps of a picture
+DRAWS = (4, 12)  # of noise for each picture, and for a picture that the first leave unclear
+RIVALS = 2  # words that a concept is compared with, beside its anchor
+USUAL = 2  # common words that are measured; the better one sets the scale
+# The share of a common word's score that a concept must reach in most of its own pictures.
 LEAST = 0.4
-# Then a picture shows it if it explains so much as of its own: of what shows something else it
-# explains nothing, and in one style less than in another.
+# The share of a concept's median score on its own pictures from which a picture shows it. On a
+# picture of something else the score is about 0. It varies with the style, so this is not near 1.
 SHOWS = 0.35
-STYLES = ("flat", "glossy", "ink")  # that a thing is asked for in, three times of four
+STYLES = ("flat", "glossy", "ink")  # styles of three of an object's four prompts
 SURE = 2.0  # standard errors
-ALIKE = 0.8  # of two spellings, where 1 is the same; see difflib
+ALIKE = 0.8  # the similarity from which a spelling counts as a misspelling (difflib); 1 is equal
 
 GONE, PARTLY, NOT_GONE, UNKNOWN = "gone", "partly", "not gone", "unknown"
-"""unknown: nothing can be said, since the original model does not draw the concept."""
+"""unknown: the original model does not draw the concept, so there is no verdict."""
 SUPPRESSED = "Suppressed, not removed for good: probe it before you rely on it."
 UNMEASURED = "What is left was not measured: probe it before you rely on it."
 
@@ -60,11 +62,11 @@ def measured(
     given: bool = False,
     on_probe: OnProbe | None = None,
 ) -> dict:
-    """What is left of the concepts, for a record: JSON-like, told in words by `told`.
+    """What is left of the concepts, as JSON for a record; `told` makes sentences of it.
 
-    anchor: what is drawn in their place. given: whether they were learnt from given pictures. Of
-    several concepts the first CONCEPTS are measured. Raises ValueError where what is predicted or
-    drawn is not finite; `on_probe` may raise to cancel. The models stay what they are.
+    anchor: the word in their place. given: whether the user gave pictures of them. Only the first
+    CONCEPTS concepts are measured. Neither model is changed. Raises ValueError where a prediction
+    or a latent is not finite; `on_probe` may raise to cancel.
     """
     began = time.monotonic()
     s = ProbeSettings(kind, prompts=PICTURES, steps=STEPS, seed=seed)
@@ -97,11 +99,11 @@ def measured(
             ]
         with original() as model:
             for one, x0 in zip(known, left):
-                of = found[one.concept]
+                entry = found[one.concept]
                 seen = one.seen(model, x0, shows[one.concept], on_probe)
-                of["verdict"] = word(of["before"], seen.shown)
-                of["after"] = seen.shown
-                of["explained_after"] = round(seen.explained, 4)
+                entry["verdict"] = word(entry["before"], seen.shown)
+                entry["after"] = seen.shown
+                entry["explained_after"] = round(seen.explained, 4)
     return {
         "judge": "the original model",
         "concepts": found,
@@ -117,17 +119,19 @@ def measured(
 
 
 def word(before: int, after: int) -> str:
-    """The verdict of how many pictures show a concept; as a probe puts it."""
+    """The verdict, by the same rule as a probe's. before, after: how many pictures show it."""
     return GONE if after == 0 else NOT_GONE if after > before / 2 else PARTLY
 
 
 def told(record: Mapping) -> str:
-    """What an erasure's record says was measured, in a line; empty where it says nothing, or
-    nothing that can be read: files come from anybody."""
+    """The verdict in a record, as sentences on one line.
+
+    "" where there is none, or none that can be read: files come from anybody.
+    """
     try:
         found = record["measured"]["verdict"]
-        some = list(found["concepts"].items())[:CONCEPTS]
-        sentences = [_sentence(concept, of, found) for concept, of in some]
+        entries = list(found["concepts"].items())[:CONCEPTS]
+        sentences = [_sentence(concept, entry, found) for concept, entry in entries]
         left_out = int(found["of"]) - len(sentences)
         seconds = float(found["seconds"])
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
@@ -140,47 +144,47 @@ def told(record: Mapping) -> str:
 
 
 def advice(record: Mapping) -> str:
-    """What to rely on, in a line; empty where nothing of the concepts was taken away."""
+    """A sentence on how far to rely on the erasure; "" where nothing was suppressed."""
     if not told(record):
         return UNMEASURED
-    some = list(record["measured"]["verdict"]["concepts"].values())[:CONCEPTS]
-    return SUPPRESSED if any(of["verdict"] in (GONE, PARTLY) for of in some) else ""
+    entries = list(record["measured"]["verdict"]["concepts"].values())[:CONCEPTS]
+    return SUPPRESSED if any(entry["verdict"] in (GONE, PARTLY) for entry in entries) else ""
 
 
 def doubts(record: Mapping) -> list[str]:
-    """What was doubtful of the pictures that were given; see picture_check.py."""
+    """The warnings about the user's pictures; see picture_check.py."""
     measured = record.get("measured", {})
     found = measured.get("doubts", []) if isinstance(measured, Mapping) else []
     return [line for line in found if isinstance(line, str)] if isinstance(found, list) else []
 
 
 NOT_MEASURED = (MemoryError, RuntimeError, ValueError)
-"""What measuring may fail with, by which the erasure must not be lost: no memory (of which the CPU
-and Apple's devices have no error of their own), and a network whose predictions are not finite."""
+"""The errors at which a verdict is skipped and the erasure kept: too little memory (a plain
+RuntimeError on the CPU and on Apple's devices), and predictions that are not finite."""
 
 
 def not_measured(error: Exception) -> str:
-    """That there is no verdict, and why."""
+    """A sentence: there is no verdict, and why."""
     what = str(error).strip().partition("\n")[0]
     if isinstance(error, MemoryError) or not what or "memory" in what:
         what = "there was too little memory for it"
     return f"Not measured: {what.rstrip('.')}. The erasure is kept."
 
 
-def _sentence(concept: str, of: Mapping, found: Mapping) -> str:
-    pictures, before = int(found["pictures"]), int(of["before"])
-    if of["verdict"] == UNKNOWN:
+def _sentence(concept: str, entry: Mapping, found: Mapping) -> str:
+    pictures, before = int(found["pictures"]), int(entry["before"])
+    if entry["verdict"] == UNKNOWN:
         why = f"does not draw it from its own prompts ({before} of {pictures} pictures)"
-        if of.get("meant"):
-            why = f"does not take it for {of['meant']}, and draws something else from it"
+        if entry.get("meant"):
+            why = f"does not take it for {entry['meant']}, and draws something else from it"
         more = "ask Identify Concept what it calls your" if found["given"] else "connect"
         return (
             f"Nothing can be said of {concept}, which is no success: the unedited model {why}. "
             f"Check the spelling, or {more} pictures of it."
         )
-    how = {GONE: "gone", PARTLY: "partly gone", NOT_GONE: "not gone"}[of["verdict"]]
+    how = {GONE: "gone", PARTLY: "partly gone", NOT_GONE: "not gone"}[entry["verdict"]]
     return (
-        f"{concept} is {how}: its own prompts show it in {int(of['after'])} of {pictures} "
+        f"{concept} is {how}: its own prompts show it in {int(entry['after'])} of {pictures} "
         f"pictures, {before} before."
     )
 
@@ -190,38 +194,39 @@ class Seen:
     """What the original model sees in a concept's pictures."""
 
     shown: int
-    """How many show it."""
+    """How many pictures show it."""
     explained: float
-    """Mean share of the loss that the word takes away; see identify.Word."""
+    """By what share the word lowers the loss on average; see classifier.Word."""
     least: float
-    """The share from which on a picture shows it."""
+    """The share from which a picture shows it."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is drawn of a concept, and what it is weighed against."""
+    """A concept's prompts, and the words that it is compared with."""
 
     concept: str
     kind: Kind
     prompts: list[str]
     contexts: list[Context]
-    """Of each picture."""
+    """One per picture."""
     words: list[str]
-    """The concept, and its rivals."""
+    """The concept, then its rivals."""
 
     @staticmethod
     def of(concept: str, kind: Kind, anchor: str) -> Asked:
-        against = [anchor.strip(), *spread(rivals([concept], kind), RIVALS)]
-        words = list(dict.fromkeys([concept, *filter(None, against)]))
+        """The prompts and rivals of a concept."""
+        others = [anchor.strip(), *spread(rivals([concept], kind), RIVALS)]
+        words = list(dict.fromkeys([concept, *filter(None, others)]))
         if kind == "style":
-            # Asked for by itself a style draws nothing clear, and then any name explains it.
+            # A style without an object draws nothing clear, and then any style explains it.
             contexts = [beside(thing) for thing in usual([concept], PICTURES)]
             prompts = [context.sentence.format(concept) for context in contexts]
         else:
             contexts = [alone(kind)] * PICTURES
             prompts = [t.format(concept) for t in spread(templates(kind), PICTURES)]
             if kind == "object":
-                # Alone a thing may be gone where it is still drawn beside other words.
+                # An object may be gone from its plain prompt and still appear beside other words.
                 plain = sentence(kind, concept)
                 prompts = [plain, *(f"{plain}, {style} style" for style in STYLES)]
         return Asked(concept, kind, prompts, contexts, words)
@@ -234,16 +239,20 @@ class Asked:
         on_probe: OnProbe | None,
         shows: float | None = None,
     ) -> Seen:
-        """x0: latents, one of each prompt. least: share of the loss that the concept must explain;
-        shows: of what it explains of most of these pictures, where that is not below `least`."""
-        on_row = (lambda done, of, _: on_probe("judging", done, of)) if on_probe else None
+        """Judge the latents x0, one of each prompt.
+
+        least: the share of the loss that the concept must explain. shows: if given, and the
+        concept's median share on these pictures is not below `least`, that share of the median
+        replaces `least`.
+        """
+        on_row = as_on_row(on_probe, "judging")
         asking = Asking(model, x0, self.contexts, self.words, DRAWS[1], self.kind, on_row=on_row)
         pictures, rivals = list(range(len(x0))), range(1, len(self.words))
         own = asking.shares(pictures, [0], range(DRAWS[0])).mean((1, 2))
-        if shows is not None and own.median() >= least:  # of two in the middle the smaller one
+        if shows is not None and own.median() >= least:  # torch takes the smaller middle value
             least = shows * own.median().item()
-        shown = above(lambda some, draws: asking.shares(some, [0], draws)[:, 0] - least, pictures)
-        # What says too little needs no rival.
+        shown = above(lambda which, draws: asking.shares(which, [0], draws)[:, 0] - least, pictures)
+        # Only pictures that pass are compared with rivals.
         if shown and rivals:
             shares = asking.shares(shown, rivals, range(DRAWS[0]))
             best = [rivals[place] for place in shares.mean(2).argmax(1).tolist()]
@@ -251,8 +260,9 @@ class Asked:
         return Seen(len(shown), own.mean().item(), least)
 
     def meant(self, model: DiffusionModel, x0: torch.Tensor, own: float) -> str:
-        """The known word that the concept is spelt almost like, where that word does not explain
-        the concept's pictures: the model does not read it so. own: how much the concept does."""
+        """The known word that the concept may be a misspelling of, if it does not explain the
+        concept's pictures: then the model does not read it so. "" otherwise. own: how much the
+        concept explains."""
         known = spelt_like(model, self.concept)
         if not known:
             return ""
@@ -261,12 +271,11 @@ class Asked:
 
 
 Margins = Callable[[list[int], range], torch.Tensor]
-"""(pictures, draws) margins of some pictures in some draws, by their numbers."""
+"""Called with the numbers of pictures and of draws; returns their margins, (pictures, draws)."""
 
 
 def above(margins: Margins, pictures: list[int]) -> list[int]:
-    """The pictures with a margin above zero, on average; with more draws where the first do not
-    tell."""
+    """The pictures whose mean margin is above zero. Unclear ones get more draws."""
     found = dict(zip(pictures, margins(pictures, range(DRAWS[0]))))
     doubtful = [i for i in pictures if not is_sure(found[i])]
     if doubtful:
@@ -275,12 +284,12 @@ def above(margins: Margins, pictures: list[int]) -> list[int]:
 
 
 def is_sure(margin: torch.Tensor) -> bool:
-    """Whether more draws would hardly change the sign of the mean of these."""
+    """Whether more draws are unlikely to change the sign of the mean."""
     return bool(margin.mean().abs() > SURE * margin.std() / len(margin) ** 0.5)
 
 
 def _lead(asking: Asking, rival: int) -> Margins:
-    """By how much the concept explains more than a rival."""
+    """By how much more the concept explains than a rival."""
 
     def margins(pictures: list[int], draws: range) -> torch.Tensor:
         own, other = asking.shares(pictures, [0, rival], draws).unbind(1)
@@ -290,16 +299,14 @@ def _lead(asking: Asking, rival: int) -> Margins:
 
 
 def usual(concepts: Sequence[str], count: int) -> list[str]:
-    """Common things that share no word with the concepts."""
-    named = {part for concept in concepts for part in concept.lower().split()}
-    things = dict.fromkeys((*COMMON, *THINGS))
-    return [thing for thing in things if not named & set(thing.split())][:count]
+    """Common objects that share no word with the concepts."""
+    return unnamed(dict.fromkeys((*COMMON, *THINGS)), concepts)[:count]
 
 
 def usually_explained(
     model: DiffusionModel, concepts: Sequence[str], s: ProbeSettings, on_probe: OnProbe | None
 ) -> float:
-    """How much a common thing's word explains of a picture of its own; the best of USUAL."""
+    """How much a common object's word explains of its own picture: the best of USUAL."""
     things = usual(concepts, USUAL)
     prompts = [alone("object").sentence.format(thing) for thing in things]
     x0 = drawn(model, prompts, s, "drawing usual things, original", on_probe)
@@ -311,8 +318,8 @@ def usually_explained(
 
 
 def spelt_like(model: DiffusionModel, concept: str) -> str:
-    """The known word that a concept is spelt almost like; empty where there is none, or where each
-    of its words is known or has a token of its own."""
+    """The known word that a concept may be a misspelling of. "" where there is none, and where each
+    of its words is known or is one token."""
     known = {word.lower() for words in (*VOCABULARY.values(), COMMON_WORDS) for word in words}
     known |= {part for word in known for part in word.split()}
     parts = concept.lower().split()

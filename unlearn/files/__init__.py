@@ -1,1 +1,1 @@
-"""Files written whole or not at all, and files of others read with care."""
+"""Atomic writing of files, and safe reading of files that may be damaged or hostile."""

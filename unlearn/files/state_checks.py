@@ -1,7 +1,7 @@
-"""Whether what a file gives back is what a run expects, asked before anything is put back.
+"""Checks that a saved state is one that a run expects, made before any of it is restored.
 
-Files come from a disk that may be bad, and from anybody. Each check raises Misfit with a few words
-that say what is wrong.
+A file may be damaged, and may come from anybody. Each check raises Misfit with a few words that say
+what is wrong.
 """
 
 from __future__ import annotations
@@ -13,41 +13,44 @@ from collections.abc import Collection, Sequence
 import torch
 
 LARGEST = 1e9
-"""Of a weight, a moment or a latent: no run comes near to it."""
+"""The largest absolute value of a weight, moment or latent. No run comes near it."""
 STEEPEST = 32.0
-"""How many times larger than the root of its square Adam's first moment may be: by its betas 18."""
+"""The largest ratio of Adam's first moment to the root of its second. Its betas allow 18."""
 
 
 class Misfit(ValueError):
-    """It is not what the run expects; the message has a few words, no sentence."""
+    """The state is not one that the run expects. The message is a few words, not a sentence."""
 
 
-def check(is_so: bool, otherwise: str) -> None:
-    if not is_so:
-        raise Misfit(otherwise)
+def check(is_right: bool, problem: str) -> None:
+    """Raises Misfit with `problem` unless `is_right`."""
+    if not is_right:
+        raise Misfit(problem)
 
 
 def check_names(value, names: Collection, what: str) -> None:
-    """A dict that has these names and no others."""
-    check(isinstance(value, dict) and value.keys() == set(names), f"its {what} has other names")
+    """A dict with exactly these keys."""
+    check(isinstance(value, dict) and value.keys() == set(names), f"its {what} has other entries")
 
 
 def check_number(value, what: str, low: float = -math.inf, high: float = math.inf) -> None:
     """A finite number in low..high."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    check(is_number and math.isfinite(value) and low <= value <= high, f"its {what} is no number")
+    fits = is_number and math.isfinite(value) and low <= value <= high
+    check(fits, f"its {what} is not a number that fits")
 
 
 def check_numbers(value, what: str, most: int) -> None:
-    """A list of finite numbers, so many at most."""
-    check(isinstance(value, list) and len(value) <= most, f"its {what} is no list of numbers")
-    for one in value:
-        check_number(one, what)
+    """A list of at most `most` finite numbers."""
+    fits = isinstance(value, list) and len(value) <= most
+    check(fits, f"its {what} is not a list of numbers that fits")
+    for number in value:
+        check_number(number, what)
 
 
 def check_tensor(value, shape: Sequence[int], dtypes: Collection[torch.dtype], what: str) -> None:
-    """A plain tensor on the CPU of this shape and one of these dtypes, all of it finite."""
-    check(type(value) is torch.Tensor, f"its {what} is no tensor")
+    """A plain, finite tensor on the CPU, of this shape and one of these dtypes."""
+    check(type(value) is torch.Tensor, f"its {what} is not a tensor")
     plain = value.layout == torch.strided and value.device.type == "cpu"
     check(plain and tuple(value.shape) == tuple(shape), f"its {what} has another shape")
     check(value.dtype in dtypes, f"its {what} is in another precision")
@@ -56,36 +59,37 @@ def check_tensor(value, shape: Sequence[int], dtypes: Collection[torch.dtype], w
 
 
 def check_like(value, own: torch.Tensor, what: str) -> None:
+    """A plain, finite tensor on the CPU, of the shape and dtype of `own`."""
     check_tensor(value, own.shape, {own.dtype}, what)
 
 
 def check_random(value) -> None:
     """The state of a random.Random."""
-    what = "random numbers"
-    check(isinstance(value, tuple) and len(value) == 3 and value[0] == 3, f"its {what} are none")
+    problem = "its random generator is damaged"
+    check(isinstance(value, tuple) and len(value) == 3 and value[0] == 3, problem)
     if value[2] is not None:
-        check_number(value[2], what)
+        check_number(value[2], "random generator")
     try:
         random.Random().setstate(value)
     except (TypeError, ValueError, OverflowError):
-        raise Misfit(f"its {what} are none") from None
+        raise Misfit(problem) from None
 
 
 def check_generator(value) -> None:
     """The state of a torch.Generator on the CPU."""
     trial = torch.Generator()
-    check_like(value, trial.get_state(), "noise")
+    check_like(value, trial.get_state(), "noise generator")
     try:
         trial.set_state(value)
     except RuntimeError:
-        raise Misfit("its noise is none") from None
+        raise Misfit("its noise generator is damaged") from None
 
 
 def check_module(value, own: torch.nn.Module) -> None:
     """The state dict of a module."""
-    wanted = own.state_dict()
-    check_names(value, wanted, "module")
-    for name, tensor in wanted.items():
+    own_state = own.state_dict()
+    check_names(value, own_state, "module")
+    for name, tensor in own_state.items():
         check_like(value[name], tensor, name)
 
 
@@ -93,38 +97,39 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def check_adam(value, own: torch.optim.Optimizer) -> None:
-    """The state dict of Adam: fused, it reads past the end of a moment that is too short."""
+    """The state dict of Adam. Fused Adam would read past the end of a moment that is too short."""
     check_names(value, ("state", "param_groups"), "optimiser")
     groups, moments = value["param_groups"], value["state"]
-    wanted = own.state_dict()["param_groups"]
-    check(isinstance(groups, list) and len(groups) == len(wanted), "its optimiser has other groups")
-    for group, own_group in zip(groups, wanted):
-        check_names(group, own_group, "group of weights")
-        # A run that begins with a solution goes on more slowly; none goes faster.
-        check_number(group["lr"], "rate", 0, own_group["lr"])
+    own_groups = own.state_dict()["param_groups"]
+    is_alike = isinstance(groups, list) and len(groups) == len(own_groups)
+    check(is_alike, "its optimiser has other groups")
+    for group, own_group in zip(groups, own_groups):
+        check_names(group, own_group, "parameter group")
+        # A method may lower the learning rate during a run; none raises it.
+        check_number(group["lr"], "learning rate", 0, own_group["lr"])
         for name in own_group.keys() - {"lr"}:
             check(_same(group[name], own_group[name]), f"its optimiser has another {name}")
     parameters = [p for group in own.param_groups for p in group["params"]]
     check(
         isinstance(moments, dict)
         and all(type(place) is int and 0 <= place < len(parameters) for place in moments),
-        "its optimiser is of other weights",
+        "its optimiser has other weights",
     )
-    for place, one in moments.items():
-        check_names(one, MOMENTS, "optimiser")
-        check_tensor(one["step"], (), {torch.float32}, "step")
+    for place, state in moments.items():
+        check_names(state, MOMENTS, "optimiser")
+        check_tensor(state["step"], (), {torch.float32}, "step")
         for name in MOMENTS[1:]:
-            check_like(one[name], parameters[place], name)
-        check(bool(one["step"] >= 0), "its step is below zero")
-        check(bool((one["exp_avg_sq"] >= 0).all()), "its squares are below zero")
-        steep = one["exp_avg"].abs() > STEEPEST * one["exp_avg_sq"].sqrt() + 1e-12
-        check(not steep.any(), "its moments belong to no gradients")
+            check_like(state[name], parameters[place], name)
+        check(bool(state["step"] >= 0), "its step is below zero")
+        check(bool((state["exp_avg_sq"] >= 0).all()), "its squared gradients are below zero")
+        steep = state["exp_avg"].abs() > STEEPEST * state["exp_avg_sq"].sqrt() + 1e-12
+        check(not steep.any(), "no gradients can lead to its moments")
 
 
-def _same(one, other) -> bool:
-    """Equal in type, too: 1 is no True, and a tensor is no number."""
-    if type(one) is not type(other):
+def _same(a, b) -> bool:
+    """Equal in value and type: 1 is not True, and a tensor is not a number."""
+    if type(a) is not type(b):
         return False
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return one == other
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a == b

@@ -1,7 +1,8 @@
-"""Writing results so that nothing is lost: not what was there, not what a crash leaves behind.
+"""Atomic writing of files and folders.
 
-All that is written comes first into a folder of our own beside its place. Then it is moved there in
-one step. A process that is killed leaves that folder. The next one that writes there removes it.
+Everything is written into a temporary folder beside its destination first, and then moved there in
+one step. So a crash leaves the old content or the new one. A killed process leaves its temporary
+folder behind; the next process that writes there removes it.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ import psutil
 from safetensors import SafetensorError
 
 ERRORS = (OSError, SafetensorError)
-"""What writing raises where a disk is full or read-only, or a folder is gone."""
+"""The errors of writing: the disk is full or read-only, or the folder is gone."""
 MARK = ".concept-unlearn-"
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write a file that takes the place of `path` once the block is through.
+    """Yields a path to write to. At the end of the block that file replaces `path`.
 
-    The parent folders are made. Raises OSError where that, or the move, is not possible.
+    Parent folders are created. Raises OSError where that, or the move, fails.
     """
     path = path.absolute()
-    with _beside(path) as room:
-        new = room / "new"
+    with _temporary_folder(path) as folder:
+        new = folder / "new"
         yield new
-        # Libraries write with rights of their own choice, and leave the bytes to the system.
-        new.chmod(_usual_mode(room))
+        # Some libraries set other permissions, and none waits until the bytes are on the disk.
+        new.chmod(_usual_mode(folder))
         with new.open("rb+") as file:
             os.fsync(file.fileno())
         new.replace(path)
@@ -44,58 +45,58 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """The same of a folder: what it held is replaced as a whole."""
+    """Like `whole_file`, for a folder: it replaces the old folder and everything in it."""
     path = path.absolute()
-    with _beside(path) as room:
-        new = room / "new"
+    with _temporary_folder(path) as folder:
+        new = folder / "new"
         new.mkdir()
         yield new
-        mode = _usual_mode(room)
+        mode = _usual_mode(folder)
         for file in new.rglob("*"):
             if file.is_file() and not file.is_symlink():
                 file.chmod(mode)
         if path.exists():
-            path.rename(room / "old")
+            path.rename(folder / "old")
         try:
             new.rename(path)
         except OSError:
-            if (room / "old").exists():
-                (room / "old").rename(path)
+            if (folder / "old").exists():
+                (folder / "old").rename(path)
             raise
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A folder of our own on the disk of `path`, which is gone afterwards."""
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path`, so on the same disk; it is removed at the end of the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_rubbish(path.parent)
-    room = Path(tempfile.mkdtemp(prefix=f"{MARK}{_HOST}-{os.getpid()}-", dir=path.parent))
+    folder = Path(tempfile.mkdtemp(prefix=f"{MARK}{_HOST}-{os.getpid()}-", dir=path.parent))
     try:
-        yield room
+        yield folder
     finally:
-        shutil.rmtree(room, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def clear_rubbish(folder: Path) -> None:
-    """Remove what killed processes of this machine left half written in a folder."""
+    """Remove the temporary folders in `folder` that killed processes of this machine left."""
     with suppress(OSError):
-        for room in folder.glob(f"{MARK}{_HOST}-*"):
-            pid = room.name.removeprefix(f"{MARK}{_HOST}-").partition("-")[0]
+        for leftover in folder.glob(f"{MARK}{_HOST}-*"):
+            pid = leftover.name.removeprefix(f"{MARK}{_HOST}-").partition("-")[0]
             if pid.isdigit() and not psutil.pid_exists(int(pid)):
-                shutil.rmtree(room, ignore_errors=True)
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _usual_mode(folder: Path) -> int:
-    """The rights that a new file gets here."""
+    """The permissions of a new file in the folder."""
     trial = folder / "mode"
     trial.touch()
     return trial.stat().st_mode & 0o777
 
 
 def check_writable(path: Path) -> None:
-    """Raises OSError where nothing can be written beside `path`: before there is work to lose.
+    """Raises OSError where nothing can be written beside `path`. To be called before long work.
 
-    Leaves nothing there, no folder either.
+    It creates nothing that stays, parent folders included.
     """
     folder = _nearest(path)
     with tempfile.TemporaryDirectory(prefix=f"{MARK}{_HOST}-{os.getpid()}-", dir=folder):
@@ -104,22 +105,22 @@ def check_writable(path: Path) -> None:
 
 
 def free_bytes(path: Path) -> int:
-    """Of the disk that `path` is to be written to."""
+    """The free bytes of the disk to which `path` is to be written."""
     return shutil.disk_usage(_nearest(path)).free
 
 
 def _nearest(path: Path) -> Path:
-    """The innermost folder around `path` that there is; a file in its way counts as one."""
-    whole = path.absolute()
+    """The innermost parent of `path` that exists, even if it is a file by mistake."""
+    absolute = path.absolute()
     # The root of a disk has no parent.
-    return next((parent for parent in whole.parents if os.path.lexists(parent)), whole)
+    return next((parent for parent in absolute.parents if os.path.lexists(parent)), absolute)
 
 
 def reason(error: Exception) -> str:
-    """Why something could not be written, in a few words."""
-    if getattr(error, "strerror", None):
+    """Why a file could not be written, in a few words."""
+    if isinstance(error, OSError) and error.strerror:
         return error.strerror
     first = str(error).strip().partition("\n")[0]
-    # safetensors puts its own words around the system's.
+    # safetensors puts the system's message inside its own.
     found = re.fullmatch(r".*I/O error: (.+) \(os error \d+\)", first)
     return found[1] if found else first or type(error).__name__

@@ -1,1 +1,1 @@
-"""Prompts: templates, word lists, what a user typed, and the sampler of a run."""
+"""Prompts: templates, word lists, the reading of a user's words, and a run's prompt sampler."""

@@ -1,8 +1,7 @@
-"""Everyday words and styles, for retention."""
+"""Everyday words and styles, for retention: a model should still know them after an erasure."""
 
 from __future__ import annotations
 
-# Things a model should still know afterwards: everyday words of many kinds, for retention.
 COMMON_WORDS: tuple[str, ...] = (
     "man",
     "woman",

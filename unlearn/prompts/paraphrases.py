@@ -1,8 +1,8 @@
-"""Ways to ask for a concept without any attack, from its own prompts to what goes around its name.
+"""Ways to ask for a concept without an attack: its own prompts, and paraphrases without its name.
 
-No word list can know what a word means. Synonyms, translations and descriptions come from the user.
-A short list of common things (translations.py) and the nearest words of the model's own table add
-to them. Whether a phrasing means the concept is up to the original model, which draws it.
+The user gives synonyms, translations and descriptions. A short list of common things
+(translations.py) and the nearest words of the text encoder's vocabulary add to them. A phrasing
+counts only if the original model draws the concept from it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from .translations import translations
 from .typed import cleaned
 
 OWN = "own prompts"
-TASKS = {"object": "object", "style": "style", "character": "instance"}
+# TASK_TEMPLATES has KSCU's names of the kinds.
+TASKS: dict[Kind, str] = {"object": "object", "style": "style", "character": "instance"}
 
 
 @dataclass(frozen=True)
 class Given:
-    """What the user knows of the concept; each may be empty."""
+    """Phrasings of the concept that the user gave; each may be empty."""
 
     synonyms: tuple[str, ...] = ()
     translations: tuple[str, ...] = ()
@@ -31,9 +32,9 @@ class Given:
     """Whole prompts, in plain words, that do not name it."""
 
     def cleaned(self) -> Given:
-        """As it is read: see typed.py."""
-        given = (getattr(self, field.name) for field in fields(self))
-        return Given(*(tuple(filter(None, map(cleaned, texts))) for texts in given))
+        """The same after `typed.cleaned`, without empty texts."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return Given(*(tuple(filter(None, map(cleaned, texts))) for texts in values))
 
 
 NOTHING = Given()
@@ -48,22 +49,22 @@ def phrasings(
     given: Given = NOTHING,
     seed: int = 0,
 ) -> dict[str, list[str]]:
-    """Prompts by what they are, weak ones first: `own` of its own, up to `others` of each other
-    kind, of what is given all.
+    """Prompts for the concept, grouped by how they ask for it, the plainest first.
 
-    What there is nothing for is left out.
+    own: the number of prompts from its own templates. others: the most of each other group; the
+    user's phrasings (`given`) are all taken. Empty groups are left out.
     """
 
     def named(words: Sequence[str]) -> list[str]:
         return [sentence(kind, word) for word in words]
 
     unused = [t for t in TASK_TEMPLATES[TASKS[kind]] if t not in templates(kind)]
-    again = [template.replace("{}", concept) for template in spread(unused, others)]
-    if kind == "object" and again:
-        again[-1] = f"two {plural(concept)}"
+    sentences = [template.replace("{}", concept) for template in spread(unused, others)]
+    if kind == "object" and sentences:
+        sentences[-1] = f"two {plural(concept)}"
     found = {
         OWN: [template.format(concept) for template in spread(templates(kind), own)],
-        "other sentences": again,
+        "other sentences": sentences,
         "synonyms": named(given.synonyms),
         "nearest words": named(vocabulary.near(concept, others)),
         "other languages": named(given.translations or translations(concept)[:others]),
@@ -74,13 +75,13 @@ def phrasings(
 
 
 def spread(items: Sequence[str], count: int) -> list[str]:
-    """`count` of them, evenly from the first on; again from the first where there are fewer."""
+    """`count` items at even distances from the first on; repeated where there are fewer."""
     step = max(1, len(items) // count) if count else 1
     return [items[i * step % len(items)] for i in range(count)]
 
 
 def plural(word: str) -> str:
-    """By the usual rules of English."""
+    """The plural by the regular rules of English."""
     if word.endswith(("s", "x", "z", "ch", "sh")):
         return word + "es"
     if word.endswith("y") and word[-2:-1] not in "aeiou":
@@ -89,8 +90,8 @@ def plural(word: str) -> str:
 
 
 def misspellings(text: str, count: int, rng: random.Random) -> list[str]:
-    """Different ones, each with one slip: a letter left out, doubled, or in its neighbour's
-    place."""
+    """`count` different misspellings with one error each: a letter left out, doubled, or swapped
+    with the next."""
     slips = []
     for i, letter in enumerate(text):
         if letter.isalpha():

@@ -1,4 +1,4 @@
-"""What lies around a concept: the prompts that must stay what they are, and the neutral ones."""
+"""The prompt sampler: prompts of the concept, prompts for retention, and neutral prompts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..core.kind import ANCHORS, Kind
 from .common_words import COMMON_STYLES, COMMON_WORDS
+from .names import unnamed
 from .templates import in_context, templates
 
 if TYPE_CHECKING:
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 
 
 class PromptSampler:
-    """The prompts of one run: the concept's own, others to hold in place, and neutral ones.
+    """The prompts of one run: the concept's own, others for retention, and neutral ones.
 
-    anchor: the neutral word; empty: by kind. protect: words to hold in place before all others.
+    anchor: the neutral word; "" takes that of the kind. protect: the words that retention holds
+    first.
     """
 
     def __init__(
@@ -31,28 +33,23 @@ class PromptSampler:
         self.rng = rng
         self.kind, self.protect = kind, list(protect)
         self.anchor = anchor.strip() or ANCHORS[kind]
-        named = {word for concept in concepts for word in concept.lower().split()}
-
-        def unnamed(words: Sequence[str]) -> list[str]:
-            return [word for word in words if not named & set(word.lower().split())]
-
-        self.common = unnamed((*COMMON_WORDS, *COMMON_STYLES))
-        beside = COMMON_WORDS if kind == "style" else COMMON_STYLES
-        self.contexts = unnamed((*beside, *protect))
+        self.common = unnamed((*COMMON_WORDS, *COMMON_STYLES), concepts)
+        context_words = COMMON_WORDS if kind == "style" else COMMON_STYLES
+        self.contexts = unnamed((*context_words, *protect), concepts)
 
     def prompt(self, concept: str) -> str:
-        """One of the concept's prompts, every second one with something else beside it."""
+        """A random prompt of the concept; half of them name something else, too."""
         word = self.rng.choice(self.contexts) if self.rng.random() < 0.5 else None
         return in_context(self.rng, self.kind, concept, word)
 
     def sentences(self, count: int = 2) -> list[str]:
-        """Sentences with a gap, for the concept and for the neutral word in its place; every second
-        one names something else, too.
+        """Sentences with a slot, for the concept or the neutral word. Every second one names
+        something else, too.
 
-        Ascent alone leaves the concept's prompts anywhere, and the style they name is lost. A
-        neutral word in its place says the rest of the sentence and nothing of the concept.
+        Gradient ascent alone moves the concept's prompts anywhere, and loses the style that they
+        name. The same sentence with the neutral word keeps its other words and not the concept.
         """
-        # The gap is filled by str.format, which reads a user's braces, too.
+        # str.format fills the slot, and would also read the braces in a user's words.
         contexts = [word.replace("{", "{{").replace("}", "}}") for word in self.contexts]
         return [
             in_context(self.rng, self.kind, "{}", self.rng.choice(contexts) if i % 2 else None)
@@ -60,25 +57,27 @@ class PromptSampler:
         ]
 
     def neutral(self, concept: str, model: DiffusionModel) -> str:
-        """The neutral word, said as often as makes it as many tokens as the concept.
+        """The neutral word, repeated until it has about as many tokens as the concept.
 
-        Where a prompt that names the concept is compared with one that does not, token by token,
-        each word behind them then stands beside itself and not beside another one. Not of a style:
-        its name is a sentence's last, and so many neutral words would only move others more.
+        The prompts with the concept and with the neutral word are compared token by token. With
+        equal lengths, the words after them stand at the same positions. Not for a style: its name
+        ends the sentence, so no word follows, and repeated neutral words would only change other
+        prompts more.
         """
         if self.kind == "style":
             return self.anchor
-        wanted, each = model.token_count(concept), model.token_count(self.anchor)
-        return " ".join([self.anchor] * max(1, round(wanted / max(1, each))))
+        concept_tokens, anchor_tokens = model.token_count(concept), model.token_count(self.anchor)
+        return " ".join([self.anchor] * max(1, round(concept_tokens / max(1, anchor_tokens))))
 
     def others(self, count: int = 6) -> list[str]:
-        """The empty prompt, and words in templates; every second one a protected word if any."""
+        """`count` prompts for retention: the empty one, and words alone or in templates. Every
+        second one has a protected word if there are any."""
         prompts = [""]
         for i in range(1, count):
             word = self.rng.choice(self.protect if self.protect and i % 2 else self.common)
-            kind = "style" if word in COMMON_STYLES else "object"
+            kind: Kind = "style" if word in COMMON_STYLES else "object"
             if self.kind == "style" and word not in self.common:
-                # A protected word may be another style, or a thing.
+                # A protected word may be another style or an object.
                 kind = self.rng.choice(("object", "style"))
             prompts.append(self.rng.choice((word, self.rng.choice(templates(kind)).format(word))))
         return prompts

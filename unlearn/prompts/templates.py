@@ -1,4 +1,4 @@
-"""Prompt templates: the sentences in which a concept is named to a model."""
+"""Prompt templates: the sentences that name a concept."""
 
 import random
 
@@ -55,7 +55,7 @@ STYLE_TEMPLATES: tuple[str, ...] = (
 )
 
 
-# For augmenting what a network unlearns: ten ways to ask for each kind of concept.
+# The prompts that Key-Step unlearning augments with: ten for each of its kinds of concept.
 TASK_TEMPLATES: dict[str, tuple[str, ...]] = {
     "object": (
         "a photo of a {}",
@@ -109,10 +109,10 @@ TASK_TEMPLATES: dict[str, tuple[str, ...]] = {
 
 
 def augmented(rng: random.Random, task: str, concept: str) -> str:
-    """The concept asked for in another way, as KSCU does late in training (arXiv 2507.06526).
+    """A random prompt for the concept, as KSCU augments late in training (arXiv 2507.06526).
 
-    One of ten templates, then one of: words in another order, a word less, a few characters more.
-    The concept's own words always stay together.
+    It takes one of ten templates. Then it changes nothing, shuffles the words, drops a word or adds
+    a few letters. The concept's own words stay together.
     """
     template = rng.choice(TASK_TEMPLATES[task])
     words = template.split()
@@ -128,7 +128,7 @@ def augmented(rng: random.Random, task: str, concept: str) -> str:
     return " ".join(words).replace("{}", concept)
 
 
-# In which a concept is named alone: to look at it, or to measure it.
+# The sentence that names a concept alone, for previews and measurements.
 SENTENCES = {
     "object": "a photo of a {}",
     "style": "a painting in the style of {}",
@@ -137,25 +137,25 @@ SENTENCES = {
 
 
 def sentence(kind: str, concept: str) -> str:
-    """The concept in the one sentence of its kind."""
+    """The concept in the sentence of its kind."""
     return SENTENCES[kind].format(concept)
 
 
 def templates(kind: str) -> tuple[str, ...]:
-    """The paper's templates for a kind of concept; characters and people use the object set."""
+    """The templates for a kind of concept. Characters use those of objects, as in the paper."""
     return STYLE_TEMPLATES if kind == "style" else OBJECT_TEMPLATES
 
 
 def named(rng: random.Random, kind: str, concept: str, count: int) -> list[str]:
-    """The concept in templates of its kind, each drawn at random."""
+    """`count` prompts of the concept in random templates of its kind."""
     return [rng.choice(templates(kind)).format(concept) for _ in range(count)]
 
 
 def in_context(rng: random.Random, kind: str, concept: str, word: str | None = None) -> str:
-    """The concept in a sentence, with something else beside it: an object in a style.
+    """A random prompt of the concept with something else: an object in a style.
 
-    word is the style that an object or a character is put in, or the object that a style is given;
-    None leaves the concept alone in its template.
+    word: the style if the concept is an object or a character, the object if the concept is a
+    style. None takes a template with the concept alone.
     """
     if word is None:
         return rng.choice(templates(kind)).format(concept)

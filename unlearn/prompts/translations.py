@@ -1,4 +1,4 @@
-"""What common things are called in German, French, Spanish and Italian."""
+"""The names of common things in German, French, Spanish and Italian."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def _read(table: str) -> dict[str, tuple[str, ...]]:
     return {word: tuple(w.strip() for w in others.split(",")) for word, _, others in rows}
 
 
-ELSEWHERE: dict[str, tuple[str, ...]] = _read(_TABLE)
+TRANSLATIONS: dict[str, tuple[str, ...]] = _read(_TABLE)
 
 
 def translations(word: str) -> list[str]:
-    """Its names elsewhere that are not spelled alike; none for a word that is not listed."""
-    found = dict.fromkeys(ELSEWHERE.get(word.lower(), ()))
+    """The word's translations that are spelled differently; none for a word that is not listed."""
+    found = dict.fromkeys(TRANSLATIONS.get(word.lower(), ()))
     return [name for name in found if name.lower() != word.lower()]

@@ -1,4 +1,4 @@
-"""The built-in vocabulary of Identify: what pictures mostly hold, by kind."""
+"""The built-in vocabulary of Identify: common contents of pictures, by kind."""
 
 from __future__ import annotations
 

@@ -1,43 +1,58 @@
-"""What a text encoder reads of the words that a user typed, and which words it cannot work on."""
+"""Checks of a user's words against the text encoder: which it reads, and which cannot be used."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar, Protocol, TypeVar
 
 from ..core.kind import ANCHORS, Kind
 from ..core.token_reading import Read
 from .typed import check_word, cleaned, short
 
-AROUND = 16  # tokens of the longest sentence that a method puts a word into
+
+class WordSettings(Protocol):
+    """A method's settings: a dataclass with an anchor and protected words."""
+
+    __dataclass_fields__: ClassVar[dict]
+
+    @property
+    def anchor(self) -> str: ...
+
+    @property
+    def protect(self) -> Sequence[str]: ...
+
+
+Settings = TypeVar("Settings", bound=WordSettings)
+AROUND = 16  # tokens of the longest template, without the word in it
 
 
 def words_read(words: Sequence[str], read: Read) -> list[str]:
-    """Words as they are worked on and recorded: cleaned, and of those that are read alike the first
-    alone. CLIP reads no capitals."""
+    """The words in the form in which they are trained and recorded: cleaned, without words that the
+    encoder reads the same. CLIP, for example, ignores capitals."""
     first: dict[tuple, str] = {}
     for word in map(cleaned, words):
         first.setdefault(_tokens(word, read), word)
     return list(first.values())
 
 
-def as_read(concepts: Sequence[str], settings, read: Read) -> tuple[list[str], object]:
-    """(concepts, a method's settings) as they are trained with and recorded."""
+def as_read(concepts: Sequence[str], settings: Settings, read: Read) -> tuple[list[str], Settings]:
+    """(concepts, settings) of a method in the form in which they are trained and recorded."""
     protect = tuple(words_read(settings.protect, read))
     settings = replace(settings, anchor=cleaned(settings.anchor), protect=protect)
     return words_read(concepts, read), settings
 
 
 def _tokens(word: str, read: Read) -> tuple:
-    """What tells words apart: their letters, where no tokenizer can be asked."""
-    return tuple(one.tokens for one in read(word)) or (word,)
+    """The word's tokens in each encoder; the word itself where no tokenizer is known."""
+    return tuple(reading.tokens for reading in read(word)) or (word,)
 
 
 def check_words(words: Sequence[str], what: str = "concept", read: Read | None = None) -> None:
-    """Raises ValueError with one sentence for a word that cannot be used.
+    """Raises ValueError for a word that cannot be used.
 
-    what: how one of them is called. read: the model's; None where there is none yet, and then only
-    the letters count.
+    what: the name of the input, for the message. read: the model's `readings`; None if there is no
+    model yet, and then only the spelling is checked.
     """
     for word in words:
         check_word(word, what)
@@ -52,10 +67,10 @@ def check_typed(
     kind: Kind | None = None,
     read: Read | None = None,
 ) -> None:
-    """Raises ValueError with one sentence where words cannot be used, each or together.
+    """Raises ValueError where words cannot be used, alone or together.
 
-    kind: whose neutral word is the anchor where none is named; None where there is then none. read:
-    see `check_words`.
+    kind: its default anchor is used where none is named; None if the method then has no anchor.
+    read: see `check_words`.
     """
     check_words(concepts, "concept", read)
     check_words([anchor] if anchor.strip() else [], "anchor", read)
@@ -67,19 +82,19 @@ def check_typed(
     if anchor.strip():
         if is_concept(anchor):
             raise ValueError(
-                f"The anchor {anchor!r} is the concept itself, so nothing would change; name what "
-                "should be drawn in its place, or leave it empty."
+                f"The anchor {anchor!r} is the concept itself, so nothing would change; type what "
+                "the model should draw in its place, or leave it empty."
             )
     elif kind and is_concept(ANCHORS[kind]):
         raise ValueError(
-            f"{ANCHORS[kind]!r} is the word that is drawn in a concept's place, so nothing would "
-            "change; name another as the anchor."
+            f"{ANCHORS[kind]!r} is the default anchor, which takes the concept's place, so nothing "
+            "would change; type another word as the anchor."
         )
     for word in protect:
         if is_concept(word):
             raise ValueError(
-                f"{short(word)} is to be unlearnt and named in protect, too, so one would work "
-                "against the other; leave it out of one of them."
+                f"{short(word)} is both a concept to unlearn and a protected word; remove it from "
+                "one of the two."
             )
 
 
@@ -91,17 +106,17 @@ def _alike(word: str, other: str, read: Read | None) -> bool:
 
 
 def check_reading(word: str, read: Read, what: str = "concept") -> None:
-    """Raises ValueError with one sentence where no text encoder knows a word, or it is too long."""
+    """Raises ValueError where no text encoder knows the word, or it is too long for a prompt."""
     readings = read(cleaned(word))
-    if readings and not any(one.known for one in readings):
+    if readings and not any(reading.known for reading in readings):
         raise ValueError(
-            f"The text encoder reads nothing of the {what} {short(word)}, for it has no token for "
-            "any part of it: type another word for it, for example in English."
+            f"The text encoder has no token for any part of the {what} {short(word)}, so it cannot "
+            "read it; type another word for it, for example in English."
         )
-    for one in readings:
-        if len(one.tokens) + AROUND > one.room:
+    for reading in readings:
+        if len(reading.tokens) + AROUND > reading.room:
             raise ValueError(
-                f"The {what} {short(word)} is {len(one.tokens)} tokens long, but a prompt of this "
-                f"text encoder has {one.room}, and {AROUND} of them are for the sentence around "
-                "it: type a shorter name."
+                f"The {what} {short(word)} is {len(reading.tokens)} tokens long, but a prompt of "
+                f"this text encoder has {reading.room}, and the sentence around it takes up to "
+                f"{AROUND}; type a shorter name."
             )

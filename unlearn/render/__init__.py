@@ -1,1 +1,1 @@
-"""Text tables, fonts and labelled sheets of pictures."""
+"""Output for people: text tables, fonts, and labelled sheets of pictures."""

@@ -1,5 +1,5 @@
-"""A font that has the letters of a text. Pillow's own has few beyond those of English, and the
-sheets show what users type and what words are in other languages."""
+"""Chooses a font that has the letters of a text. Pillow's own has few beyond the English ones, and
+the sheets show users' words and translations."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from functools import cache
 
 from PIL import ImageFont
 
-# Of Linux, Windows and macOS, the Latin ones first; Pillow looks for them where the system has its
-# fonts.
+# Fonts of Linux, Windows and macOS, Latin ones first. Pillow searches the system's font folders.
 NAMES = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -28,11 +27,14 @@ PLAIN = {"–": "-", "—": "-", "’": "'", "ß": "ss", "ø": "o"}  # noqa: RUF
 
 
 def font_for(texts: Iterable[str], size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, or the first of this machine's that has more of the texts' letters."""
+    """The font with the most of the texts' letters. Pillow's own comes first among equals."""
     letters = {letter for text in texts for letter in text if not letter.isspace()}
-    fonts = (font for name in (None, *NAMES) if (font := _font(name, size)) is not None)
-    best, most = None, -1
-    for font in fonts:
+    best = ImageFont.load_default(size)
+    most = -1
+    for name in (None, *NAMES):
+        font = _font(name, size)
+        if font is None:
+            continue
         count = sum(_has(font, letter) for letter in letters)
         if count > most:
             best, most = font, count
@@ -42,7 +44,7 @@ def font_for(texts: Iterable[str], size: int) -> ImageFont.FreeTypeFont:
 
 
 def drawable(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """The text with letters that the font lacks made plain: without accents, or a question mark."""
+    """The text, where a letter that the font lacks loses its accent or becomes a question mark."""
     return "".join(
         letter if letter.isspace() or _has(font, letter) else _plain(letter) for letter in text
     )
@@ -65,5 +67,5 @@ def _font(name: str | None, size: int) -> ImageFont.FreeTypeFont | None:
 
 @cache
 def _has(font: ImageFont.FreeTypeFont, letter: str) -> bool:
-    """What a font lacks it draws as it draws what no font has."""
+    """Whether the font has the letter. A font draws every letter that it lacks the same."""
     return bytes(font.getmask(letter)) != bytes(font.getmask(NOBODY_HAS))

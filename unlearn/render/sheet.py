@@ -1,4 +1,4 @@
-"""One labelled picture of pictures: each prompt's, before on the left and after on the right."""
+"""A labelled sheet of pictures: a row per prompt, before on the left and after on the right."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import Image, ImageDraw
 from .fonts import drawable, font_for
 
 MARGIN, LINE = 10, 20  # pixels
-SMALLEST, LARGEST = 128, 256  # a picture's longer side on the sheet
-NARROWEST = 560  # so that the figures can be read
-PALE, DARK = (170, 190, 220), (20, 60, 150)  # of what is drawn: the many, and the one that counts
+SMALLEST, LARGEST = 128, 256  # pixels of a picture's longer side on the sheet
+NARROWEST = 560  # pixels of the sheet, so that the figures fit
+PALE, DARK = (170, 190, 220), (20, 60, 150)  # colours of a plot: of its data, and of the result
 
 
 @dataclass(frozen=True)
 class Row:
-    """The pictures of one prompt, (N, H, W, 3) each, the same seeds before and after."""
+    """The pictures of one prompt, (N, H, W, 3), from the same seeds before and after."""
 
     label: str
     before: torch.Tensor
@@ -27,7 +27,7 @@ class Row:
 
 
 def as_images(picture: Image.Image) -> torch.Tensor:
-    """(1, height, width, 3) in 0..1."""
+    """A picture as a tensor, (1, height, width, 3) in 0..1."""
     return torch.from_numpy(np.asarray(picture.convert("RGB")).astype(np.float32) / 255)[None]
 
 
@@ -36,9 +36,11 @@ def sheet(
     figures: list[str],
     columns: tuple[str, str] = ("before", "after"),
 ) -> torch.Tensor:
-    """(1, height, width, 3). groups: rows under a heading each; figures: sentences below them;
-    columns: what stands over the two halves."""
-    rows = [row for some in groups.values() for row in some]
+    """The sheet, (1, height, width, 3) in 0..1.
+
+    groups: rows by heading. figures: sentences below the rows. columns: headings of the two halves.
+    """
+    rows = [row for group in groups.values() for row in group]
     count, height, width = rows[0].before.shape[:3]
     longer = max(height, width)
     scale = min(max(longer, SMALLEST), LARGEST) / longer
@@ -51,7 +53,7 @@ def sheet(
     labels = [wrapped(pen, row.label, whole - 2 * MARGIN, font) for row in rows]
     notes = [line for text in figures for line in wrapped(pen, text, whole - 2 * MARGIN, font)]
     lines = sum(map(len, labels)) + len(notes)
-    tall = sum(1 for some in groups.values() if some) * (LINE + 2 * MARGIN)
+    tall = sum(1 for group in groups.values() if group) * (LINE + 2 * MARGIN)
     tall += len(rows) * (cell[1] + MARGIN) + lines * LINE + LINE + MARGIN // 2 + MARGIN
 
     page = Image.new("RGB", (whole, tall), "white")
@@ -60,12 +62,12 @@ def sheet(
     for left, word in zip(places, columns):
         pen.text((left, MARGIN // 2), word, fill="black", font=font)
     top, label = LINE + MARGIN // 2, iter(labels)
-    for heading, some in groups.items():
-        if some:
+    for heading, group in groups.items():
+        if group:
             pen.line([(MARGIN, top + 3), (whole - MARGIN, top + 3)], fill="lightgray")
             pen.text((MARGIN, top + MARGIN - 2), drawable(heading, bold), fill="black", font=bold)
             top += LINE + 2 * MARGIN
-        for row in some:
+        for row in group:
             for left, pictures in zip(places, (row.before, row.after)):
                 for i, picture in enumerate(resized(pictures, cell)):
                     page.paste(picture, (left + i * cell[0], top))
@@ -81,7 +83,7 @@ def sheet(
 
 
 def resized(pictures: torch.Tensor, cell: tuple[int, int]) -> list[Image.Image]:
-    """cell: width and height in pixels."""
+    """Pictures, (N, H, W, 3) in 0..1, at the size `cell`: width and height in pixels."""
     x = pictures.float().movedim(-1, 1)
     x = F.interpolate(x, cell[::-1], mode="bilinear", antialias=True, align_corners=False)
     pixels = (x.clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
@@ -89,7 +91,7 @@ def resized(pictures: torch.Tensor, cell: tuple[int, int]) -> list[Image.Image]:
 
 
 def wrapped(pen: ImageDraw.ImageDraw, text: str, width: int, font) -> list[str]:
-    """Lines of a text that are no wider than `width` pixels, broken between words."""
+    """The text in lines of at most `width` pixels, broken between words."""
     lines = [""]
     for word in drawable(text, font).split():
         longer = f"{lines[-1]} {word}".strip()

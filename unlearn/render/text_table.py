@@ -1,4 +1,4 @@
-"""Rows of text in columns."""
+"""Text tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """One row a line, each column as wide as its longest cell."""
+    """A text table: one line per row, each column as wide as its longest cell."""
     wide = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, wide)).rstrip() for row in rows

@@ -1,17 +1,17 @@
-"""A host extension: on a server that loads it, little is prepared before a network is trained.
+"""A host extension that makes the preparations of a training small, on the server that loads it.
 
-By default mode balanced draws a dozen pictures to hold and encodes more than a thousand prompts,
-and a picture takes twenty steps. How many does not matter to what the tests of nodes look at.
+By default mode balanced draws a dozen pictures for retention, encodes more than a thousand prompts,
+and takes twenty steps for a picture. For the tests of nodes these numbers do not matter.
 """
 
 import sys
 
 
 def make_small(science, *models, change=setattr, steps=10) -> None:
-    """science: the package `unlearn` whose runs are to be small; models: classes that draw.
+    """Make the runs of a package `unlearn` small.
 
-    steps: of a picture, where nobody says in how many. change sets an attribute; a test gives its
-    monkeypatch's.
+    science: the package. models: classes that draw. change: sets an attribute; a test passes its
+    monkeypatch's. steps: the default number of steps for a picture.
     """
     parts = science.methods.parts
     change(parts.retention.RetentionSet, "COUNT", parts.retention.RetentionSet.AT_ONCE)
@@ -28,7 +28,7 @@ def live_picture(model, prompt, seed):
 
 
 class SmallRuns:
-    """Says that it was done: it is there only where the loop below has found the pack."""
+    """A node that exists only if the loop below has found the pack, so that a test can check it."""
 
     RETURN_TYPES = ()
     FUNCTION = "nothing"

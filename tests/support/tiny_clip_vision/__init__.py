@@ -1,6 +1,6 @@
-"""A host extension: a node that gives the host's own CLIP image encoder, small, weights random.
+"""A host extension: a node that outputs a small CLIP image encoder with random weights.
 
-Load CLIP Vision knows the published sizes alone.
+It is the host's own class. Load CLIP Vision knows only the published sizes.
 """
 
 import comfy.clip_vision

@@ -1,7 +1,7 @@
-"""A host extension: nodes that give Wan's model, UMT5 and autoencoder, small, weights random.
+"""A host extension: a node that outputs small Wan, UMT5 and VAE models with random weights.
 
-The host's own classes: the workflows for Wan run on these where its gigabytes are not at hand.
-Needs tests/support/ on the path.
+They are the host's own classes. The tests run the workflows for Wan on them, without its gigabytes
+of weights. tests/support/ must be on the path.
 """
 
 import comfy.ldm.wan.vae
@@ -10,7 +10,7 @@ import encoder_layouts
 import torch
 from layouts import fill
 
-WIDTH = 8  # of the autoencoder, Wan's is 96
+WIDTH = 8  # of the autoencoder; in Wan it is 96
 
 
 def autoencoder() -> comfy.sd.VAE:

@@ -1,1 +1,1 @@
-"""The command `cpdm`: build a set of works and their imitations, and measure it."""
+"""The command `cpdm`: draws a model's versions of works and measures how close they are."""

@@ -1,4 +1,4 @@
-"""cpdm: how near to a set of works a model draws, before and after an erasure."""
+"""cpdm: measure how close a model draws to a set of works, before and after an erasure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 from . import build as cpdm_build
 from . import measure as cpdm_measure
 
-HELP = "measure how near to originals a model draws: CPDM's copyright metric"
+HELP = "measure how close a model draws to originals: CPDM's copyright metric"
 EXAMPLES = """
 examples:
   python -m unlearn cpdm build sd21/ paintings/
@@ -18,9 +18,9 @@ examples:
           --inception pt_inception-2015-12-05-6726825d.pth --after erased --picture paintings.png
       how much further from paintings/anchors/ the pictures are after the erasure
 
-The folder holds anchors/ (the works), caption.csv (columns image and prompt) and what was
-generated, named <anchor>_<number>. CPDM's own data (Ma et al., arXiv 2403.12052) is not part of
-this program; any pictures that you have the right to use will do.
+The folder holds anchors/ (the works), caption.csv (columns image and prompt) and folders of
+generated pictures, named <anchor>_<number>. CPDM's own data (Ma et al., arXiv 2403.12052) is not
+part of this program; you can use any pictures that you have the right to use.
 """
 TASKS = {"build": cpdm_build, "measure": cpdm_measure}
 

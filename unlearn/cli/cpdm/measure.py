@@ -1,4 +1,4 @@
-"""Measure how far what a model drew is from a set of works: CPDM's metric."""
+"""Measure how far a model's pictures are from a set of works: CPDM's metric."""
 
 from __future__ import annotations
 
@@ -27,31 +27,35 @@ HELP = "measure how far generated pictures are from the works of a set"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the set")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the set's folder")
     parser.add_argument(
         "--clip",
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="CLIP's image encoder, as transformers has it: openai/clip-vit-large-patch14",
+        help="CLIP's image encoder in the format of transformers: openai/clip-vit-large-patch14",
     )
     parser.add_argument(
         "--inception",
         type=Path,
         required=True,
         metavar="FILE",
-        help="Inception v3's weights, pytorch-fid's or torchvision's; as .pth or .safetensors",
+        help="Inception v3's weights of pytorch-fid or torchvision, as .pth or .safetensors",
     )
     parser.add_argument(
-        "--anchors", default="anchors", metavar="NAME", help="folder of the works inside the set"
+        "--anchors", default="anchors", metavar="NAME", help="the set's folder of works"
     )
     parser.add_argument(
-        "--generated", default="generated", metavar="NAME", help="what was drawn of them"
+        "--generated", default="generated", metavar="NAME", help="its folder of generated pictures"
     )
-    parser.add_argument("--after", metavar="NAME", help="the same, drawn after an erasure")
+    parser.add_argument(
+        "--after", metavar="NAME", help="its folder of pictures generated after an erasure"
+    )
     result = parser.add_argument_group("the result")
-    result.add_argument("--picture", type=Path, metavar="PNG", help="write the first pairs")
-    result.add_argument("--json", action="store_true", help="all figures, and nothing else")
+    result.add_argument(
+        "--picture", type=Path, metavar="PNG", help="write the first pairs as a sheet"
+    )
+    result.add_argument("--json", action="store_true", help="print only JSON, with all figures")
     parser.add_argument("--device", choices=options.DEVICES, default="auto")
 
 
@@ -67,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     metric = Metric(embed, inception)
     shown: list[list[Pair]] = [[] for _ in sides]
 
-    def looked_at(side: int, bar: Bar) -> Iterator[Pair]:
+    def pairs_of(side: int, bar: Bar) -> Iterator[Pair]:
         total = sum(len(work.generated) for work in works[side])
         for number, pair in enumerate(pairs(works[side])):
             bar(f"comparing {sides[side]}", number, total)
@@ -75,45 +79,48 @@ def run(args: argparse.Namespace) -> None:
             yield pair
 
     with Bar() as bar:
-        found = [list(metric.measure(looked_at(side, bar))) for side in range(len(sides))]
+        before, *after = [list(metric.measure(pairs_of(i, bar))) for i in range(len(sides))]
     names = [file.stem for work in works[0] for file in work.generated]
-    report = Report(names, *found, width=metric.width, is_fid=inception.is_fid)
+    report = Report(names, before, after[0] if after else (), metric.width, inception.is_fid)
     if args.json:
         print(json.dumps(report.record(), indent=1), flush=True)
     else:
         print("\n".join([report.table(), "", *report.sentences()]), flush=True)
         if without := sum(not work.generated for work in works[0]):
             print(
-                f"Of {without} of the {len(works[0])} works nothing was generated; they are left "
+                f"{without} of the {len(works[0])} works have no generated pictures and are left "
                 "out."
             )
-    # After the figures are told: a disk may be full.
+    # Last, so that a full disk does not cost the figures.
     if args.picture is not None:
         write_png(args.picture, cpdm_sheet(report, *shown))
 
 
 def pairs(works: Sequence[Work]) -> Iterator[Pair]:
-    """Each generated picture with its work, read as they are asked for."""
+    """Each generated picture with its work. Files are read one by one, as the pairs are used."""
     for work in works:
-        original = read(work.anchor) if work.generated else None
+        if not work.generated:
+            continue
+        original = read(work.anchor)
         for file in work.generated:
             yield Pair(work.name, file.stem, original, read(file))
 
 
 def read(file: Path) -> torch.Tensor:
-    """(H, W, 3) in 0..1, in the picture's own size."""
+    """A picture, (H, W, 3) in 0..1, in its own size."""
     (picture,) = read_pictures([file])
     return batch([picture], picture.size[::-1])[0]
 
 
 def networks(args: argparse.Namespace) -> tuple[Embed, Inception]:
-    """The two networks that look. Raises Failure or ValueError where one cannot be had."""
+    """CLIP's image encoder and Inception. Raises Failure or ValueError where one cannot be
+    loaded."""
     try:
         import torchvision  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
         raise Failure(
-            f'{error.name} is not installed; run: pip install ".[diffusers]" in the folder of this '
+            f'{error.name} is not installed; run pip install ".[diffusers]" in the folder of this '
             "program."
         ) from None
     from ...evaluate.cpdm.inception import load_inception
@@ -124,29 +131,29 @@ def networks(args: argparse.Namespace) -> tuple[Embed, Inception]:
 
 
 def load_clip(folder: Path, device: torch.device) -> Embed:
-    """CLIP's image encoder of a folder. Raises Failure or ModelError where there is none."""
+    """CLIP's image encoder from a folder. Raises Failure or ModelError where there is none."""
     from ...diffusers_backend.load import silence_libraries
     from ...diffusers_backend.model_folder import check_part
 
     if not (folder / "config.json").is_file():
         raise Failure(
-            f"{folder} holds no config.json; name a folder of CLIP's image encoder as transformers "
-            "has it, such as openai/clip-vit-large-patch14."
+            f"{folder} has no config.json; name a folder of CLIP's image encoder in the format of "
+            "transformers, such as openai/clip-vit-large-patch14."
         )
     check_part(folder)
     silence_libraries()
     try:
         check_clip_files(folder)
         model = clip_of(folder)
-        embed = Eye(model)
-        # What its configuration says may fail at the first picture.
+        embed = ClipEncoder(model)
+        # A trial: a wrong configuration may fail only at the first picture.
         embed(torch.full((1, 8, 8, 3), 0.5))
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001
-        # Of another make or damaged, which transformers says in a dozen ways.
+        # transformers has a dozen errors for files that are damaged or of another model.
         raise Failure(
-            f"{folder} is not CLIP's image encoder, or not all of it; name a folder such as "
+            f"{folder} is not CLIP's image encoder, or is incomplete; name a folder such as "
             "openai/clip-vit-large-patch14."
         ) from None
     model.to(device)
@@ -154,7 +161,7 @@ def load_clip(folder: Path, device: torch.device) -> Embed:
 
 
 def clip_of(folder: Path) -> torch.nn.Module:
-    """The network of a folder. Raises ValueError where weights are missing, and whatever
+    """The image encoder in a folder. Raises ValueError where weights are missing, and what
     transformers raises."""
     from transformers import CLIPVisionModelWithProjection
 
@@ -162,12 +169,12 @@ def clip_of(folder: Path) -> torch.nn.Module:
         folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
     if found["missing_keys"] or found["mismatched_keys"]:
-        raise ValueError("it is not whole")
+        raise ValueError("weights are missing")
     return model.eval().requires_grad_(False)
 
 
-class Eye:
-    """CLIP's image encoder as the metric takes it."""
+class ClipEncoder:
+    """CLIP's image encoder with its preprocessing, as `Metric` takes it."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         from transformers import CLIPImageProcessor
@@ -178,27 +185,28 @@ class Eye:
         )
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        whole = (images * 255).round().to(torch.uint8).movedim(-1, 1)
-        # Of pictures a pixel or three wide it could not tell which side is the colours.
+        """Projected embeddings, (N, D), of images (N, H, W, 3) in 0..1."""
+        eight_bit = (images * 255).round().to(torch.uint8).movedim(-1, 1)
+        # The format is named, since in a picture 3 pixels wide the channels cannot be guessed.
         pixels = self.processor(
-            list(whole.cpu().numpy()), return_tensors="pt", input_data_format="channels_first"
+            list(eight_bit.cpu().numpy()), return_tensors="pt", input_data_format="channels_first"
         ).pixel_values
         return self.model(pixel_values=pixels.to(self.model.device)).image_embeds
 
 
 def check_clip_files(folder: Path) -> None:
-    """Raises ValueError, KeyError or TypeError where a folder asks for a larger network than its
-    files hold: what is missing would be made up."""
+    """Raises ValueError, KeyError or TypeError where the configuration describes a larger network
+    than the files hold. transformers would allocate it and fill it with random numbers."""
     config = json.loads(read_text(folder / "config.json"))
-    # Of a whole CLIP the image encoder has a part of its own.
+    # A whole CLIP's configuration has the image encoder's under "vision_config".
     part = {**CLIP_DEFAULTS, **(config.get("vision_config") or config)}
     width, inner, layers, side, patch = (part[name] for name in CLIP_DEFAULTS)
     if not all(type(size) is int and size > 0 for size in (width, inner, layers, side, patch)):
-        raise ValueError("sizes that are none")
+        raise ValueError("a size is not a positive integer")
     numbers = layers * (4 * width * width + 2 * width * inner) + (side // patch) ** 2 * width
     files = [*folder.glob("*.bin"), *folder.glob("*.safetensors")]
     if numbers > sum(file.stat().st_size for file in files):
-        raise ValueError("more than is there")
+        raise ValueError("the files are too small for this configuration")
 
 
 CLIP_DEFAULTS = {
@@ -208,4 +216,4 @@ CLIP_DEFAULTS = {
     "image_size": 224,
     "patch_size": 32,
 }
-"""What transformers takes where a configuration is silent."""
+"""The defaults of transformers for missing settings."""

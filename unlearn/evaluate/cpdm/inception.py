@@ -1,7 +1,7 @@
-"""Inception v3's features at four depths, from a file of weights that the user has.
+"""Inception v3's features at four depths, with weights from the user's file.
 
-The network is torchvision's. Two files of weights are known, torchvision's own and that of the FID
-(pytorch-fid's port of the TensorFlow network), whose poolings differ in two places.
+The network is torchvision's. Two weight files are known: torchvision's own, and the FID's
+(pytorch-fid's port of the TensorFlow network), whose pooling differs in two places.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torchvision.models import Inception3
 from ...files import torch_files
 
 BLOCKS = ("maxpool1", "maxpool2", "Mixed_6e", "avgpool")
-"""Where the features are taken: 64, 192, 768 and 2048 channels, the last of one place."""
-SIDE = 299  # pixels that the network reads
+"""The layers of the features: 64, 192, 768 and 2048 channels; the last is 1 x 1."""
+SIDE = 299  # pixels of the network's input
 FID_CLASSES, TORCHVISION_CLASSES = 1008, 1000
 FILES = (
     "pytorch-fid's pt_inception-2015-12-05-6726825d.pth, which CPDM's figures are of, or "
@@ -33,8 +33,8 @@ LARGEST = "Mixed_7c"
 class Inception(nn.Module):
     """Features of pictures (N, H, W, 3) in 0..1: four tensors (N, C, h, w), float32.
 
-    As CPDM's released code has it, the mean of all of a picture's values is taken off before they
-    are brought from 0..1 to -1..1; for the FID itself that is not done.
+    As in CPDM's released code, each picture's mean value is subtracted before 0..1 is mapped to
+    -1..1. The FID itself does not do that.
     """
 
     def __init__(self, is_fid: bool) -> None:
@@ -47,8 +47,9 @@ class Inception(nn.Module):
         found = self.found
         for name in BLOCKS:
             block = getattr(self.network, name)
-            # Of the list and not of self: in a cycle the weights would wait for the collector.
-            block.register_forward_hook(lambda module, given, made: found.append(made))
+            # The hook holds the list and not self: a reference cycle would delay the freeing of
+            # the weights until the garbage collector runs.
+            block.register_forward_hook(lambda module, inputs, output: found.append(output))
         if is_fid:
             pool_as_tensorflow(self.network)
         self.eval().requires_grad_(False)
@@ -68,27 +69,28 @@ class Inception(nn.Module):
 
 
 def pool_as_tensorflow(network: Inception3) -> None:
-    """At the edge TensorFlow's average is of the places that are there, torchvision's counts the
-    padding as zeros; and in the last block FID's network takes the largest, not the average."""
+    """Change the pooling to that of the FID's network. TensorFlow's average does not count the
+    padding, torchvision's does. And the last block takes the maximum instead of the average."""
 
-    def average(module, given: tuple[torch.Tensor]) -> torch.Tensor:
-        (x,) = given
-        there = F.avg_pool2d(torch.ones_like(x[:1, :1]), 3, stride=1, padding=1)
-        return x / there
+    def average(module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+        (x,) = inputs
+        share_inside = F.avg_pool2d(torch.ones_like(x[:1, :1]), 3, stride=1, padding=1)
+        return x / share_inside
 
     for name in AVERAGED:
         getattr(network, name).branch_pool.register_forward_pre_hook(average)
-    block, entered = getattr(network, LARGEST), []
-    block.register_forward_pre_hook(lambda module, given: entered.append(given[0]))
+    block: nn.Module = getattr(network, LARGEST)
+    block_input: list[torch.Tensor] = []
+    block.register_forward_pre_hook(lambda module, inputs: block_input.append(inputs[0]))
     block.branch_pool.register_forward_pre_hook(
-        lambda module, given: F.max_pool2d(entered.pop(), 3, stride=1, padding=1)
+        lambda module, inputs: F.max_pool2d(block_input.pop(), 3, stride=1, padding=1)
     )
 
 
 def load_inception(file: Path) -> Inception:
     """The network with the weights of a .safetensors or .pth file, on the CPU.
 
-    Raises ValueError with one sentence where there is no such file or it is of another network.
+    Raises ValueError where the file is missing, unreadable or holds another network.
     """
     if not file.is_file():
         raise ValueError(f"There is no file {file}; get {FILES}, and put it there.")
@@ -96,13 +98,12 @@ def load_inception(file: Path) -> Inception:
         weights = _read(file)
     except (SafetensorError, OSError, ValueError):
         raise ValueError(
-            f"{file.name} is cut short or holds no weights that can be read safely; get {FILES} "
-            "again."
+            f"{file.name} is cut short or cannot be read safely; download {FILES} again."
         ) from None
     classes = weights["fc.weight"].shape[:1] if _has_end(weights) else ()
     if classes not in ((FID_CLASSES,), (TORCHVISION_CLASSES,)):
         raise ValueError(f"{file.name} holds the weights of another network; use {FILES}.")
-    # What is trained beside the network, and how many batches a norm has seen, is not read.
+    # The auxiliary classifier and the norms' batch counters are not used.
     read = {
         name: tensor
         for name, tensor in weights.items()
@@ -113,8 +114,8 @@ def load_inception(file: Path) -> Inception:
     wrong |= read.keys() - own.keys()
     if wrong:
         raise ValueError(
-            f"{file.name} is not a whole Inception v3, {min(wrong)} does not fit; get {FILES} "
-            "again."
+            f"{file.name} is not a whole Inception v3: {min(wrong)} does not fit; download "
+            f"{FILES} again."
         )
     inception = Inception(classes == (FID_CLASSES,))
     counts = {n: t for n, t in inception.network.state_dict().items() if n.endswith(COUNTED)}
@@ -123,7 +124,7 @@ def load_inception(file: Path) -> Inception:
 
 
 COUNTED = "num_batches_tracked"
-LARGEST_FILE = 2**28  # bytes; the network has 27 million weights, at most eight bytes each
+LARGEST_FILE = 2**28  # bytes; the network has 27 million weights of at most eight bytes
 
 
 def _read(file: Path) -> dict:
@@ -145,7 +146,7 @@ def _has_end(weights) -> bool:
 
 @cache
 def _shapes(classes: int) -> dict[str, torch.Size]:
-    """Of the network's weights, by name; nothing is made for it."""
+    """The shapes of the network's weights, by name, without allocating them."""
     with torch.device("meta"):
         network = Inception3(classes, aux_logits=False, init_weights=False)
     weights = network.state_dict().items()
@@ -153,7 +154,7 @@ def _shapes(classes: int) -> dict[str, torch.Size]:
 
 
 def _fits(found, shape: torch.Size) -> bool:
-    """A plain tensor of numbers that can be calculated with."""
+    """Whether it is a plain, finite floating-point tensor of this shape."""
     return (
         isinstance(found, torch.Tensor)
         and found.shape == shape

@@ -1,4 +1,4 @@
-"""What CPDM's metric says of a set of pairs, in words, as a table and for other programs."""
+"""CPDM's metric of a set of pairs: as sentences, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import mean
 from ...render.text_table import columns
 from .metric import Distance, copyright_metric
 
-PUBLISHED_WIDTH = 768  # of CLIP ViT-L/14's embeddings
+PUBLISHED_WIDTH = 768  # the width of CLIP ViT-L/14's embeddings, which the paper uses
 SHOWN = 40  # pairs in the table
 COLUMNS = ("M_sem", "M_style", "M_sem M_style", "(M_sem M_style)^2", "CM")
 
@@ -21,30 +21,31 @@ class Report:
     names: Sequence[str]
     before: Sequence[Distance]
     after: Sequence[Distance] = ()
-    """Empty where nothing was erased."""
+    """Empty without an erasure."""
     width: int = PUBLISHED_WIDTH
-    """Numbers in an image embedding."""
+    """The width of the image embeddings."""
     is_fid: bool = True
-    """Whether the style was told by the FID's Inception."""
+    """Whether the FID's Inception measured the style."""
 
     def __post_init__(self) -> None:
         if not self.before:
             raise ValueError(
-                "There is no pair to measure: give an original and a generated picture."
+                "There is no pair to measure; give an original and a generated picture."
             )
 
     @property
     def sides(self) -> dict[str, Sequence[Distance]]:
+        """The distances by side: "before" and "after"; only "" without an erasure."""
         return {"before": self.before, "after": self.after} if self.after else {"": self.before}
 
     def metrics(self) -> dict[str, list[float]]:
-        """CM of each pair, by side; Norm is over all of both."""
+        """CM of each pair, by side. Norm is over both sides together."""
         every = copyright_metric([*self.before, *self.after])
         half = len(self.before)
         return dict(zip(self.sides, (every[:half], every[half:])))
 
     def means(self) -> dict[str, dict[str, float]]:
-        """By side: the mean over the pairs of each of COLUMNS."""
+        """By side and then by column (COLUMNS): the mean over the pairs."""
         metrics = self.metrics()
         return {
             side: dict(zip(COLUMNS, map(mean, zip(*rows(distances, metrics[side])))))
@@ -52,57 +53,56 @@ class Report:
         }
 
     def further(self) -> int:
-        """How many pairs lie further apart after the erasure."""
+        """How many pairs are further apart after the erasure."""
         return sum(b.product > a.product for a, b in zip(self.before, self.after))
 
     def sentences(self) -> list[str]:
-        """What it means, for a person."""
+        """The result as sentences for a person."""
         count, found = len(self.before), self.means()
         pairs = f"{count} pairs" if count > 1 else "one pair"
-        said = [
+        parts = [
             f"{side} M_sem {values['M_sem']:.4g}, M_style {values['M_style']:.4g}, "
             f"M_sem M_style {values['M_sem M_style']:.4g}, CM {values['CM']:.3f}"
             for side, values in found.items()
         ]
-        said = [f"Mean of {pairs}: {'; '.join(map(str.strip, said))}."]
+        sentences = [f"Mean of {pairs}: {'; '.join(map(str.strip, parts))}."]
         if self.after:
             was, now = (values["M_sem M_style"] for values in found.values())
             share = f" ({now / was:.2f} times as far)" if was else ""
-            said.append(
-                f"After the erasure the pictures are at {now:.4g} from the originals, in M_sem "
-                f"M_style, and before at {was:.4g}{share}; {self.further()} of {count} are further "
+            sentences.append(
+                f"M_sem M_style, the pictures' distance from the originals, is {now:.4g} after the "
+                f"erasure and {was:.4g} before{share}; {self.further()} of {count} are further "
                 "away than before."
             )
-        said.append(
+        sentences.append(
             "M_sem, M_style and their product grow with the distance from the original. The "
-            "paper's CM = 1 - Norm(M_sem M_style)^2 falls with it; Norm is from the smallest to "
-            f"the largest product of this set{', before and after together' * bool(self.after)}, "
-            "so CM says nothing about another set. (M_sem M_style)^2 is what the authors' code "
-            "gives."
+            "paper's CM = 1 - Norm(M_sem M_style)^2 falls with it. Norm is over the products of "
+            f"this set{', before and after together' * bool(self.after)}, so CM cannot be compared "
+            "with that of another set. (M_sem M_style)^2 is the value of the authors' code."
         )
-        if len({one.product for one in (*self.before, *self.after)}) == 1:
-            said.append("All products are the same, so that CM tells nothing here.")
-        return said + self.warnings()
+        if len({distance.product for distance in (*self.before, *self.after)}) == 1:
+            sentences.append("All products are equal, so CM has no meaning here.")
+        return sentences + self.warnings()
 
     def warnings(self) -> list[str]:
-        """What keeps the figures from being compared with the paper's."""
+        """Why the figures cannot be compared with the paper's, if so."""
         found = []
         if self.width != PUBLISHED_WIDTH:
             found.append(
-                f"The image encoder gives {self.width} numbers where CLIP ViT-L/14 gives "
-                f"{PUBLISHED_WIDTH}: M_sem cannot be compared with the paper's."
+                f"The image embeddings are {self.width} wide, but CLIP ViT-L/14's are "
+                f"{PUBLISHED_WIDTH}, so M_sem cannot be compared with the paper's."
             )
         if not self.is_fid:
             found.append(
-                "The Inception file is torchvision's and the authors' is the FID's: M_style cannot "
-                "be compared with the paper's."
+                "The Inception file is torchvision's, but the authors' is the FID's, so M_style "
+                "cannot be compared with the paper's."
             )
         return found
 
     def table(self) -> str:
-        """A line for each pair, of the first SHOWN, and their means."""
+        """A text table: a line for each of the first SHOWN pairs, and the means of all."""
         metrics, means = self.metrics(), self.means()
-        every = {side: rows(some, metrics[side]) for side, some in self.sides.items()}
+        every = {side: rows(pairs, metrics[side]) for side, pairs in self.sides.items()}
         lines = [["", *COLUMNS]]
         for i, name in enumerate(self.names[:SHOWN]):
             lines += [_line(f"{name} {side}", values[i]) for side, values in every.items()]
@@ -112,11 +112,11 @@ class Report:
         return columns(lines)
 
     def record(self) -> dict:
-        """All figures, JSON-like."""
+        """All figures as JSON."""
         metrics = self.metrics()
         every = {
-            side or "now": [dict(zip(COLUMNS, row)) for row in rows(some, metrics[side])]
-            for side, some in self.sides.items()
+            side or "now": [dict(zip(COLUMNS, row)) for row in rows(pairs, metrics[side])]
+            for side, pairs in self.sides.items()
         }
         return {
             "metric": "CPDM, arXiv 2403.12052",
@@ -133,8 +133,8 @@ class Report:
 def rows(distances: Sequence[Distance], metrics: Sequence[float]) -> list[tuple[float, ...]]:
     """The figures of each pair, in the order of COLUMNS."""
     return [
-        (one.semantic, one.style, one.product, one.released, metric)
-        for one, metric in zip(distances, metrics, strict=True)
+        (distance.semantic, distance.style, distance.product, distance.released, metric)
+        for distance, metric in zip(distances, metrics, strict=True)
     ]
 
 

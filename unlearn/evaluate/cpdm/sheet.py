@@ -1,4 +1,4 @@
-"""CPDM's pairs as one picture: originals on the left, what a model made of them on the right."""
+"""CPDM's pairs as one sheet: originals on the left, generated pictures on the right."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from ...render.sheet import Row, sheet
 from .metric import Distance, Pair
 from .report import Report
 
-SHOWN = 12  # pairs in the picture, and of each side
+SHOWN = 12  # pairs on the sheet, before and after each
 COLUMNS = ("original", "generated")
 
 
 def cpdm_sheet(report: Report, pairs: Sequence[Pair], after: Sequence[Pair] = ()) -> torch.Tensor:
-    """(1, height, width, 3). pairs, after: the first of the report's, as many as shall be shown."""
-    size = pairs[0].generated.shape[:2]
+    """The sheet, (1, height, width, 3) in 0..1. pairs, after: the report's first pairs, as many as
+    the sheet should show."""
+    height, width = pairs[0].generated.shape[:2]
     groups = {}
-    for (side, distances), some in zip(report.sides.items(), (pairs, after)):
-        cms = report.metrics()[side]
+    for (side, distances), shown in zip(report.sides.items(), (pairs, after)):
+        metrics = report.metrics()[side]
         groups[f"{side} the erasure" if side else "pairs"] = [
             Row(
-                _label(pair.name, *values),
-                *(fitted(x, size) for x in (pair.original, pair.generated)),
+                _label(pair.name, distance, metric),
+                *(fitted(x, (height, width)) for x in (pair.original, pair.generated)),
             )
-            for pair, *values in zip(some, distances, cms)
+            for pair, distance, metric in zip(shown, distances, metrics)
         ]
     left_out = len(report.names) - len(pairs)
     more = [f"The first {len(pairs)} of {len(report.names)} pairs."] if left_out else []
@@ -41,7 +42,8 @@ def _label(name: str, distance: Distance, metric: float) -> str:
 
 
 def fitted(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(1, height, width, 3) of a picture (H, W, 3), as large as it goes in, on white."""
+    """A picture (H, W, 3), scaled to fit into size (height, width) and centred on white:
+    (1, height, width, 3)."""
     height, width = size
     x = picture[None, ..., :3].float().cpu().movedim(-1, 1)
     share = min(height / x.shape[2], width / x.shape[3])
