@@ -590,6 +590,7 @@ def test_apply_writes_a_model_with_the_erasure_in_it(
     assert [part["concepts"] for part in receipt["parts"]] == [["mushroom"]] * 2
 
 
+@pytest.mark.slow
 def test_apply_undone_is_the_original(folder: Path, full: Path, tmp_path: Path) -> None:
     for source, strength, target in ((folder, "1", "there"), (tmp_path / "there", "-1", "back")):
         arguments = ["apply", str(source), str(full), "--strength", strength]

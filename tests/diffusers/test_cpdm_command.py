@@ -85,7 +85,7 @@ def test_captions_that_are_no_text(tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"There is no .*caption.csv; write it"):
         read_captions(tmp_path / "caption.csv")
     (tmp_path / "caption.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(Failure, match="is no table in UTF-8"):
+    with pytest.raises(Failure, match="is not a CSV table in UTF-8"):
         read_captions(tmp_path / "caption.csv")
 
 
@@ -175,6 +175,7 @@ def test_measured_is_the_formula(
     assert (min(cms), max(cms)) == (0, 1)
 
 
+@pytest.mark.slow
 def test_an_original_is_at_no_distance_from_itself(
     folder: Path, clip: Path, inception: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,6 +269,7 @@ def test_build_draws_what_the_model_draws_and_goes_on(
     assert "were drawn with other captions; name another" in sentence(build, capsys)
 
 
+@pytest.mark.slow
 def test_build_after_an_erasure_is_another_model(
     folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

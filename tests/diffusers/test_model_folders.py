@@ -28,6 +28,8 @@ from unlearn.diffusers_backend.load import ModelError, load_pipeline
 from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.diffusers_backend.model_folder import pickled
 
+pytestmark = pytest.mark.costly
+
 CODE = """
 from pathlib import Path
 Path({mark!r}).touch()

@@ -180,8 +180,8 @@ class Probe:
         attacked = any(one.name in ATTACKS[:2] for one in self.asked)
         by_prompts = f", with attacks by prompts {self.worst():.0%}" if attacked else ""
         found = [
-            f"{first}{by_prompts}. This is the result of a {self.settings.level} probe; another "
-            "prompt or attack may still bring it back."
+            f"{first}{by_prompts}. This is the result of a {self.settings.level} probe; other "
+            "prompts may still bring it back."
         ]
         trained = self.rate(token_attack.NAME)
         if trained is not None:
