@@ -89,7 +89,10 @@ class Scratch:
         patience = Patience(process.pid, busy=BUSY_SECONDS)
         while process.exitcode is None:
             process.join(POLL_SECONDS)
-            if process.exitcode is None and patience.ran_out():
+            if process.exitcode is not None or not patience.ran_out():
+                continue
+            process.join(POLL_SECONDS)  # it may have ended just now
+            if process.exitcode is None:
                 process.kill()
                 process.join()
                 return Outcome(KILLED, "silence: it did not end", BUSY_SECONDS)
