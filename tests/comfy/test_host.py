@@ -839,7 +839,8 @@ def trained_output(
 @pytest.fixture
 def untrained(pack: ModuleType, erasure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The node hands on an erasure that is there already, in place of training one."""
-    monkeypatch.setattr(pack.nodes.few_shot, "few_shot", lambda *_: erasure)
+    node = pack.nodes.few_shot.FewShotEncoderUnlearn
+    monkeypatch.setattr(node, "METHOD", replace(node.METHOD, train=lambda *_: erasure))
 
 
 @pytest.fixture

@@ -354,7 +354,7 @@ def test_a_folder_with_a_part_missing_gets_a_sentence(
             ["--method", "key_step", "--mode", "paper", "--protect", "owl"],
             "--protect is a setting of mode balanced",
         ),
-        (["--trainable", "cross-attention"], "few_shot trains one of mlp-final-attn, mlp"),
+        (["--trainable", "cross-attention"], "few_shot takes one of mlp-final-attn, mlp"),
     ],
 )
 def test_bad_input_gets_a_sentence_before_any_work(
