@@ -224,21 +224,30 @@ def chosen(args: argparse.Namespace) -> Chosen:
     return Chosen(method, settings)
 
 
+@dataclass(frozen=True)
+class Training:
+    """A method's `on_step`: it moves the progress bar of a training."""
+
+    bar: tqdm
+
+    def __call__(self, step: int, total: int, loss: float, edit: Edit) -> None:
+        self.bar.total = total
+        self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        self.bar.set_postfix_str(f"{what}: {done}/{total}")
+
+
 def train(args: argparse.Namespace, asked: Chosen, model, images, resume: Resume) -> Erasure:
-    """The erasure; of a loss that diverged, what was good is kept beside the output."""
+    """Train the erasure. Where the loss diverges, the last good one is kept beside the output."""
     with tqdm(desc=f"unlearning {', '.join(args.concepts)}", disable=None, unit="step") as bar:
-
-        def on_step(step: int, total: int, loss: float, edit: Edit) -> None:
-            bar.total = total
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            bar.update(step - bar.n)
-
-        on_step.preparing = lambda what, done, total: bar.set_postfix_str(f"{what}: {done}/{total}")
+        told = Training(bar)
         try:
-            return asked.method.run(model, args.concepts, asked.settings, images, on_step, resume)
+            return asked.method.run(model, args.concepts, asked.settings, images, told, resume)
         except Diverged as error:
             resume.close()
-            if not error.history:
+            if not error.history or error.erasure is None:
                 raise Failure(
                     f"{error} Nothing was learnt, so nothing is kept. If it is so at every try, "
                     "what the network predicts is not finite: leave out --half."

@@ -137,7 +137,9 @@ def prune(
             loss.backward()
         for stage in stages.values():
             for key, channels in top_channels(stage, settings.channels).items():
-                gradient = filters[key].full.grad[channels]
+                whole = filters[key].full
+                assert whole is not None  # nothing is pruned by a rank
+                gradient = whole.grad[channels]
                 cut[key][channels] |= largest(gradient.abs().flatten(1), settings.weights).view_as(
                     gradient
                 )
