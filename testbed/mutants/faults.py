@@ -800,8 +800,8 @@ FAULTS: list[Fault] = [
         ),
         (
             "the first words are lost",
-            "                on_step,\n                found,",
-            "                on_step,",
+            "                after_step,\n                found,",
+            "                after_step,",
         ),
         ("a character has as few words as a thing", '5 if kind == "character" else 3', "3"),
         (

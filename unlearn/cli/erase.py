@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..core.edit import Diverged, Edit
+from ..core.edit import Diverged
 from ..core.erasure import Erasure
 from ..core.model import Part
 from ..core.peak_memory import PeakMemory
@@ -28,7 +28,7 @@ from ..prompts.word_checks import words_read
 from . import method_options, options
 from .output import Failure, check_output, check_space, save
 from .pictures import AS_SEEN, batch, read_pictures
-from .progress import Bar
+from .progress import Bar, StepBar
 
 HELP = "train an erasure of one or several concepts and write it to a file"
 EXAMPLES = """
@@ -226,16 +226,9 @@ def chosen(args: argparse.Namespace) -> Chosen:
 
 def train(args: argparse.Namespace, asked: Chosen, model, images, resume: Resume) -> Erasure:
     """The erasure; of a loss that diverged, what was good is kept beside the output."""
-    with tqdm(desc=f"unlearning {', '.join(args.concepts)}", disable=None, unit="step") as bar:
-
-        def on_step(step: int, total: int, loss: float, edit: Edit) -> None:
-            bar.total = total
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            bar.update(step - bar.n)
-
-        on_step.preparing = lambda what, done, total: bar.set_postfix_str(f"{what}: {done}/{total}")
+    with StepBar(f"unlearning {', '.join(args.concepts)}") as bar:
         try:
-            return asked.method.run(model, args.concepts, asked.settings, images, on_step, resume)
+            return asked.method.run(model, args.concepts, asked.settings, images, bar, resume)
         except Diverged as error:
             resume.close()
             if not error.history:
