@@ -1,1 +1,1 @@
-"""Faults put into the science on purpose: does a test notice each of them?"""
+"""Faults that are put into the science on purpose, to see if a test notices each of them."""

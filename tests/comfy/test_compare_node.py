@@ -122,6 +122,7 @@ def test_usual_prompts_and_neighbours_where_none_are_given(parts: tuple, compari
     assert " of 2 pictures before " in found.report
 
 
+@pytest.mark.slow
 def test_a_style_is_asked_for_and_judged_as_a_style(
     pack: ModuleType, parts: tuple, comparing: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,7 +200,7 @@ def test_projected_step_has_the_gradients_of_a_plain_one(
     assert_gradients_agree(found["orthogonal"], found["off"])
 
 
-@pytest.mark.parametrize("loaded", only("sd15", "wan", of=LAYOUTS), indirect=True)
+@pytest.mark.parametrize("loaded", only("sd15", of=LAYOUTS), indirect=True)
 def test_steps_leave_nothing_behind(pack: ModuleType, loaded: Loaded) -> None:
     """Nor what a step with two gradients does not go through to its end."""
 

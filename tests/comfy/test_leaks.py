@@ -158,6 +158,7 @@ def test_nothing_stays_however_a_run_ends(
     assert_nothing_stays(every_way)
 
 
+@pytest.mark.slow
 def test_a_run_whose_backward_pass_fails_keeps_nothing(
     pack: ModuleType,
     erase: Callable[..., Any],
@@ -247,6 +248,7 @@ def test_the_network_of_the_copyright_metric_goes_at_once(tmp_path: Path) -> Non
         gc.enable()
 
 
+@pytest.mark.slow
 def test_a_probe_keeps_nothing(pack: ModuleType, parts: tuple) -> None:
     """Planned as the node does it, and attacked once."""
     original, clip, vae = parts

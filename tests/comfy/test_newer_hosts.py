@@ -313,6 +313,7 @@ def test_frozen_experts_in_few_bits_hand_gradients_on(pack: ModuleType) -> None:
 # Norms that are read by what comes after them
 
 
+@pytest.mark.slow
 def test_norms_that_are_handed_on_are_trained(
     pack: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

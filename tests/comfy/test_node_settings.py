@@ -229,6 +229,7 @@ def test_key_steps_own_iterations_are_those_of_its_mode(asked: Callable[..., Any
 # batch
 
 
+@pytest.mark.slow
 def test_as_many_pictures_a_step_as_batch_says(unlearn: Callable[..., tuple]) -> None:
     steps, needed = {}, {}
     for batch in (1, 3):

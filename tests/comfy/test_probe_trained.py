@@ -120,6 +120,7 @@ def test_the_weights_stay_what_they_were(unedited: tuple) -> None:
     assert all(same.values())
 
 
+@pytest.mark.slow
 def test_it_may_be_cancelled_in_an_attack(pack: ModuleType) -> None:
     class Cancelled(Exception):
         pass

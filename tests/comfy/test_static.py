@@ -69,6 +69,7 @@ def test_it_has_the_patches_and_leaves_the_users_model_alone(
     assert model.model is not again.network
 
 
+@pytest.mark.slow
 def test_several_patchers_of_a_model_share_what_was_loaded(
     pack: ModuleType, dynamic: tuple
 ) -> None:

@@ -37,6 +37,7 @@ def test_another_noise_schedule_is_another_training(pack: ModuleType, model: Any
     assert found[1:] == [signature(with_schedule(model, *some)) for some in settings]
 
 
+@pytest.mark.slow
 def test_another_model_merged_in_is_another_training(pack: ModuleType, model: Any) -> None:
     """By the stock node ModelMergeSimple, with a second model that differs in one weight."""
     from comfy_extras.nodes_model_merging import ModelMergeSimple

@@ -72,7 +72,7 @@ def test_captions_are_read_as_the_set_has_them(folder: Path) -> None:
         ("image,text\na.png,a", "has no lines with the columns image and prompt"),
         ("image,prompt\na.png,a\nb.png, ", "Line 3 of .* lacks an image or a prompt"),
         ("image,prompt\na.png", "Line 2 of .* lacks an image or a prompt"),
-        ("image,prompt\na.png,a\na.jpg,b", "a is there 2 times in .*; rename all but one"),
+        ("image,prompt\na.png,a\na.jpg,b", "There are 2 anchors named a in .*; rename all but one"),
     ],
 )
 def test_captions_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> None:
@@ -85,7 +85,7 @@ def test_captions_that_are_no_text(tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"There is no .*caption.csv; write it"):
         read_captions(tmp_path / "caption.csv")
     (tmp_path / "caption.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(Failure, match="is no table in UTF-8"):
+    with pytest.raises(Failure, match="is not a CSV table in UTF-8"):
         read_captions(tmp_path / "caption.csv")
 
 
@@ -111,7 +111,7 @@ def test_folders_that_cannot_be_used(folder: Path) -> None:
     with pytest.raises(Failure, match="belongs to no anchor"):  # no number behind
         read_works(anchors, generated)
     picture(anchors / "fox_1.jpg", 0)
-    with pytest.raises(Failure, match="fox_1 is there 2 times"):
+    with pytest.raises(Failure, match="There are 2 anchors named fox_1"):
         read_works(anchors, generated)
 
 
@@ -175,6 +175,7 @@ def test_measured_is_the_formula(
     assert (min(cms), max(cms)) == (0, 1)
 
 
+@pytest.mark.slow
 def test_an_original_is_at_no_distance_from_itself(
     folder: Path, clip: Path, inception: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,7 +218,7 @@ def test_networks_that_are_not_there_get_a_sentence(
     assert "There is no file" in said
     networks = ["--clip", clip, "--inception", inception]
     said = sentence([*measure, *networks, "--picture", "a.jpg"], capsys)
-    assert "must end in .png" in said
+    assert "does not end in .png" in said
     said = sentence([*measure, *networks, "--after", "erased"], capsys)
     assert "There is no folder" in said
     wrong = folder / "text"
@@ -268,6 +269,7 @@ def test_build_draws_what_the_model_draws_and_goes_on(
     assert "were drawn with other captions; name another" in sentence(build, capsys)
 
 
+@pytest.mark.slow
 def test_build_after_an_erasure_is_another_model(
     folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

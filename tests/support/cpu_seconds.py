@@ -78,6 +78,10 @@ class CpuSeconds:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._config.pluginmanager.hasplugin("dsession"):
+            # The first of several processes. Its children are the workers: they count themselves.
+            self._shared["start, imports and collection"] += sum(os.times()[:2])
+            return
         self._shared["start, imports and collection"] += self._spent()
         output = getattr(self._config, "workeroutput", None)
         if output is not None:

@@ -17,6 +17,7 @@ FAST = {"concepts": 80, "words": 60, "pictures": 80, "sets": 60, "states": 16}
 
 
 @pytest.mark.parametrize(("name", "count"), FAST.items())
+@pytest.mark.costly
 def test_every_answer_is_a_sentence_or_a_result(name: str, count: int, tmp_path: Path) -> None:
     reader = READERS[name](tmp_path)
     answers = list(fuzz.run(reader, range(count), 0, tmp_path))

@@ -12,8 +12,9 @@ from PIL import Image
 
 from testbed.model.vocabulary import FRAMES, MOTIONS
 from testbed.motion import motion
-from testbed.studies import together, transfer, transfer_report
-from testbed.studies.transfer import Job, clips_for, job_of
+from testbed.studies import together, transfer, transfer_plan, transfer_report
+from testbed.studies.transfer import clips_for
+from testbed.studies.transfer_plan import Job, job_of
 from unlearn.diffusers_backend.apply import applied
 from unlearn.diffusers_backend.model import DiffusersModel
 
@@ -40,44 +41,46 @@ def tools(modules: Path) -> transfer.Tools:
 # What is measured
 
 
-@pytest.mark.parametrize("concepts", [("fox",), ("ink",), ("Zorvik",), transfer.GROUPS[-1]])
+@pytest.mark.parametrize("concepts", [("fox",), ("ink",), ("Zorvik",), transfer_plan.GROUPS[-1]])
 def test_clips_name_the_concept_or_do_not(concepts: tuple[str, ...]) -> None:
     clips = clips_for(concepts)
     assert len({clip.seed for clip in clips}) == len(clips)
     for concept in concepts:
         own = [clip for clip in clips if clip.concept == concept]
-        assert len(own) == transfer.FULL.own
+        assert len(own) == transfer_plan.FULL.own
         assert all(concept in clip.prompt.text for clip in own)
         assert {clip.motion for clip in own} == set(MOTIONS)
     near = [clip for clip in clips if not clip.concept]
-    assert len(near) == len(concepts) * (transfer.FULL.near + transfer.FULL.far)
+    assert len(near) == len(concepts) * (transfer_plan.FULL.near + transfer_plan.FULL.far)
     assert not any(concept in clip.prompt.text for concept in concepts for clip in near)
     assert all(clip.prompt.text.endswith(f", {clip.motion}") for clip in clips)
 
 
 def test_a_concept_has_the_same_clips_alone_and_with_others() -> None:
     """Else one, two and four concepts in an encoder could not be compared."""
-    first = transfer.GROUPS[-1][0]
-    together = [c.prompt for c in clips_for(transfer.GROUPS[-1]) if c.concept == first]
+    first = transfer_plan.GROUPS[-1][0]
+    together = [c.prompt for c in clips_for(transfer_plan.GROUPS[-1]) if c.concept == first]
     assert together == [c.prompt for c in clips_for((first,)) if c.concept]
 
 
 def test_jobs_cover_pictures_sources_and_groups() -> None:
-    wanted = transfer.jobs()
+    wanted = transfer_plan.jobs()
     assert len(set(wanted)) == len(wanted)
-    for concept in transfer.SINGLES:
+    for concept in transfer_plan.SINGLES:
         settings = {(j.shots, j.source) for j in wanted if j.concepts == (concept,) and j.shots}
-        assert settings == {(n, s) for n in transfer.SHOTS for s in transfer.SOURCES}
-    for group in transfer.GROUPS:
-        assert {Job(group, transfer.GROUP_SHOTS, s) for s in transfer.SOURCES} <= set(wanted)
+        assert settings == {(n, s) for n in transfer_plan.SHOTS for s in transfer_plan.SOURCES}
+    for group in transfer_plan.GROUPS:
+        assert {Job(group, transfer_plan.GROUP_SHOTS, s) for s in transfer_plan.SOURCES} <= set(
+            wanted
+        )
         for concept in group:
-            assert Job((concept,), transfer.GROUP_SHOTS, "real") in wanted
+            assert Job((concept,), transfer_plan.GROUP_SHOTS, "real") in wanted
     assert len({j.name for j in wanted}) == len(wanted)
     # The unedited model is measured for all of them, and first.
     plain = [j for j in wanted if not j.shots]
     assert wanted[: len(plain)] == plain
     assert {j.concepts for j in plain} == {j.concepts for j in wanted}
-    assert len(transfer.jobs(("owl",), (2,), ())) == 1 + len(transfer.SOURCES)
+    assert len(transfer_plan.jobs(("owl",), (2,), ())) == 1 + len(transfer_plan.SOURCES)
 
 
 # Figures
@@ -197,7 +200,7 @@ def test_film_is_the_pipelines_own(tools: transfer.Tools) -> None:
 @pytest.mark.costly
 @pytest.mark.slow
 def test_erased_encoder_reaches_the_clips_and_no_more(tools: transfer.Tools) -> None:
-    erasure = transfer.erase(tools.image, Job(("fox",), 1, "real"), transfer.QUICK)
+    erasure = transfer.erase(tools.image, Job(("fox",), 1, "real"), transfer_plan.QUICK)
     clips = clips_for(("fox",))[:1]
     weights = {key: value.clone() for key, value in tools.video.unet.state_dict().items()}
     before = transfer.film(tools.video, clips, steps=2)
@@ -216,9 +219,9 @@ def test_goes_on_where_it_was_stopped(modules: Path, tmp_path: Path) -> None:
     options += ["--json", str(file), "--folder", str(tmp_path), "--motion", str(modules)]
     transfer.main(options)
     first = json.loads(file.read_text())
-    assert [job_of(row) for row in first] == transfer.jobs(("fox",), (1,), ())
+    assert [job_of(row) for row in first] == transfer_plan.jobs(("fox",), (1,), ())
     assert [len(row["clips"]) for row in first] == [4, 4, 4]
-    assert [row["steps"] for row in first[1:]] == [transfer.QUICK.erasing] * 2
+    assert [row["steps"] for row in first[1:]] == [transfer_plan.QUICK.erasing] * 2
     # One row is lost: it alone is measured again.
     kept = [{**row, "seconds": 1e6} for row in first[:2]]
     transfer.write_rows(file, kept)
@@ -230,7 +233,7 @@ def test_goes_on_where_it_was_stopped(modules: Path, tmp_path: Path) -> None:
 
 
 def test_pictures_of_a_group_name_none_of_it_but_the_concept() -> None:
-    group = transfer.GROUPS[-1]
+    group = transfer_plan.GROUPS[-1]
     for concept in group:
         prompts = together.prompts_without(concept, group, 0)
         for prompt in prompts:
@@ -246,7 +249,7 @@ def test_several_concepts_are_scored_in_pictures(
     """An erasure that changes nothing loses nothing, one that spoils the encoder nearly all."""
     monkeypatch.setattr(together, "SEEDS", (0,))
     model = tools.image
-    erasure = transfer.erase(model, Job(("fox",), 1, "real"), transfer.QUICK)
+    erasure = transfer.erase(model, Job(("fox",), 1, "real"), transfer_plan.QUICK)
     spoilt = {
         key: {"diff": torch.randn(erasure.delta(key).shape, generator=torch.manual_seed(0))}
         for key in erasure.deltas
@@ -262,12 +265,12 @@ def test_several_concepts_are_scored_in_pictures(
 def test_sheet_shows_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (transfer, transfer_report):
         monkeypatch.setattr(module, "STRIPS", tmp_path)
-    jobs = [Job(("fox",)), Job(("fox",), transfer.GROUP_SHOTS, "real")]
+    jobs = [Job(("fox",)), Job(("fox",), transfer_plan.GROUP_SHOTS, "real")]
     clips = clips_for(("fox",))
     for shade, job in enumerate(jobs, 1):
         transfer.save_strip(job, clips, torch.full((len(clips), FRAMES, 128, 128, 3), shade / 4))
     one = row([clip("fox", "1" * FRAMES, None), clip("", "1" * FRAMES, None)])
-    pair = (one, {**one, "shots": transfer.GROUP_SHOTS, "source": "real"})
+    pair = (one, {**one, "shots": transfer_plan.GROUP_SHOTS, "source": "real"})
     transfer_report.sheet({jobs[1]: pair}, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > FRAMES * 128

@@ -31,7 +31,7 @@ def test_what_workers_tell_comes_through_and_the_rest_does_not(
 ) -> None:
     (tmp_path / "doubles.py").write_text(
         "import json, os, sys\n"
-        "from testbed import workers\n"
+        "from testbed.host import workers\n"
         "print('a line of another kind')\n"
         "for number in json.loads(sys.argv[2]):\n"
         "    workers.tell({'twice': 2 * number, 'threads': os.environ['OMP_NUM_THREADS']})\n"

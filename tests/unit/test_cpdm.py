@@ -271,7 +271,7 @@ def test_sentences_say_which_figure_is_which() -> None:
     assert "before and after together" in said
     assert "(M_sem M_style)^2 is the value of the authors' code" in said
     copied = " ".join(Report(["a"], [Distance(0.0, 0.0)], NEAR[:1]).sentences())
-    assert "and before at 0; 1 of 1 are further" in copied
+    assert "and 0 before; 1 of 1 are further" in copied
     alone = " ".join(Report(["a"], NEAR[:1]).sentences())
     assert "Mean of one pair: M_sem 1," in alone
     assert "CM has no meaning" in alone

@@ -264,7 +264,13 @@ def backends(pack: ModuleType, iconcanvas_folder: Path) -> tuple:
     return host, DiffusersModel(load_pipeline(iconcanvas_folder), (64, 64))
 
 
-@each_method
+@pytest.mark.parametrize(
+    "method",
+    [
+        name if name == "weight_pruning" else pytest.param(name, marks=pytest.mark.slow)
+        for name in METHODS
+    ],
+)
 def test_both_backends_learn_the_same(backends: tuple, method: str) -> None:
     host, pipeline = backends
     with torch.inference_mode(), host.training():

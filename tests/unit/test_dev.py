@@ -284,6 +284,7 @@ def ui_node(number: int, kind: str, widgets: list | None = None, **more: object)
     return {**node, "widgets_values": widgets or [], **more}
 
 
+@pytest.mark.costly
 def test_pip_installs_the_science_under_a_name_of_its_own(tmp_path: Path) -> None:
     """It runs from any folder, as a module and as a program, and the pack's name stays free."""
     root, source, target = Path(dev.__file__).parent, tmp_path / "source", tmp_path / "target"
@@ -423,6 +424,7 @@ def test_matrix_says_what_failed_and_what_was_skipped_by_name() -> None:
 
 
 @pytest.mark.costly
+@pytest.mark.slow
 def test_matrix_fails_where_a_test_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here none runs."""
     (tmp_path / "comfyui_version.py").write_text('__version__ = "9.9.9"')

@@ -520,8 +520,8 @@ def test_a_run_leaves_torchs_own_random_numbers_alone() -> None:
         pytest.param(PAPER, ["cat"], 7, id="paper, alone done"),
         pytest.param(PAPER, ["cat"], 10, id="paper, both"),
         pytest.param(replace(PAPER, rank=2), ["cat"], 10, id="paper, low rank"),
-        pytest.param(BALANCED, ["cat"], 2, id="balanced, alone done", marks=pytest.mark.costly),
-        pytest.param(BALANCED, ["cat"], 8, id="balanced", marks=pytest.mark.costly),
+        pytest.param(BALANCED, ["cat"], 2, id="balanced, alone done", marks=pytest.mark.slow),
+        pytest.param(BALANCED, ["cat"], 8, id="balanced", marks=pytest.mark.slow),
         pytest.param(replace(BALANCED, rank=2), ["cat", "dog"], 9, id="balanced, two concepts"),
     ],
 )

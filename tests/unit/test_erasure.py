@@ -226,9 +226,9 @@ def missing(file: Path) -> None:
         (other_format, r"is not an erasure of this pack \(its format is pt"),
         (
             without_metadata,
-            "is not an erasure of this pack.*; choose another file. LoRAs are for",
+            "is not an erasure of this pack.*; choose another file. Load LoRAs with",
         ),
-        (later_version, "its format is concept-unlearn/9, wanted is concept-unlearn/1"),
+        (later_version, "its format is concept-unlearn/9, but concept-unlearn/1 is needed"),
         (unknown_key, "has a tensor of an unknown kind, text_encoders.clip_l.hada_w1_a"),
         (half_a_pair, "has only a part of the delta of .*fc1.weight"),
         (without_record, "bad.safetensors has no readable record of how it was made"),

@@ -91,7 +91,12 @@ def host_model(pack: ModuleType) -> Iterator[Any]:
             yield model
 
 
-@pytest.fixture(params=[pytest.param("host", marks=pytest.mark.costly), "diffusers"])
+@pytest.fixture(
+    params=[
+        pytest.param("host", marks=pytest.mark.slow),
+        pytest.param("diffusers", marks=pytest.mark.costly),
+    ]
+)
 def model(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param == "diffusers":
         yield DiffusersModel(diffusers_pipeline.pipeline())

@@ -213,7 +213,7 @@ def test_a_note_of_what_was_drawn_that_is_none(note: bytes, tmp_path: Path) -> N
         ("a\0b.png,x", "not a CSV table in UTF-8|not a valid file name"),
         ("x" * 300 + ".png,x", "not a valid file name"),
         ('"a\nb.png",x', "not a valid file name"),
-        ("a.png," + "x" * 200_000, "is no table in UTF-8"),
+        ("a.png," + "x" * 200_000, "is not a CSV table in UTF-8"),
     ],
     ids=str,
 )
@@ -227,7 +227,7 @@ def test_captions_of_files_that_cannot_be(rows: str, said: str, tmp_path: Path) 
 def test_a_table_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "caption.csv").open("wb") as file:
         file.truncate(2**34)  # of holes
-    with pytest.raises(Failure, match="is no table in UTF-8"):
+    with pytest.raises(Failure, match="is not a CSV table in UTF-8"):
         read_captions(tmp_path / "caption.csv")
 
 
@@ -262,7 +262,7 @@ def test_pictures_that_are_too_small_for_a_model(
 @SIZES
 def test_pictures_that_are_too_small_for_a_pipeline(height: int, width: int) -> None:
     """It is said before the model is looked at."""
-    said = f"have {width} x {height} pixels, and 8 x 8 are the fewest"
+    said = f"have {width} x {height} pixels, but this model needs at least 8 x 8"
     with pytest.raises(ValueError, match=said) as error:
         DiffusersModel.encode_images(None, torch.rand(1, height, width, 3))
     say(error)

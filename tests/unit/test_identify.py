@@ -252,7 +252,7 @@ def test_there_are_as_many_words_as_is_promised() -> None:
     tooltip = r"(\d+) things, (\d+) styles or (\d+) characters"
     assert promised("nodes/identify.py", tooltip) == counts
     assert promised("unlearn/cli/identify.py", r"among (\d+) everyday words") == counts[:1]
-    page = r"for (\d+) common things the German, French, Spanish and Italian ones"
+    page = r"for (\d+) common things the German, French, Spanish and Italian names"
     assert promised("nodes/web/docs/ProbeErasure.md", page) == [len(TRANSLATIONS)]
 
 

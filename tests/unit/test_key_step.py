@@ -451,7 +451,7 @@ def test_same_seed_same_erasure(settings: KeyStepSettings) -> None:
     assert not same(first, key_step(TinyNetworkModel(), ["cat"], replace(settings, seed=1)))
 
 
-costly = pytest.mark.costly  # not in the fast tier
+slow = pytest.mark.slow
 
 CUTS = [
     # (settings, concepts, the iteration at which it is cancelled)
@@ -462,15 +462,15 @@ CUTS = [
     pytest.param(replace(PAPER, projection="orthogonal"), ["cat"], 14, id="paper, projected"),
     pytest.param(replace(PAPER, rank=2), ["cat"], 14, id="paper, low rank"),
     pytest.param(PAPER, ["cat", "dog"], 10, id="paper, two concepts"),
-    pytest.param(BALANCED, ["cat"], 1, id="balanced at once", marks=costly),
-    pytest.param(BALANCED, ["cat"], 12, id="balanced within a walk", marks=costly),
-    pytest.param(replace(BALANCED, start=5), ["cat"], 6, id="balanced after a walk", marks=costly),
+    pytest.param(BALANCED, ["cat"], 1, id="balanced at once", marks=slow),
+    pytest.param(BALANCED, ["cat"], 12, id="balanced within a walk", marks=slow),
+    pytest.param(replace(BALANCED, start=5), ["cat"], 6, id="balanced after a walk", marks=slow),
     pytest.param(
         replace(BALANCED, rank=2, projection="orthogonal"),
         ["cat"],
         14,
         id="projected",
-        marks=costly,
+        marks=slow,
     ),
     pytest.param(replace(BALANCED, protect=("tiger",)), ["cat", "dog"], 10, id="two concepts"),
     pytest.param(replace(BALANCED, start="auto"), ["cat"], 5, id="balanced, start found"),

@@ -204,7 +204,7 @@ def test_what_is_suppressed_is_never_called_gone_for_good() -> None:
     said = probed(NO, NO, [True, False, False, False], YES).sentences()
     assert said[0].startswith("fox is suppressed, measured at 0%: its own prompts show it in 0 of")
     assert "with attacks by prompts 25%" in said[0]
-    assert "another prompt or attack may still bring it back" in said[0]
+    assert "other prompts may still bring it back" in said[0]
     assert "removed" not in " ".join(said)
 
 

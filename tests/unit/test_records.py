@@ -187,7 +187,7 @@ def test_a_receipt_that_cannot_be_read_is_none_to_measure(
     file = written(tmp_path / "a.safetensors", record)
     said = sentence(["show", file, "--measure", "--base", "no_model"], capsys)
     assert "a.safetensors has no figures that can be measured again" in said
-    assert "counts as absent: measured.receipt (size is 8192)." in said
+    assert "are ignored: measured.receipt (size is 8192)." in said
 
 
 @pytest.mark.parametrize(
@@ -280,10 +280,10 @@ def with_nan(tensor: torch.Tensor, value: float = float("nan")) -> torch.Tensor:
         (diff(with_nan(random(6, 4), -torch.inf)), "its diff holds NaN or infinite values"),
         (diff(with_nan(random(6, 4).half(), torch.inf)), "its diff holds NaN or infinite values"),
         (diff(with_nan(random(6, 4).double(), 1e300)), "its diff holds NaN or infinite values"),
-        (diff(torch.ones(6, 4, dtype=torch.int8)), "its diff is of torch.int8"),
-        (diff(torch.ones(6, 4, dtype=torch.bool)), "its diff is of torch.bool"),
-        (diff(random(6, 4).to(torch.float8_e4m3fn)), "its diff is of torch.float8_e4m3fn"),
-        ({**diff(random(6, 4)), f"{FC1}.diff": random(6, 4)}, "it has two of diff"),
+        (diff(torch.ones(6, 4, dtype=torch.int8)), "its diff is of type torch.int8"),
+        (diff(torch.ones(6, 4, dtype=torch.bool)), "its diff is of type torch.bool"),
+        (diff(random(6, 4).to(torch.float8_e4m3fn)), "its diff is of type torch.float8_e4m3fn"),
+        ({**diff(random(6, 4)), f"{FC1}.diff": random(6, 4)}, "it has two tensors for diff"),
     ],
 )
 def test_what_cannot_be_added_to_a_weight_is_refused(
@@ -355,7 +355,7 @@ def test_changes_of_nothing_are_told_from_changes() -> None:
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])
 def test_a_strength_is_a_number(strength: float) -> None:
     erasure = Erasure({KEY: {"diff": random(6, 4)}}, {"concepts": ["fox"]})
-    with pytest.raises(ErasureError, match=f"The strength is {strength}; give a number"):
+    with pytest.raises(ErasureError, match=f"The strength is {strength}; give a finite number"):
         combine([erasure], [strength])
 
 
@@ -438,7 +438,7 @@ def test_apply_and_export_do_not_say_that_nothing_is_erased(
     file = written(tmp_path / "a.safetensors", {}, diff(torch.zeros(6, 4)))
     for command in ("apply", "export"):
         said = sentence([command, "no_model", file, "-o", tmp_path / "out"], capsys)
-        assert "changes no weight, so it would be erased" in said
+        assert "changes no weight, so it would erase nothing" in said
 
 
 def test_figures_are_written_into_a_file_of_bfloat16_without_rounding_it(tmp_path: Path) -> None:

@@ -269,7 +269,7 @@ def test_pictures_that_do_not_fit_are_drawn_again(bad, tmp_path: Path) -> None:
     used: list[str] = []
     resume.on_use = lambda: used.append("bad")
     assert resume.once_latents("held", TinyNetworkModel(), 2, lambda: drawn) is drawn
-    assert "kept in run.held cannot be used" in resume.said
+    assert "run.held of an earlier run cannot be used" in resume.said
     again = Resume(tmp_path / "run")
     again.on_use = lambda: used.append("good")
     for _ in range(2):
@@ -285,8 +285,8 @@ def test_domain_correction_draws_its_pictures_again(tmp_path: Path) -> None:
         torch.save(torch.load(tmp_path / f"a.{name}")[:1], tmp_path / f"b.{name}")
     resume = Resume(tmp_path / "b")
     assert same(domain_correction(TinyNetworkModel(), ["cat"], DOMAIN, None, resume), wanted)
-    assert "kept in b.anchors cannot be used" in resume.said
-    assert "kept in b.held cannot be used" in resume.said
+    assert "b.anchors of an earlier run cannot be used" in resume.said
+    assert "b.held of an earlier run cannot be used" in resume.said
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_a_start_that_does_not_fit_is_measured_again(
     )
     torch.save(bad, tmp_path / "run.start")
     asked = TinyNetworkModel(), ["cat"], ("object", ""), 5, 3.0, 0
-    for said in ("kept in run.start cannot be used", ""):
+    for said in ("run.start of an earlier run cannot be used", ""):
         resume = Resume(tmp_path / "run")
         assert found_start(*asked, resume) == found
         assert said in resume.said if said else not resume.said

@@ -233,12 +233,16 @@ def train(args: argparse.Namespace, asked: Chosen, model, images, resume: Resume
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update(step - bar.n)
 
-        on_step.preparing = lambda what, done, total: bar.set_postfix_str(f"{what}: {done}/{total}")
+        def preparing(what: str, done: int, total: int) -> None:
+            bar.set_postfix_str(f"{what}: {done}/{total}")
+
+        # Optional, see core/progress.py.
+        on_step.preparing = preparing  # type: ignore[attr-defined]
         try:
             return asked.method.run(model, args.concepts, asked.settings, images, on_step, resume)
         except Diverged as error:
             resume.close()
-            if not error.history:
+            if not error.history or error.erasure is None:
                 raise Failure(
                     f"{error} Nothing was learnt, so nothing is kept. If it is so at every try, "
                     "what the network predicts is not finite: leave out --half."

@@ -121,7 +121,7 @@ def save(erasure: Erasure, path: Path, precision: torch.dtype, resumable: bool =
             if resumable:
                 remedy = "free some space, and the same command continues from its last state."
             raise Failure(f"{what}, and neither can {aside.parent.parent}; {remedy}") from error
-        raise Failure(f"{what}; the erasure is in {aside} instead.") from error
+        raise Failure(f"{what}; the erasure is in {aside}.") from error
 
 
 def rewrite(file: Path, change: Callable[[Erasure], Erasure]) -> None:

@@ -151,8 +151,8 @@ class Erasure:
             if metadata.get("format") != FORMAT:
                 raise ErasureError(
                     f"{Path(file).name} is not an erasure of this pack (its format is "
-                    f"{records.name_of(metadata.get('format', 'not named'))}, not {FORMAT}); "
-                    "choose another file. Load LoRAs with the Load LoRA node."
+                    f"{records.name_of(metadata.get('format', 'missing'))}, but {FORMAT} is "
+                    "needed); choose another file. Load LoRAs with the Load LoRA node."
                 )
             # Copies, since mapped tensors keep the file open, and Windows then lets nobody
             # replace or delete it.

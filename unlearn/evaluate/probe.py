@@ -184,8 +184,8 @@ class Probe:
         attacked = any(one.name in of("prompts") for one in self.asked)
         by_prompts = f", with attacks by prompts {self.worst():.0%}" if attacked else ""
         found = [
-            f"{first}{by_prompts}. This is the result of a {self.settings.level} probe; another "
-            "prompt or attack may still bring it back."
+            f"{first}{by_prompts}. This is the result of a {self.settings.level} probe; other "
+            "prompts may still bring it back."
         ]
         for name, attack in of("token").items():
             trained = self.rate(name)
