@@ -39,7 +39,7 @@ def run(
     source: Path,
     faults: Sequence[Fault],
     at_once: int = AT_ONCE,
-    told: Callable[[str], None] = print,
+    told: Callable[[str], object] = print,
 ) -> Iterator[tuple[Fault, Outcome]]:
     """Each fault and what the tests said of it, in the order of the list.
 
@@ -52,20 +52,24 @@ def run(
         for number in range(min(at_once, len(faults))):
             (folder := Path(place) / f"copy{number}").mkdir()
             copies.put(Scratch(source, folder))
-        plain = copies.queue[0].test(every)
-        if plain.verdict != SURVIVED:
-            raise SystemExit(f"Without any fault the tests fail: {plain.by}")
-        told(f"{len(every)} tests or files of tests pass without a fault.")
 
-        def judged(fault: Fault) -> Outcome:
+        def on_a_copy(work: Callable[[Scratch], Outcome]) -> Outcome:
             copy = copies.get()
             try:
-                return copy.judge(fault)
+                return work(copy)
             finally:
                 copies.put(copy)
 
-        with ThreadPoolExecutor(at_once) as pool:
-            yield from zip(faults, pool.map(judged, faults))
+        pool = ThreadPoolExecutor(at_once)
+        try:
+            for plain in pool.map(lambda test: on_a_copy(lambda copy: copy.test([test])), every):
+                if plain.verdict != SURVIVED:
+                    raise SystemExit(f"Without any fault the tests fail: {plain.by}")
+            told(f"{len(every)} files of tests pass without a fault.")
+            outcomes = pool.map(lambda fault: on_a_copy(lambda copy: copy.judge(fault)), faults)
+            yield from zip(faults, outcomes)
+        finally:
+            pool.shutdown(cancel_futures=True)  # those that have not begun
 
 
 def chosen(words: Sequence[str]) -> list[Fault]:

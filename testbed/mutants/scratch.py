@@ -21,7 +21,7 @@ from .faults import Fault
 
 COPIED = ("unlearn", "nodes", "tests", "dev.py", "pyproject.toml")
 LEFT_OUT = (".git", ".venv", ".pytest_cache", ".ruff_cache", ".mypy_cache", "__pycache__")
-BUSY_SECONDS = 60.0  # of CPU time, after which a run hangs: none needs a half of it
+BUSY_SECONDS = 120.0  # of CPU time, after which a run hangs: none needs a quarter of it
 UNTIDY = shutil.ignore_patterns("__pycache__", ".*_cache")
 
 KILLED, SURVIVED, BROKEN = "killed", "survived", "broken"
@@ -83,17 +83,24 @@ class Scratch:
     def test(self, tests: Sequence[str]) -> Outcome:
         """Run the fast ones of these tests until one fails."""
         options = ["-x", "-q", "--fast", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
-        said = self.folder.with_suffix(".txt")
-        process = context().Process(target=run_pytest, args=(self.folder, [*options, *tests], said))
+        said, ended = (self.folder.with_suffix(end) for end in (".txt", ".code"))
+        ended.unlink(missing_ok=True)
+        given = self.folder, [*options, *tests], said, ended
+        process = context().Process(target=run_pytest, args=given)
         process.start()
         patience = Patience(process.pid, busy=BUSY_SECONDS)
         while process.exitcode is None:
             process.join(POLL_SECONDS)
-            if process.exitcode is None and patience.ran_out():
+            if process.exitcode is not None or not patience.ran_out():
+                continue
+            process.join(POLL_SECONDS)  # it may have ended just now
+            if process.exitcode is None:
                 process.kill()
                 process.join()
                 return Outcome(KILLED, "silence: it did not end", BUSY_SECONDS)
-        return outcome(process.exitcode, said.read_text(encoding="utf-8", errors="replace"))
+        # Not process.exitcode: two threads that ask at once may get it wrong.
+        code = int(ended.read_text()) if ended.exists() else -1
+        return outcome(code, said.read_text(encoding="utf-8", errors="replace"))
 
     def judge(self, fault: Fault) -> Outcome:
         with self.holding(fault):
@@ -111,8 +118,9 @@ def context() -> multiprocessing.context.BaseContext:
     return found
 
 
-def run_pytest(folder: Path, arguments: list[str], said: Path) -> None:
-    """In a process of its own: run the tests of a copy, which write to the file `said`."""
+def run_pytest(folder: Path, arguments: list[str], said: Path, ended: Path) -> None:
+    """In a process of its own: run the tests of a copy. What they say goes to the file `said`, and
+    pytest's exit code to the file `ended`."""
     for name in [name for name in sys.modules if name.partition(".")[0] in ("testbed", "unlearn")]:
         del sys.modules[name]  # those of the repository, not of the copy
     sys.path[:] = [str(folder), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
@@ -125,6 +133,7 @@ def run_pytest(folder: Path, arguments: list[str], said: Path) -> None:
 
         code = int(pytest.main(arguments))
         sys.stdout.flush()
+        ended.write_text(str(code))
         os._exit(code)
 
 
