@@ -231,7 +231,7 @@ def train(args: argparse.Namespace, asked: Chosen, model, images, resume: Resume
             return asked.method.run(model, args.concepts, asked.settings, images, bar, resume)
         except Diverged as error:
             resume.close()
-            if not error.history:
+            if not error.history or error.erasure is None:
                 raise Failure(
                     f"{error} Nothing was learnt, so nothing is kept. If it is so at every try, "
                     "what the network predicts is not finite: leave out --half."

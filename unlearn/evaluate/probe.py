@@ -265,7 +265,7 @@ def probe(
     raise to cancel.
     """
     if not concept.strip():
-        raise ValueError("No concept is named; type the word or name to probe, for example: Zorvik")
+        raise ValueError("No concept is named: type the word or name to probe, for example: Zorvik")
     concept, given = cleaned(concept), given.cleaned()
     began = time.monotonic()
     s = settings

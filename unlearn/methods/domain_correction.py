@@ -25,7 +25,7 @@ from ..core.progress import OnStep, Progress, as_progress
 from ..core.resume import Resume, Run
 from ..core.token_reading import Read
 from ..core.trainable import NetworkTrainable
-from ..files import state_checks as fitting
+from ..files import state_checks
 from ..prompts.sampler import PromptSampler
 from ..prompts.word_checks import as_read, check_typed
 from .parts import closed_form, shared
@@ -177,10 +177,10 @@ def correct(
     optimiser = erasing.optimiser
 
     def check(more: dict) -> None:
-        fitting.check_names(more, {"number", *(more.keys() & {"left"})}, "count of steps")
-        fitting.check(type(more["number"]) is int, "its count of steps is no number")
-        fitting.check_number(more["number"], "count of steps", 1, total)
-        fitting.check_numbers(more.get("left", []), "rest", STOP_WINDOW)
+        state_checks.check_names(more, {"number", *(more.keys() & {"left"})}, "count of steps")
+        state_checks.check(type(more["number"]) is int, "its count of steps is no number")
+        state_checks.check_number(more["number"], "count of steps", 1, total)
+        state_checks.check_numbers(more.get("left", []), "rest", STOP_WINDOW)
 
     parts = {"judge": judge, "judging": judging, "rng": rng, "noise": noise}
     run = Run(resume, edit, steps=total, check=check, optimiser=optimiser, **parts)

@@ -25,7 +25,7 @@ from ..core.progress import OnStep, Progress, as_progress
 from ..core.resume import Resume, Run
 from ..core.token_reading import Read
 from ..core.token_slots import check_takes_vectors
-from ..files import state_checks as fitting
+from ..files import state_checks
 from ..prompts.sampler import PromptSampler
 from ..prompts.templates import augmented
 from ..prompts.word_checks import as_read, check_typed
@@ -139,7 +139,7 @@ def paper(
         resume,
         edit,
         steps=total,
-        check=lambda more: fitting.check_names(more, (), "walk"),
+        check=lambda more: state_checks.check_names(more, (), "walk"),
         optimiser=optimiser,
         trajectory=trajectory,
         rng=rng,

@@ -138,7 +138,7 @@ def prune(
             loss.backward()
         for stage in stages.values():
             for key, channels in top_channels(stage, settings.channels).items():
-                gradient = filters[key].full.grad[channels]
+                gradient = filters[key].value().grad[channels]
                 cut[key][channels] |= largest(gradient.abs().flatten(1), settings.weights).view_as(
                     gradient
                 )

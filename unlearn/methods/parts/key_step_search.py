@@ -21,7 +21,7 @@ from ...core.kind import Kind
 from ...core.model import DiffusionModel
 from ...core.progress import SILENT, Progress
 from ...core.resume import Resume
-from ...files import state_checks as fitting
+from ...files import state_checks
 from ...prompts.common_words import COMMON_STYLES, COMMON_WORDS
 from ...prompts.sampler import PromptSampler
 
@@ -191,9 +191,9 @@ def found_start(
 
     def check(kept: torch.Tensor) -> None:
         known = torch.tensor(points_of(steps), dtype=torch.float64)
-        fitting.check_tensor(kept, (2, len(known)), {torch.float64}, "measured start")
+        state_checks.check_tensor(kept, (2, len(known)), {torch.float64}, "measured start")
         is_so = bool((kept[0] == known).all() and (kept[1] >= 0).all() and (kept[1] <= 1).all())
-        fitting.check(is_so, "its measured start is of other steps")
+        state_checks.check(is_so, "its measured start is of other steps")
 
     points, left = resume.once("start", measure, check, 2**20).tolist()
     return KeySteps([int(point) for point in points], left, steps)
