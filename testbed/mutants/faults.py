@@ -837,7 +837,7 @@ FAULTS: list[Fault] = [
     *faults(
         "erasure",
         "unlearn/core/erasure.py",
-        ["erasure"],
+        ["applied", "erasure"],
         ("alpha is one", "torch.tensor(float(up.shape[1]))", "torch.tensor(1.0)"),
         ("alpha is not read", "(alpha.item() / rank)", "1.0"),
         ("alpha is not divided by the rank", "(alpha.item() / rank)", "alpha.item()"),
