@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..unlearn.methods.registry import METHODS
 from .compare import CompareErasure
 from .cpdm import CopyrightMetric
 from .domain_correction import DomainCorrectionUNetUnlearn
@@ -17,16 +18,19 @@ from .erasures import (
 from .few_shot import FewShotEncoderUnlearn
 from .identify import IdentifyConcept
 from .key_step import KeyStepUNetUnlearn
+from .method_node import node_of
 from .probe import ProbeErasure
+
+TRAINING = [FewShotEncoderUnlearn, KeyStepUNetUnlearn, DomainCorrectionUNetUnlearn]
+_with_a_file = [node.METHOD for node in TRAINING]
+TRAINING += [node_of(method) for method in METHODS.values() if method not in _with_a_file]
 
 
 class ConceptUnlearn(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             IdentifyConcept,
-            FewShotEncoderUnlearn,
-            KeyStepUNetUnlearn,
-            DomainCorrectionUNetUnlearn,
+            *TRAINING,
             LoadErasedClip,
             LoadErasedModel,
             SaveErasedClip,

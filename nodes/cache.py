@@ -13,6 +13,7 @@ import torch
 from ..unlearn.core.erasure import Erasure, ErasureError, images_hash
 from ..unlearn.core.version import VERSION
 from ..unlearn.files import writing
+from ..unlearn.methods.parts.method import Method
 from .backend.identity import signature
 
 LONGEST = 120  # most bytes of the concepts in a file's name
@@ -141,10 +142,9 @@ def shown(folder: Path) -> str:
 
 # What a training node needs from the record of an erasure that it finds, for its summary.
 SAID = ("concepts", "kind", "steps", "loss", "settings")
-SAID_OF_NETWORK = {"key_step": ("moved", "start"), "domain_correction": ("moved",)}
 
 
-def trained_before(file: Path, key: str, method: str) -> Erasure | None:
+def trained_before(file: Path, key: str, method: Method) -> Erasure | None:
     """The erasure in the file, if it was trained with the same inputs and is complete."""
     if not file.is_file():
         return None
@@ -153,6 +153,8 @@ def trained_before(file: Path, key: str, method: str) -> Erasure | None:
     except ErasureError:
         return None  # foreign or damaged: it is trained again, and the file is replaced
     record = erasure.record
-    needed = (*SAID, *SAID_OF_NETWORK.get(method, ()))
-    whole = all(name in record for name in needed) and "mode" in record["settings"]
+    needed = (*SAID, *(("moved",) if method.part == "denoiser" else ()), *method.recorded)
+    whole = all(name in record for name in needed)
+    if "mode" in method.described:
+        whole = whole and "mode" in record["settings"]
     return erasure if whole and not erasure.unread and record.get("key") == key else None

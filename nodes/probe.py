@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 from comfy_api.latest import io, ui
 
+from ..unlearn.attacks.registry import ATTACKS
 from ..unlearn.evaluate.probe import Probe, ProbeSettings, check_asked, probe, settings
 from ..unlearn.evaluate.probe_sheet import probe_sheet
 from ..unlearn.prompts.paraphrases import NOTHING, Given
@@ -42,7 +42,8 @@ class ProbeErasure(UnlearnNode):
             category="unlearn",
             description=(
                 "Searches for what is left of an erased concept: with its own prompts, with other "
-                "words for it, and with three attacks. The original model judges the pictures."
+                f"words for it, and with attacks: {', '.join(ATTACKS)}. The original model judges "
+                "the pictures."
             ),
             inputs=[
                 *original_inputs(),
@@ -213,20 +214,20 @@ def fitting(edited: ComfyModel, chosen: ProbeSettings) -> ProbeSettings:
 
     Raises MemoryError, before anything is drawn, if there is too little memory for one prompt.
     """
-    prefix, token = chosen.unlearn_diff_atk, chosen.cce
-    counts = [count for count in (4, 2, 1) if count <= prefix.at_once]
-    for at_once in counts:
+    for count in (4, 2, 1):
+        smaller = chosen.at_once(count)
+        budgets = [(attack, smaller.budget(attack)) for attack in ATTACKS.values()]
         try:
             edited.prepare_attack(
-                max(at_once * prefix.draws, token.batch),
-                max(at_once, token.batch, chosen.prompts),
+                max(attack.latents(budget) for attack, budget in budgets),
+                max(chosen.prompts, *(attack.prompts(budget) for attack, budget in budgets)),
             )
         except MemoryError:
-            if at_once == counts[-1]:
+            if count == 1:
                 raise
         else:
             break
-    return replace(chosen, unlearn_diff_atk=replace(prefix, at_once=at_once))
+    return smaller
 
 
 def report(probes: list[Probe]) -> str:

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from comfy_api.latest import io
 
-from ..unlearn.methods.parts.adversarial import SECONDS
+from ..unlearn.core.kind import Kind
+from ..unlearn.core.model import Part
 
 ErasureType = io.Custom("ERASURE")
 
 
-def rank_input() -> io.Int.Input:
-    return io.Int.Input(
-        "rank",
-        default=0,
-        min=0,
-        max=256,
-        tooltip="0 trains full deltas (the paper). A rank of 4 to 32 makes the file many times "
-        "smaller.",
-    )
-
-
-def seed_input(
-    text: str = "The same seed gives the same erasure on one machine; hardening goes by the clock.",
-) -> io.Int.Input:
+def seed_input(text: str) -> io.Int.Input:
     return io.Int.Input(
         "seed",
         default=0,
@@ -31,27 +21,6 @@ def seed_input(
         # The host's default would draw a new one, and train anew, at every queueing.
         control_after_generate=False,
         tooltip=text,
-    )
-
-
-def protect_input() -> io.String.Input:
-    return io.String.Input(
-        "protect",
-        default="",
-        optional=True,
-        tooltip="balanced: words, separated by commas, that must keep their meaning, such as "
-        "close relatives of the concept, or how things move in your videos.",
-    )
-
-
-def projection_input(default: str) -> io.Combo.Input:
-    return io.Combo.Input(
-        "projection",
-        options=["off", "orthogonal", "as_released"],
-        default=default,
-        optional=True,
-        tooltip="Takes out of each step what would harm other prompts (DoCo's concept-preserving "
-        "gradient). as_released is the authors' code, which takes too much.",
     )
 
 
@@ -65,32 +34,37 @@ def filename_input() -> io.String.Input:
     )
 
 
-def output_sockets(erased: io.Output) -> list[io.Output]:
-    return [
-        erased,
-        ErasureType.Output(
-            "erasure",
-            display_name="ERASURE",
-            tooltip="The weight changes, with where they came from: for Save and Combine.",
-        ),
-        io.Image.Output("loss_curve", display_name="loss curve"),
-        io.LossMap.Output("loss_map", display_name="LOSS_MAP"),
-        io.String.Output("summary", display_name="summary"),
-    ]
+def erased_output(part: Part) -> io.Output:
+    """What a training node hands on first."""
+    if part == "encoder":
+        return io.Clip.Output(
+            "erased_clip", display_name="CLIP", tooltip="The erased text encoder."
+        )
+    return io.Model.Output("erased_model", display_name="MODEL", tooltip="The erased model.")
 
 
-def network_inputs() -> list[io.Input]:
-    """What the methods that tune the network begin with."""
-    return [
-        io.Model.Input(
-            "model",
-            tooltip="The model to take the concept out of. The one connected here stays what it "
-            "is.",
-        ),
-        io.Clip.Input("clip", tooltip="The text encoder of this model. It is only read."),
-        io.Vae.Input("vae", optional=True, tooltip="For the live picture while it trains."),
-        concept_input(),
-    ]
+def method_sockets(part: Part, takes_pictures: bool) -> list[io.Input]:
+    """What a training node begins with. part: what is trained."""
+    if part == "encoder":
+        model = "The model that draws with this text encoder. It is only read."
+        clip = (
+            "The text encoder to take the concept out of. The one connected here stays what it is."
+        )
+    else:
+        model = "The model to take the concept out of. The one connected here stays what it is."
+        clip = "The text encoder of this model. It is only read."
+    sockets = [io.Model.Input("model", tooltip=model), io.Clip.Input("clip", tooltip=clip)]
+    if not takes_pictures:
+        live = "For the live picture while it trains."
+        return [*sockets, io.Vae.Input("vae", optional=True, tooltip=live), concept_input()]
+    pictures = io.Image.Input(
+        "images",
+        optional=True,
+        tooltip="A few pictures of the concept, all of one size; with several concepts the same "
+        "number of each, in their order. Without any the model draws them itself.",
+    )
+    vae = io.Vae.Input("vae", tooltip="Turns pictures into latents.")
+    return [*sockets, vae, concept_input(), pictures]
 
 
 def concept_input() -> io.String.Input:
@@ -105,72 +79,22 @@ def concept_input() -> io.String.Input:
 def kind_input() -> io.Combo.Input:
     return io.Combo.Input(
         "kind",
-        options=["object", "style", "character"],
+        options=[*get_args(Kind)],
         default="object",
         tooltip="What the concept is: it decides the sentences it is named in ('a photo of a ...' "
         "or 'a painting in the style of ...').",
     )
 
 
-def anchor_input(text: str) -> io.String.Input:
-    return io.String.Input("anchor", default="", optional=True, tooltip=text)
-
-
-def harden_inputs() -> list[io.Input]:
-    return [
-        io.Boolean.Input(
-            "harden",
-            default=False,
-            optional=True,
-            tooltip="balanced: once the concept is gone it goes on to train against words that "
-            "would bring it back.",
-        ),
-        io.Float.Input(
-            "harden_seconds",
-            default=SECONDS,
-            min=1.0,
-            max=86400.0,
-            step=1.0,
-            optional=True,
-            tooltip="How long, where harden is on. On a GPU a second does more than on a CPU, in a "
-            "large model less than in a small one.",
-        ),
-    ]
-
-
-def size_input(text: str) -> io.Int.Input:
-    return io.Int.Input("size", default=512, min=64, max=2048, step=8, tooltip=text)
-
-
-def mode_input() -> io.Combo.Input:
-    return io.Combo.Input(
-        "mode",
-        options=["balanced", "paper"],
-        default="balanced",
-        tooltip="balanced: keeps other concepts and stops by itself. paper: the published "
-        "algorithm and settings, for comparison.",
-    )
-
-
-def iterations_input() -> io.Int.Input:
+def size_input() -> io.Int.Input:
     return io.Int.Input(
-        "iterations",
-        default=0,
-        min=0,
-        max=100000,
-        tooltip="It stops here at the latest. 0: the mode's own number.",
+        "size",
+        default=512,
+        min=64,
+        max=2048,
+        step=8,
+        tooltip="Width and height in pixels of the pictures that the model draws while it trains.",
     )
-
-
-def closing_inputs(projection: str) -> list[io.Input]:
-    """What all training nodes end with."""
-    return [
-        rank_input(),
-        seed_input(),
-        protect_input(),
-        filename_input(),
-        projection_input(projection),
-    ]
 
 
 def verdict_input() -> io.Boolean.Input:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from comfy.model_management import OOM_EXCEPTION, soft_empty_cache
@@ -16,20 +17,24 @@ from comfy_api.latest import io, ui
 
 from ..unlearn.core.edit import Diverged
 from ..unlearn.core.erasure import Erasure
+from ..unlearn.core.kind import Kind
 from ..unlearn.core.model import Part
 from ..unlearn.core.peak_memory import PeakMemory
 from ..unlearn.core.resume import Resume
 from ..unlearn.evaluate import verdict as verdicts
 from ..unlearn.evaluate.picture_check import check_pictures
+from ..unlearn.methods.parts.method import Method
 from ..unlearn.prompts.templates import sentence
 from .backend.apply import erased, fits
 from .backend.checks import check_clip, check_patcher, check_vae
 from .backend.identity import has_hooks
 from .backend.memory import TRAINING_STATE, MemoryPlan
 from .backend.model import ComfyModel
+from .backend.words import tokenized
 from .cache import check_space, check_writable, erasure_file, save, trained_before, training_key
 from .charts import loss_curve
 from .progress import Progress, tell
+from .sockets import ErasureType
 
 SAVE_EVERY = "CONCEPT_UNLEARN_SAVE_EVERY"
 
@@ -53,31 +58,21 @@ def file_bytes(planned: MemoryPlan) -> int:
     return 2 * planned.state // TRAINING_STATE + 2**20
 
 
-@dataclass(frozen=True)
-class TrainingSpec:
-    """Which weights a run trains, and with how many latents and prompts at once."""
-
-    part: Part
-    select: str
-    rank: int
-    batch: int
-    prompts: int = 0
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingRun:
     """One training node's work: from what it is given to an erasure and the file it lies in."""
 
-    method: str
+    method: Method
     concepts: list[str]
-    settings: object
-    model: object
-    clip: object
-    vae: object | None
+    settings: Any
+    """The method's."""
+    model: Any
+    clip: Any
+    vae: Any = None
+    images: torch.Tensor | None = None
+    """(N, H, W, 3) in 0..1. None: the model draws them, `size` pixels high and wide."""
     size: int
-    images: torch.Tensor | None
     prefix: str
-    seed: int
     verdict: bool = True
     """Whether to look beforehand if the pictures show the concepts, and afterwards what is left."""
 
@@ -86,12 +81,7 @@ class TrainingRun:
         """Height and width of the pictures."""
         return (self.size,) * 2 if self.images is None else tuple(self.images.shape[1:3])
 
-    def run(
-        self,
-        node_id: str | None,
-        trained: TrainingSpec,
-        learn: Callable[[ComfyModel, Progress, Resume], Erasure],
-    ) -> tuple[Erasure, Path | None, str]:
+    def run(self, node_id: str | None) -> tuple[Erasure, Path | None, str]:
         """(erasure, its file, lines for the user where there is something to say, first the
         verdict).
 
@@ -108,10 +98,11 @@ class TrainingRun:
         if self.images is not None:
             check_vae(self.vae, ", or no pictures")
         drawn_at = None if self.images is not None else self.size
+        method, settings = self.method, self.settings
         key = training_key(
-            self.method,
+            method.name,
             self.concepts,
-            self.settings,
+            settings,
             self.images,
             drawn_at,
             self.model,
@@ -120,15 +111,15 @@ class TrainingRun:
         )
         file = erasure_file(self.prefix, self.concepts, key)
         resume = Resume(file.with_suffix(".resume"), save_every())
-        kept = trained_before(file, key, self.method)
-        socket = "CLIP" if trained.part == "encoder" else "MODEL"
+        kept = trained_before(file, key, method)
+        socket = "CLIP" if method.part == "encoder" else "MODEL"
         if kept is not None and fits(self.model, self.clip, kept, socket):
             kept, said = self._judged(node_id, kept, file)
             return kept, file, f"{said}Trained before with these inputs; read from the file.\n"
         check_writable(file)
         host = ComfyModel(self.model, self.clip, self.vae, self.sides)
         planned = host.prepare(
-            trained.part, trained.select, trained.rank, trained.batch, trained.prompts
+            method.part, settings.weights, settings.rank, settings.rows, settings.prompts_kept
         )
         resume.reserved = file_bytes(planned)
         check_space(file, resume.reserved)
@@ -136,13 +127,13 @@ class TrainingRun:
         with PeakMemory(host.device) as memory, host.training():
             draw = None
             if host.vae is not None:
-                asked = sentence(self.settings.kind, self.concepts[0])
-                draw = lambda: host.preview(asked, self.seed)  # noqa: E731
+                asked = sentence(settings.named_as, self.concepts[0])
+                draw = partial(host.preview, asked, settings.seed)
             progress = Progress(node_id, f"unlearning {', '.join(self.concepts)}", draw)
             doubts = self._doubts(host, progress)
             started = time.monotonic()
             try:
-                erasure = learn(host, progress, resume)
+                erasure = method.run(host, self.concepts, settings, self.images, progress, resume)
             except Diverged as error:
                 resume.close()
                 if not error.history:
@@ -182,7 +173,7 @@ class TrainingRun:
         thing."""
         if not self.verdict or self.images is None:
             return []
-        asked = self.concepts, self.images, self.settings.kind
+        asked = self.concepts, self.images, self.settings.named_as
         try:
             return check_pictures(host, *asked, "switch verdict off", progress.preparing)
         except (OOM_EXCEPTION, MemoryError):
@@ -219,33 +210,62 @@ class TrainingRun:
             partial(original.training, gradients=False),
             partial(edited.training, gradients=False),
             self.concepts,
-            self.settings.kind,
+            self.settings.named_as,
             self.settings.anchor,
-            self.seed,
+            self.settings.seed,
             self.images is not None,
             Progress(node_id, "measuring what is left", None).preparing,
         )
 
 
-def outputs(node_id: str | None, erased, erasure: Erasure, text: str, *more) -> io.NodeOutput:
+def movement(clip, erased, concepts: list[str], kind: Kind) -> dict[str, float]:
+    """How far each concept's conditioning moved, in its kind's sentence, relative to its own
+    length."""
+    moved = {}
+    for concept in concepts:
+        before, after = (
+            c.encode_from_tokens(tokenized(c, sentence(kind, concept))) for c in (clip, erased)
+        )
+        moved[concept] = ((after - before).norm() / before.norm()).item()
+    return moved
+
+
+def report_outputs() -> list[io.Output]:
+    """What all training nodes hand on behind what is erased."""
+    return [
+        ErasureType.Output(
+            "erasure",
+            display_name="ERASURE",
+            tooltip="The weight changes, with where they came from: for Save and Combine.",
+        ),
+        io.Image.Output("loss_curve", display_name="loss curve"),
+        io.LossMap.Output("loss_map", display_name="LOSS_MAP"),
+        io.String.Output("summary", display_name="summary"),
+    ]
+
+
+def outputs(node_id: str | None, erased, erasure: Erasure, text: str, *own) -> io.NodeOutput:
     """A training node's five outputs and its own, the text also shown in the node."""
     tell(node_id, text)
     losses = erasure.record["loss"]
     return io.NodeOutput(
-        erased, erasure, loss_curve(losses), {"loss": losses}, text, *more, ui=ui.PreviewText(text)
+        erased, erasure, loss_curve(losses), {"loss": losses}, text, *own, ui=ui.PreviewText(text)
     )
 
 
-def summary(
-    erasure: Erasure, file: Path | None, where: str, what: str, moved: Mapping[str, float]
-) -> str:
+def summary(erasure: Erasure, file: Path | None, part: Part, moved: Mapping[str, float]) -> str:
     """What was trained and how strongly, in words: the verdict, which comes first, is not its."""
     record, measured = erasure.record, erasure.record.get("measured", {})
     strength = ", ".join(f"{name} {value:.0%}" for name, value in moved.items())
+    where, what = {
+        "encoder": ("The text encoder", "Its conditioning moved by"),
+        "denoiser": ("The model", "Its prediction moved by"),
+    }[part]
+    mode = record["settings"].get("mode")
     return (
         f"{where} was trained on: {', '.join(erasure.concepts)} ({record['kind']}).\n"
         f"{what}: {strength}.\n"
-        f"{record['steps']} steps ({record['settings']['mode']}), "
+        f"{record['steps']} steps{f' ({mode})' if mode else ''}, "
         f"{measured.get('seconds', 0):.1f} s, peak memory {measured.get('peak_mb', 0)} MiB "
         f"(estimated: {measured.get('estimated_mb', 0)} MiB beside the models).\n"
         f"{described(file)}\n"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+
+from unlearn.methods import registry
 
 from ..model.vocabulary import CHARACTERS, STYLES
 
@@ -33,7 +36,7 @@ FEW = ("fox", "ink", "Zorvik")  # one of each kind
 # alone and no step, from the first step on, in the last half alone, where the finder says, and
 # "outside" of the cross-attention. "hardened" goes on for HARDENED seconds. The modes in ATTACKED
 # are attacked, too, on FEW.
-METHODS = {
+PLAN: dict[str, dict[str, tuple[str, ...]]] = {
     "few_shot": {
         "balanced": CONCEPTS,
         "balanced-neighbour": QUICK[:3],
@@ -66,6 +69,14 @@ METHODS = {
     "gradient_ascent": {"paper": QUICK},
     "weight_pruning": {"paper": QUICK},
 }
+
+
+def entries(methods: Iterable[str]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """The plan. A method that is not named in it is measured as it is by default, on a few."""
+    return PLAN | {name: {"balanced": FEW} for name in methods if name not in PLAN}
+
+
+METHODS = entries(registry.METHODS)
 # What --full measures on more. Domain correction's paper mode takes half an hour a concept.
 MORE = {
     ("few_shot", "balanced-neighbour"): OBJECTS,

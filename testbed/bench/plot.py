@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from statistics import mean
+
+from unlearn.attacks import registry
 
 from .plan import EPOCHS, METHODS
 
 KEPT = {"ua": "tab:red", "ira": "tab:blue", "cra": "tab:green"}
-ATTACKS = ("own", "Ring-A-Bell", "UnlearnDiffAtk", "CCE")
+ATTACKS = ("own", *registry.ATTACKS)
+MARKERS = "o^sDvP*X"
 
 
 def groups(rows: list[dict]) -> dict[str, list[dict]]:
@@ -38,11 +42,11 @@ def save_plot(rows: list[dict], file: Path) -> None:
     for name, color in KEPT.items():
         means = [mean(row[name] for row in some) for some in found.values()]
         kept.scatter(means, places, color=color, label=name.upper(), alpha=0.8)
-    for name, marker in zip(ATTACKS, "o^sD"):
+    for name, marker in zip(ATTACKS, cycle(MARKERS)):
         attacked = [
-            (mean(row["attacks"][name] for row in some if "attacks" in row), place)
+            (mean(values), place)
             for some, place in zip(found.values(), places)
-            if any("attacks" in row for row in some)
+            if (values := [r["attacks"][name] for r in some if name in r.get("attacks", {})])
         ]
         if attacked:
             label = "its own prompts" if name == "own" else name

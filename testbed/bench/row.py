@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass, field
-from importlib import import_module
 
 import torch
 
@@ -17,12 +16,6 @@ from .attacks import attacked
 from .pictures import save_strip, strip_file
 from .plan import EPOCHS, epochs_of
 
-BASELINES = {
-    "gradient_ascent": "GradientAscentSettings",
-    "weight_pruning": "WeightPruningSettings",
-}
-STARTS = {"auto": "auto", "all-steps": 0, "last-half": 25}
-TASKS = {"object": "object", "style": "style", "character": "instance"}
 SHOTS = 4
 HARDENED = 60  # seconds
 CLIP_WIDTH, WIDTH = 768, 192  # of CLIP-L, which the paper edits, and of IconCanvas's encoder
@@ -66,12 +59,40 @@ class Erased:
     added: dict = field(default_factory=dict)
 
 
+def settings_of(method, job: dict, kind: str):
+    """A method's settings for a job: those that its mode names, as far as the method has them."""
+    mode, _, variant = job["mode"].partition("-")
+    outside = {"trainable": "outside-cross-attention"}
+    variants = {
+        "neighbour": lambda: {"anchor": neighbour(job["concept"])},
+        "hardened": lambda: {"harden": HARDENED},
+        "all": lambda: {"trainable": "all"},
+        "scaled": lambda: {"learning_rate": 1e-5 * CLIP_WIDTH / WIDTH},
+        "solved": lambda: {"iterations": 0},
+        "auto": lambda: {"start": "auto"},
+        "all-steps": lambda: {"start": 0},
+        "last-half": lambda: {"start": 25},
+        "outside": lambda: outside,
+        "outside-hardened": lambda: {**outside, "harden": HARDENED},
+    }
+    wanted = {"mode": mode, "kind": kind, "seed": job["seed"]}
+    wanted |= variants[variant]() if variant else {}
+    if method.name == "few_shot":
+        wanted["epochs"] = max(EPOCHS)
+
+    def takes(name: str, value: object) -> bool:
+        known = method.described.get(name)
+        is_word = known is not None and known.choices and isinstance(value, str)
+        return known is not None and (not is_word or value in known.choices)
+
+    return method.settings(**{k: value for k, value in wanted.items() if takes(k, value)})
+
+
 def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
     """The erasures of a job, by the method and mode that it names."""
-    mode, _, variant = job["mode"].partition("-")
-    science, concept, seed = package.unlearn, [job["concept"]], job["seed"]
-    anchor = neighbour(job["concept"]) if variant == "neighbour" else ""
-    hardened = HARDENED if variant.endswith("hardened") else 0
+    registry, concept = package.unlearn.methods.registry, [job["concept"]]
+    several = job["method"].split("+")
+    methods = {**registry.METHODS, **registry.BASELINES}
     taken: dict[int, tuple[dict, float]] = {}  # after a step: its deltas, and when
 
     def take(step: int, total: int, loss: float, edit) -> None:
@@ -81,50 +102,16 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
 
     with package.unlearn.core.peak_memory.PeakMemory(host.device) as memory:
         started = time.perf_counter()
-        if job["method"] == "key_step":
-            settings = science.methods.key_step.KeyStepSettings(
-                mode=mode,
-                task=TASKS[kind],
-                seed=seed,
-                start=STARTS.get(variant),
-                anchor=anchor,
-                iterations=0 if variant == "solved" else None,
-                trainable="outside-cross-attention" if variant.startswith("outside") else None,
-                harden=hardened,
-            )
-            erasure = science.methods.key_step.key_step(host, concept, settings)
-        elif job["method"] == "domain_correction":
-            settings = science.methods.domain_correction.DomainCorrectionSettings(
-                mode=mode, kind=kind, seed=seed, anchor=anchor
-            )
-            erasure = science.methods.domain_correction.domain_correction(host, concept, settings)
-        elif job["method"] in BASELINES:
-            # No node imports them.
-            method = import_module(f"{science.__name__}.{job['method']}")
-            settings = getattr(method, BASELINES[job["method"]])(kind=kind, seed=seed)
-            erasure = getattr(method, job["method"])(host, concept, shots, settings)
-        elif job["method"] == "few_shot+key_step":
-            parts = [
-                erased(package, host, {**job, "method": method}, kind, shots)[0].erasure
-                for method in job["method"].split("+")
-            ]
-            erasure = science.core.erasure.combine(parts)
+        if len(several) > 1:
+            parts = [erased(package, host, {**job, "method": m}, kind, shots) for m in several]
+            erasure = package.unlearn.core.erasure.combine([part[0].erasure for part in parts])
         else:
-            settings = science.methods.few_shot.FewShotSettings(
-                mode=mode,
-                kind=kind,
-                seed=seed,
-                anchor=anchor,
-                epochs=max(EPOCHS),
-                learning_rate=1e-5 * (CLIP_WIDTH / WIDTH if variant == "scaled" else 1),
-                trainable="all" if variant == "all" else "mlp-final-attn",
-                harden=hardened,
-            )
-            # The paper's run is the same for every number of epochs, as far as it goes.
-            erasure = science.methods.few_shot.few_shot(
-                host, concept, shots, settings, take if mode == "paper" else None
-            )
-        seconds = time.perf_counter() - started
+            method = methods[job["method"]]
+            settings = settings_of(method, job, kind)
+            # Few-shot's paper run is the same for every number of epochs, as far as it goes.
+            by_epochs = method.name == "few_shot" and settings.mode == "paper"
+            erasure = method.run(host, concept, settings, shots, take if by_epochs else None)
+    seconds = time.perf_counter() - started
     peak = memory.peak >> 20
     if not taken:
         return [Erased(erasure, seconds, peak)]

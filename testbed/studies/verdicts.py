@@ -21,7 +21,6 @@ import torch
 
 import testbed
 
-from ..bench.row import TASKS
 from ..host.machine import machine
 from ..host.workers import write_rows
 from ..model import drawings, pack
@@ -85,7 +84,7 @@ def trained(package, parts, case: Case) -> dict[int, object]:
         with torch.inference_mode(), model.training(), Count(model.layers) as count:
             concepts = [case.concept]
             if case.method == "key_step":
-                settings = science.methods.key_step.KeyStepSettings(task=TASKS[case.kind])
+                settings = science.methods.key_step.KeyStepSettings(kind=case.kind)
                 end = science.methods.key_step.key_step(model, concepts, settings, take)
             elif case.method == "domain_correction":
                 settings = science.methods.domain_correction.DomainCorrectionSettings(

@@ -459,7 +459,9 @@ def test_encoder_of_another_width_gets_a_sentence(
 
     wider = {"clip_l_model_config": {**SMALL_CLIP, "hidden_size": 48}}
     other = text_encoder(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel, wider)
-    sentence = r"gives 48 numbers a token and the model reads \d+: they do not belong together"
+    sentence = (
+        r"gives 48 numbers for each token and the model reads \d+: they do not belong together"
+    )
     refused(pack, replace(loaded, clip=other), tmp_path, sentence)
 
 

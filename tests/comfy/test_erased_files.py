@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_erasures import ENCODER, NETWORK, of_the_encoder, of_the_network, run
+from small_erasures import ENCODER, NETWORK, few_shot_that, of_the_encoder, of_the_network, run
 
 import testbed.model.pack
 
@@ -338,12 +338,12 @@ def test_a_kept_file_that_does_not_hold_what_the_node_says_is_no_kept_file(
     file, before = tmp_path / "a.safetensors", pack.nodes.cache.trained_before
     record = copy.deepcopy(RECORD)
     of_the_network(pack, parts[0], **record).save(file)
-    assert before(file, "k", "key_step").record["moved"] == {"fox": 0.5}
+    assert before(file, "k", pack.unlearn.methods.key_step.METHOD).record["moved"] == {"fox": 0.5}
     erasure = of_the_network(pack, parts[0], **record)
     erasure.record.pop(name)
     erasure.record.update({} if value is None else {name: value})
     erasure.save(file)
-    assert before(file, "k", "key_step") is None
+    assert before(file, "k", pack.unlearn.methods.key_step.METHOD) is None
 
 
 def test_a_kept_file_for_another_model_is_no_kept_file(pack: ModuleType, parts: tuple) -> None:
@@ -371,19 +371,26 @@ def test_a_training_node_trains_anew_what_it_cannot_use(
 
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
     model, clip, vae = parts
-    training, settings = pack.nodes.training, pack.unlearn.methods.few_shot.FewShotSettings()
-    inputs = ["few_shot", ["fox"], settings, model, clip, vae, 64, None, "kept", 0]
-    run_of = training.TrainingRun(*inputs, verdict=False)
     good = of_the_encoder(pack, clip, **{**RECORD, "key": "replaced"})
     learnt = []
 
-    def learn(host: Any, progress: Any, resume: Any) -> Any:
+    def train(host: Any, *_: Any) -> Any:
         learnt.append(host)
         return good
 
-    part = training.TrainingSpec("encoder", "mlp-final-attn", 0, 1, 1)
-    _, file, _ = run_of.run(None, part, learn)
-    _, _, again = run_of.run(None, part, learn)
+    training = pack.nodes.training.TrainingRun(
+        method=few_shot_that(pack, train),
+        concepts=["fox"],
+        settings=pack.unlearn.methods.few_shot.FewShotSettings(),
+        model=model,
+        clip=clip,
+        vae=vae,
+        size=64,
+        prefix="kept",
+        verdict=False,
+    )
+    _, file, _ = training.run(None)
+    _, _, again = training.run(None)
     assert (len(learnt), again[:14]) == (1, "Trained before")
     whole = pack.unlearn.core.erasure.Erasure.load(file)
     record = dict(whole.record)
@@ -395,7 +402,7 @@ def test_a_training_node_trains_anew_what_it_cannot_use(
     else:
         del record["loss"]
     write(tensors, record, file)
-    erasure, _, again = run_of.run(None, part, learn)
+    erasure, _, again = training.run(None)
     assert (len(learnt), again) == (2, "")
     assert torch.equal(erasure.delta(KEY), good.delta(KEY))
     assert torch.isfinite(pack.unlearn.core.erasure.Erasure.load(file).delta(KEY)).all()

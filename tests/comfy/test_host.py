@@ -839,7 +839,8 @@ def trained_output(
 @pytest.fixture
 def untrained(pack: ModuleType, erasure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The node hands on an erasure that is there already, in place of training one."""
-    monkeypatch.setattr(pack.nodes.few_shot, "few_shot", lambda *_: erasure)
+    node = pack.nodes.few_shot.FewShotEncoderUnlearn
+    monkeypatch.setattr(node, "METHOD", replace(node.METHOD, train=lambda *_: erasure))
 
 
 @pytest.fixture
@@ -930,7 +931,9 @@ def test_encoder_of_another_model_gets_a_sentence(
 
     full_size = {"text_model.encoder.layers.11.mlp.fc1.weight": torch.zeros(3072, 768)}
     other = comfy.sd.load_text_encoder_state_dicts([full_size])
-    with pytest.raises(ValueError, match="gives 768 numbers a token and the model reads 192"):
+    with pytest.raises(
+        ValueError, match="gives 768 numbers for each token and the model reads 192"
+    ):
         execute(pack, Loaded(loaded.model, other, loaded.vae))
     assert not list(output.parent.rglob("*.safetensors"))
 

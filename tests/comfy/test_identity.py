@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_erasures import ENCODER, of_the_encoder
+from small_erasures import ENCODER, few_shot_that, of_the_encoder
 
 import testbed.model.pack
 
@@ -189,20 +189,16 @@ def test_a_whole_model_that_is_added_or_subtracted_is_of_the_base(
 def test_a_training_says_that_it_leaves_hooks_out(pack: ModuleType, model: Any, clip: Any) -> None:
     def said(connected: Any, prefix: str) -> str:
         training = pack.nodes.training.TrainingRun(
-            "few_shot",
-            ["cat"],
-            pack.unlearn.methods.few_shot.FewShotSettings(),
-            model,
-            connected,
-            None,
-            64,
-            None,
-            prefix,
-            0,
+            method=few_shot_that(pack, lambda *_: of_the_encoder(pack, clip, loss=[1.0])),
+            concepts=["cat"],
+            settings=pack.unlearn.methods.few_shot.FewShotSettings(),
+            model=model,
+            clip=connected,
+            size=64,
+            prefix=prefix,
             verdict=False,
         )
-        weights = pack.nodes.training.TrainingSpec("encoder", "mlp", 0, 1)
-        return training.run(None, weights, lambda *_: of_the_encoder(pack, clip, loss=[1.0]))[2]
+        return training.run(None)[2]
 
     assert "The hooks on this CLIP were left out" in said(hooked(clip), "hooks")
     assert "hooks" not in said(clip, "no_hooks")

@@ -301,6 +301,26 @@ def test_other_nodes_say_it_before_the_prompt_is_queued(base: dict[str, Any], ou
         assert error.startswith("Exception when validating node: filename_prefix ")
 
 
+@pytest.mark.parametrize("task", ["instance", "character", "nudity", "thing"])
+def test_the_host_takes_a_kind_by_its_old_name(
+    base: dict[str, Any], output: Path, task: str
+) -> None:
+    """Saved prompts say instance, which is no option any more."""
+    given = {"model": ["base", 0], "clip": ["base", 1], "concept": "fox", "task": task}
+    given |= {"steps": 4, "key_steps": "by task", "start": 1, "iterations": 1, "size": 64}
+    given |= {"mode": "paper", "trainable": "by task", "rank": 2, "seed": 0, "verdict": False}
+    prompt = base | {"unlearn": node("KeyStepUNetUnlearn", **given)} | SHOWS
+    if task == "thing":
+        (error,) = refused(prompt)["unlearn"]
+        assert "task is 'thing': choose object, style, character, nudity." in error
+        return
+    assert not refused(prompt)
+    if task == "instance":
+        shown, error = executed(prompt, "show")
+        assert error is None
+        assert "The model was trained on: fox (character)." in str(shown)
+
+
 def test_an_error_is_said_on_the_node_and_its_class_has_no_folder(
     base: dict[str, Any], output: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,21 +35,23 @@ def output(host: ModuleType, tmp_path: Path) -> Iterator[None]:
 @pytest.fixture
 def unlearn(pack: ModuleType, parts: tuple) -> Callable[..., tuple]:
     """unlearn(method, **inputs): what its node hands on."""
-    nodes = {
-        "few_shot": (pack.nodes.few_shot.FewShotEncoderUnlearn, parts, FEW_SHOT),
-        "key_step": (pack.nodes.key_step.KeyStepUNetUnlearn, parts[:2], KEY_STEP),
-        "domain_correction": (
-            pack.nodes.domain_correction.DomainCorrectionUNetUnlearn,
-            parts[:2],
-            DOMAIN_CORRECTION,
-        ),
+    given = {
+        "few_shot": (parts, FEW_SHOT),
+        "key_step": (parts[:2], KEY_STEP),
+        "domain_correction": (parts[:2], DOMAIN_CORRECTION),
     }
 
     def unlearned(method: str, **inputs: Any) -> tuple:
-        node, connected, values = nodes[method]
+        connected, values = given[method]
+        node = nodes_of(pack)[method]
         return run(node, *connected, **{**values, "verdict": False, **inputs})
 
     return unlearned
+
+
+def nodes_of(pack: ModuleType) -> dict[str, Any]:
+    """The training nodes by their methods' names."""
+    return {node.METHOD.name: node for node in pack.nodes.TRAINING}
 
 
 @pytest.fixture
@@ -60,11 +63,14 @@ def asked(
     class Asked(Exception):
         pass
 
-    def learn(host: Any, concepts: list[str], settings: Any, *_: Any) -> None:
-        raise Asked(settings)
-
     def settings_of(method: str, **inputs: Any) -> Any:
-        monkeypatch.setattr(getattr(pack.nodes, method), method, learn)
+        at = 3 if method == "few_shot" else 2  # behind its pictures
+
+        def train(*given: Any) -> None:
+            raise Asked(given[at])
+
+        node = nodes_of(pack)[method]
+        monkeypatch.setattr(node, "METHOD", replace(node.METHOD, train=train))
         with pytest.raises(Asked) as stopped:
             unlearn(method, **inputs)
         return stopped.value.args[0]
@@ -168,6 +174,32 @@ def test_the_plot_may_begin_at_the_first_or_at_the_last_step(pack: ModuleType, s
     plot = pack.nodes.charts.key_steps_plot(start, 10, None)
     assert begins(plot) == pytest.approx(start / 10, abs=0.01)
     assert (plot[0, 20:200, 34] < 0.1).all(), "the axis stays to be seen"
+
+
+# kind, which was called task
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        *((kind, kind) for kind in ("object", "style", "character", "nudity")),
+        ("instance", "character"),
+    ],
+)
+def test_a_kind_may_have_its_old_name(
+    pack: ModuleType, asked: Callable[..., Any], task: str, kind: str
+) -> None:
+    assert asked("key_step", task=task).kind == kind
+    assert pack.nodes.key_step.KeyStepUNetUnlearn.validate_inputs(task=task)
+
+
+def test_what_is_no_kind_is_refused(pack: ModuleType, unlearn: Callable[..., tuple]) -> None:
+    node = pack.nodes.key_step.KeyStepUNetUnlearn
+    said = "task is 'thing': choose object, style, character, nudity."
+    with pytest.raises(ValueError, match=said):
+        node.validate_inputs(task="thing")
+    with pytest.raises(ValueError, match=said):
+        unlearn("key_step", task="thing")
 
 
 # Zero is the mode's own number

@@ -254,7 +254,9 @@ def wider(pack: ModuleType) -> Any:
 def test_encoder_of_another_width_gets_a_sentence(
     pack: ModuleType, loaded: Loaded, wider: Any
 ) -> None:
-    sentence = r"gives 48 numbers a token and the model reads \d+: they do not belong together"
+    sentence = (
+        r"gives 48 numbers for each token and the model reads \d+: they do not belong together"
+    )
     with pytest.raises(ValueError, match=sentence):
         comfy_model(pack, replace(loaded, clip=wider)).check_encoder()
 

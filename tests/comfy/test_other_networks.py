@@ -42,7 +42,9 @@ def test_a_compiled_network_gets_a_sentence(pack: ModuleType, name: str) -> None
     loaded = layouts.build("sd15")
     compiled = loaded.model.clone()
     compiled.add_object_patch(name, torch.compile(loaded.model.get_model_object(name)))
-    with pytest.raises(ValueError, match="This MODEL is compiled by another node; connect it as"):
+    with pytest.raises(
+        ValueError, match=r"This MODEL was compiled by another node\. Connect it as"
+    ):
         pack.nodes.backend.model.ComfyModel(compiled, loaded.clip)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from small_erasures import few_shot_that
 
 import testbed.model.pack
 
@@ -240,18 +242,16 @@ def test_what_a_loader_did_not_find_gets_a_sentence_before_any_work(
     empty = {"clip": None, "vae": VAE(sd={})}[missing]
     given = dict(zip(("model", "clip", "vae"), parts)) | {missing: empty}
     training = pack.nodes.training.TrainingRun(
-        method="few_shot",
+        method=few_shot_that(pack, lambda *_: pytest.fail("it began")),
         concepts=["cat"],
         settings=pack.unlearn.methods.few_shot.FewShotSettings(),
         **given,
         size=64,
         images=torch.zeros(1, 64, 64, 3),
         prefix="loras/erased",
-        seed=0,
     )
-    trained = pack.nodes.training.TrainingSpec("encoder", "mlp", 0, 1)
     with pytest.raises(ValueError, match=sentence) as error:
-        training.run(None, trained, lambda *_: pytest.fail("it began"))
+        training.run(None)
     assert "\n" not in str(error.value)
 
 
@@ -294,25 +294,22 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_any_work(
     taken.write_text("a file")
     training = a_training(pack, parts, "taken/below")
     with pytest.raises(ValueError, match="choose another filename_prefix"):
-        training.run(None, trained_weights(pack), lambda *_: pytest.fail("it began"))
+        training.run(None)
 
 
-def a_training(pack: ModuleType, parts: tuple, prefix: str) -> Any:
+def a_training(
+    pack: ModuleType, parts: tuple, prefix: str, train: Callable[..., Any] | None = None
+) -> Any:
+    """A run of few-shot unlearning with another way to train. None: it must not begin."""
     return pack.nodes.training.TrainingRun(
-        method="few_shot",
+        method=few_shot_that(pack, train or (lambda *_: pytest.fail("it began"))),
         concepts=["cat"],
-        settings=pack.unlearn.methods.few_shot.FewShotSettings(),
+        settings=pack.unlearn.methods.few_shot.FewShotSettings(trainable="mlp"),
         **dict(zip(("model", "clip", "vae"), parts)),
         size=64,
-        images=None,
         prefix=prefix,
-        seed=0,
         verdict=False,
     )
-
-
-def trained_weights(pack: ModuleType) -> Any:
-    return pack.nodes.training.TrainingSpec("encoder", "mlp", 0, 1)
 
 
 def learnt(pack: ModuleType, value: float = 1.0) -> Any:
@@ -323,13 +320,14 @@ def learnt(pack: ModuleType, value: float = 1.0) -> Any:
 
 
 def test_what_cannot_be_written_is_handed_on(pack: ModuleType, parts: tuple) -> None:
-    training, erasure = a_training(pack, parts, "no_file"), learnt(pack)
-    _, file, said = training.run(None, trained_weights(pack), lambda *_: erasure)
+    erasure = learnt(pack)
+    training = a_training(pack, parts, "no_file", lambda *_: erasure)
+    _, file, said = training.run(None)
     assert file.is_file()
     assert not said
     file.unlink()
     file.mkdir()
-    found, kept, said = training.run(None, trained_weights(pack), lambda *_: erasure)
+    found, kept, said = training.run(None)
     assert torch.equal(found.delta("a.weight"), erasure.delta("a.weight"))
     assert kept is None
     assert said.startswith(f"Not kept: {file.name} cannot be written to output/no_file (")
@@ -340,15 +338,18 @@ def test_what_cannot_be_written_is_handed_on(pack: ModuleType, parts: tuple) -> 
 
 def test_what_is_taken_away_while_it_trains_is_handed_on(pack: ModuleType, parts: tuple) -> None:
     """The folder, in whose place there is then a file; and the file, once it is written."""
-    training, erasure = a_training(pack, parts, "taken_away/below"), learnt(pack)
+    import folder_paths
 
-    def learn(host: Any, progress: Any, resume: Any) -> Any:
-        parent = resume.file.parent.parent
+    erasure, output = learnt(pack), Path(folder_paths.get_output_directory())
+
+    def train(*_: Any) -> Any:
+        parent = output / "taken_away"
         parent.rmdir() if parent.exists() else None
         parent.touch()
         return erasure
 
-    found, file, said = training.run(None, trained_weights(pack), learn)
+    training = a_training(pack, parts, "taken_away/below", train)
+    found, file, said = training.run(None)
     assert file is None
     assert said.startswith("Not kept: ")
     assert torch.equal(found.delta("a.weight"), erasure.delta("a.weight"))
@@ -362,14 +363,14 @@ def test_a_run_whose_result_the_disk_has_no_room_for_does_not_begin(
     monkeypatch.setattr(pack.unlearn.files.writing.shutil, "disk_usage", lambda _: usage)
     training = a_training(pack, parts, "no_room")
     with pytest.raises(ValueError, match=r"will take . MB in output/no_room and 1 MB are free"):
-        training.run(None, trained_weights(pack), lambda *_: pytest.fail("it began"))
+        training.run(None)
 
 
 def test_changes_too_large_for_half_precision_are_kept_in_full(
     pack: ModuleType, parts: tuple
 ) -> None:
-    training = a_training(pack, parts, "large")
-    _, file, said = training.run(None, trained_weights(pack), lambda *_: learnt(pack, 1e6))
+    training = a_training(pack, parts, "large", lambda *_: learnt(pack, 1e6))
+    _, file, said = training.run(None)
     assert not said
     assert pack.unlearn.core.erasure.Erasure.load(file).delta("a.weight")[0, 0].item() == 1e6
 
@@ -377,8 +378,8 @@ def test_changes_too_large_for_half_precision_are_kept_in_full(
 def test_what_a_diverged_run_reached_is_told_to_be_lost_where_it_is(
     pack: ModuleType, parts: tuple
 ) -> None:
-    training = a_training(pack, parts, "diverged")
-    _, file, _ = training.run(None, trained_weights(pack), lambda *_: learnt(pack))
+    training = a_training(pack, parts, "diverged", lambda *_: learnt(pack))
+    _, file, _ = training.run(None)
     file.unlink()
     aside = file.with_name(f"{file.stem}_unfinished.safetensors")
     aside.mkdir()
@@ -389,7 +390,7 @@ def test_what_a_diverged_run_reached_is_told_to_be_lost_where_it_is(
         raise error
 
     with pytest.raises(RuntimeError, match=r"What was reached after step 1 is lost: .* cannot be"):
-        training.run(None, trained_weights(pack), diverges)
+        a_training(pack, parts, "diverged", diverges).run(None)
 
 
 @pytest.mark.parametrize("concept", ["狐" * 80, "\N{FOX FACE}" * 60, "fox" * 100])

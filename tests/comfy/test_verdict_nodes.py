@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -97,7 +98,9 @@ def test_a_cancel_while_it_measures_loses_nothing(
     (file,) = folder.rglob("*.safetensors")
     assert "verdict" not in Erasure.load(file).record["measured"]
     monkeypatch.setattr(pack.unlearn.evaluate.verdict, "measured", lambda *_: MEASURED)
-    monkeypatch.setattr(pack.nodes.few_shot, "few_shot", lambda *_: pytest.fail("trained anew"))
+    node = pack.nodes.few_shot.FewShotEncoderUnlearn
+    anew = replace(node.METHOD, train=lambda *_: pytest.fail("trained anew"))
+    monkeypatch.setattr(node, "METHOD", anew)
     *_, summary, record = unlearn()
     assert summary.startswith(f"{GONE} The original model judged, in 1.0 s.\nTrained before with")
     assert summary.endswith(verdict.SUPPRESSED)
@@ -205,7 +208,7 @@ def test_style_is_previewed_and_its_movement_measured_as_a_style(
     assert shown == [asked]
     was, now = (c.encode_from_tokens(c.tokenize(asked)) for c in (parts[1], clip))
     moved = ((now - was).norm() / was.norm()).item()
-    assert pack.nodes.few_shot.movement(parts[1], clip, ["ink"], "style") == {
+    assert pack.nodes.training.movement(parts[1], clip, ["ink"], "style") == {
         "ink": pytest.approx(moved)
     }
     assert f"moved by: ink {moved:.0%}" in summary

@@ -133,7 +133,7 @@ def test_names_without_text_model_are_read_as_comfyui_reads_them(
     assert found.weights.keys() == wanted.weights.keys()
     assert all(torch.equal(found.weights[key], wanted.weights[key]) for key in wanted.weights)
     del tensors[f"{ENCODER}final_layer_norm.bias"]
-    with pytest.raises(ModelError, match=r"lacks final_layer_norm\.bias of its text encoder"):
+    with pytest.raises(ModelError, match=r"its text encoder lacks final_layer_norm\.bias"):
         read("sd1", tensors)
 
 
@@ -149,7 +149,11 @@ def test_names_without_text_model_are_read_as_comfyui_reads_them(
         ("xl", "conditioner.embedders.1.", "has no text encoder 2;"),
         ("xl", "model.diffusion_model.time_embed.0.bias", "some weights are missing"),
         ("sd1", "first_stage_model.decoder.conv_in.bias", "some weights are missing"),
-        ("sd1", f"{ENCODER}text_model.encoder.layers.1.mlp.fc1.bias", "mlp.fc1.bias of its text"),
+        (
+            "sd1",
+            f"{ENCODER}text_model.encoder.layers.1.mlp.fc1.bias",
+            "its text_encoder lacks .*mlp.fc1.bias",
+        ),
     ],
 )
 def test_a_file_without_a_part_gets_a_sentence_that_names_it(

@@ -354,7 +354,7 @@ def test_a_folder_with_a_part_missing_gets_a_sentence(
             ["--method", "key_step", "--mode", "paper", "--protect", "owl"],
             "--protect is a setting of mode balanced",
         ),
-        (["--trainable", "cross-attention"], "few_shot trains one of mlp-final-attn, mlp"),
+        (["--trainable", "cross-attention"], "few_shot takes one of mlp-final-attn, mlp"),
     ],
 )
 def test_bad_input_gets_a_sentence_before_any_work(
@@ -371,7 +371,7 @@ def test_bad_input_gets_a_sentence_before_any_work(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["model", " ,", "-o", "a.safetensors"], "No concept is named: type the word"),
+        (["model", " ,", "-o", "a.safetensors"], "No concept is named; type the word"),
         (["model", "cat"], "the following arguments are required: -o/--output"),
         (["model", "cat", "-o", "a", "--rank", "x"], "it must be a whole number, at least 0"),
         (
@@ -488,7 +488,7 @@ def test_force_replaces_what_an_earlier_run_wrote(folder: Path, tmp_path: Path) 
 
 
 def test_too_little_disk_gets_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(Failure, match=r"will take 1152921504\.61 GB and \d+\.\d+ GB are free"):
+    with pytest.raises(Failure, match=r"needs 1152921504\.61 GB, but only \d+\.\d+ GB are free"):
         check_space(tmp_path / "new" / "a.safetensors", 2**60)
     check_space(tmp_path / "new" / "a.safetensors", 1)
 

@@ -207,7 +207,7 @@ def test_a_full_disk_loses_no_training(
         patch.setattr("unlearn.core.erasure.save_file", full)
         said = sentence(run, capsys)
     assert "a.safetensors cannot be written (No space left on device)" in said
-    assert said.endswith("free some space, and the same command goes on from its last state.\n")
+    assert said.endswith("free some space, and the same command continues from its last state.\n")
     (state,) = inside(tmp_path)
     assert state.endswith(".resume")
     with at_step(0, stop) as taken:

@@ -41,7 +41,7 @@ def heard() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in program.SIGNALS}
     for number in program.SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-    program._hear()
+    program._interrupt_on_signals()
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -104,7 +104,7 @@ def test_ended_while_it_writes_it_leaves_nothing(
 def test_who_made_it_deaf_is_obeyed(heard: None) -> None:
     """As nohup does."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    program._hear()
+    program._interrupt_on_signals()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
 
 
@@ -184,7 +184,7 @@ def test_nothing_that_is_read_is_replaced(
     assert "is an input, so it is not replaced" in sentence([*onto, other], capsys)
     (file.parent / RECEIPT).touch()
     around = ["apply", "no_model", file, "--force", "-o", file.parent]
-    assert f"holds {file.name} and is not replaced" in sentence(around, capsys)
+    assert f"holds {file.name}, so it is not replaced" in sentence(around, capsys)
     model = ["apply", file.parent, file, "--force", "-o", file.parent]
     assert "is an input, so it is not replaced" in sentence(model, capsys)
     picture = tmp_path / "a.png"

@@ -72,7 +72,7 @@ def test_captions_are_read_as_the_set_has_them(folder: Path) -> None:
         ("image,text\na.png,a", "has no lines with the columns image and prompt"),
         ("image,prompt\na.png,a\nb.png, ", "Line 3 of .* lacks an image or a prompt"),
         ("image,prompt\na.png", "Line 2 of .* lacks an image or a prompt"),
-        ("image,prompt\na.png,a\na.jpg,b", "a is there 2 times in .*; rename all but one"),
+        ("image,prompt\na.png,a\na.jpg,b", "There are 2 anchors named a in .*; rename all but one"),
     ],
 )
 def test_captions_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> None:
@@ -111,7 +111,7 @@ def test_folders_that_cannot_be_used(folder: Path) -> None:
     with pytest.raises(Failure, match="belongs to no anchor"):  # no number behind
         read_works(anchors, generated)
     picture(anchors / "fox_1.jpg", 0)
-    with pytest.raises(Failure, match="fox_1 is there 2 times"):
+    with pytest.raises(Failure, match="There are 2 anchors named fox_1"):
         read_works(anchors, generated)
 
 
@@ -218,7 +218,7 @@ def test_networks_that_are_not_there_get_a_sentence(
     assert "There is no file" in said
     networks = ["--clip", clip, "--inception", inception]
     said = sentence([*measure, *networks, "--picture", "a.jpg"], capsys)
-    assert "must end in .png" in said
+    assert "does not end in .png" in said
     said = sentence([*measure, *networks, "--after", "erased"], capsys)
     assert "There is no folder" in said
     wrong = folder / "text"

@@ -49,7 +49,7 @@ def test_it_says_the_word_and_how_sure_it_is(
     said = capsys.readouterr().out
     assert re.match(r"The model calls it: mushroom \(confidence (over )?\d+%\)\.\n", said)
     assert re.search(r"\n +word +explains +error +draws\n1\. +mushroom +\d+\.\d% +12\n2\. ", said)
-    assert re.search(r"4 candidates, 2 pictures, 60 evaluations of the network, \d+\.\d s", said)
+    assert re.search(r"4 candidates, 2 pictures, 60 evaluations of the denoiser, \d+\.\d s", said)
     pixels = np.asarray(Image.open(chart).convert("RGB"), dtype=int)
     # The first bar is dark, the others pale.
     assert (np.abs(pixels - (20, 60, 150)).sum(2) < 30).sum() > 500
@@ -113,7 +113,7 @@ def test_the_model_stays_what_it_is(folder: Path, shaken: Path) -> None:
         ([*PICTURES, "--words-file", PICTURES[0]], "is not a UTF-8 text file"),
         ([*PICTURES, "--words-file", "{tmp}/binary.txt"], "is not a UTF-8 text file"),
         ([*PICTURES, "--words", "\x1b,\u200b"], "--words holds no words; give at least two"),
-        ([*PICTURES, "--words-file", "{tmp}/empty.txt"], "empty.txt names no word"),
+        ([*PICTURES, "--words-file", "{tmp}/empty.txt"], "empty.txt holds no words"),
         ([*PICTURES, "--chart", "chart.jpg"], "does not end in .png; name a --chart"),
         ([*PICTURES, "--erasure", "{tmp}/none"], "There is no file none; choose another"),
         (

@@ -229,7 +229,10 @@ DAMAGED = {
     "folder for index": (instead("model_index.json", Path.mkdir), "no readable model_index.json"),
     "list of classes": (index(_class_name=["evil", "Pipe"]), "no readable model_index.json"),
     "a module's name": (index(_class_name="utils"), "is a utils, which is not supported"),
-    "unknown": (index(_class_name="StableDiffusionX"), "which this version of diffusers lacks"),
+    "unknown": (
+        index(_class_name="StableDiffusionX"),
+        "which this version of diffusers does not have",
+    ),
     "text for a part": (index(vae="vae"), "has no vae, which a StableDiffusionPipeline needs"),
     "no part": (index(scheduler=[None, None]), "has no scheduler; use Stable Diffusion"),
     "another's class": (index(unet=["diffusers", "DDIMScheduler"]), "cannot be read as a Stable"),
@@ -261,7 +264,7 @@ DAMAGED = {
         part("text_encoder/config.json", hidden_size=64),
         "not have the sizes in its",
     ),
-    "no part's folder": (lambda folder: shutil.rmtree(folder / "vae"), "There is no folder .*vae"),
+    "no part's folder": (lambda folder: shutil.rmtree(folder / "vae"), "there is no folder .*vae"),
     "EDM": (index(scheduler=["diffusers", "EDMEulerScheduler"]), "is for flow or EDM models"),
 }
 for _name in ("unet/config", "vae/config", "text_encoder/config", "scheduler/scheduler_config"):

@@ -101,9 +101,9 @@ def png(width: int, height: int) -> bytes:
         (bytes(1000), "cannot be read as a picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", "cannot be read as a picture"),
         (png(16, 16), "cannot be read as a picture"),  # cut short
-        (png(1, 1), "has 1 x 1 pixels, but this model needs at least 8 x 8"),
-        (png(2, 2), "has 2 x 2 pixels, but this model needs at least 8 x 8"),
-        (png(512, 1), "has 512 x 1 pixels, but this model needs at least 8 x 8"),
+        (png(1, 1), "has 1 x 1 pixels, but at least 8 x 8"),
+        (png(2, 2), "has 2 x 2 pixels, but at least 8 x 8"),
+        (png(512, 1), "has 512 x 1 pixels, but at least 8 x 8"),
         (png(9000, 9000), "has more than 64 million pixels; make it smaller"),
         (png(100_000, 100_000), "has more than 64 million pixels; make it smaller"),
     ],

@@ -19,6 +19,7 @@ from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.evaluate.probe import ATTACKS, ProbeSettings, probe
 from unlearn.evaluate.receipt import FIGURES, Figure, count_tolerance, near, receipt
 
+RING, _, TOKEN = ATTACKS
 pytestmark = pytest.mark.costly
 
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
@@ -78,7 +79,7 @@ def shaken(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     probed = probe(*both, "guitar", frozenset({"encoder"}), QUICK, attacks=()).record()
     # As an attack by prompts and one by a token leave it.
     own = copy.deepcopy(probed["asked"][0])
-    probed["asked"] += [{**own, "name": ATTACKS[0]}, {**own, "name": ATTACKS[2]}]
+    probed["asked"] += [{**own, "name": RING}, {**own, "name": TOKEN}]
     rewrite(file, lambda e: e.with_measured(receipt=found, probe=[probed], seconds=1.5))
     return file
 
@@ -101,9 +102,9 @@ def test_what_was_measured_comes_out_again(
     assert re.search(r"its own prompts show it, before +\d of 1 +\d of 1 +1\n", said)
     assert re.search(r"other pictures changed +(\d+\.\d%) +\1 +1\.0%\n", said)
     assert "guitar: own prompts, after " in said
-    assert f"guitar: {ATTACKS[0]}, after " in said
-    assert f"guitar: {ATTACKS[0]}, before" not in said, "an attack has pictures after only"
-    assert ATTACKS[2] not in said.partition("tolerance")[2], "no record holds a trained token"
+    assert f"guitar: {RING}, after " in said
+    assert f"guitar: {RING}, before" not in said, "an attack has pictures after only"
+    assert TOKEN not in said.partition("tolerance")[2], "no record holds a trained token"
     assert re.search(r"All \d+ figures agree\.\n$", said)
     assert shaken.read_bytes() == before
 

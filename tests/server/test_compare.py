@@ -100,7 +100,7 @@ def test_pictures_that_are_not_finite_are_no_erasure(pack: ModuleType, compare: 
     (said,) = compare.findings(["fox"], looks_perfect, own, near)
     assert said == (
         "0 of 4 pictures before and 1 of 4 after are not finite (NaN or infinite), so nothing can "
-        "be said of the erasure: the erased model is broken. Look at its weights, their precision "
+        "be said of the erasure: the erased model is broken. Check its weights, their precision "
         "and the LoRAs on it."
     )
     near = [row("b", broken / 0, grey(0.5))]

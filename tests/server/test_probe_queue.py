@@ -42,7 +42,7 @@ def test_no_concept_is_a_sentence(server: Server) -> None:
 
 
 def test_other_words_for_several_concepts_are_a_sentence(server: Server) -> None:
-    with pytest.raises(PromptError, match="are of one concept, but 2 are named"):
+    with pytest.raises(PromptError, match="belong to one concept, but 2 are named"):
         server.run(probing(concept="cat, dog", synonyms="kitten", erased_clip=["base", 1]))
 
 

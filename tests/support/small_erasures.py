@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +25,11 @@ def of_the_encoder(
 
 def of_the_network(pack: ModuleType, model: Any, concept: str = "fox", **record: Any) -> Any:
     return _erasure(pack, model, NETWORK, concept, record)
+
+
+def few_shot_that(pack: ModuleType, train: Any) -> Any:
+    """The method few_shot with another function in place of its training."""
+    return replace(pack.unlearn.methods.few_shot.METHOD, train=train)
 
 
 def _erasure(pack: ModuleType, patcher: Any, key: str, concept: str, record: dict) -> Any:

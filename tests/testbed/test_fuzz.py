@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from testbed.fuzz import __main__ as fuzz
+from testbed import ROOT
 from testbed.fuzz import changes as fuzz_changes
+from testbed.fuzz import main as fuzz
 from testbed.fuzz.readers import READERS
 from unlearn.render.text_table import columns
 
@@ -96,3 +99,12 @@ def test_the_table_counts() -> None:
     answers = [fuzz.Answer(0, "result", "", 0.5, 10**6), fuzz.Answer(1, "sentence", "No.", 2.0)]
     row = fuzz.Row("words", [*answers, fuzz.Answer(2, "raw error"), fuzz.Answer(3, "hangs")])
     assert columns([row.line()]) == "words  4  1  1  2  2.0 s  1 MB"
+
+
+@pytest.mark.costly
+def test_the_program_starts_its_processes() -> None:
+    """As dev.py starts it: the new process must find what it is to run."""
+    command = [sys.executable, "-m", "testbed.fuzz", "--reader", "concepts", "--inputs", "2"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.startswith("concepts 2 ")

@@ -18,12 +18,8 @@ from unlearn.core.edit import Diverged, Edit
 from unlearn.core.erasure import NETWORK, Erasure
 from unlearn.core.resume import Resume
 from unlearn.core.trainable import network_weights
-from unlearn.methods.domain_correction import (
-    Anchors,
-    DomainCorrectionSettings,
-    domain_correction,
-    paired_prompts,
-)
+from unlearn.methods.domain_correction import DomainCorrectionSettings, domain_correction
+from unlearn.methods.parts.anchor_pictures import Anchors, paired_prompts
 from unlearn.methods.parts.concepts import STOP_WINDOW
 from unlearn.methods.parts.discriminator import Discriminator, discriminator_loss, generator_loss
 from unlearn.methods.parts.retention import RetentionSet

@@ -253,10 +253,9 @@ def test_pictures_that_are_too_small_for_a_model(
     with pytest.raises(ValueError, match=said) as error:
         run(pack.nodes.identify.IdentifyConcept, model, clip, vae, images, "", "object", 12, 0)
     say(error)
-    settings = ("cat", "object", 2, 64, "balanced", "mlp-final-attn", 4, 3, 1, 0)
     few_shot = pack.nodes.few_shot.FewShotEncoderUnlearn
     with pytest.raises(ValueError, match=said) as error:
-        run(few_shot, model, clip, vae, *settings, images=images)
+        run(few_shot, model, clip, vae, concept="cat", images=images)
     say(error)
 
 

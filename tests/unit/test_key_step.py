@@ -22,7 +22,7 @@ from unlearn.core.trainable import network_weights
 from unlearn.methods.key_step import check_settings, key_step
 from unlearn.methods.parts.concepts import STOP_WINDOW
 from unlearn.methods.parts.key_step_search import KeySteps, find_key_steps
-from unlearn.methods.parts.key_step_settings import KINDS, TASKS, KeyStepSettings
+from unlearn.methods.parts.key_step_settings import BY_KIND, KeyStepSettings
 from unlearn.methods.parts.key_step_terms import (
     empty_term,
     empty_weights,
@@ -204,7 +204,7 @@ def test_several_instances_take_longer() -> None:
     assert KeyStepSettings(mode="paper", task="style").length(3) == 500
 
 
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", list(BY_KIND))
 def test_balanced_trains_the_cross_attention_from_the_papers_start(task: str) -> None:
     settings = KeyStepSettings(task=task)
     assert (settings.weights, settings.length(1), settings.length(3)) == (
@@ -212,7 +212,7 @@ def test_balanced_trains_the_cross_attention_from_the_papers_start(task: str) ->
         240,
         240,
     )
-    assert settings.first == TASKS[task].start
+    assert settings.first == BY_KIND[task].start
 
 
 @pytest.mark.parametrize(("task", "first"), [("object", 6), ("style", 10), ("instance", 16)])
@@ -290,7 +290,7 @@ def test_paper_lowers_its_loss(parameterisation: str, task: str) -> None:
 def test_exactly_the_tasks_weights_are_in_the_erasure(task: str) -> None:
     settings = replace(PAPER, task=task, iterations=2)
     erasure = key_step(TinyNetworkModel(), ["cat"], settings)
-    expected = network_weights(TinyNetworkModel().network, TASKS[task].trainable)
+    expected = network_weights(TinyNetworkModel().network, BY_KIND[task].trainable)
     assert set(erasure.deltas) == {NETWORK + name for name in expected}
     assert any(".attn2." in key for key in erasure.deltas) is (task == "style")
 
@@ -573,7 +573,7 @@ def test_record_says_how_it_was_made() -> None:
     assert record["steps"] == len(record["loss"]) == 3
     assert set(record["base"]) == set(key_step(TinyNetworkModel(), ["cat"], settings).deltas)
     assert set(record["moved"]) == {"Zorvik"}
-    assert set(KINDS) == set(TASKS)
+    assert set(TASK_TEMPLATES) == set(BY_KIND)
 
 
 @pytest.mark.parametrize("settings", MODES)
@@ -720,13 +720,13 @@ def test_the_concept_is_not_weighed_against_itself_in_other_case() -> None:
 # Prompts asked for in another way
 
 
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", list(BY_KIND))
 def test_every_task_has_ten_ways_to_ask(task: str) -> None:
     assert len(set(TASK_TEMPLATES[task])) == 10
     assert all("{}" in template for template in TASK_TEMPLATES[task])
 
 
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", list(BY_KIND))
 def test_the_concepts_words_stay_together_in_an_augmented_prompt(task: str) -> None:
     rng = random.Random(0)
     prompts = [augmented(rng, task, "red fox cub") for _ in range(200)]
@@ -739,9 +739,9 @@ def test_augmented_prompts_are_templates_shuffled_shortened_or_with_letters_besi
     rng = random.Random(0)
     kinds = set()
     for _ in range(300):
-        prompt = augmented(rng, "instance", "Zorvik")
+        prompt = augmented(rng, "character", "Zorvik")
         words = sorted(prompt.split())
-        for template in TASK_TEMPLATES["instance"]:
+        for template in TASK_TEMPLATES["character"]:
             wanted = template.format("Zorvik")
             if prompt == wanted:
                 kinds.add("none")

@@ -17,6 +17,7 @@ from ..core.denoising import NoiseSampler, denoising_loss
 from ..core.kind import ANCHORS, Kind
 from ..core.model import DiffusionModel
 from ..prompts.templates import named
+from .attack import Attack, Goal
 from .token_search import OnAttack
 
 NAME = "CCE"
@@ -68,3 +69,23 @@ def cce(
         if on_attack:
             on_attack(step + 1, settings.steps, NAME)
     return token.detach() * vocabulary.scale
+
+
+def run(
+    model: DiffusionModel, goal: Goal, settings: CCESettings, on_attack: OnAttack | None
+) -> torch.Tensor:
+    return cce(model, goal.pictures, goal.kind, settings, on_attack)
+
+
+ATTACK = Attack(
+    key="cce",
+    name=NAME,
+    paper="2308.01508",
+    model="edited",
+    finds="token",
+    settings=CCESettings,
+    quick=CCESettings(pictures=4, steps=60),
+    run=run,
+    latents=lambda settings: settings.batch,
+    prompts=lambda settings: settings.batch,
+)

@@ -19,6 +19,7 @@ from ..core.conditioning import Conditioning
 from ..core.kind import Kind
 from ..core.model import DiffusionModel
 from ..prompts.sampler import PromptSampler
+from .attack import Attack, Goal
 from .token_search import OnAttack, search
 
 NAME = "Ring-A-Bell"
@@ -85,3 +86,21 @@ def ring_a_bell(
         on_step,
     )
     return [" ".join(words) for words in found]
+
+
+def run(
+    model: DiffusionModel, goal: Goal, settings: RingABellSettings, on_attack: OnAttack | None
+) -> list[str]:
+    return ring_a_bell(model, goal.concept, goal.prompts, goal.kind, settings, on_attack)
+
+
+ATTACK = Attack(
+    key="ring_a_bell",
+    name=NAME,
+    paper="2310.10012",
+    model="original",
+    finds="prompts",
+    settings=RingABellSettings,
+    quick=RingABellSettings(steps=25),
+    run=run,
+)

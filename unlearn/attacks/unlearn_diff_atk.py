@@ -18,6 +18,7 @@ import torch
 from ..core.conditioning import Conditioning
 from ..core.kind import Kind
 from ..core.model import DiffusionModel
+from .attack import Attack, Goal
 from .denoising_targets import Targets
 from .token_search import OnAttack, search
 
@@ -102,3 +103,25 @@ def unlearn_diff_atk(
             done += steps
         attacked += [f"{' '.join(words)} {prompt}" for words, prompt in zip(found, some)]
     return attacked
+
+
+def run(
+    model: DiffusionModel, goal: Goal, settings: UnlearnDiffAtkSettings, on_attack: OnAttack | None
+) -> list[str]:
+    return unlearn_diff_atk(
+        model, goal.prompts, goal.wanted, goal.pictures, goal.kind, settings, on_attack
+    )
+
+
+ATTACK = Attack(
+    key="unlearn_diff_atk",
+    name=NAME,
+    paper="2310.11868",
+    model="edited",
+    finds="prompts",
+    settings=UnlearnDiffAtkSettings,
+    quick=UnlearnDiffAtkSettings(steps=8, draws=3, first_steps=40),
+    run=run,
+    latents=lambda settings: settings.at_once * settings.draws,
+    prompts=lambda settings: settings.at_once,
+)

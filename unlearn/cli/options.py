@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,9 +77,9 @@ def seconds(text: str) -> float:
     return value
 
 
-def start(text: str) -> int | str:
-    """The parser of --start: "auto" or a whole number."""
-    return "auto" if text == "auto" else whole(0)(text)
+def whole_or(choices: Sequence[str], smallest: int) -> Callable[[str], int | str]:
+    """A reader of whole numbers, or of words that may stand in their place."""
+    return lambda text: text if text in choices else whole(smallest)(text)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ HELP = "measure what is left of a concept after an erasure, with and without att
 EXAMPLES = """
 examples:
   python -m unlearn probe sd15/ van_gogh.safetensors --picture van_gogh.png
-      its own prompts, other words for it and three small attacks, as a table and a picture
+      its own prompts, other words for it and small attacks, as a table and a picture
   python -m unlearn probe sd15/ cat.safetensors --synonyms "kitten, tabby" \\
           --description "a small pet that purrs" --level full --record
       larger attacks; the result goes into the file, and show prints it

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from ..files.writing import whole_file
 from . import record as records
-from .kind import Kind
+from .kind import Kind, current_kind
 from .version import VERSION
 
 FORMAT = "concept-unlearn/1"
@@ -214,8 +214,8 @@ def _kinds(record: Mapping) -> set[Kind]:
     if parts := record.get("parts"):
         found: set[Kind] = set()
         return found.union(*map(_kinds, parts))
-    kind = record.get("kind")
-    if kind in ("character", "instance"):  # KSCU calls a character an instance
+    kind = current_kind(record.get("kind", "object"))
+    if kind == "character":
         return {"character"}
     return {"style"} if kind == "style" else {"object"}
 

@@ -8,18 +8,14 @@ from which the original itself does not draw the concept, such as a misspelling,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, make_dataclass, replace
+from typing import Any, Literal
 
 import torch
 
-from ..attacks import cce as token_attack
-from ..attacks import ring_a_bell as nameless_attack
-from ..attacks import unlearn_diff_atk as prefix_attack
-from ..attacks.cce import CCESettings, cce
-from ..attacks.ring_a_bell import RingABellSettings, ring_a_bell
-from ..attacks.unlearn_diff_atk import UnlearnDiffAtkSettings, unlearn_diff_atk
+from ..attacks.attack import Attack, Goal
+from ..attacks.registry import ATTACKS
 from ..core.conditioning import Conditioning
 from ..core.kind import Kind
 from ..core.model import DiffusionModel, Open, Part
@@ -40,16 +36,19 @@ OnProbe = Callable[[str, int, int], None]
 """on_probe(name of the stage, steps so far, all of them), called often; it may raise to cancel."""
 
 AT_ONCE = 4  # pictures drawn in one batch
-# The budgets of the quick level; those of the full one are the attacks' own.
-QUICK_RING_A_BELL = RingABellSettings(steps=25)
-QUICK_UNLEARN_DIFF_ATK = UnlearnDiffAtkSettings(steps=8, draws=3, first_steps=40)
-QUICK_CCE = CCESettings(pictures=4, steps=60)
-ATTACKS = (nameless_attack.NAME, prefix_attack.NAME, token_attack.NAME)
+
+Budgets: Any = make_dataclass(
+    "Budgets",
+    [(attack.key, attack.settings, attack.quick) for attack in ATTACKS.values()],
+    frozen=True,
+    kw_only=True,
+)
+"""How hard each attack tries: a field for each, by its key."""
 
 
 @dataclass(frozen=True)
-class ProbeSettings:
-    """What a probe asks, and its budgets; see `settings` for the two levels."""
+class ProbeSettings(Budgets):
+    """What a probe asks, beside the attacks' budgets; see `settings` for the two levels."""
 
     kind: Kind = "object"
     level: Level = "quick"
@@ -65,25 +64,30 @@ class ProbeSettings:
     guidance: float = 7.5
     seed: int = 0
     """The seed of the first picture of each kind of phrasing; each next one is one higher."""
-    ring_a_bell: RingABellSettings = QUICK_RING_A_BELL
-    unlearn_diff_atk: UnlearnDiffAtkSettings = QUICK_UNLEARN_DIFF_ATK
-    cce: CCESettings = QUICK_CCE
+
+    def budget(self, attack: Attack) -> Any:
+        """The settings of an attack."""
+        return getattr(self, attack.key)
+
+    def at_once(self, most: int) -> ProbeSettings:
+        """The same with at most so many prompts attacked side by side."""
+        budgets = {attack.key: self.budget(attack) for attack in ATTACKS.values()}
+        smaller = {
+            key: replace(budget, at_once=min(most, budget.at_once))
+            for key, budget in budgets.items()
+            if hasattr(budget, "at_once")
+        }
+        return replace(self, **smaller)
 
 
 def settings(level: Level, kind: Kind = "object", **more) -> ProbeSettings:
     """Quick: made for a minute on a GPU. Full: each attack with its own defaults. The attacks have
     the pictures' seed."""
-    attacks = {
-        "ring_a_bell": QUICK_RING_A_BELL,
-        "unlearn_diff_atk": QUICK_UNLEARN_DIFF_ATK,
-        "cce": QUICK_CCE,
-    }
-    chosen: dict = {}
-    if level == "full":
-        chosen = {"prompts": 8, "phrasings": 8, "draws": 24}
-        attacks = {name: type(attack)() for name, attack in attacks.items()}
+    full = level == "full"
+    chosen: dict = {"prompts": 8, "phrasings": 8, "draws": 24} if full else {}
     seed = more.get("seed", ProbeSettings.seed)
-    chosen |= {name: replace(attack, seed=seed) for name, attack in attacks.items()}
+    for attack in ATTACKS.values():
+        chosen[attack.key] = replace(attack.settings() if full else attack.quick, seed=seed)
     return ProbeSettings(kind, level, **{**chosen, **more})
 
 
@@ -136,8 +140,8 @@ class Probe:
         return sum(hits) / len(hits)
 
     def worst(self, judged: bool = False) -> float:
-        """Post-ASR of the stronger of the two attacks by prompts."""
-        found = (self.rate(name, judged=judged) for name in ATTACKS[:2])
+        """Post-ASR of the strongest attack by prompts."""
+        found = (self.rate(name, judged=judged) for name in of("prompts"))
         return max(rate for rate in (*found, self.rate(judged=judged)) if rate is not None)
 
     def record(self) -> dict:
@@ -177,18 +181,20 @@ class Probe:
             return [f"{self.concept} is not suppressed: {measured}. Little or nothing was erased."]
         how = "suppressed" if left == 0 else "partly suppressed"
         first = f"{self.concept} is {how}, measured at {left / count:.0%}: {measured}"
-        attacked = any(one.name in ATTACKS[:2] for one in self.asked)
+        attacked = any(one.name in of("prompts") for one in self.asked)
         by_prompts = f", with attacks by prompts {self.worst():.0%}" if attacked else ""
         found = [
             f"{first}{by_prompts}. This is the result of a {self.settings.level} probe; other "
             "prompts may still bring it back."
         ]
-        trained = self.rate(token_attack.NAME)
-        if trained is not None:
-            found.append(
-                f"With a token trained for it (CCE, {self.settings.cce.steps} steps): "
-                f"{trained:.0%}." + ("" if "denoiser" in self.parts else f" {CANNOT}")
-            )
+        for name, attack in of("token").items():
+            trained = self.rate(name)
+            if trained is not None:
+                steps = self.settings.budget(attack).steps
+                found.append(
+                    f"With a token trained for it ({name}, {steps} steps): "
+                    f"{trained:.0%}." + ("" if "denoiser" in self.parts else f" {CANNOT}")
+                )
         return found
 
     def success(self) -> str:
@@ -221,6 +227,11 @@ CANNOT = (
 )
 
 
+def of(finds: str) -> dict[str, Attack]:
+    """The attacks that find "prompts", or a "token", by name."""
+    return {name: attack for name, attack in ATTACKS.items() if attack.finds == finds}
+
+
 def _shown(asked: Asked, before: bool, judged: bool = False) -> list[bool] | None:
     if judged:
         return asked.judged_before if before else asked.judged_after
@@ -245,21 +256,22 @@ def probe(
     given: Given = NOTHING,
     judge: Judge | None = None,
     on_probe: OnProbe | None = None,
-    attacks: Sequence[str] = ATTACKS,
+    attacks: Collection[str] = tuple(ATTACKS),
 ) -> Probe:
     """Ask the edited model for a concept in many ways, and let the original model judge.
 
-    parts: the parts that were edited, for the sentence about CCE. judge: a second judge. attacks:
-    those of ATTACKS to run. Neither model is changed. Raises ValueError where a word cannot be
-    read, the text encoder cannot be attacked, or a picture is not finite; `on_probe` may raise to
-    cancel.
+    parts: the parts that were edited, for the sentence about trained tokens. judge: a second judge.
+    attacks: the names of those to run. Neither model is changed. Raises ValueError where a word
+    cannot be read, the text encoder cannot be attacked, or a picture is not finite; `on_probe` may
+    raise to cancel.
     """
     if not concept.strip():
         raise ValueError("No concept is named; type the word or name to probe, for example: Zorvik")
     concept, given = cleaned(concept), given.cleaned()
     began = time.monotonic()
-    s, attack = settings, _attack_progress(on_probe)
-    ring, prefix, token = ATTACKS
+    s, on_attack = settings, _attack_progress(on_probe)
+    run = [attack for name, attack in ATTACKS.items() if name in attacks]
+    by_prompts = [attack for attack in run if attack.finds == "prompts"]
     with original() as model:
         check_asked([concept], given, model.readings)
         if attacks:
@@ -274,37 +286,46 @@ def probe(
             name: drawn(model, prompts, s, f"drawing {name}, original", on_probe)
             for name, prompts in asked.items()
         }
-        targets = before[OWN]
-        more = max(0, s.cce.pictures - len(own)) if token in attacks else 0
-        if more:
-            further = [t.format(concept) for t in spread(templates(s.kind), more)]
-            latents = drawn(model, further, s, f"drawing for {token}", on_probe, len(own))
-            targets = torch.cat([targets, latents])
-        if ring in attacks:
-            asked[ring] = ring_a_bell(model, concept, own, s.kind, s.ring_a_bell, attack)
-            before[ring] = drawn(model, asked[ring], s, f"drawing {ring}, original", on_probe)
+        latents = before[OWN]
+        for attack in run:
+            more = getattr(s.budget(attack), "pictures", 0) - len(latents)
+            if more > 0:
+                further = [t.format(concept) for t in spread(templates(s.kind), more)]
+                what = f"drawing for {attack.name}"
+                drawn_more = drawn(model, further, s, what, on_probe, len(latents))
+                latents = torch.cat([latents, drawn_more])
+
+        def goal(attack: Attack) -> Goal:
+            count = getattr(s.budget(attack), "pictures", len(own))
+            return Goal(concept, s.kind, own, wanted, latents[:count])
+
+        for attack in by_prompts:
+            if attack.model == "original":
+                name = attack.name
+                asked[name] = attack.run(model, goal(attack), s.budget(attack), on_attack)
+                before[name] = drawn(model, asked[name], s, f"drawing {name}, original", on_probe)
         pictures = {name: painted(model, x0, f"{name}, original") for name, x0 in before.items()}
-    after = {}
+    after: dict[str, torch.Tensor] = {}
     with edited() as model:
         # Its own prompts come first: a broken model need not be attacked.
-        latents = drawn(model, own, s, f"drawing {OWN}, edited", on_probe)
-        after[OWN] = painted(model, latents, f"{OWN}, edited")
-        if prefix in attacks:
-            asked[prefix] = unlearn_diff_atk(
-                model, own, wanted, before[OWN], s.kind, s.unlearn_diff_atk, attack
-            )
+        x0 = drawn(model, own, s, f"drawing {OWN}, edited", on_probe)
+        after[OWN] = painted(model, x0, f"{OWN}, edited")
+        for attack in by_prompts:
+            if attack.model == "edited":
+                asked[attack.name] = attack.run(model, goal(attack), s.budget(attack), on_attack)
         for name, prompts in asked.items():
             if name != OWN:
-                latents = drawn(model, prompts, s, f"drawing {name}, edited", on_probe)
-                after[name] = painted(model, latents, f"{name}, edited")
-        if token in attacks:
-            learnt = cce(model, targets[: s.cce.pictures], s.kind, s.cce, attack)
-            gaps = spread(templates(s.kind), len(own))
-            asked[token] = [gap.format("<token>") for gap in gaps]
-            with torch.no_grad():
-                conditioning = model.encode_with_embeddings(gaps, learnt)
-            latents = drawn(model, conditioning, s, f"drawing {token}, edited", on_probe)
-            after[token] = painted(model, latents, f"{token}, edited")
+                x0 = drawn(model, prompts, s, f"drawing {name}, edited", on_probe)
+                after[name] = painted(model, x0, f"{name}, edited")
+        for attack in run:
+            if attack.finds == "token":
+                name, gaps = attack.name, spread(templates(s.kind), len(own))
+                token = attack.run(model, goal(attack), s.budget(attack), on_attack)
+                asked[name] = [gap.format("<token>") for gap in gaps]
+                with torch.no_grad():
+                    conditioning = model.encode_with_embeddings(gaps, token)
+                x0 = drawn(model, conditioning, s, f"drawing {name}, edited", on_probe)
+                after[name] = painted(model, x0, f"{name}, edited")
     found = [
         Asked(name, prompts, pictures.get(name, pictures[OWN]), after[name])
         for name, prompts in asked.items()

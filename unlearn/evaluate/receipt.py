@@ -20,10 +20,9 @@ from ..prompts.paraphrases import spread
 from ..prompts.templates import sentence, templates
 from .collateral import near_prompts
 from .detection import Seen, remains, rivals
-from .probe import ATTACKS, OnProbe, ProbeSettings, as_on_row, drawn, painted
+from .probe import ATTACKS, OnProbe, ProbeSettings, as_on_row, drawn, of, painted
 
 PROTECTED = 4  # protected words at most that are drawn, beside the usual ones
-TOKEN = ATTACKS[-1]  # it trains a token, so its prompts cannot be drawn again
 SETTINGS = ("kind", "draws", "rivals", "steps", "guidance", "seed")
 # The figures: their names, and how much another machine's result may differ. None is a count of
 # pictures (see `count_tolerance`).
@@ -132,7 +131,8 @@ def probed_again(
     """
     record = _checked(PROBE, record, "probe")
     s, concept = _settings(record), record["concept"]
-    rows = {row["name"]: row for row in record["asked"] if row["name"] != TOKEN}
+    trained = of("token")  # their prompts cannot be drawn again
+    rows = {row["name"]: row for row in record["asked"] if row["name"] not in trained}
     plain = [name for name in rows if name not in ATTACKS]
     groups = {("before", name): rows[name]["prompts"] for name in plain}
     groups |= {("after", name): row["prompts"] for name, row in rows.items()}

@@ -12,7 +12,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Literal
 
 import torch
 
@@ -22,64 +21,90 @@ from ..core.erasure import Erasure
 from ..core.gradient_projection import Projection
 from ..core.kind import Kind
 from ..core.model import DiffusionModel
-from ..core.progress import OnStep, preparing
+from ..core.progress import OnStep
 from ..core.resume import Resume, Run
 from ..core.token_reading import Read
 from ..core.trainable import NetworkTrainable
 from ..files import state_checks as fitting
 from ..prompts.sampler import PromptSampler
 from ..prompts.word_checks import as_read, check_typed
-from .parts import closed_form
+from .parts import closed_form, shared
+from .parts.anchor_pictures import Anchors
 from .parts.concepts import STOP_WINDOW, check_concepts
 from .parts.discriminator import Discriminator, discriminator_loss, generator_loss
+from .parts.method import Method
 from .parts.retention import EncodeCache, RetentionSet
 from .parts.run import run_method
+from .parts.settings import BALANCED, PAPER, MethodSettings, Mode, constant, setting
 
 
 @dataclass(frozen=True)
-class DomainCorrectionSettings:
-    mode: Literal["balanced", "paper"] = "balanced"
-    kind: Kind = "object"
-    anchor: str = ""
-    """What the concept becomes; empty: a neutral word by kind. For a style in mode "paper": what
-    is painted."""
-    pictures: int | None = None
-    """How many anchor pictures the model draws. None: the paper's 1000, or 32 in "balanced"."""
-    prompts: int = 200
-    """From how many different prompts, at most."""
-    iterations: int | None = None
-    """At most so many steps. None: the paper's 2000, or 240 in "balanced"."""
-    alone: int | None = None
-    """Steps at first that train the discriminator alone. None: half of the iterations in "paper", a
-    tenth in "balanced"."""
-    trainable: NetworkTrainable = "cross-attention-kv"
-    rank: int = 0
-    """Rank of the deltas; 0 trains full ones."""
-    seed: int = 0
-    batch: int | None = None
-    """None: the paper's 8, or 4 in "balanced"."""
-    projection: Projection = "orthogonal"
-    """How the concept-preserving gradient is kept (see gradient_projection.py)."""
-    learning_rate: float = 4.8e-5
-    """Mode "paper": AdamW's."""
-    discriminator_rate: float = 1e-4
-    """Adam's, of the discriminator."""
-    rate: float = 0.1
-    """Mode "balanced": the size of a step relative to the weights (core.edit.spectral_scale)."""
-    adversarial: float = 0.1
-    """Mode "balanced": weight of deceiving the discriminator."""
-    retention: float = 4.0
-    """Mode "balanced": weight of keeping other prompts' predictions."""
-    start_solved: bool = True
-    """Mode "balanced": begin with what can be solved in closed form (closed_form.py)."""
-    near: float = 0.2
-    """Mode "balanced": stop once this share of the distance from the anchor is left."""
-    protect: tuple[str, ...] = ()
-    """Mode "balanced": words whose prompts must stay what they are."""
+class DomainCorrectionSettings(MethodSettings):
+    mode: Mode = shared.mode()
+    kind: Kind = shared.kind()
+    anchor: str = setting(
+        "",
+        "What is drawn in the concept's place, for example dog for a certain breed. Empty: a "
+        "neutral word by kind. For a style in mode paper: what is painted.",
+        optional=True,
+    )
+    pictures: int | None = setting(
+        None,
+        "How many pictures of the anchor the model draws first.",
+        at_least=1,
+        at_most=10000,
+        own="32, in mode paper 1000",
+        option="shots",
+    )
+    prompts: int = constant(200, "From how many different prompts they are drawn, at most.")
+    iterations: int | None = setting(
+        None,
+        "So many steps, at most.",
+        at_least=1,
+        at_most=100000,
+        own="240, in mode paper 2000",
+        option="steps",
+    )
+    alone: int | None = constant(
+        None,
+        "Steps at first that train the discriminator alone. None: a tenth of the iterations, in "
+        "mode paper half of them.",
+    )
+    trainable: NetworkTrainable = setting(
+        "cross-attention-kv", "Which weights are trained.", widget=None
+    )
+    rank: int = shared.rank()
+    seed: int = shared.seed()
+    batch: int | None = setting(
+        None,
+        "Pictures of a step.",
+        at_least=1,
+        at_most=64,
+        own="4, in mode paper 8",
+        widget=None,
+    )
+    projection: Projection = shared.projection("orthogonal")
+    learning_rate: float = constant(4.8e-5, "AdamW's.", modes=PAPER)
+    discriminator_rate: float = constant(1e-4, "Adam's, of the discriminator.")
+    rate: float = constant(
+        0.1,
+        "The size of a step relative to the weights (core.edit.spectral_scale).",
+        modes=BALANCED,
+    )
+    adversarial: float = constant(0.1, "Weight of deceiving the discriminator.", modes=BALANCED)
+    retention: float = constant(
+        4.0, "Weight of keeping other prompts' predictions.", modes=BALANCED
+    )
+    start_solved: bool = constant(
+        True, "Begin with what can be solved in closed form (closed_form.py).", modes=BALANCED
+    )
+    near: float = constant(
+        0.2, "Stop once this share of the distance from the anchor is left.", modes=BALANCED
+    )
+    protect: tuple[str, ...] = shared.protect()
 
     @property
     def rows(self) -> int:
-        """Latents that are kept for one backward pass, at most: the concept's and those held."""
         size = self.of("batch", 8, 4)
         return 2 * size if self.mode == "paper" else 2 * size + RetentionSet.AT_ONCE
 
@@ -126,69 +151,6 @@ def check_settings(
     check_typed(concepts, settings.anchor, settings.protect, settings.kind, read)
     if settings.prompts < 1 or settings.of("pictures", 1000, 32) < 1:
         raise ValueError("It learns from anchor pictures: let the model draw at least one of them.")
-
-
-def paired_prompts(
-    rng: random.Random, words: PromptSampler, settings: DomainCorrectionSettings, concept: str
-) -> tuple[str, str]:
-    """(anchor prompt, the same with the concept in it).
-
-    The paper puts the concept in the anchor's place, and adds a style to the sentence. Balanced
-    also puts a style in the place of a neutral one, so that the rest of the sentence stays.
-    """
-    if settings.kind == "style" and settings.mode == "paper":
-        sentence = f"a painting of a {settings.anchor or rng.choice(words.contexts)}"
-        behind = rng.choice(
-            (f"{sentence}, in the style of {concept}", f"in {concept}'s style, {sentence}")
-        )
-        return sentence, behind
-    sentence = rng.choice(words.sentences())
-    return sentence.format(words.anchor), sentence.format(concept)
-
-
-class Anchors:
-    """Pictures of the anchor by the original model, in latents, and their two prompts each."""
-
-    def __init__(
-        self,
-        model: DiffusionModel,
-        edit: Edit,
-        concepts: list[str],
-        settings: DomainCorrectionSettings,
-        resume: Resume,
-        on_step: OnStep | None = None,
-    ) -> None:
-        rng = random.Random(settings.seed)
-        protect = settings.protect if settings.mode == "balanced" else ()
-        words = PromptSampler(concepts, settings.kind, rng, settings.anchor, protect)
-        self.count = settings.of("pictures", 1000, 32)
-        self.pairs: list[list[tuple[str, str]]] = []
-        for _ in range(min(settings.prompts, self.count)):
-            before, several = rng.getstate(), []
-            for concept in concepts:
-                rng.setstate(before)  # one sentence for all of them
-                several.append(paired_prompts(rng, words, settings, concept))
-            self.pairs.append(several)
-        size = settings.of("batch", 8, 4)
-
-        def draw() -> torch.Tensor:
-            parts = []
-            with edit.off():
-                for first in range(0, self.count, size):
-                    preparing(on_step, "drawing pictures of the anchor", first, self.count)
-                    some = range(first, min(first + size, self.count))
-                    prompts = [self.pair(i, i)[0] for i in some]
-                    parts.append(
-                        model.sample(prompts, settings.seed + first, steps=25, guidance=6.0).cpu()
-                    )
-            return torch.cat(parts)
-
-        self.x0 = resume.once_latents("anchors", model, self.count, draw).to(model.device)
-
-    def pair(self, picture: int, concept: int) -> tuple[str, str]:
-        """The prompts of a picture, for one of the concepts."""
-        several = self.pairs[picture % len(self.pairs)]
-        return several[concept % len(several)]
 
 
 def correct(
@@ -346,3 +308,17 @@ class Balanced:
             more["left"] = [*more.get("left", [])[1 - STOP_WINDOW :], self.left]
         recent = more.get("left", [])
         return len(recent) == STOP_WINDOW and mean(recent) <= self.settings.near
+
+
+METHOD = Method(
+    name="domain_correction",
+    title="Domain-Correction UNet Unlearn",
+    about="Takes a concept out of the denoiser: what it makes of the concept becomes what a "
+    "discriminator cannot tell from an anchor's. Other prompts are protected in every step.",
+    paper="2405.15304",
+    part="denoiser",
+    settings=DomainCorrectionSettings,
+    train=domain_correction,
+    check=check_settings,
+    resumes=True,
+)

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +32,12 @@ from ..core.trainable import Trainable
 from ..prompts.sampler import PromptSampler
 from ..prompts.templates import named
 from ..prompts.word_checks import as_read, check_typed
-from .parts.adversarial import OTHERS, SENTENCES, Hardening, check_hardening
+from .parts import shared
+from .parts.adversarial import OTHERS, SECONDS, SENTENCES, Hardening, check_hardening
 from .parts.concepts import STOP_WINDOW, check_concepts, concept_latents
+from .parts.method import Method
 from .parts.run import run_method
+from .parts.settings import BALANCED, PAPER, MethodSettings, Mode, constant, setting
 
 # How far beyond the anchor a concept is drawn, as a share of their distance. A picture always has
 # some style, so the anchor alone does not take a style away. This is a share of conditioning;
@@ -45,52 +47,81 @@ HELD, NAMED = 6, 2  # prompts of a step: of other things, and with the neutral w
 
 
 @dataclass(frozen=True)
-class FewShotSettings:
-    mode: Literal["balanced", "paper"] = "balanced"
-    kind: Kind = "object"
-    """Which templates name the concept; characters and people use those of objects."""
-    trainable: Trainable = "mlp-final-attn"
-    """Which weights: see unlearn.core.trainable. The paper's released code trained "all"."""
-    rank: int = 0
-    """Rank of the deltas; 0 trains full ones."""
-    shots: int = 4
-    """How many pictures the model draws of each concept where none are given."""
-    batch: int = 2
-    seed: int = 0
-    projection: Projection = "off"
-    """How what harms other prompts is taken out of the gradient (gradient_projection.py)."""
-    epochs: int = 4
-    """Mode "paper": passes over the pictures. The authors' example has 4, their default is 5."""
-    learning_rate: float = 1e-5
-    """Mode "paper": Adam's, the same for every weight."""
-    max_steps: int = 120
-    """Mode "balanced": so many for each concept, at most."""
-    rate: float = 0.03
-    """Mode "balanced": the size of a step relative to the weights (core.edit.spectral_scale)."""
-    beta: float = 1.0
-    """Mode "balanced": how sharply the erasing gradient fades as the concept's loss grows."""
-    target: float = 1.4
-    """Mode "balanced": stop once the concept's loss is this many times the original model's..."""
-    near: float = 0.12
-    """... and its prompts are this near to the neutral ones (relative squared distance)."""
-    retention: float = 4.0
-    """Mode "balanced": weight of keeping other prompts' conditioning."""
-    anchor: str = ""
-    """Mode "balanced": a neutral word that the concept's prompts are drawn towards; empty: by
-    kind."""
-    pull: float = 6.0
-    """Mode "balanced": weight of drawing them there. What else a prompt says, its style, stays."""
-    push: float | None = None
-    """Mode "balanced": how far beyond the neutral ones, away from what they were. None: by kind."""
-    protect: tuple[str, ...] = ()
-    """Mode "balanced": words whose prompts must stay what they are."""
-    harden: float = 0.0
-    """Mode "balanced": seconds of training against words that would bring the concept back
-    (parts/adversarial.py), once it is gone."""
+class FewShotSettings(MethodSettings):
+    mode: Mode = shared.mode()
+    kind: Kind = shared.kind()
+    trainable: Trainable = setting(
+        "mlp-final-attn",
+        "Which weights are trained. The paper describes mlp-final-attn; its released code trained "
+        "all.",
+    )
+    rank: int = shared.rank()
+    shots: int = setting(
+        4,
+        "How many pictures of each concept the model draws where none are given.",
+        at_least=1,
+        at_most=64,
+    )
+    batch: int = setting(
+        2, "Pictures of a step. 1 takes least memory.", at_least=1, at_most=64, optional=True
+    )
+    seed: int = shared.seed()
+    projection: Projection = shared.projection("off")
+    epochs: int = setting(
+        4, "Passes over the pictures.", modes=PAPER, at_least=1, at_most=100
+    )  # the authors' example has 4, their default is 5
+    learning_rate: float = constant(1e-5, "Adam's, the same for every weight.", modes=PAPER)
+    max_steps: int = setting(
+        120,
+        "So many steps for each concept, at most.",
+        modes=BALANCED,
+        at_least=1,
+        at_most=10000,
+        option="steps",
+    )
+    rate: float = constant(
+        0.03,
+        "The size of a step relative to the weights (core.edit.spectral_scale).",
+        modes=BALANCED,
+    )
+    beta: float = constant(
+        1.0, "How sharply the erasing gradient fades as the concept's loss grows.", modes=BALANCED
+    )
+    target: float = constant(
+        1.4,
+        "Stop once the concept's loss is this many times the original model's...",
+        modes=BALANCED,
+    )
+    near: float = constant(
+        0.12,
+        "... and its prompts are this near to the neutral ones (relative squared distance).",
+        modes=BALANCED,
+    )
+    retention: float = constant(
+        4.0, "Weight of keeping other prompts' conditioning.", modes=BALANCED
+    )
+    anchor: str = setting(
+        "",
+        "What is drawn in the concept's place. Another thing of its kind keeps the style of a "
+        "prompt best. Empty: a neutral word by kind.",
+        modes=BALANCED,
+        optional=True,
+    )
+    pull: float = constant(
+        6.0,
+        "Weight of drawing the concept's prompts to the anchor's. What else a prompt says stays.",
+        modes=BALANCED,
+    )
+    push: float | None = constant(
+        None,
+        "How far beyond the anchor's prompts, away from the concept's. None: by kind.",
+        modes=BALANCED,
+    )
+    protect: tuple[str, ...] = shared.protect()
+    harden: float = shared.harden(SECONDS)
 
     @property
-    def prompts(self) -> int:
-        """Prompts whose encoding is kept for one backward pass, at most."""
+    def prompts_kept(self) -> int:
         if self.mode == "paper":
             return self.batch if self.projection == "off" else self.batch + HELD
         plain = self.batch + HELD + NAMED
@@ -228,7 +259,7 @@ def balanced(
         # Changes of conditioning count relative to how far prompts lie apart in this encoder.
         spread = prompt_spread(model, words.common[:16])
     # Of the last steps on each concept: its loss ratio, its distance from the neutral prompts.
-    recent = {concept: deque(maxlen=STOP_WINDOW) for concept in concepts}
+    recent: dict[str, deque] = {concept: deque(maxlen=STOP_WINDOW) for concept in concepts}
     neutral_words = {concept: words.neutral(concept, model) for concept in concepts}
     total = settings.max_steps * len(concepts)
     for step in range(total):
@@ -289,3 +320,17 @@ def reached(recent: deque[tuple[float, float]], settings: FewShotSettings) -> bo
         return False
     ratio, distance = (sum(values) / STOP_WINDOW for values in zip(*recent))
     return ratio >= settings.target and distance <= settings.near
+
+
+METHOD = Method(
+    name="few_shot",
+    title="Few-Shot Encoder Unlearn",
+    about="Takes a concept out of a text encoder with a few pictures of it. The result goes "
+    "wherever a CLIP goes, also into AnimateDiff and other video nodes.",
+    paper="2405.07288",
+    part="encoder",
+    settings=FewShotSettings,
+    train=few_shot,
+    check=check_settings,
+    takes_pictures=True,
+)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from statistics import mean
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ from .parts import closed_form
 from .parts.adversarial import Hardening, check_hardening
 from .parts.concepts import STOP_WINDOW, check_concepts
 from .parts.key_step_search import found_start
-from .parts.key_step_settings import KINDS, KeyStepSettings
+from .parts.key_step_settings import KeyStepSettings
 from .parts.key_step_terms import (
     empty_term,
     empty_weights,
@@ -41,6 +42,7 @@ from .parts.key_step_terms import (
     noisy,
     predictions,
 )
+from .parts.method import Method
 from .parts.retention import EncodeCache, RetentionSet, drawn
 from .parts.run import run_method
 from .parts.walk import Reached, check_walk, schedule, walk
@@ -66,7 +68,7 @@ def key_step(
     check_settings(concepts, settings, model.readings)
     concepts, settings = as_read(concepts, settings, model.readings)
     resume = resume or Resume()
-    record = {"kind": KINDS[settings.task]}
+    record: dict[str, Any] = {"kind": settings.named_as}
     if settings.harden:
         check_takes_vectors(model)
     run_settings = settings
@@ -74,7 +76,7 @@ def key_step(
         found = found_start(
             model,
             concepts,
-            (settings.kind, settings.anchor),
+            (settings.named_as, settings.anchor),
             settings.steps,
             settings.guidance,
             settings.seed,
@@ -103,7 +105,7 @@ def check_settings(
     """Raises ValueError with one sentence where they cannot be used. read: see `check_typed`."""
     check_concepts(concepts, None)
     # The paper's loss has the empty prompt where no anchor is named.
-    kind = KINDS[settings.task] if settings.mode == "balanced" else None
+    kind = settings.named_as if settings.mode == "balanced" else None
     check_typed(concepts, settings.anchor, settings.protect, kind, read)
     check_hardening(settings.mode, settings.harden)
     check_start(settings.first, settings.steps)
@@ -141,7 +143,7 @@ def paper(
         trajectory=trajectory,
         rng=rng,
     )
-    words = PromptSampler(concepts, KINDS[settings.task], rng)
+    words = PromptSampler(concepts, settings.named_as, rng)
     shares, encoded = [noise_share(model, t) for t in times], EncodeCache(model)
 
     def iteration(number: int, which: int, step: int) -> None:
@@ -151,7 +153,7 @@ def paper(
         asked = prompt
         if number >= (1 - settings.augment) * total:
             asked = noisy(
-                encoded(augmented(rng, settings.task, concept)), settings.embedding_noise, noise
+                encoded(augmented(rng, settings.kind, concept)), settings.embedding_noise, noise
             )
         with edit.off():
             own, none, neutral = predictions(model, x, t, prompt, empty, anchor)
@@ -203,7 +205,7 @@ def balanced(
         trajectory=trajectory,
         rng=rng,
     )
-    around = concepts, KINDS[settings.task]
+    around = concepts, settings.named_as
     words = PromptSampler(*around, rng, settings.anchor, settings.protect)
     encoded = EncodeCache(model)
     push = settings.beyond
@@ -265,3 +267,18 @@ def balanced(
             settings.seed,
             on_step,
         ).network(held, pictures, times[settings.first :], settings.retention)
+
+
+METHOD = Method(
+    name="key_step",
+    title="Key-Step UNet Unlearn",
+    about="Takes a concept out of the denoiser, at those sampling steps in which it takes shape. "
+    "No pictures are needed, and it can be used together with an erased text encoder.",
+    paper="2507.06526",
+    part="denoiser",
+    settings=KeyStepSettings,
+    train=key_step,
+    check=check_settings,
+    resumes=True,
+    recorded=("start",),
+)

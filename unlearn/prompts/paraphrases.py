@@ -18,8 +18,6 @@ from .translations import translations
 from .typed import cleaned
 
 OWN = "own prompts"
-# TASK_TEMPLATES has KSCU's names of the kinds.
-TASKS: dict[Kind, str] = {"object": "object", "style": "style", "character": "instance"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def phrasings(
     def named(words: Sequence[str]) -> list[str]:
         return [sentence(kind, word) for word in words]
 
-    unused = [t for t in TASK_TEMPLATES[TASKS[kind]] if t not in templates(kind)]
+    unused = [t for t in TASK_TEMPLATES[kind] if t not in templates(kind)]
     sentences = [template.replace("{}", concept) for template in spread(unused, others)]
     if kind == "object" and sentences:
         sentences[-1] = f"two {plural(concept)}"

@@ -81,7 +81,7 @@ TASK_TEMPLATES: dict[str, tuple[str, ...]] = {
         "a sketch by {}",
         "a famous work in the style of {}",
     ),
-    "instance": (
+    "character": (
         "a photo of {}",
         "a portrait of {}",
         "{} smiling",
@@ -108,13 +108,13 @@ TASK_TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
-def augmented(rng: random.Random, task: str, concept: str) -> str:
+def augmented(rng: random.Random, kind: str, concept: str) -> str:
     """A random prompt for the concept, as KSCU augments late in training (arXiv 2507.06526).
 
     It takes one of ten templates. Then it changes nothing, shuffles the words, drops a word or adds
     a few letters. The concept's own words stay together.
     """
-    template = rng.choice(TASK_TEMPLATES[task])
+    template = rng.choice(TASK_TEMPLATES[kind])
     words = template.split()
     change = rng.choice(("none", "shuffle", "drop", "characters"))
     others = [i for i, word in enumerate(words) if "{}" not in word]

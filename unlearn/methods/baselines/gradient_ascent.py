@@ -19,31 +19,36 @@ from ...core.erasure import Erasure, images_hash
 from ...core.kind import Kind
 from ...core.model import DiffusionModel
 from ...core.progress import OnStep
+from ...core.token_reading import Read
 from ...core.trainable import Baseline, NetworkTrainable
 from ...prompts.templates import named
 from ...prompts.word_checks import check_words, words_read
+from ..parts import shared
 from ..parts.concepts import check_concepts, concept_latents
+from ..parts.method import Method
 from ..parts.retention import EncodeCache
 from ..parts.run import run_method
+from ..parts.settings import MethodSettings, constant, setting
 
 WEIGHT_DECAY = 1e-2  # AdamW's own
 
 
 @dataclass(frozen=True)
-class GradientAscentSettings:
-    kind: Kind = "object"
-    """Which templates name the concept, in place of captions."""
-    iterations: int = 40
-    """It does not stop by itself, and has no bound: more of them break the model."""
-    learning_rate: float = 2e-5
-    """AdamW's, the same for every weight."""
-    trainable: NetworkTrainable | Baseline = "all"
-    rank: int = 0
-    """Rank of the deltas; 0 trains full ones."""
-    shots: int = 4
-    """How many pictures the model draws of each concept where none are given."""
-    batch: int = 2
-    seed: int = 0
+class GradientAscentSettings(MethodSettings):
+    kind: Kind = shared.kind()
+    iterations: int = setting(
+        40, "How many steps. It does not stop by itself; more of them break the model.", at_least=1
+    )
+    learning_rate: float = constant(2e-5, "AdamW's, the same for every weight.")
+    trainable: NetworkTrainable | Baseline = setting("all", "Which weights are trained.")
+    rank: int = shared.rank()
+    shots: int = setting(
+        4,
+        "How many pictures of each concept the model draws where none are given.",
+        at_least=1,
+    )
+    batch: int = setting(2, "Pictures of a step.", at_least=1)
+    seed: int = shared.seed()
 
 
 def gradient_ascent(
@@ -60,8 +65,7 @@ def gradient_ascent(
     work, and Diverged, which carries the last good erasure; `on_step` may raise to cancel.
     The model is afterwards what it was.
     """
-    check_concepts(concepts, images)
-    check_words(concepts, read=model.readings)
+    check(concepts, images, settings, model.readings)
     concepts = words_read(concepts, model.readings)
     pictures = concept_latents(
         model, concepts, images, settings.kind, settings.shots, settings.seed
@@ -81,6 +85,17 @@ def gradient_ascent(
             "hash": None if images is None else images_hash(images),
         },
     )
+
+
+def check(
+    concepts: Sequence[str],
+    images: torch.Tensor | None,
+    settings: GradientAscentSettings,
+    read: Read | None = None,
+) -> None:
+    """Raises ValueError with one sentence for what cannot be used."""
+    check_concepts(concepts, images)
+    check_words(concepts, read=read)
 
 
 def ascend(
@@ -105,3 +120,16 @@ def ascend(
         value = edit.step(optimiser, loss)
         if on_step:
             on_step(step + 1, settings.iterations, value, edit)
+
+
+METHOD = Method(
+    name="gradient_ascent",
+    title="Gradient Ascent",
+    about="Predicts the noise in pictures of the concept worse, and holds nothing else.",
+    paper="2403.12052",
+    part="denoiser",
+    settings=GradientAscentSettings,
+    train=gradient_ascent,
+    check=check,
+    takes_pictures=True,
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -22,29 +22,36 @@ from ...core.erasure import NETWORK, Erasure, images_hash
 from ...core.kind import Kind
 from ...core.model import DiffusionModel
 from ...core.progress import OnStep
+from ...core.token_reading import Read
 from ...prompts.templates import named
 from ...prompts.word_checks import check_words, words_read
+from ..parts import shared
 from ..parts.concepts import check_concepts, concept_latents
+from ..parts.method import Method
 from ..parts.retention import EncodeCache
 from ..parts.run import run_method
+from ..parts.settings import constant, setting
 
 
 @dataclass(frozen=True)
 class WeightPruningSettings:
-    kind: Kind = "object"
-    """Which templates name the concept, in place of captions."""
-    channels: float = 0.05
-    """Share of a stage's channels that are looked into at each draw..."""
-    weights: float = 0.05
-    """... and of each one's filter that is set to zero."""
-    pooling: Literal["avg", "max"] = "avg"
-    """What stands for a channel's answer: the mean of its size over the places, or the largest."""
-    draws: int = 10
-    """Of noise and timestep; what any of them names is set to zero."""
-    shots: int = 4
-    """How many pictures the model draws of each concept where none are given."""
-    batch: int = 2
-    seed: int = 0
+    kind: Kind = shared.kind()
+    channels: float = constant(0.05, "Share of a stage's channels that each draw looks into...")
+    weights: float = constant(0.05, "... and of each one's filter that is set to zero.")
+    pooling: Literal["avg", "max"] = constant(
+        "avg",
+        "What stands for a channel's answer: the mean of its size over the places, or the largest.",
+    )
+    draws: int = setting(
+        10, "Draws of noise and timestep. What any of them names is set to zero.", at_least=1
+    )
+    shots: int = setting(
+        4,
+        "How many pictures of each concept the model draws where none are given.",
+        at_least=1,
+    )
+    batch: int = setting(2, "Pictures of a draw.", at_least=1)
+    seed: int = shared.seed()
     rank: ClassVar[int] = 0  # no thin matrices set single weights to zero
 
 
@@ -61,10 +68,8 @@ def weight_pruning(
     same seed gives the same erasure on one machine. Raises ValueError for bad input, before any
     work; `on_step` may raise to cancel. The model is afterwards what it was.
     """
-    check_concepts(concepts, images)
-    check_words(concepts, read=model.readings)
+    check(concepts, images, settings, model.readings)
     concepts = words_read(concepts, model.readings)
-    check_settings(settings)
     pictures = concept_latents(
         model, concepts, images, settings.kind, settings.shots, settings.seed
     )
@@ -83,6 +88,18 @@ def weight_pruning(
             "hash": None if images is None else images_hash(images),
         },
     )
+
+
+def check(
+    concepts: Sequence[str],
+    images: torch.Tensor | None,
+    settings: WeightPruningSettings,
+    read: Read | None = None,
+) -> None:
+    """Raises ValueError with one sentence for what cannot be used."""
+    check_concepts(concepts, images)
+    check_words(concepts, read=read)
+    check_settings(settings)
 
 
 def check_settings(settings: WeightPruningSettings) -> None:
@@ -137,7 +154,7 @@ def prune(
 
 @contextmanager
 def record_activations(
-    layers: torch.nn.Module, keys: Sequence[str], pooling: str
+    layers: torch.nn.Module, keys: Iterable[str], pooling: str
 ) -> Iterator[dict[tuple, dict[str, torch.Tensor]]]:
     """What the channels of the named convolutions answer while it is open: (N, C) by key, for each
     stage, which is a part of the network at one resolution."""
@@ -172,3 +189,16 @@ def largest(rows: torch.Tensor, share: float) -> torch.Tensor:
     """(k, n) True at the largest share of each row of (k, n), one at least."""
     count = max(1, int(share * rows.shape[1]))
     return torch.zeros_like(rows, dtype=torch.bool).scatter(1, rows.topk(count, 1).indices, True)
+
+
+METHOD = Method(
+    name="weight_pruning",
+    title="Weight Pruning",
+    about="Sets those of the network's weights to zero that the concept's pictures use most.",
+    paper="2403.12052",
+    part="denoiser",
+    settings=WeightPruningSettings,
+    train=weight_pruning,
+    check=check,
+    takes_pictures=True,
+)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Literal
 
 from ...core.gradient_projection import Projection
-from ...core.kind import Kind
+from ...core.kind import Kind, current_kind
 from ...core.trainable import NetworkTrainable
-from . import closed_form
+from . import closed_form, shared
+from .adversarial import SECONDS
 from .retention import RetentionSet
+from .settings import BALANCED, PAPER, MethodSettings, Mode, constant, setting
 
-Task = Literal["object", "style", "instance", "nudity"]
-
-
-KINDS = {"object": "object", "style": "style", "instance": "character", "nudity": "object"}
+KeyStepKind = Literal["object", "style", "character", "nudity"]
 
 
 @dataclass(frozen=True)
-class TaskSettings:
+class KindSettings:
     """The paper's, for one kind of concept (its table of hyper-parameters)."""
 
     start: int
@@ -28,80 +27,115 @@ class TaskSettings:
     trainable: NetworkTrainable
 
 
-TASKS: dict[Task, TaskSettings] = {
-    "object": TaskSettings(14, 750, "outside-cross-attention"),
-    "style": TaskSettings(24, 500, "cross-attention"),
-    "instance": TaskSettings(40, 200, "cross-attention"),
-    "nudity": TaskSettings(14, 750, "outside-cross-attention"),
+# The paper calls a character an instance.
+BY_KIND: dict[KeyStepKind, KindSettings] = {
+    "object": KindSettings(14, 750, "outside-cross-attention"),
+    "style": KindSettings(24, 500, "cross-attention"),
+    "character": KindSettings(40, 200, "cross-attention"),
+    "nudity": KindSettings(14, 750, "outside-cross-attention"),
 }
-
-
 PAPER_STEPS = 50
-SEVERAL_INSTANCES = 750  # L where more than one instance is unlearnt
+SEVERAL_CHARACTERS = 750  # L where more than one is unlearnt
 
 
 @dataclass(frozen=True)
-class KeyStepSettings:
-    mode: Literal["balanced", "paper"] = "balanced"
-    task: Task = "object"
-    """What the concept is; "instance" is a character or a face."""
-    steps: int = PAPER_STEPS
-    """E: sampling steps of a trajectory."""
-    start: int | Literal["auto"] | None = None
-    """S: the first key step. None: the paper's for the task, scaled to `steps`. "auto": measured
-    for this concept and model (key_step_search.py)."""
-    iterations: int | None = None
-    """L: at most so many. None: the paper's for the task, or 240 in mode "balanced"."""
-    trainable: NetworkTrainable | None = None
-    """Which weights. None: the paper's for the task, or "cross-attention" in mode "balanced"."""
-    rank: int = 0
-    """Rank of the deltas; 0 trains full ones."""
-    seed: int = 0
-    anchor: str = ""
-    """What the concept is drawn to. Empty: nothing (the paper), or a neutral word ("balanced")."""
-    guidance: float = 3.0
-    """Classifier-free guidance of the trajectories."""
-    negative: float = 1.0
-    """Mode "paper": how far beyond the anchor the concept is pushed."""
-    empty_term: Literal["paper", "older script"] = "paper"
-    """Mode "paper": the weights of the second term; the authors' older script had others."""
-    learning_rate: float = 1e-5
-    """Mode "paper": Adam's, the same for every weight."""
-    augment: float = 0.05
-    """Mode "paper": the share of the iterations, the last ones, whose prompts are augmented."""
-    embedding_noise: float = 1e-5
-    """Mode "paper": standard deviation of the noise on an augmented prompt's conditioning."""
-    projection: Projection = "off"
-    """How what harms other prompts is taken out of the gradient (gradient_projection.py)."""
-    rate: float = 0.1
-    """Mode "balanced": the size of a step relative to the weights (core.edit.spectral_scale)."""
-    push: float | None = None
-    """Mode "balanced": as `negative`. None: by task (closed_form.OVERSHOOT)."""
-    start_solved: bool = True
-    """Mode "balanced": begin with what can be solved in closed form (closed_form.py)."""
-    retention: float = 4.0
-    """Mode "balanced": weight of keeping other prompts' predictions."""
-    near: float = 0.2
-    """Mode "balanced": stop once this share of the concept's own prediction is left."""
-    batch: int = 2
-    """Mode "balanced": trajectories walked at once."""
-    protect: tuple[str, ...] = ()
-    """Mode "balanced": words whose prompts must stay what they are."""
-    harden: float = 0.0
-    """Mode "balanced": seconds of training against words that would bring the concept back
-    (parts/adversarial.py), once it is gone."""
+class KeyStepSettings(MethodSettings):
+    mode: Mode = shared.mode()
+    kind: KeyStepKind = shared.kind(widget="task")
+    steps: int = setting(
+        PAPER_STEPS,
+        "Sampling steps of the pictures that it walks through (E in the paper).",
+        at_least=4,
+        at_most=1000,
+        option=None,
+    )
+    start: int | Literal["auto"] | None = setting(
+        None,
+        "The first step that is trained (S in the paper); 0 is the noisiest. auto: measured for "
+        "this concept and model.",
+        at_least=0,
+        own="the paper's for the kind",
+        widget=None,  # the node has two for it
+    )
+    iterations: int | None = setting(
+        None,
+        "So many steps, at most (L in the paper).",
+        at_least=1,
+        at_most=100000,
+        own="240, in mode paper the paper's for the kind",
+        option="steps",
+    )
+    trainable: NetworkTrainable | None = setting(
+        None,
+        "Which weights are trained.",
+        own="cross-attention, in mode paper the paper's for the kind",
+        own_choice="by task",
+    )
+    rank: int = shared.rank()
+    seed: int = shared.seed()
+    anchor: str = setting(
+        "",
+        "What is drawn in the concept's place. Empty: in mode balanced a neutral word by kind, in "
+        "mode paper nothing.",
+        optional=True,
+    )
+    guidance: float = constant(3.0, "Classifier-free guidance of the trajectories.")
+    negative: float = constant(1.0, "How far beyond the anchor the concept is pushed.", modes=PAPER)
+    empty_term: Literal["paper", "older script"] = constant(
+        "paper",
+        "The weights of the second term; the authors' older script had others.",
+        modes=PAPER,
+    )
+    learning_rate: float = constant(1e-5, "Adam's, the same for every weight.", modes=PAPER)
+    augment: float = constant(
+        0.05,
+        "The share of the iterations, the last ones, whose prompts are augmented.",
+        modes=PAPER,
+    )
+    embedding_noise: float = constant(
+        1e-5,
+        "Standard deviation of the noise on an augmented prompt's conditioning.",
+        modes=PAPER,
+    )
+    projection: Projection = shared.projection("off")
+    rate: float = constant(
+        0.1,
+        "The size of a step relative to the weights (core.edit.spectral_scale).",
+        modes=BALANCED,
+    )
+    push: float | None = constant(
+        None, "As `negative`. None: by kind (closed_form.OVERSHOOT).", modes=BALANCED
+    )
+    start_solved: bool = constant(
+        True, "Begin with what can be solved in closed form (closed_form.py).", modes=BALANCED
+    )
+    retention: float = constant(
+        4.0, "Weight of keeping other prompts' predictions.", modes=BALANCED
+    )
+    near: float = constant(
+        0.2, "Stop once this share of the concept's own prediction is left.", modes=BALANCED
+    )
+    batch: int = setting(
+        2, "Trajectories walked at once.", modes=BALANCED, at_least=1, at_most=64, widget=None
+    )
+    protect: tuple[str, ...] = shared.protect()
+    harden: float = shared.harden(SECONDS)
+    task: InitVar = None
+    """The old name of `kind`; "instance" was a character."""
+
+    def __post_init__(self, task: str | None) -> None:
+        object.__setattr__(self, "kind", current_kind(task or self.kind))
 
     @property
-    def kind(self) -> Kind:
-        """What the concept is."""
-        return KINDS[self.task]
+    def named_as(self) -> Kind:
+        return "object" if self.kind == "nudity" else self.kind
 
     @property
     def first(self) -> int:
         """S in steps of this run; the paper's where it is yet to be found."""
         if isinstance(self.start, int):
             return self.start
-        return round(TASKS[self.task].start * self.steps / PAPER_STEPS)
+        return round(BY_KIND[self.kind].start * self.steps / PAPER_STEPS)
 
     def length(self, concepts: int) -> int:
         """L of this run."""
@@ -109,12 +143,11 @@ class KeyStepSettings:
             return self.iterations
         if self.mode == "balanced":
             return 240
-        several = self.task == "instance" and concepts > 1
-        return SEVERAL_INSTANCES if several else TASKS[self.task].iterations
+        several = self.kind == "character" and concepts > 1
+        return SEVERAL_CHARACTERS if several else BY_KIND[self.kind].iterations
 
     @property
     def rows(self) -> int:
-        """Latents that are kept for one backward pass, at most."""
         if self.mode == "paper":
             return 2 if self.projection == "off" else 4
         return 2 * self.batch + RetentionSet.AT_ONCE
@@ -122,10 +155,10 @@ class KeyStepSettings:
     @property
     def beyond(self) -> float:
         """How far beyond the anchor the concept is pushed, in mode "balanced"."""
-        return closed_form.OVERSHOOT[KINDS[self.task]] if self.push is None else self.push
+        return closed_form.OVERSHOOT[self.named_as] if self.push is None else self.push
 
     @property
     def weights(self) -> NetworkTrainable:
         if self.trainable is not None:
             return self.trainable
-        return "cross-attention" if self.mode == "balanced" else TASKS[self.task].trainable
+        return "cross-attention" if self.mode == "balanced" else BY_KIND[self.kind].trainable

@@ -34,7 +34,7 @@ def schedule(
 
 
 def walk(
-    run: Run, order: Iterator[tuple[int, int]], iteration: Callable[[int, int, int], float]
+    run: Run, order: Iterator[tuple[int, int]], iteration: Callable[[int, int, int], None]
 ) -> None:
     """Call iteration(number, concept, step) for what is left of the order."""
     for number, (concept, step) in enumerate(order):

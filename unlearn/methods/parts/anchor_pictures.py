@@ -1,0 +1,77 @@
+"""Pictures of the anchor, which domain correction learns from (DoCo, arXiv 2405.15304)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+
+from ...core.edit import Edit
+from ...core.model import DiffusionModel
+from ...core.progress import OnStep, preparing
+from ...core.resume import Resume
+from ...prompts.sampler import PromptSampler
+
+
+def paired_prompts(
+    rng: random.Random, words: PromptSampler, settings: Any, concept: str
+) -> tuple[str, str]:
+    """(anchor prompt, the same with the concept in it).
+
+    The paper puts the concept in the anchor's place, and adds a style to the sentence. Balanced
+    also puts a style in the place of a neutral one, so that the rest of the sentence stays.
+    """
+    if settings.kind == "style" and settings.mode == "paper":
+        sentence = f"a painting of a {settings.anchor or rng.choice(words.contexts)}"
+        behind = rng.choice(
+            (f"{sentence}, in the style of {concept}", f"in {concept}'s style, {sentence}")
+        )
+        return sentence, behind
+    sentence = rng.choice(words.sentences())
+    return sentence.format(words.anchor), sentence.format(concept)
+
+
+class Anchors:
+    """Pictures of the anchor by the original model, in latents, and their two prompts each."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        edit: Edit,
+        concepts: list[str],
+        settings: Any,
+        resume: Resume,
+        on_step: OnStep | None = None,
+    ) -> None:
+        rng = random.Random(settings.seed)
+        protect = settings.protect if settings.mode == "balanced" else ()
+        words = PromptSampler(concepts, settings.kind, rng, settings.anchor, protect)
+        self.count = settings.of("pictures", 1000, 32)
+        self.pairs: list[list[tuple[str, str]]] = []
+        for _ in range(min(settings.prompts, self.count)):
+            before, several = rng.getstate(), []
+            for concept in concepts:
+                rng.setstate(before)  # one sentence for all of them
+                several.append(paired_prompts(rng, words, settings, concept))
+            self.pairs.append(several)
+        size = settings.of("batch", 8, 4)
+
+        def draw() -> torch.Tensor:
+            parts = []
+            with edit.off():
+                for first in range(0, self.count, size):
+                    preparing(on_step, "drawing pictures of the anchor", first, self.count)
+                    some = range(first, min(first + size, self.count))
+                    prompts = [self.pair(i, i)[0] for i in some]
+                    parts.append(
+                        model.sample(prompts, settings.seed + first, steps=25, guidance=6.0).cpu()
+                    )
+            return torch.cat(parts)
+
+        self.x0 = resume.once_latents("anchors", model, self.count, draw).to(model.device)
+
+    def pair(self, picture: int, concept: int) -> tuple[str, str]:
+        """The prompts of a picture, for one of the concepts."""
+        several = self.pairs[picture % len(self.pairs)]
+        return several[concept % len(several)]
