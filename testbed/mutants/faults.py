@@ -596,7 +596,7 @@ FAULTS: list[Fault] = [
     *faults(
         "edit",
         "unlearn/core/edit.py",
-        ["edit", "preserve", "domain_correction"],
+        ["edit", "preserve", "closed_form", "domain_correction"],
         (
             "weight decay of the delta alone",
             "(weight + delta.full.detach()) * rate",
