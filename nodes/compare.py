@@ -157,7 +157,7 @@ class CompareErasure(UnlearnNode):
                 pictures,
                 concepts,
                 kind,
-                on_row=RowProgress(node_id, "judging"),
+                progress=RowProgress(node_id, "judging"),
                 things=things_in(asked, concepts),
             )
         figures = findings(concepts, seen, own, others)

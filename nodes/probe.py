@@ -178,7 +178,7 @@ class ProbeErasure(UnlearnNode):
                 parts,
                 chosen,
                 given,
-                on_probe=ProbeProgress(node_id, one),
+                progress=ProbeProgress(node_id, one),
             )
             probes.append(found)
         records = [found.record() for found in probes]

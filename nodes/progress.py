@@ -14,6 +14,9 @@ import numpy as np
 from PIL import Image
 from server import PromptServer
 
+from ..unlearn.core import progress as reports
+from ..unlearn.core.edit import Edit
+
 SECONDS_BETWEEN_TEXTS = 0.5
 
 
@@ -44,8 +47,8 @@ class _Reporter:
             self.show(text)
 
 
-class Progress(_Reporter):
-    """on_step of a method: also shows a live picture of what the model makes of the concept.
+class Progress(_Reporter, reports.Progress):
+    """Of a training: also shows a live picture of what the model makes of the concept.
 
     draw() returns one picture (1, H, W, 3); None draws none. It may take a fifth of the time at
     most. It is given up when there is no memory for it.
@@ -57,7 +60,7 @@ class Progress(_Reporter):
         self.drawn = time.monotonic()
         self.cost = 0.0
 
-    def __call__(self, step: int, total: int, loss: float, edit) -> None:
+    def step(self, step: int, total: int, loss: float, edit: Edit) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         preview = None
         now = time.monotonic()
@@ -79,30 +82,30 @@ class Progress(_Reporter):
             return None
         return "JPEG", Image.fromarray((picture.numpy() * 255).round().astype(np.uint8)), 512
 
-    def preparing(self, what: str, done: int, total: int) -> None:
+    def stage(self, what: str, done: int, total: int, leader: str = "") -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.show(f"{what}: {done} of {total}")
 
 
-class RowProgress(_Reporter):
-    """on_row of the classifier."""
+class RowProgress(_Reporter, reports.Progress):
+    """Of the classifier."""
 
     def __init__(self, node_id: str | None, what: str = "asking the model") -> None:
         super().__init__(node_id, what)
 
-    def __call__(self, done: int, total: int, leader: str) -> None:
+    def stage(self, what: str, done: int, total: int, leader: str = "") -> None:
         ahead = f", ahead: {leader}" if leader else ""
         self.count(done, total, f"{done} of {total} rows{ahead}")
 
 
-class ProbeProgress(_Reporter):
-    """on_probe of the probe of one concept."""
+class ProbeProgress(_Reporter, reports.Progress):
+    """Of the probe of one concept."""
 
     def __init__(self, node_id: str | None, concept: str) -> None:
         super().__init__(node_id, f"probing {concept}")
         self.concept = concept
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def stage(self, what: str, done: int, total: int, leader: str = "") -> None:
         self.what = f"probing {self.concept}: {what}"
         self.count(done, total, f"{done} of {total}")
 

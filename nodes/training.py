@@ -175,7 +175,7 @@ class TrainingRun:
             return []
         asked = self.concepts, self.images, self.settings.named_as
         try:
-            return check_pictures(host, *asked, "switch verdict off", progress.preparing)
+            return check_pictures(host, *asked, "switch verdict off", progress)
         except (OOM_EXCEPTION, MemoryError):
             soft_empty_cache()
             return ["There was too little memory to look if the pictures show the concept."]
@@ -214,7 +214,7 @@ class TrainingRun:
             self.settings.anchor,
             self.settings.seed,
             self.images is not None,
-            Progress(node_id, "measuring what is left", None).preparing,
+            Progress(node_id, "measuring what is left", None),
         )
 
 

@@ -247,7 +247,7 @@ def foreign_erasure(clip, tensors: Mapping[str, torch.Tensor], name: str) -> Era
     if not found:
         raise ErasureError(
             f"{name} holds neither an erasure nor a text encoder of this kind; choose another "
-            "file. LoRAs are for the Load LoRA node."
+            "file. Load LoRAs with the Load LoRA node."
         )
     if len(found) < len(own):
         raise ErasureError(

@@ -86,7 +86,8 @@ def measure_case(case: str, steps: int = 3, batch: int = 1) -> dict:
                 host.edit("encoder", settings.trainable, 0, 0) as edit,
             ):
                 started = time.perf_counter()
-                few_shot.balanced(host, edit, ["fox"], [x0], settings, on_step)
+                progress = package.unlearn.core.progress.as_progress(on_step)
+                few_shot.balanced(host, edit, ["fox"], [x0], settings, progress)
                 result["seconds"] = (time.perf_counter() - started) / steps
                 # Delta, gradient and Adam's two moments, all float32.
                 result["training_state_mb"] = (

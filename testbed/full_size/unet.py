@@ -68,7 +68,7 @@ def measure_unet(case: str) -> dict:
         held = science.methods.parts.retention.RetentionSet.COUNT
         for name, count in (("held", held), ("anchors", 1)):
             resume.once(name, lambda count=count: torch.randn(count, 4, SIDE, SIDE))
-        learn = getattr(getattr(science, case.split()[0]), case.split()[0])
+        learn = getattr(science, case.split()[0])
         with package.unlearn.core.peak_memory.PeakMemory(host.device) as memory:
             erasure = learn(host, ["fox"], settings, on_step, resume)
         evaluations = dict(calls)

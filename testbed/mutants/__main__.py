@@ -77,20 +77,33 @@ def chosen(words: Sequence[str]) -> list[Fault]:
     return [fault for fault in FAULTS if not words or any(word in fault.name for word in words)]
 
 
-def table(found: Sequence[tuple[Fault, Outcome]]) -> str:
-    rows = [["fault", "in", "killed by", "CPU seconds"], ["---", "---", "---", "--:"]]
-    for fault, told in found:
-        by = told.by if told.verdict == KILLED else f"**{told.verdict}**"
-        rows.append([fault.name, fault.file, by, f"{told.seconds:.1f}"])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def rows(found: Sequence[tuple[Fault, Outcome]]) -> dict[str, list[str]]:
+    """A row of the table for each fault, by its name."""
+    return {
+        fault.name: [
+            fault.name,
+            fault.file,
+            told.by if told.verdict == KILLED else f"**{told.verdict}**",
+            f"{told.seconds:.1f}",
+        ]
+        for fault, told in found
+    }
 
 
-def page(found: Sequence[tuple[Fault, Outcome]]) -> str:
+def rows_of(text: str) -> dict[str, list[str]]:
+    """The rows of a page that was written before, of the faults that there still are."""
+    found = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    names = {fault.name for fault in FAULTS}
+    return {row[0]: row for row in found if row[0] in names}
+
+
+def page(found: dict[str, list[str]]) -> str:
+    head = [["fault", "in", "killed by", "CPU seconds"], ["---", "---", "---", "--:"]]
     return PAGE.format(
-        survived=sum(told.verdict != KILLED for _, told in found),
+        survived=sum(row[2].startswith("**") for row in found.values()),
         count=len(found),
-        seconds=sum(told.seconds for _, told in found),
-        table=table(found),
+        seconds=sum(float(row[3]) for row in found.values()),
+        table="\n".join(f"| {' | '.join(row)} |" for row in [*head, *found.values()]),
         machine=machine(),
     )
 
@@ -102,7 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("word", nargs="*", help="only faults with this in their names")
-    parser.add_argument("--page", type=Path, help="write the table into this file, too")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        help="write the table into this file, too, where other faults keep their rows",
+    )
     parser.add_argument("--at-once", type=int, default=AT_ONCE, help="runs side by side")
     options = parser.parse_args(arguments)
     faults = chosen(options.word)
@@ -114,7 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         by = f"by {told.by}" if told.verdict == KILLED else told.by if told.by else ""
         print(f"{told.verdict:9}{told.seconds:6.1f} s  {fault.name}  {by}", flush=True)
     if options.page:
-        options.page.write_text(page(found), encoding="utf-8")
+        # Asked for some, it keeps what the page says of the others.
+        before = rows_of(options.page.read_text("utf-8")) if options.page.is_file() else {}
+        every = {**before, **rows(found)}
+        in_order = {fault.name: every[fault.name] for fault in FAULTS if fault.name in every}
+        options.page.write_text(page(in_order), encoding="utf-8")
     left = [fault.name for fault, told in found if told.verdict == SURVIVED]
     broken = [fault.name for fault, told in found if told.verdict == BROKEN]
     seconds = sum(told.seconds for _, told in found)

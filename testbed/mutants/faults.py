@@ -596,7 +596,7 @@ FAULTS: list[Fault] = [
     *faults(
         "edit",
         "unlearn/core/edit.py",
-        ["edit", "preserve", "domain_correction"],
+        ["edit", "preserve", "closed_form", "domain_correction"],
         (
             "weight decay of the delta alone",
             "(weight + delta.full.detach()) * rate",
@@ -800,8 +800,8 @@ FAULTS: list[Fault] = [
         ),
         (
             "the first words are lost",
-            "                on_step,\n                found,",
-            "                on_step,",
+            "                after_step,\n                found,",
+            "                after_step,",
         ),
         ("a character has as few words as a thing", '5 if kind == "character" else 3', "3"),
         (
@@ -886,7 +886,7 @@ FAULTS: list[Fault] = [
     *faults(
         "erasure",
         "unlearn/core/erasure.py",
-        ["erasure"],
+        ["applied", "erasure"],
         ("alpha is one", "torch.tensor(float(up.shape[1]))", "torch.tensor(1.0)"),
         ("alpha is not read", "(alpha.item() / rank)", "1.0"),
         ("alpha is not divided by the rank", "(alpha.item() / rank)", "alpha.item()"),

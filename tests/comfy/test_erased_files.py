@@ -168,7 +168,7 @@ def test_an_encoder_of_which_one_weight_was_erased_has_one_change(
 def test_a_lora_is_sent_to_its_own_node(pack: ModuleType, parts: tuple, loras: Path) -> None:
     save_file({f"{NAME}.lora_up.weight": torch.zeros(768, 4)}, loras / "a.safetensors")
     for node, part in (("LoadErasedClip", parts[1]), ("LoadErasedModel", parts[0])):
-        with pytest.raises(ValueError, match=r"choose another file\. LoRAs are for the Load LoRA"):
+        with pytest.raises(ValueError, match=r"another file\. Load LoRAs with the Load LoRA"):
             run(getattr(pack.nodes.erasures, node), part, "a.safetensors", 1.0)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from small_probe import small_probe
+from tiny import Stages
 
 import testbed.model.pack
 from unlearn.evaluate.probe import ATTACKS
@@ -45,7 +46,7 @@ def unedited(pack: ModuleType) -> tuple[Any, list, dict]:
             small_probe(pack),
             pack.unlearn.prompts.paraphrases.Given(descriptions=("a wooden thing with strings",)),
             judge=even,
-            on_probe=lambda *event: told.append(event),
+            progress=Stages(lambda *event: told.append(event)),
         )
     same = {
         key: key in weights and torch.allclose(value, weights[key], 0, 0, equal_nan=True)
@@ -125,14 +126,19 @@ def test_it_may_be_cancelled_in_an_attack(pack: ModuleType) -> None:
     class Cancelled(Exception):
         pass
 
-    def cancel(what: str, done: int, total: int) -> None:
+    def cancel(what: str, *_: object) -> None:
         if "attacking" in what:
             raise Cancelled
 
     model = pack.nodes.backend.model.ComfyModel(*testbed.model.pack.checkpoint(), size=(64, 64))
     with torch.inference_mode(), pytest.raises(Cancelled):
         pack.unlearn.evaluate.probe.probe(
-            model.training, model.training, "fox", frozenset(), small_probe(pack), on_probe=cancel
+            model.training,
+            model.training,
+            "fox",
+            frozenset(),
+            small_probe(pack),
+            progress=Stages(cancel),
         )
 
 
@@ -145,20 +151,17 @@ def test_attacks_keep_no_activations_of_layers_that_go_unread(pack: ModuleType) 
     with torch.inference_mode():
         model = pack.nodes.backend.model.ComfyModel(*parts, size=(64, 64))
         with model.training():
-
-            def on_attack(step: int, total: int, name: str) -> None:
-                kept.append(len(model._saved.original))
-
+            progress = Stages(lambda *_: kept.append(len(model._saved.original)))
             own = ["a photo of a fox"] * 2
             science.ring_a_bell(
-                model, "fox", own, "object", on_attack=on_attack, settings=chosen.ring_a_bell
+                model, "fox", own, "object", progress=progress, settings=chosen.ring_a_bell
             )
             noise = model.noise(2, torch.Generator().manual_seed(0))
-            science.cce(model, noise, "object", chosen.cce, on_attack)
+            science.cce(model, noise, "object", chosen.cce, progress)
             with torch.no_grad():
                 wanted = model.encode(own)
             science.unlearn_diff_atk(
-                model, own, wanted, noise, "object", chosen.unlearn_diff_atk, on_attack
+                model, own, wanted, noise, "object", chosen.unlearn_diff_atk, progress
             )
     assert len(kept) == 1 + 2 + 3
     assert not any(kept)

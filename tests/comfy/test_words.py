@@ -178,7 +178,9 @@ def test_each_encoder_reads_other_words(pack: ModuleType, layouts: dict) -> None
         assert "\n" not in str(error.value)
     assert typed(clips[T5], f"red {FOX}") == [f"red {FOX}"]
     long = "fox owl " * 40
-    with pytest.raises(ValueError, match=r"is 80 tokens long, but a prompt .* has 75, and 16"):
+    with pytest.raises(
+        ValueError, match=r"80 tokens long, but a prompt .* has 75, and the sentence"
+    ):
         typed(clips[CLIP], f'"{long}"')
     assert typed(clips[QWEN], f'"{long}"') == [long.strip()]
     for special in ("<|endoftext|>", "</s>"):
@@ -223,7 +225,10 @@ REFUSED = [
     ),
     ({"concept": "fox", "protect": "(owl:2)"}, "The protected word holds a weight"),
     ({"concept": "fox", "anchor": "F\u200bOX"}, "is the concept itself"),
-    ({"concept": "fox", "anchor": "dog, owl"}, "The anchor is one word or name, but 2 are typed"),
+    (
+        {"concept": "fox", "anchor": "dog, owl"},
+        "The anchor must be one word or name, but 2 are",
+    ),
     ({"concept": "fox", "anchor": "..."}, "The anchor '...' has no letter"),
 ]
 
@@ -304,7 +309,7 @@ def test_identify_node_refuses(pack: ModuleType, layouts: dict, candidates: str,
         (["()"], 2, "The concept '()' has no letter or number"),
         (["\u200b"], 2, "No concept is named"),
         (["a photo of a fox, bokeh"], 2, "would be read as 2 concepts"),
-        (["fox", "--anchor", "dog, owl"], 2, "The anchor is one word or name"),
+        (["fox", "--anchor", "dog, owl"], 2, "The anchor must be one word or name"),
         (["fox", "--anchor", "!"], 2, "The anchor '!' has no letter"),
         (["fox", "--anchor", "Fox"], 1, "The anchor 'Fox' is the concept itself"),
         (["fox", "--protect", "owl, FOX"], 1, "'FOX' is both a concept to unlearn and a protected"),

@@ -371,7 +371,7 @@ def test_bad_input_gets_a_sentence_before_any_work(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["model", " ,", "-o", "a.safetensors"], "No concept is named; type the word"),
+        (["model", " ,", "-o", "a.safetensors"], "No concept is named: type the word"),
         (["model", "cat"], "the following arguments are required: -o/--output"),
         (["model", "cat", "-o", "a", "--rank", "x"], "it must be a whole number, at least 0"),
         (

@@ -163,10 +163,10 @@ def test_show_says_what_was_measured(shaken: Path, capsys: pytest.CaptureFixture
     said = capsys.readouterr().out
     assert "\n  base             fingerprints of 1 weights\n" in said
     assert re.search(r"\nmeasured\n", said)
-    assert "\n    receipt        2 pictures of it, 3 others\n" in said
+    assert "\n    receipt        1 pictures of it, 3 others\n" in said
     for name, allowed in FIGURES.values():
         assert re.search(
-            rf"\n      {name} +{'[0-9] of 2' if allowed is None else '[-0-9.]+%'}", said
+            rf"\n      {name} +{'[0-9] of 1' if allowed is None else '[-0-9.]+%'}", said
         )
     assert "\n    probe          guitar, quick\n      " in said
     assert "\n    seconds        1.5\n" in said

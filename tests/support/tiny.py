@@ -23,6 +23,7 @@ from unlearn.core.conditioning import Conditioning
 from unlearn.core.ddim import ddim_step, guided, timesteps
 from unlearn.core.edit import Edit
 from unlearn.core.erasure import NETWORK, Erasure, fingerprint
+from unlearn.core.progress import Progress
 from unlearn.core.token_reading import Reading
 from unlearn.core.token_slots import Vocabulary
 from unlearn.core.trainable import encoder_weights, network_weights
@@ -423,12 +424,19 @@ class OutOfMemoryAtTheEnd(TinyNetworkModel):
         return super().encode(prompts)
 
 
+class Stages(Progress):
+    """Hands every stage on to a function: what, done, total, leader."""
+
+    def __init__(self, hear: Callable) -> None:
+        self.stage = hear
+
+
 class Cancelled(Exception):
-    """Raised by an on_step to cancel."""
+    """Raised after a step to cancel."""
 
 
 def cancel_at(last: int) -> Callable:
-    """An on_step that cancels at this step."""
+    """Called after each step: cancels at this one."""
 
     def on_step(step: int, *_) -> None:
         if step == last:

@@ -9,7 +9,7 @@ import pytest
 
 import dev
 from testbed import ROOT
-from testbed.mutants.__main__ import main, page, run, table
+from testbed.mutants.__main__ import main, page, rows, rows_of, run
 from testbed.mutants.faults import FAULTS, Fault
 from testbed.mutants.scratch import BROKEN, KILLED, SURVIVED, Outcome, Scratch, outcome
 
@@ -110,15 +110,23 @@ def test_what_pytest_says_is_read() -> None:
     assert outcome(-9, "").verdict == BROKEN
 
 
-def test_the_page_has_a_row_a_fault() -> None:
-    found = [
-        (toy("a", "b"), Outcome(KILLED, "test_toy.py::test_of_two", 0.25)),
-        (toy("b", "c"), Outcome(SURVIVED, "", 1.0)),
-    ]
-    assert "| a to b | unlearn/toy.py | test_toy.py::test_of_two | 0.2 |" in table(found)
-    assert "| b to c | unlearn/toy.py | **survived** | 1.0 |" in table(found)
-    assert "1 of 2 survive" in page(found)
-    assert "python dev.py mutants --page docs/mutants.md" in page(found)
+def test_the_page_has_a_row_a_fault_and_can_be_read_again() -> None:
+    one, other = FAULTS[:2]
+    found = rows(
+        [
+            (one, Outcome(KILLED, "test_toy.py::test_of_two", 0.25)),
+            (other, Outcome(SURVIVED, "", 1)),
+        ]
+    )
+    written = page(found)
+    assert f"| {one.name} | {one.file} | test_toy.py::test_of_two | 0.2 |" in written
+    assert f"| {other.name} | {other.file} | **survived** | 1.0 |" in written
+    assert "1 of 2 survive" in written
+    assert "python dev.py mutants --page docs/mutants.md" in written
+    assert rows_of(written) == found
+    assert rows_of(written.replace(one.name, "a fault of last year")) == {
+        other.name: found[other.name]
+    }
 
 
 def test_an_unknown_name_gets_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ class Searched:
         steps: int,
         tries: int,
         seed: int,
-        on_step: Callable[[int], None] | None = None,
+        after_step: Callable[[int], None] | None = None,
         start: list[list[str]] = (),
     ) -> list[list[str]]:
         self.calls.append({**locals()})

@@ -18,6 +18,7 @@ from tiny import Cancelled, TinyModel, cancel_at
 
 from unlearn.core.ddim import ddim_step, timesteps
 from unlearn.core.edit import Edit, spectral_scale
+from unlearn.core.progress import SILENT
 from unlearn.methods import domain_correction as doco
 from unlearn.methods import few_shot as shots
 from unlearn.methods import key_step as keys
@@ -54,7 +55,7 @@ def test_few_shot_loss_by_hand(kind: str, push: float, anchor: str, steps: list[
     with model.edit("encoder", "mlp") as edit:
         shift(edit)
         settings = FewShotSettings(kind=kind, max_steps=1, beta=2.0)
-        shots.balanced(model, edit, ["cat"], [x0], settings, None)
+        shots.balanced(model, edit, ["cat"], [x0], settings, SILENT)
         common, empty, frozen, edited = model.encoded
         assert (len(common), empty, len(frozen), len(edited)) == (16, [""], 12, 10)
         own, others, named, neutral = frozen[:2], frozen[2:8], frozen[8:10], frozen[10:]
@@ -202,7 +203,7 @@ class Hardened:
 
     called: dict
 
-    def __init__(self, model, edit, concepts, words, push, rate, seconds, seed, on_step) -> None:
+    def __init__(self, model, edit, concepts, words, push, rate, seconds, seed, progress) -> None:
         Hardened.called = {"push": push, "rate": rate, "seconds": seconds}
 
     def encoder(self) -> None:

@@ -59,6 +59,15 @@ def test_style_distance_is_the_papers() -> None:
         assert style_distance(one, other)[i].item() == pytest.approx(np.mean(parts), rel=1e-4)
 
 
+@pytest.mark.parametrize(("block", "weight"), [(0, 0.5), (1, 0.1), (2, 6e4), (3, 40.0)])
+def test_each_block_has_the_papers_weight(block: int, weight: float) -> None:
+    """Of one number a block, 2 beside 0: a Gram matrix of 4, whose square is 16, and the mean of
+    four blocks."""
+    nothing = [torch.zeros(1, 1, 1, 1)] * 4
+    one = [torch.full((1, 1, 1, 1), 2.0 if i == block else 0.0) for i in range(4)]
+    assert style_distance(one, nothing).item() == pytest.approx(weight * 16 / 4)
+
+
 def test_gram_of_one_place_is_the_outer_product() -> None:
     features = torch.tensor([1.0, 2.0]).view(1, 2, 1, 1)
     assert torch.equal(gram(features)[0], torch.tensor([[0.5, 1.0], [1.0, 2.0]]))

@@ -16,6 +16,7 @@ from torch import nn
 
 from unlearn.core.edit import Diverged, Edit
 from unlearn.core.erasure import NETWORK, Erasure
+from unlearn.core.progress import Progress
 from unlearn.core.resume import Resume
 from unlearn.core.trainable import network_weights
 from unlearn.methods.domain_correction import DomainCorrectionSettings, domain_correction
@@ -431,14 +432,14 @@ def test_balanced_stops_by_itself_when_little_is_left() -> None:
 
 
 def test_what_is_drawn_before_the_first_step_is_told() -> None:
-    class Heard:
+    class Heard(Progress):
         def __init__(self) -> None:
             self.drawn: list[tuple[str, int, int]] = []
 
-        def __call__(self, step: int, total: int, loss: float, edit: Edit) -> None:
+        def step(self, step: int, total: int, loss: float, edit: Edit) -> None:
             raise Cancelled
 
-        def preparing(self, what: str, done: int, total: int) -> None:
+        def stage(self, what: str, done: int, total: int, leader: str = "") -> None:
             self.drawn.append((what, done, total))
 
     heard = Heard()

@@ -191,6 +191,13 @@ def test_steps_of_many_weights_share_the_rate() -> None:
     assert four == pytest.approx([one / 2] * 4)
 
 
+def test_a_low_rank_change_that_is_assigned_has_its_size() -> None:
+    delta = Edit({"w": torch.ones(3, 2)}, rank=1).deltas["w"]
+    wanted = torch.tensor([[3.0, 4.0], [6.0, 8.0], [0.0, 0.0]])
+    delta.assign(wanted)
+    assert torch.allclose(delta.value(), wanted, atol=1e-5)
+
+
 def test_rates_of_the_two_thin_matrices_by_hand() -> None:
     """A weight of ones, 8 x 16, has a scale of 1 / sqrt(8) + 1 / 4; another shares the rate."""
     groups = Edit({"w": torch.ones(8, 16), "other": torch.ones(4)}, rank=2).groups(0.1)

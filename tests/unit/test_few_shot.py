@@ -13,6 +13,7 @@ from tiny import Cancelled, LinearModel, TinyModel, TinyNetworkModel
 from unlearn.core.conditioning import Conditioning
 from unlearn.core.denoising import ascent_loss, denoising_loss
 from unlearn.core.edit import Diverged
+from unlearn.core.progress import Progress
 from unlearn.methods.few_shot import (
     FewShotSettings,
     bounded_loss,
@@ -284,14 +285,14 @@ def test_pictures_are_drawn_a_few_at_a_time_each_with_its_own_seed(
 
 
 def test_what_is_drawn_before_the_first_step_is_told() -> None:
-    class Heard:
+    class Heard(Progress):
         def __init__(self) -> None:
             self.drawn: list[tuple[str, int, int]] = []
 
-        def __call__(self, *_: object) -> None:
+        def step(self, *_: object) -> None:
             raise Cancelled
 
-        def preparing(self, *told: object) -> None:
+        def stage(self, *told: object) -> None:
             self.drawn.append(told)
 
     heard = Heard()

@@ -224,7 +224,9 @@ def test_hardened_encoder_is_harder_to_bring_back(pack) -> None:
             were = host.encode(others)
             apart = were.distance(host.encode(others[1:] + others[:1])).mean()
         settings = science.methods.few_shot.FewShotSettings(max_steps=30)
-        science.methods.few_shot.balanced(host, edit, [CONCEPT], [x0], settings, None)
+        science.methods.few_shot.balanced(
+            host, edit, [CONCEPT], [x0], settings, science.core.progress.SILENT
+        )
         before = revived(host, edit)
         science.methods.parts.adversarial.Hardening(
             host, edit, [CONCEPT], words, 0.0, 0.03, 60.0, now=clock()

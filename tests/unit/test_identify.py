@@ -9,7 +9,7 @@ from itertools import islice
 import pytest
 import torch
 from conftest import ROOT
-from tiny import TinyModel, TinyNetworkModel
+from tiny import Stages, TinyModel, TinyNetworkModel
 
 from testbed.model import drawings
 from testbed.model.vocabulary import HELD_OUT, OBJECTS, STYLES
@@ -187,7 +187,7 @@ def test_a_style_is_asked_for_beside_the_thing_in_each_picture() -> None:
         "style",
         draws=4,
         things=["cat", "dog"],
-        on_row=lambda *row: heard.append(row),
+        progress=Stages(lambda *row: heard.append(row)),
     )
     assert ranking.best == "ink"
     assert model.encoded[-1] == [
@@ -197,29 +197,29 @@ def test_a_style_is_asked_for_beside_the_thing_in_each_picture() -> None:
     ]
     # Against the sentence without a style, whose last word is the dog.
     assert ranking.words[0].explained == pytest.approx(1 - 0.2**2 / 0.1**2, rel=1e-3)
-    assert len({total for _, total, _ in heard}) == 1
-    assert heard[-1][0] == heard[-1][1] == ranking.evaluations == len(model.rows)
+    assert len({total for _, _, total, *_ in heard}) == 1
+    assert heard[-1][1] == heard[-1][2] == ranking.evaluations == len(model.rows)
 
 
-def test_on_row_hears_of_no_leader_before_each_word_has_had_a_draw() -> None:
-    heard: list[tuple[int, int, str]] = []
+def test_progress_hears_of_no_leader_before_each_word_has_had_a_draw() -> None:
+    heard: list[tuple[str, int, int, str]] = []
     model = Offsets({"word7": 0.1})
-    identify(model, BLACK, words_of(100), draws=8, on_row=lambda *row: heard.append(row))
+    identify(model, BLACK, words_of(100), draws=8, progress=Stages(lambda *row: heard.append(row)))
     # A hundred words and none take two passes of the network for a draw.
     assert [leader for *_, leader in heard[:2]] == ["", "word7"]
     assert {leader for *_, leader in heard[1:]} == {"word7"}
 
 
-def test_on_row_hears_of_the_leader_and_may_cancel() -> None:
+def test_progress_hears_of_the_leader_and_may_cancel() -> None:
     heard = []
 
-    def cancel(done: int, total: int, leader: str) -> None:
+    def cancel(what: str, done: int, total: int, leader: str = "") -> None:
         heard.append((done, total, leader))
         if done > 200:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        identify(Offsets({"word7": 0.1}), BLACK, words_of(40), on_row=cancel)
+        identify(Offsets({"word7": 0.1}), BLACK, words_of(40), progress=Stages(cancel))
     assert heard[-1][0] < 300
     assert len({total for _, total, _ in heard}) == 1
 

@@ -9,7 +9,7 @@ import torch
 from tiny import TinyModel
 
 from unlearn.core.conditioning import Conditioning
-from unlearn.methods.parts.key_step_search import JUDGED_AT, _evidence
+from unlearn.methods.parts.key_step_search import JUDGED_AT, KeySteps, _evidence, points_of
 
 
 class Erring(TinyModel):
@@ -50,3 +50,10 @@ def test_every_word_and_every_set_of_pictures_gets_the_same_noise() -> None:
         assert torch.equal(noise, again)
         assert torch.equal(t, t_again)
     assert not torch.equal(first[0][1], first[1][1]), "and fresh noise at every timestep"
+
+
+def test_an_erasure_begins_where_a_tenth_is_left_looked_at_in_thirteen_places() -> None:
+    # 0.1 is crossed a quarter of the way from 10 to 20.
+    assert KeySteps([0, 10, 20, 30], [0.0, 0.05, 0.25, 1.0], 30).start == 12
+    assert len(points_of(50)) == 13
+    assert points_of(24) == list(range(0, 25, 2))

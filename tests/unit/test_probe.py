@@ -115,7 +115,7 @@ def test_search_finds_the_words_that_make_the_loss_zero() -> None:
         return (vectors - aim).square().mean((1, 2))
 
     steps: list[int] = []
-    found = search(vocabulary, losses, 2, 2, 20, 8, seed=0, on_step=steps.append)
+    found = search(vocabulary, losses, 2, 2, 20, 8, seed=0, after_step=steps.append)
     assert found == [["word7", "word200"], ["word120", "word3"]]
     assert steps == list(range(1, 21))
 

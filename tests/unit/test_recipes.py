@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import recipes
 import torch
-from tiny import TinyModel, TinyNetworkModel
+from tiny import Stages, TinyModel, TinyNetworkModel
 
 METHOD, ATTACK = "anchor_pull", "Spelling"
 
@@ -50,7 +50,7 @@ def test_the_method_runs_and_takes_the_concept_to_the_anchor(science: Any) -> No
     method, model = science("methods.registry").METHODS[METHOD], TinyModel()
     settings = method.settings(anchor="dog", steps=60)
     steps: list[int] = []
-    erasure = method.run(model, ["cat"], settings, on_step=lambda step, *_: steps.append(step))
+    erasure = method.run(model, ["cat"], settings, progress=lambda step, *_: steps.append(step))
     assert steps == list(range(1, 61))
     assert erasure.record["method"] == METHOD
     assert erasure.record["settings"] == asdict(settings)
@@ -123,7 +123,7 @@ def test_the_registry_puts_the_attack_among_those_by_prompts(science: Any) -> No
 
 def test_the_probe_runs_the_attack_and_tells_of_it(science: Any) -> None:
     told: list[str] = []
-    found = probe(science, attacks=[ATTACK], on_probe=lambda what, *_: told.append(what))
+    found = probe(science, attacks=[ATTACK], progress=Stages(lambda what, *_: told.append(what)))
     (row,) = (one for one in found.asked if one.is_attack)
     assert row.name == ATTACK
     assert all("c a t" in prompt for prompt in row.prompts)

@@ -51,7 +51,7 @@ class Attack:
     quick: Any
     """The settings of a quick probe. A full one has the dataclass's own."""
     run: Callable[..., Any]
-    """run(model, goal, settings, on_attack): a list of N prompts, or the vector (1, 1, width)."""
+    """run(model, goal, settings, progress): a list of N prompts, or the vector (1, 1, width)."""
     latents: Callable[[Any], int] = _nothing
     """Of its settings: latents that are kept for one backward pass, at most."""
     prompts: Callable[[Any], int] = _nothing

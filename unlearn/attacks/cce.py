@@ -16,9 +16,9 @@ import torch
 from ..core.denoising import NoiseSampler, denoising_loss
 from ..core.kind import ANCHORS, Kind
 from ..core.model import DiffusionModel
+from ..core.progress import SILENT, Progress
 from ..prompts.templates import named
 from .attack import Attack, Goal
-from .token_search import OnAttack
 
 NAME = "CCE"
 
@@ -40,7 +40,7 @@ def cce(
     targets: torch.Tensor,
     kind: Kind,
     settings: CCESettings = CCESettings(),
-    on_attack: OnAttack | None = None,
+    progress: Progress = SILENT,
 ) -> torch.Tensor:
     """(1, 1, width): the token's vector, for `encode_with_embeddings`. It starts at the anchor's.
 
@@ -66,15 +66,14 @@ def cce(
         token.grad.nan_to_num_(0.0, 0.0, 0.0)
         optimiser.step()
         model.release_saved_tensors()
-        if on_attack:
-            on_attack(step + 1, settings.steps, NAME)
+        progress.stage(f"attacking with {NAME}", step + 1, settings.steps)
     return token.detach() * vocabulary.scale
 
 
 def run(
-    model: DiffusionModel, goal: Goal, settings: CCESettings, on_attack: OnAttack | None
+    model: DiffusionModel, goal: Goal, settings: CCESettings, progress: Progress
 ) -> torch.Tensor:
-    return cce(model, goal.pictures, goal.kind, settings, on_attack)
+    return cce(model, goal.pictures, goal.kind, settings, progress)
 
 
 ATTACK = Attack(

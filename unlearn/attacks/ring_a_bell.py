@@ -18,9 +18,10 @@ import torch
 from ..core.conditioning import Conditioning
 from ..core.kind import Kind
 from ..core.model import DiffusionModel
+from ..core.progress import SILENT, Progress
 from ..prompts.sampler import PromptSampler
 from .attack import Attack, Goal
-from .token_search import OnAttack, search
+from .token_search import search
 
 NAME = "Ring-A-Bell"
 
@@ -57,7 +58,7 @@ def ring_a_bell(
     prompts: Sequence[str],
     kind: Kind,
     settings: RingABellSettings = RingABellSettings(),
-    on_attack: OnAttack | None = None,
+    progress: Progress = SILENT,
 ) -> list[str]:
     """For each prompt another that means the same to the encoder and does not name the concept.
 
@@ -70,10 +71,9 @@ def ring_a_bell(
     def losses(vectors: torch.Tensor) -> torch.Tensor:
         return model.encode_with_embeddings(["{}"] * len(prompts), vectors).distance(aim)
 
-    def on_step(step: int) -> None:
+    def after_step(step: int) -> None:
         model.release_saved_tensors()
-        if on_attack:
-            on_attack(step, settings.steps, NAME)
+        progress.stage(f"attacking with {NAME}", step, settings.steps)
 
     found = search(
         model.vocabulary().without(concept),
@@ -83,15 +83,15 @@ def ring_a_bell(
         settings.steps,
         settings.tries,
         settings.seed,
-        on_step,
+        after_step,
     )
     return [" ".join(words) for words in found]
 
 
 def run(
-    model: DiffusionModel, goal: Goal, settings: RingABellSettings, on_attack: OnAttack | None
+    model: DiffusionModel, goal: Goal, settings: RingABellSettings, progress: Progress
 ) -> list[str]:
-    return ring_a_bell(model, goal.concept, goal.prompts, goal.kind, settings, on_attack)
+    return ring_a_bell(model, goal.concept, goal.prompts, goal.kind, settings, progress)
 
 
 ATTACK = Attack(

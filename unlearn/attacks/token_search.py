@@ -14,10 +14,6 @@ import torch
 
 from ..core.token_slots import Vocabulary
 
-OnAttack = Callable[[int, int, str], None]
-"""on_attack(step, total, what is attacked with), called after every step; it may raise to
-cancel."""
-
 PROMISING = 64  # exchanges at each step, of which some are tried
 
 
@@ -29,13 +25,13 @@ def search(
     steps: int,
     tries: int,
     seed: int,
-    on_step: Callable[[int], None] | None = None,
+    after_step: Callable[[int], None] | None = None,
     start: Sequence[Sequence[str]] = (),
 ) -> list[list[str]]:
     """The best words found, `tokens` of them for each of `count` gaps, searched side by side.
 
     losses_of: (count, tokens, width) vectors to (count,) losses, the same function at every call.
-    tries: exchanges of a word that are tried at each step. on_step(step) may raise to cancel.
+    tries: exchanges of a word that are tried at each step. after_step(step) may raise to cancel.
     start: the words in each gap to begin with; none: random ones.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -69,6 +65,6 @@ def search(
             best = torch.where(better[:, None], tried, best)
             least = torch.where(better, losses, least)
         words = best
-        if on_step:
-            on_step(step + 1)
+        if after_step:
+            after_step(step + 1)
     return [[vocabulary.words[i] for i in row] for row in words.tolist()]

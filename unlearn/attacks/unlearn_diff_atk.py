@@ -18,9 +18,10 @@ import torch
 from ..core.conditioning import Conditioning
 from ..core.kind import Kind
 from ..core.model import DiffusionModel
+from ..core.progress import SILENT, Progress
 from .attack import Attack, Goal
 from .denoising_targets import Targets
-from .token_search import OnAttack, search
+from .token_search import search
 
 NAME = "UnlearnDiffAtk"
 FIRST_TRIES = 8
@@ -49,7 +50,7 @@ def unlearn_diff_atk(
     targets: torch.Tensor,
     kind: Kind,
     settings: UnlearnDiffAtkSettings = UnlearnDiffAtkSettings(),
-    on_attack: OnAttack | None = None,
+    progress: Progress = SILENT,
 ) -> list[str]:
     """Each prompt with the words found before it.
 
@@ -84,10 +85,9 @@ def unlearn_diff_atk(
             (losses, settings.steps, settings.tries),
         ):
 
-            def on_step(step: int, done: int = done) -> None:
+            def after_step(step: int, done: int = done) -> None:
                 model.release_saved_tensors()
-                if on_attack:
-                    on_attack(done + step, total, NAME)
+                progress.stage(f"attacking with {NAME}", done + step, total)
 
             found = search(
                 vocabulary,
@@ -97,7 +97,7 @@ def unlearn_diff_atk(
                 steps,
                 tries,
                 settings.seed + i,
-                on_step,
+                after_step,
                 found,
             )
             done += steps
@@ -106,10 +106,10 @@ def unlearn_diff_atk(
 
 
 def run(
-    model: DiffusionModel, goal: Goal, settings: UnlearnDiffAtkSettings, on_attack: OnAttack | None
+    model: DiffusionModel, goal: Goal, settings: UnlearnDiffAtkSettings, progress: Progress
 ) -> list[str]:
     return unlearn_diff_atk(
-        model, goal.prompts, goal.wanted, goal.pictures, goal.kind, settings, on_attack
+        model, goal.prompts, goal.wanted, goal.pictures, goal.kind, settings, progress
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..core.edit import Diverged, Edit
+from ..core.edit import Diverged
 from ..core.erasure import Erasure
 from ..core.model import Part
 from ..core.peak_memory import PeakMemory
@@ -28,7 +28,7 @@ from ..prompts.word_checks import words_read
 from . import method_options, options
 from .output import Failure, check_output, check_space, save
 from .pictures import AS_SEEN, batch, read_pictures
-from .progress import Bar
+from .progress import Bar, StepBar
 
 HELP = "train an erasure of one or several concepts and write it to a file"
 EXAMPLES = """
@@ -224,27 +224,11 @@ def chosen(args: argparse.Namespace) -> Chosen:
     return Chosen(method, settings)
 
 
-@dataclass(frozen=True)
-class Training:
-    """A method's `on_step`: it moves the progress bar of a training."""
-
-    bar: tqdm
-
-    def __call__(self, step: int, total: int, loss: float, edit: Edit) -> None:
-        self.bar.total = total
-        self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        self.bar.update(step - self.bar.n)
-
-    def preparing(self, what: str, done: int, total: int) -> None:
-        self.bar.set_postfix_str(f"{what}: {done}/{total}")
-
-
 def train(args: argparse.Namespace, asked: Chosen, model, images, resume: Resume) -> Erasure:
-    """Train the erasure. Where the loss diverges, the last good one is kept beside the output."""
-    with tqdm(desc=f"unlearning {', '.join(args.concepts)}", disable=None, unit="step") as bar:
-        told = Training(bar)
+    """The erasure; of a loss that diverged, what was good is kept beside the output."""
+    with StepBar(f"unlearning {', '.join(args.concepts)}") as bar:
         try:
-            return asked.method.run(model, args.concepts, asked.settings, images, told, resume)
+            return asked.method.run(model, args.concepts, asked.settings, images, bar, resume)
         except Diverged as error:
             resume.close()
             if not error.history or error.erasure is None:

@@ -130,9 +130,7 @@ def run(args: argparse.Namespace) -> None:
             args.kind,
             args.draws,
             args.seed,
-            lambda done, total, leader: bar(
-                f"ahead: {leader}" if leader else "comparing", done, total
-            ),
+            bar.named("comparing"),
         )
     found = None if erasure is None else moved_along(model, erasure, words, args.kind, ranking)
     seconds = time.monotonic() - began

@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
                     parts_of(erasure),
                     chosen,
                     known,
-                    on_probe=bar,
+                    progress=bar,
                     attacks=attacks,
                 )
             )

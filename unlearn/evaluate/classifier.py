@@ -13,7 +13,7 @@ on the pictures. Halving only ranks, so its cost is known before it begins.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from ..core.denoising import GOLDEN
 from ..core.images import check_images
 from ..core.kind import Kind
 from ..core.model import DiffusionModel
+from ..core.progress import SILENT, Progress
 from ..prompts.templates import SENTENCES
 from ..prompts.typed import split_words
 from ..prompts.vocabulary import VOCABULARY
@@ -41,12 +42,10 @@ MOST_WORDS = 2000  # the most candidates; each costs at least one evaluation
 IN_FULL = 10  # up to this many words get all draws; more words are halved down to it
 AT_ONCE = 65536  # latent pixels in one batch: 16 latents of 64 x 64...
 ROWS_AT_ONCE = 64  # ... but never more latents than this
+ASKING = "asking the model"  # the name of the stage
 ENCODED_AT_ONCE = 32  # prompts in one batch of the text encoder
 
 Rows = TypeVar("Rows", list, torch.Tensor)
-OnRow = Callable[[int, int, str], None]
-"""on_row(evaluations so far, all of them, the leading word), called often; it may raise to cancel.
-The word is "" while none leads."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def identify(
     kind: Kind = "object",
     draws: int = 64,
     seed: int = 0,
-    on_row: OnRow | None = None,
+    progress: Progress = SILENT,
     things: Sequence[str] = VOCABULARY["object"],
 ) -> Ranking:
     """Rank words by how well the model predicts the noise in the pictures with each as the prompt.
@@ -164,7 +163,7 @@ def identify(
     found first, and then named in the prompts. Empty: the prompts name the style alone, for
     pictures that show no object. The same seed gives the same ranking.
 
-    Raises ValueError for bad input, before any work; `on_row` may raise to cancel.
+    Raises ValueError for bad input, before any work; `progress` may raise to cancel.
     """
     check_images(images)
     words, draws = check_candidates(words), max(draws, len(images))
@@ -173,7 +172,7 @@ def identify(
     if kind == "style" and things:
         before = len(images) * _evaluations(rounds(len(things), THING_DRAWS))
         total += before
-        contexts = _things(model, images, things, seed, on_row, total)
+        contexts = _things(model, images, things, seed, progress, total)
         spent, times = before, TIMES_BESIDE_A_THING
     else:
         contexts = [alone(kind)] * len(images)
@@ -191,10 +190,9 @@ def identify(
             conditioning = prompts.of(row, noised.picture[at])
             losses[row, at] = noised.loss(at, conditioning, row == 0, CONDITIONAL_WEIGHT[kind])
             spent += len(batch)
-            if on_row:
-                complete = int(at[-1]) + (row[-1] == left[-1])  # draws that all words have had
-                ahead = _ordered(losses, left, complete)[0] if complete else left[0]
-                on_row(spent, total, words[ahead - 1] if complete else "")
+            complete = int(at[-1]) + (row[-1] == left[-1])  # draws that all words have had
+            ahead = _ordered(losses, left, complete)[0] if complete else left[0]
+            progress.stage(ASKING, spent, total, words[ahead - 1] if complete else "")
         had = until
     return _ranking(losses, words, spent, kind)
 
@@ -204,7 +202,7 @@ def _things(
     images: torch.Tensor,
     things: Sequence[str],
     seed: int,
-    on_row: OnRow | None,
+    progress: Progress,
     total: int,
 ) -> list[Context]:
     """The prompts for each picture's style, with the object that the picture shows.
@@ -213,24 +211,10 @@ def _things(
     """
     contexts = []
     for i in range(len(images)):
-        on_part = part_of(on_row, i, total=total)
+        on_part = progress.part(i, len(images), total)
         found = identify(model, images[[i]], things, "object", THING_DRAWS, seed, on_part)
         contexts.append(beside(found.best))
     return contexts
-
-
-def part_of(
-    on_row: OnRow | None, part: int, parts: int = 0, total: int | None = None
-) -> OnRow | None:
-    """The `on_row` of one of several equally long parts. part: its number from 0. total: all
-    evaluations; None if there are just these `parts`."""
-    if on_row is None:
-        return None
-
-    def report(done: int, of: int, leader: str) -> None:
-        on_row(part * of + done, parts * of if total is None else total, leader)
-
-    return report
 
 
 def _evaluations(plan: list[tuple[int, int]]) -> int:
@@ -247,13 +231,13 @@ def explained(
     draws: range,
     kind: Kind = "object",
     seed: int = 0,
-    on_row: OnRow | None = None,
+    progress: Progress = SILENT,
 ) -> torch.Tensor:
     """(pictures, words, draws): by what share each word lowers each picture's loss without a word.
 
     draws: which draws; a later call can ask for others. For the rest see `Asking`.
     """
-    asking = Asking(model, x0, contexts, words, draws.stop, kind, seed, on_row)
+    asking = Asking(model, x0, contexts, words, draws.stop, kind, seed, progress)
     return asking.shares(range(len(x0)), range(len(words)), draws)
 
 
@@ -270,10 +254,10 @@ class Asking:
         draws: int,
         kind: Kind = "object",
         seed: int = 0,
-        on_row: OnRow | None = None,
+        progress: Progress = SILENT,
     ) -> None:
         """x0: clean latents of the pictures, which all get the same noise and timesteps. contexts:
-        one per picture, see `alone` and `beside`. draws: the most per picture. `on_row` may raise
+        one per picture, see `alone` and `beside`. draws: the most per picture. `progress` may raise
         to cancel."""
         noise = torch.randn((draws, *x0.shape[1:]), generator=torch.Generator().manual_seed(seed))
         self.noised = _Draws(
@@ -285,7 +269,7 @@ class Asking:
         )
         self.prompts = _Prompts(model, contexts, words)
         self.losses = torch.full((len(x0), len(words) + 1, draws), torch.nan)
-        self.weight, self.on_row = CONDITIONAL_WEIGHT[kind], on_row
+        self.weight, self.progress = CONDITIONAL_WEIGHT[kind], progress
 
     @torch.no_grad()
     def shares(
@@ -309,8 +293,7 @@ class Asking:
                 at, conditioning, row == 0, self.weight
             )
             done += len(batch)
-            if self.on_row:
-                self.on_row(done, len(places), "")
+            self.progress.stage(ASKING, done, len(places))
         losses = self.losses[pictures][:, rows][:, :, draws]
         return 1 - losses[:, 1:] / losses[:, :1]
 

@@ -15,9 +15,10 @@ import torch
 
 from ..core.kind import ANCHORS, Kind
 from ..core.model import DiffusionModel
+from ..core.progress import SILENT, Progress
 from ..prompts.names import unnamed
 from ..prompts.vocabulary import VOCABULARY
-from .classifier import OnRow, identify, part_of
+from .classifier import identify
 
 OTHERS = 11  # words that a concept is compared with, beside the neutral one
 THINGS = VOCABULARY["object"][::20]  # objects that a picture may show, beside those named
@@ -48,7 +49,7 @@ def remains(
     others: Sequence[str] | None = None,
     draws: int = 24,
     seed: int = 0,
-    on_row: OnRow | None = None,
+    progress: Progress = SILENT,
     things: Sequence[str] = (),
 ) -> list[Seen]:
     """Whether each of the pictures shows one of the concepts.
@@ -67,7 +68,7 @@ def remains(
         if not images[i].isfinite().all():
             seen.append(Seen(False, 0.0))
             continue
-        on_part = part_of(on_row, i, len(images))
+        on_part = progress.part(i, len(images))
         ranking = identify(model, images[[i]], words, kind, draws, seed, on_part, things)
         explained = max(word.explained for word in ranking.words if word.word in concepts)
         shown = ranking.best in concepts and (kind == "style" or explained > 0)

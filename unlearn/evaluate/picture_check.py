@@ -12,10 +12,10 @@ import torch
 
 from ..core.kind import Kind
 from ..core.model import DiffusionModel
+from ..core.progress import SILENT, Progress
 from ..prompts.names import unnamed
 from ..prompts.vocabulary import VOCABULARY
 from .classifier import alone, explained, identify
-from .probe import OnProbe, as_on_row
 
 CONCEPTS = 4  # the most that are checked
 PICTURES = 4  # the most for each concept
@@ -31,7 +31,7 @@ def check_pictures(
     images: torch.Tensor,
     kind: Kind,
     way_out: str,
-    on_probe: OnProbe | None = None,
+    progress: Progress = SILENT,
 ) -> list[str]:
     """Warnings about the pictures, a sentence for each doubtful concept.
 
@@ -51,8 +51,8 @@ def check_pictures(
         if _is_positive(own[:, 0]):
             continue
         words = unnamed(VOCABULARY[kind], [concept])
-        on_row = as_on_row(on_probe, "looking at the pictures")
-        best = identify(model, pictures, words, kind, IDENTIFYING, on_row=on_row, things=()).best
+        looking = progress.named("looking at the pictures")
+        best = identify(model, pictures, words, kind, IDENTIFYING, progress=looking, things=()).best
         # Other draws than those that chose the word, which would favour it.
         both = explained(model, x0, contexts, [concept, best], range(DRAWS, 3 * DRAWS), kind)
         ours, theirs = both[:, 0], both[:, 1]

@@ -19,6 +19,7 @@ from ..attacks.registry import ATTACKS
 from ..core.conditioning import Conditioning
 from ..core.kind import Kind
 from ..core.model import DiffusionModel, Open, Part
+from ..core.progress import SILENT, Progress
 from ..core.token_reading import Read
 from ..core.token_slots import check_takes_vectors
 from ..prompts.paraphrases import NOTHING, OWN, Given, phrasings, spread
@@ -26,14 +27,12 @@ from ..prompts.templates import templates
 from ..prompts.typed import check_no_syntax, cleaned
 from ..prompts.word_checks import check_words
 from ..render.text_table import columns
-from .classifier import OnRow
 from .detection import OTHERS, remains, rivals
 
 Level = Literal["quick", "full"]
 Judge = Callable[[torch.Tensor], Sequence[bool]]
 """A second judge: whether each picture of (N, H, W, 3) in 0..1 shows the concept."""
-OnProbe = Callable[[str, int, int], None]
-"""on_probe(name of the stage, steps so far, all of them), called often; it may raise to cancel."""
+
 
 AT_ONCE = 4  # pictures drawn in one batch
 
@@ -255,21 +254,21 @@ def probe(
     settings: ProbeSettings = ProbeSettings(),
     given: Given = NOTHING,
     judge: Judge | None = None,
-    on_probe: OnProbe | None = None,
+    progress: Progress = SILENT,
     attacks: Collection[str] = tuple(ATTACKS),
 ) -> Probe:
     """Ask the edited model for a concept in many ways, and let the original model judge.
 
     parts: the parts that were edited, for the sentence about trained tokens. judge: a second judge.
     attacks: the names of those to run. Neither model is changed. Raises ValueError where a word
-    cannot be read, the text encoder cannot be attacked, or a picture is not finite; `on_probe` may
+    cannot be read, the text encoder cannot be attacked, or a picture is not finite; `progress` may
     raise to cancel.
     """
     if not concept.strip():
-        raise ValueError("No concept is named; type the word or name to probe, for example: Zorvik")
+        raise ValueError("No concept is named: type the word or name to probe, for example: Zorvik")
     concept, given = cleaned(concept), given.cleaned()
     began = time.monotonic()
-    s, on_attack = settings, _attack_progress(on_probe)
+    s = settings
     run = [attack for name, attack in ATTACKS.items() if name in attacks]
     by_prompts = [attack for attack in run if attack.finds == "prompts"]
     with original() as model:
@@ -283,7 +282,7 @@ def probe(
         with torch.no_grad():
             wanted = model.encode(own)
         before = {
-            name: drawn(model, prompts, s, f"drawing {name}, original", on_probe)
+            name: drawn(model, prompts, s, f"drawing {name}, original", progress)
             for name, prompts in asked.items()
         }
         latents = before[OWN]
@@ -292,7 +291,7 @@ def probe(
             if more > 0:
                 further = [t.format(concept) for t in spread(templates(s.kind), more)]
                 what = f"drawing for {attack.name}"
-                drawn_more = drawn(model, further, s, what, on_probe, len(latents))
+                drawn_more = drawn(model, further, s, what, progress, len(latents))
                 latents = torch.cat([latents, drawn_more])
 
         def goal(attack: Attack) -> Goal:
@@ -302,29 +301,29 @@ def probe(
         for attack in by_prompts:
             if attack.model == "original":
                 name = attack.name
-                asked[name] = attack.run(model, goal(attack), s.budget(attack), on_attack)
-                before[name] = drawn(model, asked[name], s, f"drawing {name}, original", on_probe)
+                asked[name] = attack.run(model, goal(attack), s.budget(attack), progress)
+                before[name] = drawn(model, asked[name], s, f"drawing {name}, original", progress)
         pictures = {name: painted(model, x0, f"{name}, original") for name, x0 in before.items()}
     after: dict[str, torch.Tensor] = {}
     with edited() as model:
         # Its own prompts come first: a broken model need not be attacked.
-        x0 = drawn(model, own, s, f"drawing {OWN}, edited", on_probe)
+        x0 = drawn(model, own, s, f"drawing {OWN}, edited", progress)
         after[OWN] = painted(model, x0, f"{OWN}, edited")
         for attack in by_prompts:
             if attack.model == "edited":
-                asked[attack.name] = attack.run(model, goal(attack), s.budget(attack), on_attack)
+                asked[attack.name] = attack.run(model, goal(attack), s.budget(attack), progress)
         for name, prompts in asked.items():
             if name != OWN:
-                x0 = drawn(model, prompts, s, f"drawing {name}, edited", on_probe)
+                x0 = drawn(model, prompts, s, f"drawing {name}, edited", progress)
                 after[name] = painted(model, x0, f"{name}, edited")
         for attack in run:
             if attack.finds == "token":
                 name, gaps = attack.name, spread(templates(s.kind), len(own))
-                token = attack.run(model, goal(attack), s.budget(attack), on_attack)
+                token = attack.run(model, goal(attack), s.budget(attack), progress)
                 asked[name] = [gap.format("<token>") for gap in gaps]
                 with torch.no_grad():
                     conditioning = model.encode_with_embeddings(gaps, token)
-                x0 = drawn(model, conditioning, s, f"drawing {name}, edited", on_probe)
+                x0 = drawn(model, conditioning, s, f"drawing {name}, edited", progress)
                 after[name] = painted(model, x0, f"{name}, edited")
     found = [
         Asked(name, prompts, pictures.get(name, pictures[OWN]), after[name])
@@ -340,7 +339,7 @@ def probe(
             spread(rivals([concept], s.kind), s.rivals),
             draws=s.draws,
             seed=s.seed,
-            on_row=as_on_row(on_probe, "judging"),
+            progress=progress.named("judging"),
         )
     shown = [one.shown for one in seen]
     judged = None if judge is None else list(judge(both))
@@ -363,7 +362,7 @@ def drawn(
     prompts: Sequence[str] | Conditioning,
     s: ProbeSettings,
     what: str,
-    on_probe: OnProbe | None,
+    progress: Progress,
     first: int = 0,
 ) -> torch.Tensor:
     """Latents sampled from the prompts, in batches, each from its own seed.
@@ -373,13 +372,11 @@ def drawn(
     """
     parts = []
     for i in range(0, len(prompts), AT_ONCE):
-        if on_probe:
-            on_probe(what, i, len(prompts))
+        progress.stage(what, i, len(prompts))
         batch = prompts[i : i + AT_ONCE]
         parts.append(model.sample(batch, s.seed + first + i, s.steps, s.guidance))
         _check_finite(parts[-1], what.removeprefix("drawing "))
-    if on_probe:
-        on_probe(what, len(prompts), len(prompts))
+    progress.stage(what, len(prompts), len(prompts))
     return torch.cat(parts)
 
 
@@ -396,16 +393,3 @@ def _check_finite(drawn: torch.Tensor, what: str) -> None:
             f"The model draws NaN or infinite values ({what}), so it is broken, not erased; check "
             "its weights, their precision and the LoRAs on it."
         )
-
-
-def as_on_row(on_probe: OnProbe | None, what: str) -> OnRow | None:
-    """The classifier's progress as that of a stage, `what`, of a probe."""
-    if on_probe is None:
-        return None
-    return lambda done, total, leader: on_probe(what, done, total)
-
-
-def _attack_progress(on_probe: OnProbe | None):
-    if on_probe is None:
-        return None
-    return lambda step, total, name: on_probe(f"attacking with {name}", step, total)

@@ -15,12 +15,13 @@ import torch
 from ..core.erasure import Erasure, ErasureError
 from ..core.kind import Kind
 from ..core.model import Open
+from ..core.progress import SILENT, Progress
 from ..core.record import PROBE, RECEIPT, Check, Unfit
 from ..prompts.paraphrases import spread
 from ..prompts.templates import sentence, templates
 from .collateral import near_prompts
 from .detection import Seen, remains, rivals
-from .probe import ATTACKS, OnProbe, ProbeSettings, as_on_row, drawn, of, painted
+from .probe import ATTACKS, ProbeSettings, drawn, of, painted
 
 PROTECTED = 4  # protected words at most that are drawn, beside the usual ones
 SETTINGS = ("kind", "draws", "rivals", "steps", "guidance", "seed")
@@ -77,13 +78,13 @@ def receipt(
     concepts: Sequence[str],
     settings: ProbeSettings,
     protect: Sequence[str] = (),
-    on_probe: OnProbe | None = None,
+    progress: Progress = SILENT,
 ) -> dict:
     """A receipt as JSON: figures, and everything that is needed to measure them again.
 
     Each concept's own prompts and some others are drawn before and after, with the same seeds.
     "Changed" is the mean absolute difference of pixel values in 0..1. Neither model is changed.
-    `on_probe` may raise to cancel.
+    `progress` may raise to cancel.
     """
     kind = settings.kind
     own = [t.format(c) for c in concepts for t in spread(templates(kind), settings.prompts)]
@@ -93,7 +94,7 @@ def receipt(
         "own": asked.own,
         "near": asked.near,
         "settings": {name: getattr(settings, name) for name in SETTINGS},
-        **_measured(original, edited, asked, on_probe),
+        **_measured(original, edited, asked, progress),
     }
 
 
@@ -104,7 +105,7 @@ def near(concepts: Sequence[str], kind: Kind, protect: Sequence[str] = ()) -> li
 
 
 def measured_again(
-    original: Open, edited: Open, record: Mapping, on_probe: OnProbe | None = None
+    original: Open, edited: Open, record: Mapping, progress: Progress = SILENT
 ) -> list[Figure]:
     """The figures of a recorded `receipt`, drawn and judged again.
 
@@ -112,7 +113,7 @@ def measured_again(
     """
     record = _checked(RECEIPT, record, "receipt")
     asked = Asked(record["concepts"], record["own"], record["near"], _settings(record))
-    found, of = _measured(original, edited, asked, on_probe), len(asked.own)
+    found, of = _measured(original, edited, asked, progress), len(asked.own)
     return [
         Figure(name, record[key], found[key], count_tolerance(of), of)
         if tolerance is None
@@ -122,7 +123,7 @@ def measured_again(
 
 
 def probed_again(
-    original: Open, edited: Open, record: Mapping, on_probe: OnProbe | None = None
+    original: Open, edited: Open, record: Mapping, progress: Progress = SILENT
 ) -> list[Figure]:
     """The counts of a recorded probe, drawn again from its prompts, those of attacks included.
 
@@ -145,8 +146,8 @@ def probed_again(
     pictures = []
     for (when, name), prompts in groups.items():
         open_model = original if when == "before" else edited
-        pictures.append(_pictures(open_model, prompts, s, f"drawing {name}, {when}", on_probe))
-    seen = iter(_seen(original, torch.cat(pictures), [concept], s, on_probe))
+        pictures.append(_pictures(open_model, prompts, s, f"drawing {name}, {when}", progress))
+    seen = iter(_seen(original, torch.cat(pictures), [concept], s, progress))
     return [
         Figure(
             f"{concept}: {name}, {when}",
@@ -169,14 +170,12 @@ def recorded(erasure: Erasure) -> list[tuple[str, Mapping]]:
     ]
 
 
-def _measured(
-    original: Open, edited: Open, asked: Asked, on_probe: OnProbe | None
-) -> dict[str, float]:
+def _measured(original: Open, edited: Open, asked: Asked, progress: Progress) -> dict[str, float]:
     s, own, prompts = asked.settings, len(asked.own), [*asked.own, *asked.near]
-    before = _pictures(original, prompts, s, "drawing, original", on_probe)
-    after = _pictures(edited, prompts, s, "drawing, edited", on_probe)
+    before = _pictures(original, prompts, s, "drawing, original", progress)
+    after = _pictures(edited, prompts, s, "drawing, edited", progress)
     both = torch.cat([before[:own], after[:own]])
-    seen = _seen(original, both, asked.concepts, s, on_probe)
+    seen = _seen(original, both, asked.concepts, s, progress)
     changed = (after - before).abs().flatten(1).mean(1)
     sides = {"before": seen[:own], "after": seen[own:]}
     return {
@@ -197,10 +196,10 @@ def _settings(record: Mapping) -> ProbeSettings:
 
 
 def _pictures(
-    open_model: Open, prompts: Sequence[str], s: ProbeSettings, what: str, on_probe: OnProbe | None
+    open_model: Open, prompts: Sequence[str], s: ProbeSettings, what: str, progress: Progress
 ) -> torch.Tensor:
     with open_model() as model:
-        return painted(model, drawn(model, prompts, s, what, on_probe), what)
+        return painted(model, drawn(model, prompts, s, what, progress), what)
 
 
 def _seen(
@@ -208,7 +207,7 @@ def _seen(
     pictures: torch.Tensor,
     concepts: Sequence[str],
     s: ProbeSettings,
-    on_probe: OnProbe | None,
+    progress: Progress,
 ) -> list[Seen]:
     """The original model's judgement of each picture, as in a probe."""
     others = spread(rivals(concepts, s.kind), s.rivals)
@@ -221,7 +220,7 @@ def _seen(
             others,
             s.draws,
             s.seed,
-            as_on_row(on_probe, "judging"),
+            progress.named("judging"),
         )
 
 

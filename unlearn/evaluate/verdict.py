@@ -21,6 +21,7 @@ import torch
 
 from ..core.kind import Kind
 from ..core.model import DiffusionModel, Open
+from ..core.progress import SILENT, Progress
 from ..prompts.common_words import COMMON_WORDS
 from ..prompts.names import unnamed
 from ..prompts.paraphrases import spread
@@ -29,7 +30,7 @@ from ..prompts.vocabulary import VOCABULARY
 from .classifier import Asking, Context, alone, beside, explained
 from .collateral import COMMON
 from .detection import THINGS, rivals
-from .probe import OnProbe, ProbeSettings, as_on_row, drawn
+from .probe import ProbeSettings, drawn
 
 PICTURES = 4  # of each concept, before and after
 CONCEPTS = 4  # the most that are measured
@@ -60,13 +61,13 @@ def measured(
     anchor: str = "",
     seed: int = 0,
     given: bool = False,
-    on_probe: OnProbe | None = None,
+    progress: Progress = SILENT,
 ) -> dict:
     """What is left of the concepts, as JSON for a record; `told` makes sentences of it.
 
     anchor: the word in their place. given: whether the user gave pictures of them. Only the first
     CONCEPTS concepts are measured. Neither model is changed. Raises ValueError where a prediction
-    or a latent is not finite; `on_probe` may raise to cancel.
+    or a latent is not finite; `progress` may raise to cancel.
     """
     began = time.monotonic()
     s = ProbeSettings(kind, prompts=PICTURES, steps=STEPS, seed=seed)
@@ -74,10 +75,10 @@ def measured(
     found: dict[str, dict] = {}
     shows: dict[str, float] = {}
     with original() as model:
-        least = LEAST * usually_explained(model, concepts, s, on_probe)
+        least = LEAST * usually_explained(model, concepts, s, progress)
         for one in asked:
-            x0 = drawn(model, one.prompts, s, f"drawing {one.concept}, original", on_probe)
-            seen = one.seen(model, x0, least, on_probe, SHOWS)
+            x0 = drawn(model, one.prompts, s, f"drawing {one.concept}, original", progress)
+            seen = one.seen(model, x0, least, progress, SHOWS)
             shows[one.concept] = seen.least
             found[one.concept] = {
                 "verdict": UNKNOWN,
@@ -94,13 +95,13 @@ def measured(
     if known:
         with edited() as model:
             left = [
-                drawn(model, one.prompts, s, f"drawing {one.concept}, edited", on_probe)
+                drawn(model, one.prompts, s, f"drawing {one.concept}, edited", progress)
                 for one in known
             ]
         with original() as model:
             for one, x0 in zip(known, left):
                 entry = found[one.concept]
-                seen = one.seen(model, x0, shows[one.concept], on_probe)
+                seen = one.seen(model, x0, shows[one.concept], progress)
                 entry["verdict"] = word(entry["before"], seen.shown)
                 entry["after"] = seen.shown
                 entry["explained_after"] = round(seen.explained, 4)
@@ -236,7 +237,7 @@ class Asked:
         model: DiffusionModel,
         x0: torch.Tensor,
         least: float,
-        on_probe: OnProbe | None,
+        progress: Progress,
         shows: float | None = None,
     ) -> Seen:
         """Judge the latents x0, one of each prompt.
@@ -245,8 +246,8 @@ class Asked:
         concept's median share on these pictures is not below `least`, that share of the median
         replaces `least`.
         """
-        on_row = as_on_row(on_probe, "judging")
-        asking = Asking(model, x0, self.contexts, self.words, DRAWS[1], self.kind, on_row=on_row)
+        judging = progress.named("judging")
+        asking = Asking(model, x0, self.contexts, self.words, DRAWS[1], self.kind, progress=judging)
         pictures, rivals = list(range(len(x0))), range(1, len(self.words))
         own = asking.shares(pictures, [0], range(DRAWS[0])).mean((1, 2))
         if shows is not None and own.median() >= least:  # torch takes the smaller middle value
@@ -304,12 +305,12 @@ def usual(concepts: Sequence[str], count: int) -> list[str]:
 
 
 def usually_explained(
-    model: DiffusionModel, concepts: Sequence[str], s: ProbeSettings, on_probe: OnProbe | None
+    model: DiffusionModel, concepts: Sequence[str], s: ProbeSettings, progress: Progress
 ) -> float:
     """How much a common object's word explains of its own picture: the best of USUAL."""
     things = usual(concepts, USUAL)
     prompts = [alone("object").sentence.format(thing) for thing in things]
-    x0 = drawn(model, prompts, s, "drawing usual things, original", on_probe)
+    x0 = drawn(model, prompts, s, "drawing usual things, original", progress)
     shares = [
         explained(model, one, [alone("object")], [thing], range(DRAWS[0])).mean().item()
         for thing, one in zip(things, x0.split(1))

@@ -21,11 +21,11 @@ from ..core.erasure import Erasure
 from ..core.gradient_projection import Projection
 from ..core.kind import Kind
 from ..core.model import DiffusionModel
-from ..core.progress import OnStep
+from ..core.progress import OnStep, Progress, as_progress
 from ..core.resume import Resume, Run
 from ..core.token_reading import Read
 from ..core.trainable import NetworkTrainable
-from ..files import state_checks as fitting
+from ..files import state_checks
 from ..prompts.sampler import PromptSampler
 from ..prompts.word_checks import as_read, check_typed
 from .parts import closed_form, shared
@@ -118,16 +118,17 @@ def domain_correction(
     model: DiffusionModel,
     concepts: Sequence[str],
     settings: DomainCorrectionSettings = DomainCorrectionSettings(),
-    on_step: OnStep | None = None,
+    progress: Progress | OnStep | None = None,
     resume: Resume | None = None,
 ) -> Erasure:
     """Unlearn concepts in the network's cross-attention.
 
     The same seed gives the same erasure on one machine, also when the run was cut short and went on
     by `resume`, which the caller closes once the erasure is kept. Raises ValueError for bad input,
-    before any work, and Diverged, which carries the last good erasure; `on_step` may raise to
+    before any work, and Diverged, which carries the last good erasure; `progress` may raise to
     cancel. The model is afterwards what it was.
     """
+    progress = as_progress(progress)
     check_settings(concepts, settings, model.readings)
     concepts, settings = as_read(concepts, settings, model.readings)
     resume = resume or Resume()
@@ -138,7 +139,7 @@ def domain_correction(
         "domain_correction",
         list(concepts),
         settings,
-        lambda edit: correct(model, edit, list(concepts), settings, on_step, resume),
+        lambda edit: correct(model, edit, list(concepts), settings, progress, resume),
         kind=settings.kind,
     )
 
@@ -158,7 +159,7 @@ def correct(
     edit: Edit,
     concepts: list[str],
     settings: DomainCorrectionSettings,
-    on_step: OnStep | None,
+    progress: Progress,
     resume: Resume,
 ) -> None:
     """Both modes' loop: discriminator and network in turn, on noised anchor pictures."""
@@ -166,20 +167,20 @@ def correct(
     alone = settings.of("alone", total // 2, total // 10)
     rng = random.Random(settings.seed)
     noise = torch.Generator().manual_seed(settings.seed)
-    anchors = Anchors(model, edit, concepts, settings, resume, on_step)
+    anchors = Anchors(model, edit, concepts, settings, resume, progress)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         judge = Discriminator(anchors.x0.shape[1], min(anchors.x0.shape[-2:])).to(model.device)
     judging = torch.optim.Adam(judge.parameters(), settings.discriminator_rate, betas=(0.5, 0.999))
     mode = Paper if settings.mode == "paper" else Balanced
-    erasing = mode(model, edit, concepts, settings, resume, on_step)
+    erasing = mode(model, edit, concepts, settings, resume, progress)
     optimiser = erasing.optimiser
 
     def check(more: dict) -> None:
-        fitting.check_names(more, {"number", *(more.keys() & {"left"})}, "count of steps")
-        fitting.check(type(more["number"]) is int, "its count of steps is no number")
-        fitting.check_number(more["number"], "count of steps", 1, total)
-        fitting.check_numbers(more.get("left", []), "rest", STOP_WINDOW)
+        state_checks.check_names(more, {"number", *(more.keys() & {"left"})}, "count of steps")
+        state_checks.check(type(more["number"]) is int, "its count of steps is no number")
+        state_checks.check_number(more["number"], "count of steps", 1, total)
+        state_checks.check_numbers(more.get("left", []), "rest", STOP_WINDOW)
 
     parts = {"judge": judge, "judging": judging, "rng": rng, "noise": noise}
     run = Run(resume, edit, steps=total, check=check, optimiser=optimiser, **parts)
@@ -210,8 +211,7 @@ def correct(
             batch = Batch(x0, fresh, x_t, t, wanted, asked, anchor, student)
             value = erasing.step(batch, generator_loss(judge(fake)), rng, noise)
         run.more["number"] = number + 1
-        if on_step:
-            on_step(number + 1, total, value, edit)
+        progress.step(number + 1, total, value, edit)
         if erasing.reached(run.more):
             break
         run.offer()
@@ -240,7 +240,7 @@ class Paper:
 
     WEIGHT_DECAY, CLIP = 1e-2, 1.0
 
-    def __init__(self, model, edit, concepts, settings, resume, on_step) -> None:
+    def __init__(self, model, edit, concepts, settings, resume, progress) -> None:
         self.model, self.edit, self.settings = model, edit, settings
         self.optimiser = edit.adam((0.9, 0.999), 1e-8, rate=settings.learning_rate)
 
@@ -264,12 +264,12 @@ class Paper:
 class Balanced:
     """Ours: to the anchor's prediction itself, too, with other prompts and the anchor's held."""
 
-    def __init__(self, model, edit, concepts, settings, resume, on_step) -> None:
+    def __init__(self, model, edit, concepts, settings, resume, progress) -> None:
         self.model, self.edit, self.settings = model, edit, settings
         self.optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=settings.rate)
         around = concepts, settings.kind
         self.held = RetentionSet(
-            model, edit, around, settings.protect, settings.seed, resume, on_step
+            model, edit, around, settings.protect, settings.seed, resume, progress
         )
         self.left = 1.0
         self.around = around

@@ -24,7 +24,7 @@ from ..core.erasure import Erasure, images_hash
 from ..core.gradient_projection import Projection
 from ..core.kind import Kind
 from ..core.model import DiffusionModel
-from ..core.progress import OnStep
+from ..core.progress import OnStep, Progress, as_progress
 from ..core.prompt_spread import prompt_spread
 from ..core.token_reading import Read
 from ..core.token_slots import check_takes_vectors
@@ -137,7 +137,7 @@ def few_shot(
     concepts: Sequence[str],
     images: torch.Tensor | None = None,
     settings: FewShotSettings = FewShotSettings(),
-    on_step: OnStep | None = None,
+    progress: Progress | OnStep | None = None,
 ) -> Erasure:
     """Unlearn concepts in the text encoder from a few pictures of them.
 
@@ -146,15 +146,16 @@ def few_shot(
     the same erasure on one machine, unless it is hardened, which goes by the clock.
 
     Raises ValueError for bad input, before any work, and Diverged, which carries the last
-    good erasure, when the loss stops being finite; `on_step` may raise to cancel. The model is
+    good erasure, when the loss stops being finite; `progress` may raise to cancel. The model is
     afterwards what it was.
     """
+    progress = as_progress(progress)
     check_settings(concepts, images, settings, model.readings)
     concepts, settings = as_read(concepts, settings, model.readings)
     if settings.harden:
         check_takes_vectors(model)
     pictures = concept_latents(
-        model, concepts, images, settings.kind, settings.shots, settings.seed, on_step
+        model, concepts, images, settings.kind, settings.shots, settings.seed, progress
     )
     run = paper if settings.mode == "paper" else balanced
     return run_method(
@@ -164,7 +165,7 @@ def few_shot(
         "few_shot",
         list(concepts),
         settings,
-        lambda edit: run(model, edit, list(concepts), pictures, settings, on_step),
+        lambda edit: run(model, edit, list(concepts), pictures, settings, progress),
         kind=settings.kind,
         images={
             "count": sum(map(len, pictures)),
@@ -203,7 +204,7 @@ def paper(
     concepts: list[str],
     pictures: list[torch.Tensor],
     settings: FewShotSettings,
-    on_step: OnStep | None,
+    progress: Progress,
 ) -> None:
     """The paper's loop: every picture once an epoch, in batches, each with a template drawn anew.
 
@@ -237,8 +238,7 @@ def paper(
             value = edit.step(
                 optimiser, loss, weight_decay=1e-8, keep=keep, projection=settings.projection
             )
-            if on_step:
-                on_step(len(edit.history), total, value, edit)
+            progress.step(len(edit.history), total, value, edit)
 
 
 def balanced(
@@ -247,7 +247,7 @@ def balanced(
     concepts: list[str],
     pictures: list[torch.Tensor],
     settings: FewShotSettings,
-    on_step: OnStep | None,
+    progress: Progress,
 ) -> None:
     """Ours: bounded ascent, other prompts held in place, until the concept is far enough gone."""
     draw = NoiseSampler(model, settings.seed)
@@ -287,8 +287,7 @@ def balanced(
             + settings.pull * from_neutral
         )
         value = edit.step(optimiser, loss, keep=kept, projection=settings.projection)
-        if on_step:
-            on_step(step + 1, total, value, edit)
+        progress.step(step + 1, total, value, edit)
         recent[concept].append(((d.detach() / d_ref).mean().item(), from_neutral.item()))
         if all(reached(steps, settings) for steps in recent.values()):
             break
@@ -303,7 +302,7 @@ def balanced(
             settings.rate,
             settings.harden,
             settings.seed,
-            on_step,
+            progress,
         ).encoder()
 
 

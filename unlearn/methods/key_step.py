@@ -21,11 +21,11 @@ from ..core.ddim import Trajectory, at, timesteps
 from ..core.edit import Edit
 from ..core.erasure import Erasure
 from ..core.model import DiffusionModel
-from ..core.progress import OnStep
+from ..core.progress import OnStep, Progress, as_progress
 from ..core.resume import Resume, Run
 from ..core.token_reading import Read
 from ..core.token_slots import check_takes_vectors
-from ..files import state_checks as fitting
+from ..files import state_checks
 from ..prompts.sampler import PromptSampler
 from ..prompts.templates import augmented
 from ..prompts.word_checks import as_read, check_typed
@@ -54,7 +54,7 @@ def key_step(
     model: DiffusionModel,
     concepts: Sequence[str],
     settings: KeyStepSettings = KeyStepSettings(),  # noqa: B008 (frozen)
-    on_step: OnStep | None = None,
+    progress: Progress | OnStep | None = None,
     resume: Resume | None = None,
 ) -> Erasure:
     """Unlearn concepts in the denoising network, at its key steps.
@@ -62,9 +62,10 @@ def key_step(
     The same seed gives the same erasure on one machine, unless it is hardened, which goes by the
     clock; also when the run was cut short and went on by `resume`, which the caller closes once the
     erasure is kept. Raises ValueError for bad input, before any work, and Diverged, which
-    carries the last good erasure; `on_step` may raise to cancel. The model is afterwards what it
+    carries the last good erasure; `progress` may raise to cancel. The model is afterwards what it
     was.
     """
+    progress = as_progress(progress)
     check_settings(concepts, settings, model.readings)
     concepts, settings = as_read(concepts, settings, model.readings)
     resume = resume or Resume()
@@ -81,7 +82,7 @@ def key_step(
             settings.guidance,
             settings.seed,
             resume,
-            on_step,
+            progress,
         )
         record["key_steps"] = asdict(found)
         run_settings = replace(settings, start=found.start)
@@ -93,7 +94,7 @@ def key_step(
         "key_step",
         list(concepts),
         settings,
-        lambda edit: run(model, edit, list(concepts), run_settings, on_step, resume),
+        lambda edit: run(model, edit, list(concepts), run_settings, progress, resume),
         **record,
         start=run_settings.first,
     )
@@ -125,7 +126,7 @@ def paper(
     edit: Edit,
     concepts: list[str],
     settings: KeyStepSettings,
-    on_step: OnStep | None,
+    progress: Progress,
     resume: Resume,
 ) -> None:
     """The paper's loop."""
@@ -138,7 +139,7 @@ def paper(
         resume,
         edit,
         steps=total,
-        check=lambda more: fitting.check_names(more, (), "walk"),
+        check=lambda more: state_checks.check_names(more, (), "walk"),
         optimiser=optimiser,
         trajectory=trajectory,
         rng=rng,
@@ -168,8 +169,7 @@ def paper(
                 was = torch.cat(predictions(model, x, t, *others))
             keep = (torch.cat(predictions(model, x, t, *others)) - was).square().mean()
         value = edit.step(optimiser, loss, keep=keep, projection=settings.projection)
-        if on_step:
-            on_step(number + 1, total, value, edit)
+        progress.step(number + 1, total, value, edit)
 
     walk(run, schedule(settings.first, settings.steps, total, len(concepts)), iteration)
 
@@ -179,7 +179,7 @@ def balanced(
     edit: Edit,
     concepts: list[str],
     settings: KeyStepSettings,
-    on_step: OnStep | None,
+    progress: Progress,
     resume: Resume,
 ) -> None:
     """Ours: to a neutral word, other prompts held, until the concept is gone.
@@ -211,7 +211,7 @@ def balanced(
     push = settings.beyond
     if settings.start_solved and not run.done:
         closed_form.start(model, edit, optimiser, words, concepts, push)
-    held = RetentionSet(model, edit, around, settings.protect, settings.seed, resume, on_step)
+    held = RetentionSet(model, edit, around, settings.protect, settings.seed, resume, progress)
     recent = run.more.setdefault("recent", [[] for _ in concepts])
 
     def iteration(number: int, which: int, step: int) -> None:
@@ -239,8 +239,7 @@ def balanced(
             optimiser, left + settings.retention * kept, keep=kept, projection=settings.projection
         )
         recent[which] = [*recent[which][1 - window :], left.item()]
-        if on_step:
-            on_step(number + 1, total, value, edit)
+        progress.step(number + 1, total, value, edit)
         if all(len(some) == window and mean(some) <= settings.near for some in recent):
             raise Reached
 
@@ -253,7 +252,7 @@ def balanced(
                 "concepts",
                 model,
                 len(prompts),
-                lambda: drawn(model, prompts, settings.seed, on_step, "drawing the concept"),
+                lambda: drawn(model, prompts, settings.seed, progress, "drawing the concept"),
             )
         optimiser.state.clear()  # it is done, and hardening has its own
         Hardening(
@@ -265,7 +264,7 @@ def balanced(
             settings.rate * closed_form.REST,
             settings.harden,
             settings.seed,
-            on_step,
+            progress,
         ).network(held, pictures, times[settings.first :], settings.retention)
 
 

@@ -110,7 +110,7 @@ def split_concepts(text: str, what: str = "concept") -> list[str]:
     items = _items(text, what)
     if not items:
         raise ValueError(
-            "No concept is named; type the word or name to unlearn, for example: Zorvik"
+            "No concept is named: type the word or name to unlearn, for example: Zorvik"
         )
     if is_prompt([word for word, quoted in items if not quoted], len(items)):
         parts = ", ".join(short(word) for word, _ in items[:SHOWN])

@@ -159,7 +159,7 @@ def draw(
         # Numbers run over the whole set, as in the released code.
         first = row * args.count
         missing = [i for i in range(args.count) if not (target / caption.file(first + i)).exists()]
-        bar(caption.name, first + args.count - len(missing), total)
+        bar.stage(caption.name, first + args.count - len(missing), total)
         for i in range(0, args.count, AT_ONCE):
             numbers = range(i, min(i + AT_ONCE, args.count))
             # A batch is drawn whole, as without an interruption: its size changes the rounding.
@@ -171,5 +171,5 @@ def draw(
             for number, picture in zip(numbers, model.decode_latents(x0)):
                 write_png(target / caption.file(first + number), picture[None])
             drawn += len(numbers)
-            bar(caption.name, first + numbers.stop, total)
+            bar.stage(caption.name, first + numbers.stop, total)
     return drawn

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     def pairs_of(side: int, bar: Bar) -> Iterator[Pair]:
         total = sum(len(work.generated) for work in works[side])
         for number, pair in enumerate(pairs(works[side])):
-            bar(f"comparing {sides[side]}", number, total)
+            bar.stage(f"comparing {sides[side]}", number, total)
             shown[side] += [pair] if number < SHOWN else []
             yield pair
 

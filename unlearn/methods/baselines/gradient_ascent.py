@@ -18,7 +18,7 @@ from ...core.edit import Edit
 from ...core.erasure import Erasure, images_hash
 from ...core.kind import Kind
 from ...core.model import DiffusionModel
-from ...core.progress import OnStep
+from ...core.progress import OnStep, Progress, as_progress
 from ...core.token_reading import Read
 from ...core.trainable import Baseline, NetworkTrainable
 from ...prompts.templates import named
@@ -56,15 +56,16 @@ def gradient_ascent(
     concepts: Sequence[str],
     images: torch.Tensor | None = None,
     settings: GradientAscentSettings = GradientAscentSettings(),
-    on_step: OnStep | None = None,
+    progress: Progress | OnStep | None = None,
 ) -> Erasure:
     """Unlearn concepts in the network from a few pictures of them.
 
     images: (N, H, W, 3) in 0..1, shared out as few_shot does; None lets the model draw them. The
     same seed gives the same erasure on one machine. Raises ValueError for bad input, before any
-    work, and Diverged, which carries the last good erasure; `on_step` may raise to cancel.
+    work, and Diverged, which carries the last good erasure; `progress` may raise to cancel.
     The model is afterwards what it was.
     """
+    progress = as_progress(progress)
     check(concepts, images, settings, model.readings)
     concepts = words_read(concepts, model.readings)
     pictures = concept_latents(
@@ -77,7 +78,7 @@ def gradient_ascent(
         "gradient_ascent",
         list(concepts),
         settings,
-        lambda edit: ascend(model, edit, list(concepts), pictures, settings, on_step),
+        lambda edit: ascend(model, edit, list(concepts), pictures, settings, progress),
         kind=settings.kind,
         images={
             "count": sum(map(len, pictures)),
@@ -104,7 +105,7 @@ def ascend(
     concepts: list[str],
     pictures: list[torch.Tensor],
     settings: GradientAscentSettings,
-    on_step: OnStep | None,
+    progress: Progress,
 ) -> None:
     """AdamW up the denoising loss; of several concepts in turn."""
     draw, encoded = NoiseSampler(model, settings.seed), EncodeCache(model)
@@ -118,8 +119,7 @@ def ascend(
         loss = ascent_loss(denoising_loss(model, x_t, t, target, prompts))
         edit.shrink(settings.learning_rate * WEIGHT_DECAY)
         value = edit.step(optimiser, loss)
-        if on_step:
-            on_step(step + 1, settings.iterations, value, edit)
+        progress.step(step + 1, settings.iterations, value, edit)
 
 
 METHOD = Method(

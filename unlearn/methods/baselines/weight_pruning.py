@@ -21,7 +21,7 @@ from ...core.edit import Edit
 from ...core.erasure import NETWORK, Erasure, images_hash
 from ...core.kind import Kind
 from ...core.model import DiffusionModel
-from ...core.progress import OnStep
+from ...core.progress import OnStep, Progress, as_progress
 from ...core.token_reading import Read
 from ...prompts.templates import named
 from ...prompts.word_checks import check_words, words_read
@@ -60,14 +60,15 @@ def weight_pruning(
     concepts: Sequence[str],
     images: torch.Tensor | None = None,
     settings: WeightPruningSettings = WeightPruningSettings(),
-    on_step: OnStep | None = None,
+    progress: Progress | OnStep | None = None,
 ) -> Erasure:
     """Set those of the network's weights to zero that concepts' pictures use most.
 
     images: (N, H, W, 3) in 0..1, shared out as few_shot does; None lets the model draw them. The
     same seed gives the same erasure on one machine. Raises ValueError for bad input, before any
-    work; `on_step` may raise to cancel. The model is afterwards what it was.
+    work; `progress` may raise to cancel. The model is afterwards what it was.
     """
+    progress = as_progress(progress)
     check(concepts, images, settings, model.readings)
     concepts = words_read(concepts, model.readings)
     pictures = concept_latents(
@@ -80,7 +81,7 @@ def weight_pruning(
         "weight_pruning",
         list(concepts),
         settings,
-        lambda edit: prune(model, edit, list(concepts), pictures, settings, on_step),
+        lambda edit: prune(model, edit, list(concepts), pictures, settings, progress),
         kind=settings.kind,
         images={
             "count": sum(map(len, pictures)),
@@ -118,7 +119,7 @@ def prune(
     concepts: list[str],
     pictures: list[torch.Tensor],
     settings: WeightPruningSettings,
-    on_step: OnStep | None,
+    progress: Progress,
 ) -> None:
     """Look up what to set to zero, in all draws, then set it; of several concepts in turn."""
     draw, encoded = NoiseSampler(model, settings.seed), EncodeCache(model)
@@ -137,15 +138,12 @@ def prune(
             loss.backward()
         for stage in stages.values():
             for key, channels in top_channels(stage, settings.channels).items():
-                whole = filters[key].full
-                assert whole is not None  # nothing is pruned by a rank
-                gradient = whole.grad[channels]
+                gradient = filters[key].value().grad[channels]
                 cut[key][channels] |= largest(gradient.abs().flatten(1), settings.weights).view_as(
                     gradient
                 )
         edit.history.append(loss.item())
-        if on_step:
-            on_step(number + 1, settings.draws, loss.item(), edit)
+        progress.step(number + 1, settings.draws, loss.item(), edit)
     for key, delta in edit.deltas.items():
         if key in cut and cut[key].any():
             delta.assign(-edit.weights[key].float() * cut[key])

@@ -21,7 +21,7 @@ from ...core.ddim import at
 from ...core.edit import Edit
 from ...core.kind import Kind
 from ...core.model import DiffusionModel
-from ...core.progress import OnStep
+from ...core.progress import SILENT, Progress
 from ...core.prompt_spread import prompt_spread
 from ...prompts.sampler import PromptSampler
 from .retention import RetentionSet
@@ -60,7 +60,7 @@ class Hardening:
     rate: float
     seconds: float
     seed: int = 0
-    on_step: OnStep | None = None
+    progress: Progress = SILENT
     now: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ class Hardening:
         """Harden an edit of the text encoder.
 
         Raises what Edit.step raises, and ValueError where the encoder has no room for more tokens
-        before its prompts; `on_step` may raise to cancel.
+        before its prompts; `progress` may raise to cancel.
         """
         model, words = self.model, self.words
         with self.edit.off():
@@ -158,11 +158,10 @@ class Hardening:
     def _step(self, loss: torch.Tensor) -> None:
         value = self.edit.step(self.optimiser, loss)
         self.done += 1
-        if self.on_step:
-            elapsed = self.now() - self.began
-            left = math.ceil(max(0.0, self.seconds - elapsed) * self.done / max(elapsed, 1e-6))
-            done = self.before + self.done
-            self.on_step(done, done + left, value, self.edit)
+        elapsed = self.now() - self.began
+        left = math.ceil(max(0.0, self.seconds - elapsed) * self.done / max(elapsed, 1e-6))
+        done = self.before + self.done
+        self.progress.step(done, done + left, value, self.edit)
 
     def _sentences(self, concept: str, count: int, neutral: str) -> tuple[list[str], list[str]]:
         """Prompts that name the concept, and the same with a neutral word."""

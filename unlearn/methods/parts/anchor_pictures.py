@@ -9,7 +9,7 @@ import torch
 
 from ...core.edit import Edit
 from ...core.model import DiffusionModel
-from ...core.progress import OnStep, preparing
+from ...core.progress import SILENT, Progress
 from ...core.resume import Resume
 from ...prompts.sampler import PromptSampler
 
@@ -42,7 +42,7 @@ class Anchors:
         concepts: list[str],
         settings: Any,
         resume: Resume,
-        on_step: OnStep | None = None,
+        progress: Progress = SILENT,
     ) -> None:
         rng = random.Random(settings.seed)
         protect = settings.protect if settings.mode == "balanced" else ()
@@ -61,7 +61,7 @@ class Anchors:
             parts = []
             with edit.off():
                 for first in range(0, self.count, size):
-                    preparing(on_step, "drawing pictures of the anchor", first, self.count)
+                    progress.stage("drawing pictures of the anchor", first, self.count)
                     some = range(first, min(first + size, self.count))
                     prompts = [self.pair(i, i)[0] for i in some]
                     parts.append(

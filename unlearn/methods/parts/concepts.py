@@ -10,7 +10,7 @@ import torch
 from ...core.images import check_images
 from ...core.kind import Kind
 from ...core.model import DiffusionModel
-from ...core.progress import OnStep, preparing
+from ...core.progress import SILENT, Progress
 from ...prompts.templates import named
 
 DRAWN_AT_ONCE = 4  # pictures
@@ -43,7 +43,7 @@ def concept_latents(
     kind: Kind,
     shots: int,
     seed: int,
-    on_step: OnStep | None = None,
+    progress: Progress = SILENT,
 ) -> list[torch.Tensor]:
     """(N, ...) clean latents of each concept's pictures.
 
@@ -58,7 +58,7 @@ def concept_latents(
         prompts = named(rng, kind, concept, shots)
         parts = []
         for i in range(0, len(prompts), DRAWN_AT_ONCE):
-            preparing(on_step, f"drawing pictures of {concept}", i, len(prompts))
+            progress.stage(f"drawing pictures of {concept}", i, len(prompts))
             parts.append(model.sample(prompts[i : i + DRAWN_AT_ONCE], seed + i))
         drawn.append(torch.cat(parts))
     return drawn

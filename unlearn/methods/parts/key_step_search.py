@@ -19,9 +19,9 @@ from ...core.conditioning import Conditioning
 from ...core.ddim import at, ddim_step, guided, timesteps
 from ...core.kind import Kind
 from ...core.model import DiffusionModel
-from ...core.progress import OnStep, preparing
+from ...core.progress import SILENT, Progress
 from ...core.resume import Resume
-from ...files import state_checks as fitting
+from ...files import state_checks
 from ...prompts.common_words import COMMON_STYLES, COMMON_WORDS
 from ...prompts.sampler import PromptSampler
 
@@ -66,12 +66,12 @@ def find_key_steps(
     guidance: float = 3.0,
     seed: int = 0,
     count: int = 4,
-    on_step: OnStep | None = None,
+    progress: Progress = SILENT,
 ) -> KeySteps:
     """Measure when a concept is decided.
 
     sentence: with a gap, "a photo of a {}". anchor: a neutral word for the gap. neighbours: other
-    words for it, which the classifier weighs the concept against. count: trajectories. `on_step`
+    words for it, which the classifier weighs the concept against. count: trajectories. `progress`
     hears of each step, and may raise to cancel.
 
     Raises ValueError where the model's pictures of the concept say nothing of it.
@@ -86,7 +86,7 @@ def find_key_steps(
     # Rows: the concept's trajectories, then those continued neutrally since each point passed.
     rows = x[:0]
     for step in range(steps):
-        preparing(on_step, f"measuring when {concept} is decided", step, steps)
+        progress.stage(f"measuring when {concept} is decided", step, steps)
         if step in points:
             rows = torch.cat([rows, x])
         together = torch.cat([x, rows])
@@ -158,7 +158,7 @@ def found_start(
     guidance: float,
     seed: int,
     resume: Resume,
-    on_step: OnStep | None = None,
+    progress: Progress = SILENT,
 ) -> KeySteps:
     """The key steps measured; of several concepts, those of the one that is decided first.
 
@@ -182,7 +182,7 @@ def found_start(
                 steps,
                 guidance,
                 seed,
-                on_step=on_step,
+                progress=progress,
             )
             for concept in concepts
         ]
@@ -191,9 +191,9 @@ def found_start(
 
     def check(kept: torch.Tensor) -> None:
         known = torch.tensor(points_of(steps), dtype=torch.float64)
-        fitting.check_tensor(kept, (2, len(known)), {torch.float64}, "measured start")
+        state_checks.check_tensor(kept, (2, len(known)), {torch.float64}, "measured start")
         is_so = bool((kept[0] == known).all() and (kept[1] >= 0).all() and (kept[1] <= 1).all())
-        fitting.check(is_so, "its measured start is of other steps")
+        state_checks.check(is_so, "its measured start is of other steps")
 
     points, left = resume.once("start", measure, check, 2**20).tolist()
     return KeySteps([int(point) for point in points], left, steps)

@@ -12,7 +12,7 @@ import torch
 
 from ...core.erasure import Erasure
 from ...core.model import DiffusionModel, Part
-from ...core.progress import OnStep
+from ...core.progress import OnStep, Progress, as_progress
 from ...core.resume import Resume
 from ...core.token_reading import Read
 from .settings import Setting, settings_of
@@ -35,7 +35,7 @@ class Method:
     settings: Any
     """A frozen dataclass of `setting`s (parts/settings.py)."""
     train: Callable[..., Erasure]
-    """train(model, concepts, settings, on_step), with `images` before `settings` where it takes
+    """train(model, concepts, settings, progress), with `images` before `settings` where it takes
     pictures, and `resume` at the end where it resumes."""
     check: Callable[..., None]
     """check(concepts, settings, read), with `images` before `settings` where it takes pictures.
@@ -61,13 +61,15 @@ class Method:
         concepts: Sequence[str],
         settings: Any,
         images: torch.Tensor | None = None,
-        on_step: OnStep | None = None,
+        progress: Progress | OnStep | None = None,
         resume: Resume | None = None,
     ) -> Erasure:
         """Train an erasure. images: (N, H, W, 3) in 0..1, where it takes pictures; None: the model
         draws them. Raises what `train` raises."""
         more: list[Any] = [resume] if self.resumes else []
-        return self.train(model, concepts, *self._own(images), settings, on_step, *more)
+        return self.train(
+            model, concepts, *self._own(images), settings, as_progress(progress), *more
+        )
 
     def check_inputs(
         self,

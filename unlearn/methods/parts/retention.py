@@ -12,7 +12,7 @@ from ...core.ddim import at
 from ...core.edit import Edit
 from ...core.kind import Kind
 from ...core.model import DiffusionModel
-from ...core.progress import OnStep, preparing
+from ...core.progress import SILENT, Progress
 from ...core.resume import Resume
 from ...prompts.sampler import PromptSampler
 
@@ -41,12 +41,12 @@ class EncodeCache:
 
 
 def drawn(
-    model: DiffusionModel, prompts: Sequence[str], seed: int, on_step: OnStep | None, what: str
+    model: DiffusionModel, prompts: Sequence[str], seed: int, progress: Progress, what: str
 ) -> torch.Tensor:
-    """Latents of prompts, a few at a time, on the CPU; `on_step` hears what is being done."""
+    """Latents of prompts, a few at a time, on the CPU; `progress` hears what is being done."""
     parts = []
     for i in range(0, len(prompts), RetentionSet.AT_ONCE):
-        preparing(on_step, what, i, len(prompts))
+        progress.stage(what, i, len(prompts))
         parts.append(model.sample(prompts[i : i + RetentionSet.AT_ONCE], seed + i).cpu())
     return torch.cat(parts)
 
@@ -67,7 +67,7 @@ class RetentionSet:
         protect: Sequence[str],
         seed: int,
         resume: Resume,
-        on_step: OnStep | None = None,
+        progress: Progress = SILENT,
     ) -> None:
         self.model, self.encoded = model, EncodeCache(model)
         words = PromptSampler(*around, random.Random(seed), protect=protect)
@@ -78,7 +78,7 @@ class RetentionSet:
                 "held",
                 model,
                 len(self.prompts),
-                lambda: drawn(model, self.prompts, seed, on_step, "drawing pictures to hold"),
+                lambda: drawn(model, self.prompts, seed, progress, "drawing pictures to hold"),
             ).to(model.device)
 
     def add_noise(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from ...core.resume import Run
-from ...files import state_checks as fitting
+from ...files import state_checks
 
 WALKS_A_START = 8  # full walks after which the first key step moves on by one
 LATEST_START = 0.9  # of the steps
@@ -48,16 +48,17 @@ LONGEST = 200  # letters of a sentence
 
 def check_walk(more: dict, concepts: int, window: int, count: int) -> None:
     """Raises Misfit for what is not kept of a walk in mode "balanced"."""
-    fitting.check_names(more, ("recent", "walked"), "walk")
+    state_checks.check_names(more, ("recent", "walked"), "walk")
     recent, walked = more["recent"], more["walked"]
-    fitting.check(isinstance(recent, list) and len(recent) == concepts, "its walk is of others")
+    is_whole = isinstance(recent, list) and len(recent) == concepts
+    state_checks.check(is_whole, "its walk is of others")
     for some in recent:
-        fitting.check_numbers(some, "walk", window)
-    fitting.check(isinstance(walked, list) and len(walked) == count, "its walk is of others")
+        state_checks.check_numbers(some, "walk", window)
+    state_checks.check(isinstance(walked, list) and len(walked) == count, "its walk is of others")
     for sentence in walked:
         # Any other gap than {} would have `format` do more than put the concept in.
         is_plain = isinstance(sentence, str) and re.fullmatch(r"[^{}]*\{\}[^{}]*", sentence)
-        fitting.check(bool(is_plain) and len(sentence) <= LONGEST, "its walk has no sentences")
+        state_checks.check(bool(is_plain) and len(sentence) <= LONGEST, "its walk has no sentences")
 
 
 class Reached(Exception):
