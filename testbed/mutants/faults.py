@@ -474,7 +474,7 @@ FAULTS: list[Fault] = [
     *faults(
         "closed form",
         PARTS + "closed_form.py",
-        ["closed_form"],
+        ["closed_form", "balanced_terms"],
         ("no ridge", "square += RIDGE *", "square += 0 *"),
         ("ridge of its own size", "RIDGE * square.diagonal().mean() *", "RIDGE *"),
         ("no retention", "+ retention * kept.value", "+ 0 * kept.value"),

@@ -9,6 +9,8 @@ import torch
 from tiny import TinyModel
 
 from unlearn.core.conditioning import Conditioning
+from unlearn.core.resume import Resume
+from unlearn.methods.parts import key_step_search as search
 from unlearn.methods.parts.key_step_search import JUDGED_AT, KeySteps, _evidence, points_of
 
 
@@ -57,3 +59,15 @@ def test_an_erasure_begins_where_a_tenth_is_left_looked_at_in_thirteen_places() 
     assert KeySteps([0, 10, 20, 30], [0.0, 0.05, 0.25, 1.0], 30).start == 12
     assert len(points_of(50)) == 13
     assert points_of(24) == list(range(0, 25, 2))
+
+
+def test_the_concept_that_is_decided_first_sets_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    late, early = KeySteps([0, 10], [0.0, 0.1], 10), KeySteps([0, 10], [0.0, 1.0], 10)
+    measured = {"cat": late, "owl": early, "fox": late}
+    monkeypatch.setattr(search, "points_of", lambda steps: [0, steps])
+    monkeypatch.setattr(
+        search, "find_key_steps", lambda model, sentence, concept, *_, **__: measured[concept]
+    )
+    found = search.found_start(TinyModel(), list(measured), ("object", ""), 10, 3.0, 0, Resume())
+    assert found == early
+    assert early.start < late.start
