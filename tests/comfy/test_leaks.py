@@ -144,7 +144,7 @@ def test_nothing_stays_however_a_run_ends(
 
     def cancel(step: int, *more: Any) -> None:
         management.interrupt_current_processing()
-        progress(step, *more)
+        progress.step(step, *more)
 
     def every_way() -> None:
         erase(method)

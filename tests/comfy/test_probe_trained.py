@@ -106,12 +106,12 @@ def test_attacks_make_prompts_of_words(unedited: tuple) -> None:
 
 def test_it_says_how_far_it_is(unedited: tuple) -> None:
     told = unedited[1]
-    whats = list(dict.fromkeys(what for what, _, _ in told))
+    whats = list(dict.fromkeys(what for what, *_ in told))
     assert whats[0] == f"drawing {OWN}, original"
     assert whats[-1] == "judging"
     assert [f"attacking with {name}" for name in ATTACKS] == [w for w in whats if "attack" in w]
     for what in whats:
-        last = [(done, total) for name, done, total in told if name == what][-1]
+        last = [(done, total) for name, done, total, *_ in told if name == what][-1]
         assert last[0] == last[1], what
 
 

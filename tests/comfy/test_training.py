@@ -271,7 +271,7 @@ def test_a_live_picture_without_memory_is_given_up(pack: ModuleType, error: type
     draw = Drawn(error)
     progress = pack.nodes.progress.Progress(None, "unlearning cat", draw)
     for step in (1, 2, 3):
-        progress(step, 3, 0.5, None)
+        progress.step(step, 3, 0.5, None)
     assert draw.calls == 1
     assert "no memory for a live picture" in progress.what
 
@@ -281,7 +281,7 @@ def test_a_cancel_while_a_live_picture_is_drawn_goes_through(pack: ModuleType) -
 
     progress = pack.nodes.progress.Progress(None, "", Drawn(InterruptProcessingException))
     with pytest.raises(InterruptProcessingException):
-        progress(1, 3, 0.5, None)
+        progress.step(1, 3, 0.5, None)
 
 
 def test_a_folder_that_cannot_be_written_to_is_named_before_any_work(

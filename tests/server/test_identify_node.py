@@ -105,7 +105,7 @@ def test_node_proposes_what_moved_for_protection(asked: tuple) -> None:
     history, _ = asked
     proposed = text(history, "protect").split(", ")
     assert set(proposed) == {"cat", "pizza", "house"}
-    assert re.search(r"To protect, .* \w+ \d+%", text(history, "ask"))
+    assert re.search(r"Words to protect, .*: \w+ \d+%", text(history, "ask"))
 
 
 def test_node_draws_the_ranking(server: Server, asked: tuple) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from .edit import Edit
 
@@ -67,4 +68,4 @@ def as_progress(told: Progress | OnStep | None) -> Progress:
     if told is None:
         return SILENT
     # By what it can do, not by its class: ComfyUI loads this package under another name.
-    return told if hasattr(told, "stage") else _Steps(told)
+    return cast(Progress, told) if hasattr(told, "stage") else _Steps(cast(OnStep, told))
