@@ -10,6 +10,7 @@ import comfy.sample
 import torch
 
 from ...unlearn.core.conditioning import Conditioning
+from .differentiable import untracked
 
 if TYPE_CHECKING:
     from .model import ComfyModel
@@ -46,20 +47,21 @@ def sampled(
             for i in range(len(prompts))
         ]
     )
-    latents = comfy.sample.sample(
-        model.patcher,
-        noise,
-        steps,
-        guidance,
-        "dpmpp_2m",
-        "karras",
-        _listed(positive),
-        _listed(negative),
-        torch.zeros_like(noise),
-        callback=lambda *_: management.throw_exception_if_processing_interrupted(),
-        disable_pbar=True,
-        seed=seed,
-    )
+    with untracked():
+        latents = comfy.sample.sample(
+            model.patcher,
+            noise,
+            steps,
+            guidance,
+            "dpmpp_2m",
+            "karras",
+            _listed(positive),
+            _listed(negative),
+            torch.zeros_like(noise),
+            callback=lambda *_: management.throw_exception_if_processing_interrupted(),
+            disable_pbar=True,
+            seed=seed,
+        )
     model.residency.make_room()
     return model.network.process_latent_in(latents.float()).to(model.device)
 

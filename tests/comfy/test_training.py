@@ -413,3 +413,27 @@ def test_state_is_kept_every_minute_or_as_often_as_asked(
     monkeypatch.setenv(training.SAVE_EVERY, "often")
     with pytest.raises(ValueError, match="CONCEPT_UNLEARN_SAVE_EVERY is 'often'; set it to a num"):
         training.save_every()
+
+
+def test_drawing_is_not_watched_for_mutations(pack: ModuleType, parts: tuple) -> None:
+    """The watch costs two fifths of the time. Outside of drawing it stays, and so does any other
+    mode."""
+    from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+
+    class Other(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    backend, seen = pack.nodes.backend, []
+    model = backend.model.ComfyModel(*parts, size=(32, 32))
+    with torch.inference_mode(), Other() as other, model.training():
+        hook = model.layers.register_forward_hook(
+            lambda *_: seen.append(_get_current_dispatch_mode())
+        )
+        try:
+            model.sample(["a cat"], 0, steps=2)
+        finally:
+            hook.remove()
+        assert type(_get_current_dispatch_mode()).__name__ == backend.differentiable.WATCH
+    assert seen
+    assert all(mode is other for mode in seen)
