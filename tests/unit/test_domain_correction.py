@@ -613,3 +613,10 @@ def test_bad_input_gets_a_sentence_before_any_work(
         domain_correction(model, concepts, settings, None, Resume(tmp_path / "run", every=0))
     assert not model.encoded
     assert not list(tmp_path.iterdir())
+
+
+def test_balanced_stops_on_a_whole_window_of_steps_and_not_on_one() -> None:
+    """However near the anchor it is: the loss of single steps is noisy."""
+    few = DomainCorrectionSettings(near=1e6, iterations=60, alone=3, pictures=2, batch=2)
+    record = domain_correction(TinyNetworkModel(), ["cat"], few).record
+    assert record["steps"] == STOP_WINDOW
