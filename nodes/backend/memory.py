@@ -15,6 +15,7 @@ import comfy.model_management as management
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from ...unlearn.core.edit import trained_values
 from ...unlearn.core.model import Part
 from ...unlearn.evaluate.classifier import rows_at_once
 from .aliasing import is_quantised
@@ -40,10 +41,7 @@ def plan_training(
     model.check_encoder()
     model.residency.load()  # what is free is beside them
     weights = model.selected(part, select)
-    trained = sum(
-        rank * (w.shape[0] + w[0].numel()) if rank and w.ndim > 1 else w.numel()
-        for w in weights.values()
-    )
+    trained = trained_values(weights, rank)
     # Autograd keeps each edited weight as it was used: an encoder's in float32.
     used = model.network.get_dtype_inference().itemsize if part == "denoiser" else 4
     copies = _cast_bytes(model) + sum(w.numel() * used for w in weights.values())

@@ -78,9 +78,7 @@ def measured(layers: int) -> dict[str, int]:
         weights = host.selected("encoder", settings.trainable)
         memory = package.nodes.backend.memory
         full, recomputed = memory.encoding_bytes(host, weights, settings.prompts)
-    values = sum(
-        RANK * (w.shape[0] + w[0].numel()) if w.ndim > 1 else w.numel() for w in weights.values()
-    )
+    values = package.unlearn.core.edit.trained_values(weights, RANK)
     return {
         "text encoder, weights": _bytes(clip.cond_stage_model),
         "text encoder, activations": full,

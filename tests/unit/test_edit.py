@@ -7,7 +7,7 @@ import torch
 from tiny import TinyModel
 
 from unlearn.core.conditioning import Conditioning
-from unlearn.core.edit import Diverged, Edit, scale_gradient, spectral_scale
+from unlearn.core.edit import Diverged, Edit, scale_gradient, spectral_scale, trained_values
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -292,3 +292,12 @@ def test_one_of_a_batch_is_what_it_was_before_it_was_joined() -> None:
         assert torch.equal(batch.single(i).extra["attention_mask"], part.extra["attention_mask"])
         assert torch.equal(batch[torch.tensor([i])].single(0).cross, part.cross)
     assert Conditioning.cat(parts[1:]).tokens is None
+
+
+@pytest.mark.parametrize("rank", [0, 2, 3, 64])
+def test_trained_values_are_those_of_the_edit(rank: int) -> None:
+    """Which the memory and the disk space of a run are planned by."""
+    shapes = {"a.weight": (6, 4), "b.weight": (4, 2, 2, 2), "c.bias": (5,), "experts.bias": (7, 9)}
+    weights = {key: torch.zeros(shape) for key, shape in shapes.items()}
+    trained = sum(one.numel() for one in Edit(weights, rank).parameters())
+    assert trained_values(weights, rank) == trained

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..core.edit import Diverged
+from ..core.edit import Diverged, trained_values
 from ..core.erasure import Erasure
 from ..core.model import Part
 from ..core.peak_memory import PeakMemory
@@ -121,11 +121,7 @@ def run(args: argparse.Namespace) -> None:
     method.check_inputs(args.concepts, settings, shown, model.readings)
     args.concepts = words_read(args.concepts, model.readings)
     weights = model.selected(method.part, settings.weights)
-    rank = settings.rank
-    count = sum(
-        rank * (weight.shape[0] + weight[0].numel()) if rank and weight.ndim > 1 else weight.numel()
-        for weight in weights.values()
-    )
+    count = trained_values(weights, settings.rank)
     check_space(args.output, 2 * count * getattr(torch, args.precision).itemsize)
     images = None if pictures is None else batch(pictures, model.size)
     doubts = looked_at(args, settings, model, images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,25 @@ from .gradient_projection import Projection, project_gradients
 
 if TYPE_CHECKING:
     from .erasure import Erasure
+
+
+def rank_of(key: str, shape: Sequence[int], rank: int) -> int:
+    """The rank of the delta of a weight; 0: it is a full tensor.
+
+    A vector (a bias, a norm's weight) has no low-rank form, and of a small matrix it saves nothing.
+    GPT-OSS stacks its experts' biases as a matrix, and ComfyUI takes no LoRA of a bias.
+    """
+    is_matrix = len(shape) > 1 and not key.endswith(".bias")
+    return rank if is_matrix and rank < min(shape[0], math.prod(shape[1:])) else 0
+
+
+def trained_values(weights: Mapping[str, torch.Tensor], rank: int) -> int:
+    """How many numbers an Edit of these weights trains."""
+    total = 0
+    for key, weight in weights.items():
+        rows, columns = weight.shape[0], math.prod(weight.shape[1:])
+        total += rank_of(key, weight.shape, rank) * (rows + columns) or rows * columns
+    return total
 
 
 class Delta:
@@ -33,8 +52,7 @@ class Delta:
         self.shape, device = weight.shape, device or weight.device
         rows, columns = weight.shape[0], math.prod(weight.shape[1:])
         self.scale = spectral_scale(weight)
-        # A vector (a bias, a norm's weight) has no low-rank form.
-        if rank and len(weight.shape) > 1 and rank < min(rows, columns):
+        if rank := rank_of("", weight.shape, rank):
             down = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
             self.down = down.to(device).requires_grad_()
             self.up = torch.zeros(rows, rank, device=device).requires_grad_()
@@ -144,9 +162,8 @@ class Edit:
         """The loss at each step so far."""
         self._good: dict[str, dict[str, torch.Tensor]] = {}
         self._good_at = 0
-        # GPT-OSS stacks its experts' biases as a matrix, and ComfyUI takes no LoRA of a bias.
         self.deltas = {
-            key: Delta(weight, 0 if key.endswith(".bias") else rank, generator, device)
+            key: Delta(weight, rank_of(key, weight.shape, rank), generator, device)
             for key, weight in weights.items()
         }
         self._overflows = 0
