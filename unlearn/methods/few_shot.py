@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from ..core.conditioning import Conditioning
 from ..core.denoising import NoiseSampler, ascent_loss, denoising_loss
 from ..core.edit import Edit
-from ..core.erasure import Erasure, images_hash
+from ..core.erasure import Erasure
 from ..core.gradient_projection import Projection
 from ..core.kind import Kind
 from ..core.model import DiffusionModel
@@ -34,7 +34,7 @@ from ..prompts.templates import named
 from ..prompts.word_checks import as_read, check_typed
 from .parts import shared
 from .parts.adversarial import OTHERS, SECONDS, SENTENCES, Hardening, check_hardening
-from .parts.concepts import STOP_WINDOW, check_concepts, concept_latents
+from .parts.concepts import STOP_WINDOW, check_concepts, concept_latents, pictures_record
 from .parts.method import Method
 from .parts.run import run_method
 from .parts.settings import BALANCED, PAPER, MethodSettings, Mode, constant, setting
@@ -167,11 +167,7 @@ def few_shot(
         settings,
         lambda edit: run(model, edit, list(concepts), pictures, settings, progress),
         kind=settings.kind,
-        images={
-            "count": sum(map(len, pictures)),
-            "drawn_by_model": images is None,
-            "hash": None if images is None else images_hash(images),
-        },
+        images=pictures_record(pictures, images),
     )
 
 

@@ -15,7 +15,7 @@ import torch
 
 from ...core.denoising import NoiseSampler, ascent_loss, denoising_loss
 from ...core.edit import Edit
-from ...core.erasure import Erasure, images_hash
+from ...core.erasure import Erasure
 from ...core.kind import Kind
 from ...core.model import DiffusionModel
 from ...core.progress import OnStep, Progress, as_progress
@@ -24,7 +24,7 @@ from ...core.trainable import Baseline, NetworkTrainable
 from ...prompts.templates import named
 from ...prompts.word_checks import check_words, words_read
 from ..parts import shared
-from ..parts.concepts import check_concepts, concept_latents
+from ..parts.concepts import check_concepts, concept_latents, pictures_record
 from ..parts.method import Method
 from ..parts.retention import EncodeCache
 from ..parts.run import run_method
@@ -80,11 +80,7 @@ def gradient_ascent(
         settings,
         lambda edit: ascend(model, edit, list(concepts), pictures, settings, progress),
         kind=settings.kind,
-        images={
-            "count": sum(map(len, pictures)),
-            "drawn_by_model": images is None,
-            "hash": None if images is None else images_hash(images),
-        },
+        images=pictures_record(pictures, images),
     )
 
 

@@ -18,7 +18,7 @@ import torch
 
 from ...core.denoising import NoiseSampler, denoising_loss
 from ...core.edit import Edit
-from ...core.erasure import NETWORK, Erasure, images_hash
+from ...core.erasure import NETWORK, Erasure
 from ...core.kind import Kind
 from ...core.model import DiffusionModel
 from ...core.progress import OnStep, Progress, as_progress
@@ -26,7 +26,7 @@ from ...core.token_reading import Read
 from ...prompts.templates import named
 from ...prompts.word_checks import check_words, words_read
 from ..parts import shared
-from ..parts.concepts import check_concepts, concept_latents
+from ..parts.concepts import check_concepts, concept_latents, pictures_record
 from ..parts.method import Method
 from ..parts.retention import EncodeCache
 from ..parts.run import run_method
@@ -83,11 +83,7 @@ def weight_pruning(
         settings,
         lambda edit: prune(model, edit, list(concepts), pictures, settings, progress),
         kind=settings.kind,
-        images={
-            "count": sum(map(len, pictures)),
-            "drawn_by_model": images is None,
-            "hash": None if images is None else images_hash(images),
-        },
+        images=pictures_record(pictures, images),
     )
 
 

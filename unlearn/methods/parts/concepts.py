@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ...core.erasure import images_hash
 from ...core.images import check_images
 from ...core.kind import Kind
 from ...core.model import DiffusionModel
@@ -62,3 +63,15 @@ def concept_latents(
             parts.append(model.sample(prompts[i : i + DRAWN_AT_ONCE], seed + i))
         drawn.append(torch.cat(parts))
     return drawn
+
+
+def pictures_record(
+    pictures: Sequence[torch.Tensor], images: torch.Tensor | None
+) -> dict[str, int | bool | str | None]:
+    """What a record says of the pictures. pictures: the latents of each concept; images: those that
+    were given, or None."""
+    return {
+        "count": sum(map(len, pictures)),
+        "drawn_by_model": images is None,
+        "hash": None if images is None else images_hash(images),
+    }
