@@ -27,6 +27,7 @@ from ..unlearn.methods.parts.method import Method
 from ..unlearn.prompts.templates import sentence
 from .backend.apply import erased, fits
 from .backend.checks import check_clip, check_patcher, check_vae
+from .backend.differentiable import untracked
 from .backend.identity import has_hooks
 from .backend.memory import TRAINING_STATE, MemoryPlan
 from .backend.model import ComfyModel
@@ -175,7 +176,8 @@ class TrainingRun:
             return []
         asked = self.concepts, self.images, self.settings.named_as
         try:
-            return check_pictures(host, *asked, "switch verdict off", progress)
+            with untracked():  # nothing is trained yet
+                return check_pictures(host, *asked, "switch verdict off", progress)
         except (OOM_EXCEPTION, MemoryError):
             soft_empty_cache()
             return ["There was too little memory to look if the pictures show the concept."]

@@ -216,10 +216,10 @@ def differentiable(function, q: torch.Tensor, *args, **kwargs) -> torch.Tensor:
 
 
 def untracked() -> AbstractContextManager[None]:
-    """Draw without the watch that `allow_mutation_on_saved_tensors` keeps over every operation.
+    """Work without the watch that `allow_mutation_on_saved_tensors` keeps over every operation.
 
-    It takes two fifths of the time. This is for drawing alone, of which no gradient is kept and
-    which writes into no tensor that a gradient needs. Any other mode stays.
+    It takes two fifths of the time. This is for drawing and looking at pictures: no gradient is
+    kept of that, and it writes into no tensor that a gradient needs. Any other mode stays.
     """
     if not hasattr(dispatch, "_pop_mode_temporarily"):  # names of PyTorch's own
         return nullcontext()

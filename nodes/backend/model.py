@@ -24,7 +24,7 @@ from ...unlearn.core.trainable import encoder_weights, network_weights
 from .aliasing import aliased
 from .checks import autoencoder, check_clip, check_patcher, check_vae, check_vae_fits
 from .denoiser import Denoiser
-from .differentiable import in_one_stream, trainable_kernels
+from .differentiable import in_one_stream, trainable_kernels, untracked
 from .dynamic_vram import static_clip, static_model
 from .identity import fingerprints, without_hooks
 from .memory import MEASURED, MemoryPlan, leave_room_for_classifier, plan_attack, plan_training
@@ -208,7 +208,7 @@ class ComfyModel:
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         check_vae(self.vae)
-        with torch.no_grad():
+        with torch.no_grad(), untracked():
             # One by one: a video model's VAE would take several for the frames of one video.
             parts = [self.vae.encode(one[..., :3]) for one in images.split(1)]
             self.residency.make_room()
@@ -216,7 +216,7 @@ class ComfyModel:
 
     def decode_latents(self, x0: torch.Tensor) -> torch.Tensor:
         check_vae(self.vae)
-        with torch.no_grad():
+        with torch.no_grad(), untracked():
             pictures = self.vae.decode(self.network.process_latent_out(x0.float()))
             self.residency.make_room()
             if pictures.ndim == 5:  # a video model: its first frames

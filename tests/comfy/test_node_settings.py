@@ -248,7 +248,7 @@ def test_as_many_pictures_a_step_as_batch_says(unlearn: Callable[..., tuple]) ->
 @pytest.mark.parametrize(
     ("mode", "projections"),
     [
-        ("balanced", ("off", "orthogonal", "as_released")),
+        ("balanced", ("off", "orthogonal")),
         pytest.param("paper", ("off", "orthogonal"), marks=pytest.mark.slow),
     ],
 )

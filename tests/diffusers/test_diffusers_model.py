@@ -829,8 +829,8 @@ LEARN = {"max_steps": 2, "epochs": 1, "seed": 5}
 @pytest.mark.parametrize(
     ("mode", "rank"),
     [
-        ("balanced", 0),
         ("paper", 4),
+        pytest.param("balanced", 0, marks=pytest.mark.slow),
         pytest.param("balanced", 4, marks=pytest.mark.slow),
         pytest.param("paper", 0, marks=pytest.mark.slow),
     ],

@@ -67,7 +67,7 @@ def toy(old: str, new: str) -> Fault:
     return Fault(f"{old} to {new}", "unlearn/toy.py", old, new, ("tests/unit/test_toy.py",))
 
 
-@pytest.mark.costly
+@pytest.mark.slow
 def test_a_fault_that_is_noticed_is_told_from_one_that_is_not(repository: Path) -> None:
     before = (repository / "unlearn" / "toy.py").read_bytes()
     faults = [toy("* 2", "* 3"), toy("abs(x)", "x"), toy("return", "retrun"), toy("* 2", "+ 2")]
