@@ -112,8 +112,8 @@ def assert_only_changed(
 @pytest.mark.parametrize(
     ("kind", "method"),
     [
-        ("sd2", "few_shot"),
         ("xl", "key_step"),
+        pytest.param("sd2", "few_shot", marks=pytest.mark.slow),
         ("animatediff", "few_shot"),
         pytest.param("xl", "few_shot", marks=pytest.mark.slow),
         pytest.param("animatediff", "key_step", marks=pytest.mark.slow),

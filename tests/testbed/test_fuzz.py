@@ -15,7 +15,7 @@ from testbed.fuzz import main as fuzz
 from testbed.fuzz.readers import READERS
 from unlearn.render.text_table import columns
 
-FAST = {"concepts": 80, "words": 60, "pictures": 80, "sets": 60, "states": 16}
+FAST = {"concepts": 80, "words": 60, "pictures": 60, "sets": 40, "states": 10}
 """Inputs of the readers that need neither ComfyUI nor a model."""
 
 

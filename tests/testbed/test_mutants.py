@@ -84,7 +84,7 @@ def test_a_fault_that_is_noticed_is_told_from_one_that_is_not(repository: Path) 
     assert (repository / "unlearn" / "toy.py").read_bytes() == before
 
 
-@pytest.mark.costly
+@pytest.mark.slow
 def test_tests_that_fail_without_a_fault_tell_nothing(repository: Path) -> None:
     (repository / "tests" / "unit" / "test_toy.py").write_text("def test_x():\n    assert 0\n")
     with pytest.raises(SystemExit, match=r"Without any fault the tests fail: test_toy\.py::test_x"):

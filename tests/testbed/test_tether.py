@@ -55,7 +55,7 @@ def test_script_runs_as_if_python_had_been_given_it(tmp_path: Path) -> None:
         process.stdin.write("not for the script")
         process.stdin.flush()
         said = json.loads(process.stdout.readline())
-        finish(process)
+        wait_for_end(process.pid)  # before its input is closed, which would end it
     assert process.returncode == 0
     assert said == ["__main__", [str(script), "one", "--two"], "beside", ""]
 

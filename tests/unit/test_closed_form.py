@@ -99,6 +99,7 @@ def test_retention_decides_between_the_concept_and_others() -> None:
     assert moved_held < moved
 
 
+@pytest.mark.slow
 def test_on_a_trained_model_the_concept_goes_and_its_neighbours_stay(pack) -> None:
     """What the network reads of a name becomes what it reads of the neutral word."""
     around = words("fox")
