@@ -611,7 +611,16 @@ def pytest_arguments(arguments: list[str]) -> list[str]:
     if tier.parse_known_args(arguments)[1]:
         return arguments
     # Each process takes whole files, so that fixtures of a file are made once; fast files first.
-    return ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *arguments]
+    return ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *joined(arguments)]
+
+
+def joined(arguments: list[str]) -> list[str]:
+    """`--cpu FILE` as one argument: pytest takes a file that is there for a file of tests."""
+    found = list(arguments)
+    if "--cpu" in found[:-1]:
+        at = found.index("--cpu")
+        found[at : at + 2] = [f"--cpu={found[at + 1]}"]
+    return found
 
 
 if __name__ == "__main__":

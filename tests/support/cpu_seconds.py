@@ -142,7 +142,7 @@ class CpuSeconds:
 
 PAGE = """# What the tests cost
 
-By `python dev.py test --cpu docs/tests.md`, in CPU seconds of all processes: a busy machine changes them little, and the clock's seconds much.
+Made by `python dev.py test --cpu docs/tests.md`, in CPU seconds of all processes: a busy machine changes them little, and the clock's seconds much.
 
 | tier | command | bar | measured |
 |---|---|--:|--:|

@@ -448,9 +448,15 @@ def test_matrix_fails_where_a_test_does(tmp_path: Path, monkeypatch: pytest.Monk
 )
 def test_a_whole_tier_runs_on_two_cores(given: list[str], on_two_cores: bool) -> None:
     arguments = dev.pytest_arguments(given)
-    assert arguments[len(arguments) - len(given) :] == given
+    kept = dev.joined(given) if on_two_cores else given
+    assert arguments[len(arguments) - len(kept) :] == kept
     assert (arguments[:2] == ["-n", "2"]) is on_two_cores
     assert on_two_cores or arguments == given
+
+
+def test_the_page_of_cpu_seconds_is_no_file_of_tests() -> None:
+    assert dev.joined(["--fast", "--cpu", "docs/tests.md"]) == ["--fast", "--cpu=docs/tests.md"]
+    assert dev.joined(["--cpu=a.md"]) == ["--cpu=a.md"]
 
 
 def test_pytest_is_started_with_what_a_tier_needs(monkeypatch: pytest.MonkeyPatch) -> None:
