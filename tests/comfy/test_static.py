@@ -41,10 +41,10 @@ def erased(pack: ModuleType, parts: tuple):
         assert not model.patcher.is_dynamic()
         assert not model.clip.patcher.is_dynamic()
         assert model.encoder is model.clip.patcher.model
-        shots = testbed.model.drawings.of("fox")[:2]
+        shots = testbed.model.drawings.of("fox")[:1]
         with model.training():
             return few_shot.few_shot(
-                model, ["fox"], shots, few_shot.FewShotSettings(max_steps=2), None
+                model, ["fox"], shots, few_shot.FewShotSettings(max_steps=2, batch=1), None
             )
 
 

@@ -35,7 +35,7 @@ from unlearn.diffusers_backend.model import DiffusersModel
 pytestmark = pytest.mark.costly
 
 PICTURES = [str(samples.FOLDER / f"mushroom_{i}.png") for i in (1, 2)]
-QUICK = ["--images", *PICTURES, "--steps", "2", "--no-verdict", *CPU]
+QUICK = ["--images", *PICTURES, "--size", "64", "--steps", "2", "--no-verdict", *CPU]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def folder(iconcanvas_folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> DiffusersModel:
-    return DiffusersModel(load_pipeline(folder))
+    return DiffusersModel(load_pipeline(folder), (64, 64))
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_erase_is_the_method_itself(model: DiffusersModel, low_rank: Path) -> No
     from unlearn.cli.pictures import batch, read_pictures
     from unlearn.methods.few_shot import FewShotSettings, few_shot
 
-    images = batch(read_pictures([Path(name) for name in PICTURES]), (128, 128))
+    images = batch(read_pictures([Path(name) for name in PICTURES]), model.size)
     settings = FewShotSettings(max_steps=2, rank=4)
     wanted, found = few_shot(model, ["mushroom"], images, settings), Erasure.load(low_rank)
     assert set(found.deltas) == set(wanted.deltas)
@@ -223,7 +223,7 @@ def test_erase_shows_its_progress_and_interrupted_writes_nothing(
     hearing = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     program = f"import runpy, signal; {hearing}; runpy.run_module('unlearn', run_name='__main__')"
     command = [sys.executable, "-c", program, "erase", str(folder), "mushroom", "--images"]
-    options = [*PICTURES, "--batch", "1", "--no-verdict", *CPU]
+    options = [*PICTURES, "--size", "64", "--batch", "1", "--no-verdict", *CPU]
     options += ["-o", str(tmp_path / "a.safetensors")]
     process = subprocess.Popen(
         [*command, *options], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=slave

@@ -310,7 +310,7 @@ def drawn(server: Server, training: Training) -> dict[str, dict[str, torch.Tenso
     graph = loader() | {"erased": load(training.file)}
     for when, clip in encoders.items():
         for name, prompt in prompts.items():
-            graph |= drawing(f"{when} {name}", clip, prompt, seed=7, size=128, steps=10)
+            graph |= drawing(f"{when} {name}", clip, prompt, seed=7, size=128, steps=8)
     history = server.run(graph)
     return {
         when: {name: shown(server, history, f"{when} {name}") for name in prompts}

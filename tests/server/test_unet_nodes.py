@@ -20,6 +20,7 @@ from testbed.model.checkpoint import WEIGHTS
 from unlearn.core.erasure import Erasure, full, parse
 
 CONCEPT = "mushroom"
+STEPS = 4
 METHODS = ("key_step", "domain_correction")
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 UNET = "model.diffusion_model."
@@ -42,7 +43,7 @@ def unlearn(method: str, **inputs: Any) -> dict[str, Any]:
         "mode": "balanced",
         "rank": 0,
         "seed": 0,
-        "iterations": 6,
+        "iterations": STEPS,
         "filename_prefix": f"loras/{method}",
         "verdict": False,  # tests/comfy/test_verdict_nodes.py
     }
@@ -127,10 +128,10 @@ def training(server: Server) -> Training:
 @each_method
 def test_training_reports_every_step_with_a_live_picture(training: Training, method: str) -> None:
     events = [event for event in training.events if event.node == method]
-    assert [e.value for e in events if e.total > 1 and e.preview is None] == [1, 2, 3, 4, 5, 6]
+    assert [e.value for e in events if e.total > 1 and e.preview is None] == list(range(1, STEPS + 1))
     assert [e for e in events if e.preview], "a VAE is connected"
     assert any(
-        f"unlearning {CONCEPT}\nstep 6 of at most 6, loss " in (e.text or "") for e in events
+        f"unlearning {CONCEPT}\nstep {STEPS} of at most {STEPS}, loss " in (e.text or "") for e in events
     )
 
 

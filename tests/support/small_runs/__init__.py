@@ -24,7 +24,10 @@ def make_small(science, *models, change=setattr, steps=10) -> None:
 
 
 def live_picture(model, prompt, seed):
-    return model.decode_latents(model.sample([prompt], seed, steps=2))
+    """Drawn once in a run, which shows one every second or so."""
+    if not hasattr(model, "shown"):
+        model.shown = model.decode_latents(model.sample([prompt], seed, steps=2))
+    return model.shown
 
 
 class SmallRuns:
