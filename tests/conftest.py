@@ -133,6 +133,7 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     # Nodes report to PromptServer.instance. It is not run, so nothing is sent.
     PromptServer(asyncio.new_event_loop())
     _load(nodes, ROOT / "testbed" / "iconcanvas")
+    _read_tokenizers_once(Path(folder_paths.base_path))
     return nodes
 
 
@@ -156,8 +157,8 @@ def iconcanvas_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = diffusers_pipeline.write(tmp_path_factory.mktemp("model") / "iconcanvas")
     file = folder / "tokenizer" / "tokenizer.json"
     found = json.loads(file.read_text(encoding="utf-8"))
-    merges = found["model"]["merges"]
-    found["model"]["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+    model = found["model"]
+    model["merges"] = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
     file.write_text(json.dumps(found), encoding="utf-8")
     return folder
 
@@ -213,6 +214,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(folder, **own) as running:
         assert "SmallRuns" in running.object_info(), "the extension did not find the pack"
         yield running
+
+
+def _read_tokenizers_once(host: Path) -> None:
+    """The host reads a tokenizer's files for every text encoder anew, and changes no tokenizer."""
+    from transformers import PreTrainedTokenizerBase
+
+    read, kept = PreTrainedTokenizerBase.from_pretrained.__func__, {}
+
+    def once(cls: type, *args: Any, **options: Any) -> Any:
+        if options or len(args) != 1 or not Path(args[0]).is_relative_to(host):
+            return read(cls, *args, **options)
+        if (cls, args[0]) not in kept:
+            kept[cls, args[0]] = read(cls, *args)
+        return kept[cls, args[0]]
+
+    PreTrainedTokenizerBase.from_pretrained = classmethod(once)
 
 
 def _weights(name: str) -> Path:

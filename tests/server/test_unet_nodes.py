@@ -128,10 +128,12 @@ def training(server: Server) -> Training:
 @each_method
 def test_training_reports_every_step_with_a_live_picture(training: Training, method: str) -> None:
     events = [event for event in training.events if event.node == method]
-    assert [e.value for e in events if e.total > 1 and e.preview is None] == list(range(1, STEPS + 1))
+    steps = [e.value for e in events if e.total > 1 and e.preview is None]
+    assert steps == list(range(1, STEPS + 1))
     assert [e for e in events if e.preview], "a VAE is connected"
     assert any(
-        f"unlearning {CONCEPT}\nstep {STEPS} of at most {STEPS}, loss " in (e.text or "") for e in events
+        f"unlearning {CONCEPT}\nstep {STEPS} of at most {STEPS}, loss " in (e.text or "")
+        for e in events
     )
 
 
