@@ -154,7 +154,7 @@ Made by `python dev.py test --cpu docs/tests.md`, in CPU seconds of all processe
 
 {files}
 
-Shared by all, by each of two processes for itself:
+Shared by all. Each of two processes does it for itself, but only one starts a server:
 
 {shared}
 
