@@ -59,8 +59,11 @@ def test_ended_while_it_imports_it_says_so(name: str, tmp_path: Path) -> None:
     slow = "import time\nprint('importing', flush=True)\ntry:\n    time.sleep(3600)\n"
     slow += "except BaseException:\n    raise ImportError('no PyTorch')\n"
     (tmp_path / "torch" / "__init__.py").write_text(slow)
-    # What a shell starts in the background is deaf to Ctrl-C, and so would be what it starts.
-    hearing = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    # What a shell starts in the background is deaf to Ctrl-C, and what nohup starts to SIGHUP. So
+    # would be what that starts.
+    hearing = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    if name != "SIGINT":
+        hearing += f"signal.signal(signal.{name}, signal.SIG_DFL)\n"
     hearing += "runpy.run_module('unlearn', run_name='__main__')"
     process = subprocess.Popen(
         [sys.executable, "-c", hearing, "show", "a.safetensors"],

@@ -228,8 +228,9 @@ def test_hardened_encoder_is_harder_to_bring_back(pack) -> None:
             host, edit, [CONCEPT], [x0], settings, science.core.progress.SILENT
         )
         before = revived(host, edit)
+        # Each step looks at the clock twice.
         science.methods.parts.adversarial.Hardening(
-            host, edit, [CONCEPT], words, 0.0, 0.03, 60.0, now=clock()
+            host, edit, [CONCEPT], words, 0.0, 0.03, 60.0, now=clock(0.5)
         ).encoder()
         assert revived(host, edit) > 1.4 * before
         with torch.no_grad():
