@@ -283,7 +283,10 @@ class Server:
         current = ""
         for event, data in self._events(connection, self._patience()):
             if event in (PREVIEW_IMAGE, TEXT):
-                report(_binary_progress(event, data, current, prompt))
+                # These do not say whose they are. Before this prompt's first node runs, they are
+                # late ones of the prompt before it.
+                if current:
+                    report(_binary_progress(event, data, current, prompt))
             elif data.get("prompt_id") != prompt_id:
                 continue
             elif event == "executing":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
-from testbed.host.server import Interrupted, Progress, PromptError, Server
+from testbed.host.server import TEXT, Interrupted, Progress, PromptError, Server
 
 
 def picture_prompt(width: int, prefix: str = "plain", radius: int = 1) -> dict:
@@ -24,6 +26,22 @@ def test_server_runs_a_prompt(server: Server) -> None:
     pictures = server.images(history, 3)
     assert [picture.size for picture in pictures] == [(64, 32)] * 2
     assert (server.output / "plain_00001_.png").is_file()
+
+
+def test_late_messages_of_the_prompt_before_are_not_taken_for_its_own(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = struct.pack(">I", 1) + b"2" + b"half done"
+    begun = ("executing", {"prompt_id": "now", "node": "2", "display_node": "2"})
+    ended = ("executing", {"prompt_id": "now", "node": None})
+    events = [(TEXT, text), begun, (TEXT, text), ended]
+    monkeypatch.setattr(server, "_events", lambda *_: iter(events))
+    seen: list[Progress] = []
+    server._follow(None, "now", picture_prompt(64), seen.append)
+    assert [(step.node_type, step.text) for step in seen] == [
+        ("ImageBlur", None),
+        ("ImageBlur", "half done"),
+    ]
 
 
 def test_server_says_what_went_wrong(server: Server) -> None:
