@@ -15,6 +15,8 @@ import testbed.model.pack
 from unlearn.evaluate.probe import ATTACKS
 from unlearn.prompts.paraphrases import OWN
 
+RING, PREFIX, TOKEN = "Ring-A-Bell", "UnlearnDiffAtk", "CCE"
+
 
 def even(images: torch.Tensor) -> list[bool]:
     """A judge that says yes to some pictures, to the same ones each time."""
@@ -67,7 +69,7 @@ def test_everything_is_asked_in_order(unedited: tuple) -> None:
     found = unedited[0]
     names = [one.name for one in found.asked]
     assert names[0] == OWN
-    assert names[-3:] == list(ATTACKS)
+    assert names[-len(ATTACKS) :] == list(ATTACKS)
     assert "descriptions" in names
     for one in found.asked:
         count = len(one.prompts)
@@ -87,16 +89,15 @@ def test_the_original_draws_ring_a_bells_prompts_itself(unedited: tuple) -> None
     """Nothing is erased here, so that both models draw the same; those of the other attacks are
     made for the edited one, and stand beside what its own prompts draw."""
     asked = {one.name: one for one in unedited[0].asked}
-    ring, prefix, _ = ATTACKS
-    assert torch.equal(asked[ring].before, asked[ring].after)
-    assert not torch.equal(asked[ring].before, asked[OWN].before)
-    assert torch.equal(asked[prefix].before, asked[OWN].before)
+    assert torch.equal(asked[RING].before, asked[RING].after)
+    assert not torch.equal(asked[RING].before, asked[OWN].before)
+    assert torch.equal(asked[PREFIX].before, asked[OWN].before)
 
 
 def test_attacks_make_prompts_of_words(unedited: tuple) -> None:
     own, ring, prefix, token = (
         next(one.prompts for one in unedited[0].asked if one.name == name)
-        for name in (OWN, *ATTACKS)
+        for name in (OWN, RING, PREFIX, TOKEN)
     )
     assert not any("guitar" in prompt for prompt in ring)
     assert all(len(prompt.split()) == 4 for prompt in ring)

@@ -16,10 +16,10 @@ from unlearn.cli.output import rewrite
 from unlearn.core.erasure import Erasure, combine
 from unlearn.diffusers_backend.apply import ways
 from unlearn.diffusers_backend.model import DiffusersModel
-from unlearn.evaluate.probe import ATTACKS, ProbeSettings, probe
+from unlearn.evaluate.probe import ProbeSettings, probe
 from unlearn.evaluate.receipt import FIGURES, Figure, count_tolerance, near, receipt
 
-RING, _, TOKEN = ATTACKS
+RING, TOKEN = "Ring-A-Bell", "CCE"
 pytestmark = pytest.mark.costly
 
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"

@@ -15,13 +15,13 @@ from commands import CPU
 
 from unlearn.attacks.token_search import search
 from unlearn.core.token_slots import Vocabulary
-from unlearn.evaluate.probe import ATTACKS, CANNOT, Asked, Probe, ProbeSettings, probe, settings
+from unlearn.evaluate.probe import CANNOT, Asked, Probe, ProbeSettings, probe, settings
 from unlearn.evaluate.probe_sheet import COLUMNS, SHOWN, framed, probe_sheet, rows
 from unlearn.evaluate.receipt import receipt
 from unlearn.prompts.paraphrases import OWN, Given, misspellings, phrasings, plural, spread
 from unlearn.prompts.translations import TRANSLATIONS, translations
 
-RING, PREFIX, TOKEN = ATTACKS
+NAMES = RING, PREFIX, TOKEN = "Ring-A-Bell", "UnlearnDiffAtk", "CCE"
 
 # Words
 
@@ -160,7 +160,7 @@ def probed(
 ) -> Probe:
     before = before or [True] * len(own)
     groups = [asked(OWN, before, own)]
-    groups += [asked(name, before, hits) for name, hits in zip(ATTACKS, (ring, prefix, token))]
+    groups += [asked(name, before, hits) for name, hits in zip(NAMES, (ring, prefix, token))]
     return Probe("fox", groups, parts, ProbeSettings(), 1.0)
 
 

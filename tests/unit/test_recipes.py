@@ -42,7 +42,7 @@ def test_a_recipe_is_one_file() -> None:
 
 def test_the_registry_finds_the_method(science: Any) -> None:
     methods = science("methods.registry").METHODS
-    assert set(methods) == {METHOD, "few_shot", "key_step", "domain_correction"}
+    assert set(methods) >= {METHOD, "few_shot", "key_step", "domain_correction"}
     assert methods[METHOD].node_id == "AnchorPullUnlearn"
 
 
@@ -118,7 +118,8 @@ def probe(science: Any, **more: Any) -> Any:
 
 def test_the_registry_puts_the_attack_among_those_by_prompts(science: Any) -> None:
     attacks = science("attacks.registry").ATTACKS
-    assert list(attacks) == ["Ring-A-Bell", ATTACK, "UnlearnDiffAtk", "CCE"]
+    names = list(attacks)
+    assert names.index("Ring-A-Bell") < names.index(ATTACK) < names.index("UnlearnDiffAtk")
 
 
 def test_the_probe_runs_the_attack_and_tells_of_it(science: Any) -> None:
