@@ -63,6 +63,15 @@ def test_the_method_runs_and_takes_the_concept_to_the_anchor(science: Any) -> No
     assert far(erased) < 0.7 * far(model)
 
 
+def test_the_method_trains_words_as_the_encoder_reads_them(science: Any) -> None:
+    method = science("methods.registry").METHODS[METHOD]
+    settings = method.settings(anchor=" dog ", protect=("fox", " fox"), steps=1)
+    record = method.run(TinyModel(), ["cat", "cat "], settings).record
+    assert record["concepts"] == ["cat"]
+    assert record["settings"]["anchor"] == "dog"
+    assert list(record["settings"]["protect"]) == ["fox"]
+
+
 def parser(science: Any, command: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(exit_on_error=False)
     science(f"cli.{command}").add(made)
@@ -75,10 +84,13 @@ def erase(science: Any, *options: str) -> Any:
 
 
 def test_the_command_has_the_methods_options(science: Any) -> None:
-    chosen = erase(science, "--steps", "7", "--anchor", "dog", "--trainable", "all")
+    chosen = erase(
+        science, "--steps", "7", "--anchor", "dog", "--trainable", "all", "--protect", "fox, owl"
+    )
     assert chosen.method.name == METHOD
     assert (chosen.settings.steps, chosen.settings.anchor) == (7, "dog")
     assert chosen.settings.trainable == "all"
+    assert chosen.settings.protect == ("fox", "owl")
     assert chosen.settings.batch == 4, "what is not given is the method's own"
     text = " ".join(parser(science, "erase").format_help().split())
     assert f"{METHOD}: how many steps (default: 40)" in text
