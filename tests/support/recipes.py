@@ -1,4 +1,4 @@
-"""The example files of CONTRIBUTING.md's recipes, added to a copy of the pack."""
+"""The examples of CONTRIBUTING.md's recipes; those that are files, added to a copy of the pack."""
 
 from __future__ import annotations
 
@@ -8,12 +8,27 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = re.compile(r"In (unlearn/\w+/) write (\w+\.py).*?```python\n(.+?)```", re.S)
+FUNCTION = re.compile(r" goes into (tests/\S+\.py), for example .*?:\n\n```python\n(.+?)```", re.S)
+ENTRY = re.compile(r"^\| `([A-Z]+)` \| (tests/\S+\.py) \| `(.+?)` \|", re.M)
+
+
+def page() -> str:
+    return (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 
 
 def files() -> dict[str, str]:
     """{a file's path: what the recipe writes into it}."""
-    found = RECIPE.findall((ROOT / "CONTRIBUTING.md").read_text("utf-8"))
-    return {folder + name: text for folder, name, text in found}
+    return {folder + name: text for folder, name, text in RECIPE.findall(page())}
+
+
+def family_functions() -> list[tuple[str, str]]:
+    """(a file's path, the function that the recipe adds to it), of the model family."""
+    return FUNCTION.findall(page())
+
+
+def family_entries() -> list[tuple[str, str, str]]:
+    """(a dictionary, its file's path, the entry that the recipe adds to it)."""
+    return ENTRY.findall(page())
 
 
 def science(folder: Path, name: str) -> None:
