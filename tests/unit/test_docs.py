@@ -14,6 +14,7 @@ from PIL import Image, ImageChops, ImageStat
 from testbed.bench.table import table
 from testbed.showcase import graph_picture
 from unlearn.cli.program import COMMANDS
+from unlearn.core.record import RECORD
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -96,6 +97,40 @@ def test_the_way_of_a_concept_ends_where_the_page_says() -> None:
     (file,) = re.findall(r"`(unlearn/\S+\.py)`", step)
     (line,) = re.findall(r'`("concepts".+?)`', step)
     assert line in read(ROOT / file)
+
+
+def recorded() -> set[str]:
+    """The fields of `measured` that the code writes: what `with_measured` is called with."""
+    calls = [
+        node
+        for file in CODE
+        for node in ast.walk(ast.parse(read(file)))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "with_measured"
+    ]
+    assert calls
+    given = [keyword for call in calls for keyword in call.keywords]
+    also = [
+        key.value
+        for keyword in given
+        if keyword.arg is None
+        for node in ast.walk(keyword.value)
+        if isinstance(node, ast.Dict)
+        for key in node.keys
+        if isinstance(key, ast.Constant)
+    ]
+    return {*also, *(keyword.arg for keyword in given if keyword.arg)}
+
+
+def test_the_file_format_names_every_field_of_a_record() -> None:
+    record, measured = read(DOCS / "file-format.md").split("In `measured` there may be:")
+    run = read(ROOT / "unlearn" / "methods" / "parts" / "run.py")
+    written = set(re.findall(r'^ +"(\w+)": ', run, re.M))
+    assert {"concepts", "loss"} <= written
+    for name in {*RECORD, *written, "images", "parts"}:
+        assert re.search(rf"^\| .*`{name}`.* \| ", record, re.M), name
+    assert {"doubts", "verdict", "probe"} <= recorded()
+    for name in recorded():
+        assert re.search(rf"^\| .*`{name}`.* \| ", measured, re.M), name
 
 
 def test_the_guide_names_every_node() -> None:
