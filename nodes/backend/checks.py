@@ -74,7 +74,7 @@ LATENTS = {1: "of sound", 2: "of pictures", 3: "of video"}
 
 
 def check_vae_fits(vae, network) -> None:
-    """Raises ValueError if the VAE's latents are not the kind that the network works on."""
+    """Raises ValueError if the VAE's latents are not the kind that the denoiser works on."""
     layout = network.latent_format
     wanted = layout.latent_dimensions, layout.latent_channels
     # Another extension's VAE may not say; then it is taken to fit.

@@ -36,7 +36,7 @@ def plan_training(
 
     batch, prompts: latents and prompts that are kept for one backward pass, at most. Raises
     MemoryError with the estimate when it does not fit at all, and ValueError when the text
-    encoder is not of the kind that this network reads.
+    encoder is not of the kind that this denoiser reads.
     """
     model.check_encoder()
     model.residency.load()  # what is free is beside them
@@ -120,7 +120,7 @@ def _latents(model: ComfyModel, batch: int) -> tuple[int, ...]:
 
 
 def _cast_bytes(model: ComfyModel) -> int:
-    """Bytes of the network's weights as they are used, where they are kept in another dtype or
+    """Bytes of the denoiser's weights as they are used, where they are kept in another dtype or
     on the CPU: copies that live as long as the activations."""
     used = model.network.get_dtype_inference()
     stored = (
@@ -220,7 +220,7 @@ def _place(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-# What a training step needs of the network, beyond the loaded weights and the training state, in
+# What a training step needs of the denoiser, beyond the loaded weights and the training state, in
 # the host's own unit for drawing (memory_required with a memory-saving attention), by the part that
 # is trained: in full, and with every block recomputed. The first are measured on Stable Diffusion
 # 1.5 at batch 1 (python -m testbed.full_size; docs/full_size.json), a tenth added; of the second

@@ -109,7 +109,7 @@ class ComfyModel:
 
     @told_with_version()
     def check_encoder(self) -> None:
-        """Raises ValueError when the text encoder is not of the kind that this network reads."""
+        """Raises ValueError when the text encoder is not of the kind that this denoiser reads."""
         check_read(self.network, self.clip)
 
     @contextmanager
@@ -181,7 +181,7 @@ class ComfyModel:
 
     @cached_property
     def _one_a_token(self) -> bool:
-        """Whether the network is given one vector for each token of a prompt and nothing else.
+        """Whether the denoiser is given one vector for each token of a prompt and nothing else.
 
         It is given more where it reads the pooled vector, which the host makes of the first section
         only, and less where a template's tokens are cut off behind the encoder.
@@ -195,12 +195,12 @@ class ComfyModel:
 
     @cached_property
     def _unread(self) -> dict[str, int]:
-        """Of each stack of the encoder's layers, how many at its end the network is given nothing
+        """Of each stack of the encoder's layers, how many at its end the denoiser is given nothing
         of."""
         return unread_layers(self.encoder, lambda: self._given(self.encode([MEASURED])))
 
     def _given(self, prompt: Conditioning) -> list[torch.Tensor]:
-        """What the network gets of one prompt."""
+        """What the denoiser gets of one prompt."""
         self.residency.load()
         conds = self.denoiser.conds(self.noise(1, torch.Generator()), prompt)
         leaves = tree_leaves([cond.cond for cond in conds.values()])

@@ -1,4 +1,4 @@
-"""How far the network reads a text encoder: which of its layers affect the conditioning."""
+"""How far the denoiser reads a text encoder: which of its layers affect the conditioning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def unread_layers(
 ) -> dict[str, int]:
     """For each stack of layers under `root`: how many of its last layers do not matter.
 
-    given: runs the encoder on a prompt and returns the tensors that the network gets. A layer is
+    given: runs the encoder on a prompt and returns the tensors that the denoiser gets. A layer is
     read if a NaN arrives there when the layer's output is made NaN. All layers below one that is
     read are read too, since each feeds the next. The host's options are not used: clip skip, tapped
     layers and the pooled vector are handled in a different place for every encoder.
@@ -50,8 +50,8 @@ def is_spoilt(tensors: Iterable[torch.Tensor]) -> bool:
     return any(tensor.isnan().any() for tensor in tensors)
 
 
-# The layer through which a prompt enters a network, by the host's names. Its input width is that of
-# the conditioning. UNets have the width in their configuration, as `context_dim`.
+# The layer through which a prompt enters a denoiser, by the host's names. Its input width is the
+# conditioning's. UNets have the width in their configuration, as `context_dim`.
 ENTRANCES = (
     "txt_in",  # Flux, Chroma, Qwen-Image
     "txt_in.input_embedder",  # HunyuanVideo
@@ -76,7 +76,7 @@ ENTRANCES = (
 
 
 def check_read(network: torch.nn.Module, clip) -> None:
-    """Raises ValueError with one sentence if the network cannot read this text encoder, or if the
+    """Raises ValueError with one sentence if the denoiser cannot read this text encoder, or if the
     methods cannot handle its output."""
     if "audio_model" in network.model_config.unet_config:
         raise ValueError(
@@ -96,7 +96,7 @@ def check_read(network: torch.nn.Module, clip) -> None:
             "the rest. Use another model."
         )
     wanted, found = _width(network), output["cond"].shape[-1]
-    # LTX 2 transforms the vectors before they enter the network.
+    # LTX 2 transforms the vectors before they enter the denoiser.
     if wanted is not None and found != wanted and "unprocessed_ltxav_embeds" not in output:
         raise ValueError(
             f"This text encoder gives {found} numbers for each token and the model reads {wanted}: "
@@ -127,7 +127,7 @@ def handed_on_besides(output: dict) -> list[str]:
 
 
 def _width(network: torch.nn.Module) -> int | None:
-    """The width of the token vectors that a network reads; None if it is not known."""
+    """The width of the token vectors that a denoiser reads; None if it is not known."""
     modules = dict(network.diffusion_model.named_modules())
     entrances = (getattr(modules.get(name), "in_features", None) for name in ENTRANCES)
     configured = network.model_config.unet_config.get("context_dim")

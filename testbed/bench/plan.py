@@ -59,7 +59,7 @@ PLAN: dict[str, dict[str, tuple[str, ...]]] = {
         "paper-last-half": FEW[:1],
     },
     "domain_correction": {"balanced": FEW, "paper": ()},
-    # Text encoder and image network, each erased by itself, together.
+    # Text encoder and denoiser, each erased by itself, together.
     "few_shot+key_step": {
         "balanced": FEW,
         "balanced-outside": FEW,

@@ -1,4 +1,4 @@
-"""apply and export of an erasure of the image network: the weights change by what is in the file,
+"""apply and export of an erasure of the denoiser: the weights change by what is in the file,
 and a LoRA misses no more of it than its rank must."""
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Pham et al., *Circumventing Concept Erasure Methods*, arXiv 2308.01508 (ICLR 2024): textual
 inversion (Gal et al., arXiv 2208.01618) on the erased model. A prompt cannot say such a token, but
-an embedding file can. Where only the text encoder was edited, the image network still holds the
-concept and the token finds the way to it: no edit of the encoder can stop that.
+an embedding file can. Where only the text encoder was edited, the denoiser still holds the concept
+and the token finds the way to it: no edit of the encoder can stop that.
 """
 
 from __future__ import annotations

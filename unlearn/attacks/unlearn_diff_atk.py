@@ -4,7 +4,7 @@ Zhang et al., arXiv 2310.11868 (ECCV 2024). The attacker has the erased model an
 a picture of what it used to draw. Words are sought under which the erased model predicts the noise
 in that picture. Ours is the search among words (token_search.py); that it begins with words under
 which the erased text encoder says most nearly what the original one said of the prompt, which asks
-no image network; and that every step sees the same draws of noise and timestep, where the paper
+no denoiser; and that every step sees the same draws of noise and timestep, where the paper
 walks through 50 timesteps with 40 steps at each.
 """
 

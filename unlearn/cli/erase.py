@@ -41,7 +41,7 @@ examples:
   python -m unlearn erase sd15/ "cat, dog" --images 1.png 2.png 3.png 4.png -o cat_dog.safetensors
       two concepts at once: the first half of the pictures shows cats, the second dogs
   python -m unlearn erase sd15/ mushroom --method key_step -o mushroom.safetensors
-      takes it out of the image network instead; an interrupted run goes on where it was
+      takes it out of the denoiser instead; an interrupted run goes on where it was
 
 The file loads in ComfyUI (Load Erased CLIP, Load Erased Model, Load LoRA) and with apply and
 export. What is left out takes the method's own value, which show prints afterwards. The last line
@@ -230,7 +230,7 @@ def train(args: argparse.Namespace, asked: Chosen, model, images, resume: Resume
             if not error.history or error.erasure is None:
                 raise Failure(
                     f"{error} Nothing was learnt, so nothing is kept. If it is so at every try, "
-                    "what the network predicts is not finite: leave out --half."
+                    "what the denoiser predicts is not finite: leave out --half."
                 ) from error
             aside = args.output.with_name(f"{args.output.stem}_unfinished.safetensors")
             save(error.erasure, aside, torch.float16)

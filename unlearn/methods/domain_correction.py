@@ -1,6 +1,6 @@
 """Domain correction, DoCo: Wu et al., arXiv 2405.15304 (AAAI 2025).
 
-What the network makes of the concept's prompts is moved into the domain of an anchor's, by a
+What the denoiser makes of the concept's prompts is moved into the domain of an anchor's, by a
 discriminator that cannot tell them apart any more, while gradients that would harm other prompts
 are left out. Mode "paper" is the paper's algorithm and settings; "balanced", the default, also
 draws the two together directly, holds other prompts in place, and stops by itself.
@@ -121,7 +121,7 @@ def domain_correction(
     progress: Progress | OnStep | None = None,
     resume: Resume | None = None,
 ) -> Erasure:
-    """Unlearn concepts in the network's cross-attention.
+    """Unlearn concepts in the denoiser's cross-attention.
 
     The same seed gives the same erasure on one machine, also when the run was cut short and went on
     by `resume`, which the caller closes once the erasure is kept. Raises ValueError for bad input,
@@ -162,7 +162,7 @@ def correct(
     progress: Progress,
     resume: Resume,
 ) -> None:
-    """Both modes' loop: discriminator and network in turn, on noised anchor pictures."""
+    """Both modes' loop: discriminator and denoiser in turn, on noised anchor pictures."""
     total, size = settings.of("iterations", 2000, 240), settings.of("batch", 8, 4)
     alone = settings.of("alone", total // 2, total // 10)
     rng = random.Random(settings.seed)
@@ -232,7 +232,7 @@ class Batch:
     anchor: torch.Tensor
     """The original's prediction for the anchor's prompts."""
     student: torch.Tensor
-    """The tuned network's for the concept's."""
+    """The tuned denoiser's for the concept's."""
 
 
 class Paper:

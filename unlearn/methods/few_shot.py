@@ -1,6 +1,6 @@
 """Few-shot encoder unlearning: Fuchi and Takagi, arXiv 2405.07288 (BMVC 2024).
 
-Gradient ascent on the denoising loss of a few pictures, through the frozen network into the text
+Gradient ascent on the denoising loss of a few pictures, through the frozen denoiser into the text
 encoder. Mode "paper" is the paper's algorithm and settings; "balanced", the default, is ours:
 bounded, with retention, and it stops by itself. With pictures drawn by the model itself this is
 also the encoder half of Liu and Tan's text-to-video unlearning, arXiv 2407.14209.

@@ -1,6 +1,6 @@
 """Key-step concept unlearning, KSCU: Zhang et al., arXiv 2507.06526.
 
-The network is tuned only at those sampling steps in which the concept takes shape. Mode "paper" is
+The denoiser is tuned only at those sampling steps in which the concept takes shape. Mode "paper" is
 the paper's algorithm and settings; "balanced", the default, draws the concept to a neutral word,
 holds other prompts in place, and stops by itself.
 """
@@ -57,7 +57,7 @@ def key_step(
     progress: Progress | OnStep | None = None,
     resume: Resume | None = None,
 ) -> Erasure:
-    """Unlearn concepts in the denoising network, at its key steps.
+    """Unlearn concepts in the denoiser, at its key steps.
 
     The same seed gives the same erasure on one machine, unless it is hardened, which goes by the
     clock; also when the run was cut short and went on by `resume`, which the caller closes once the

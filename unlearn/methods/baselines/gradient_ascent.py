@@ -1,6 +1,6 @@
 """Gradient ascent, a baseline of CPDM: Ma et al., arXiv 2403.12052.
 
-The network is trained to predict the noise in pictures of the concept worse, with nothing that
+The denoiser is trained to predict the noise in pictures of the concept worse, with nothing that
 holds other prompts. Loss, optimiser and weights are those of the released code; how long and at
 which rate it ran was not released, and is ours. Norms and embeddings are left as they are.
 """
@@ -58,7 +58,7 @@ def gradient_ascent(
     settings: GradientAscentSettings = GradientAscentSettings(),
     progress: Progress | OnStep | None = None,
 ) -> Erasure:
-    """Unlearn concepts in the network from a few pictures of them.
+    """Unlearn concepts in the denoiser from a few pictures of them.
 
     images: (N, H, W, 3) in 0..1, shared out as few_shot does; None lets the model draw them. The
     same seed gives the same erasure on one machine. Raises ValueError for bad input, before any

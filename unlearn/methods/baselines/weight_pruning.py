@@ -1,6 +1,6 @@
 """Weight pruning, a baseline of CPDM: Ma et al., arXiv 2403.12052.
 
-Of the network's convolutions, the channels that answer most to noised pictures of the concept are
+Of the denoiser's convolutions, the channels that answer most to noised pictures of the concept are
 looked up, and in their filters the weights with the largest gradient of the denoising loss are set
 to zero. That is the released code's; which shares it took was not released, and is ours.
 """
@@ -62,7 +62,7 @@ def weight_pruning(
     settings: WeightPruningSettings = WeightPruningSettings(),
     progress: Progress | OnStep | None = None,
 ) -> Erasure:
-    """Set those of the network's weights to zero that concepts' pictures use most.
+    """Set those of the denoiser's weights to zero that concepts' pictures use most.
 
     images: (N, H, W, 3) in 0..1, shared out as few_shot does; None lets the model draw them. The
     same seed gives the same erasure on one machine. Raises ValueError for bad input, before any
@@ -153,7 +153,7 @@ def record_activations(
     layers: torch.nn.Module, keys: Iterable[str], pooling: str
 ) -> Iterator[dict[tuple, dict[str, torch.Tensor]]]:
     """What the channels of the named convolutions answer while it is open: (N, C) by key, for each
-    stage, which is a part of the network at one resolution."""
+    stage, which is a part of the denoiser at one resolution."""
     stages: dict[tuple, dict[str, torch.Tensor]] = defaultdict(dict)
 
     def listening(key: str, part: str):
@@ -190,7 +190,7 @@ def largest(rows: torch.Tensor, share: float) -> torch.Tensor:
 METHOD = Method(
     name="weight_pruning",
     title="Weight Pruning",
-    about="Sets those of the network's weights to zero that the concept's pictures use most.",
+    about="Sets those of the denoiser's weights to zero that the concept's pictures use most.",
     paper="2403.12052",
     part="denoiser",
     settings=WeightPruningSettings,

@@ -3,8 +3,8 @@
 After AdvUnlearn (Zhang et al., arXiv 2405.15234, NeurIPS 2024): before each step, tokens are sought
 that revive the concept (soft_prefix.py), and the step is taken against them, while other prompts
 are held. Ours begins where an erasure stopped and lasts as many seconds as it is given. In the text
-encoder it asks no image network: the attacker wants the conditioning that the original gave the
-prompt, the defender draws it to the neutral prompt's. In the network both speak of predictions.
+encoder it asks no denoiser: the attacker wants the conditioning that the original gave the
+prompt, the defender draws it to the neutral prompt's. In the denoiser both speak of predictions.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class Hardening:
     def _predictions(
         self, t: float, *asked: tuple[torch.Tensor, Conditioning]
     ) -> tuple[torch.Tensor, ...]:
-        """The network's prediction of each (x_t, prompts), in one pass."""
+        """The denoiser's prediction of each (x_t, prompts), in one pass."""
         x = torch.cat([x for x, _ in asked])
         prompts = Conditioning.cat([prompts for _, prompts in asked])
         return self.model.predict(x, at(t, x), prompts).split([len(x) for x, _ in asked])

@@ -5,7 +5,7 @@ into neutral ones, and leaves others as they are, can be written into their weig
 the least-squares edit of Unified Concept Editing (Gandikota et al., arXiv 2308.14761), over whole
 prompts: every token behind a word tells of it, the padding most of all.
 
-It serves networks whose cross-attention reads the conditioning as it is (Stable Diffusion 1.x, 2.x
+It serves denoisers whose cross-attention reads the conditioning as it is (Stable Diffusion 1.x, 2.x
 and XL). Where something lies between (a projection of the text, joint attention), nothing is done.
 """
 

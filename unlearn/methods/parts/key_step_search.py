@@ -27,7 +27,7 @@ from ...prompts.sampler import PromptSampler
 
 POINTS = 13  # steps at which a trajectory is continued with the neutral prompt
 JUDGED_AT = (300.0, 400.0, 500.0, 600.0, 700.0, 800.0)  # timesteps of the classifier
-AT_ONCE = 4  # latents that the network works on at once, with and without the prompt
+AT_ONCE = 4  # latents that the denoiser works on at once, with and without the prompt
 LITTLE = 0.1  # of the concept may be left where an erasure begins
 
 

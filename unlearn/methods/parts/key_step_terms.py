@@ -38,7 +38,7 @@ def empty_weights(variant: str, noise: float, iteration: int) -> tuple[float, fl
 def predictions(
     model: DiffusionModel, x: torch.Tensor, t: float, *prompts: Conditioning
 ) -> tuple[torch.Tensor, ...]:
-    """The network's prediction at the same x_t for each of several prompts, in one pass."""
+    """The denoiser's prediction at the same x_t for each of several prompts, in one pass."""
     together = torch.cat([x] * len(prompts))
     return model.predict(together, at(t, together), Conditioning.cat(prompts)).chunk(len(prompts))
 

@@ -1,4 +1,4 @@
-"""Holding other prompts in place while a network is tuned: retention by prediction."""
+"""Holding other prompts in place while a denoiser is tuned: retention by prediction."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def drawn(
 class RetentionSet:
     """Other prompts, and pictures of them by the original model, on which it is to stay as it is.
 
-    Held on their own pictures, since on the concept's a network is seldom asked for anything else.
+    Held on their own pictures, since on the concept's a denoiser is seldom asked for anything else.
     """
 
     COUNT, AT_ONCE = 12, 4

@@ -62,7 +62,7 @@ def run_method(
 
 @torch.no_grad()
 def moved(model: DiffusionModel, edit: Edit, concepts: list[str], kind: Kind) -> dict[str, float]:
-    """How far each concept's prediction moved in an edited network, relative to what its prompt
+    """How far each concept's prediction moved in an edited denoiser, relative to what its prompt
     did.
 
     |e*(x, c) - e(x, c)| / |e(x, c) - e(x, 0)| on the same noise in the middle of the schedule.
