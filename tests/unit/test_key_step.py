@@ -613,7 +613,7 @@ def test_the_neutral_word_itself_needs_another_anchor() -> None:
             {"start": 10},
             "The first key step is 10, but a trajectory of 10 steps has steps",
         ),
-        (["cat"], {"start": 99}, "has steps 0 to 9; choose one of these or the task's own"),
+        (["cat"], {"start": 99}, "has steps 0 to 9; choose one of these or the kind's own"),
         (["cat"], {"start": -1}, "The first key step is -1, but a trajectory of 10 steps"),
     ],
 )

@@ -117,7 +117,7 @@ def check_start(first: int, steps: int) -> None:
     if not 0 <= first < steps:
         raise ValueError(
             f"The first key step is {first}, but a trajectory of {steps} steps "
-            f"has steps 0 to {steps - 1}; choose one of these or the task's own."
+            f"has steps 0 to {steps - 1}; choose one of these or the kind's own."
         )
 
 

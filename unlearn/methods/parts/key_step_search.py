@@ -113,7 +113,7 @@ def find_key_steps(
     if not whole > none:
         raise ValueError(
             f"The model's own pictures of {concept} tell no more of it than neutral ones do, so "
-            "its key steps cannot be measured; let the task decide, or name the first one."
+            "its key steps cannot be measured; let the kind decide, or name the first one."
         )
     left = ((evidence - none) / (whole - none)).clamp(0, 1)
     return KeySteps(points, left.tolist(), steps)
