@@ -17,10 +17,8 @@ from ...unlearn.core.erasure import NETWORK
 from ...unlearn.core.first_token import first_token_detached
 from ...unlearn.core.model import Part
 from ...unlearn.core.token_reading import Reading
-from ...unlearn.core.token_slots import (
-    Vocabulary,
-)
-from ...unlearn.core.trainable import encoder_weights, network_weights
+from ...unlearn.core.token_slots import Vocabulary
+from ...unlearn.core.trainable import encoder_weights, network_weights, read_layers
 from .aliasing import aliased
 from .checks import autoencoder, check_clip, check_patcher, check_vae, check_vae_fits
 from .denoiser import Denoiser
@@ -161,6 +159,9 @@ class ComfyModel:
         self._began = True
         if self._saved is not None:
             self._saved.clear()
+
+    def encoder_layers(self) -> list[tuple[str, torch.nn.Module]]:
+        return read_layers(self.encoder, self._unread)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         return self.text.encode(prompts, lambda: self._one_a_token)

@@ -37,6 +37,10 @@ class DiffusionModel(Protocol):
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """The conditioning of the prompts; differentiable while the encoder is being edited."""
 
+    def encoder_layers(self) -> list[tuple[str, torch.nn.Module]]:
+        """The layers of the text encoder that the denoiser is given something of, with the names
+        under which their weights are. For hooks; their weights do not change."""
+
     def vocabulary(self) -> Vocabulary:
         """The whole words that are one token of the text encoder, and these tokens' vectors."""
 

@@ -120,6 +120,29 @@ def stacks(root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.ModuleList]]:
             yield name, module
 
 
+def read_layers(
+    root: torch.nn.Module, unread: Mapping[str, int]
+) -> list[tuple[str, torch.nn.Module]]:
+    """(name, layer) of each layer of an encoder's stacks but the last ones that are not read."""
+    return [
+        (f"{path}.{i}", layer)
+        for path, stack in stacks(root)
+        for i, layer in enumerate(stack[: len(stack) - unread[path]])
+    ]
+
+
+def feed_forward_end(layer: torch.nn.Module) -> str | None:
+    """The name of the linear layer that ends the feed-forward part of an encoder's layer: CLIP's
+    fc2, T5's wo, a language model's down_proj. None: it has none."""
+    found = None
+    for name, module in layer.named_modules():
+        attention = "attn" in name.lower() or "attention" in name.lower()
+        narrows = getattr(module, "out_features", 1) < getattr(module, "in_features", 0)
+        if narrows and not attention:
+            found = name
+    return found
+
+
 def network_weights(root: torch.nn.Module, trainable: str) -> dict[str, torch.Tensor]:
     """The weights and biases of a denoiser to train, by their names under `root`.
 

@@ -353,6 +353,15 @@ class DiffusersModel:
             weights |= {f"{name}.{key}": weight for key, weight in found.items()}
         return weights
 
+    def encoder_layers(self) -> list[tuple[str, nn.Module]]:
+        found = []
+        for name, (encoder, _) in self.encoders.items():
+            layers = getattr(encoder, "text_model", encoder).encoder.layers
+            prefix = f"{name}.transformer.text_model.encoder.layers"
+            read = len(layers) - self._unread_layers(name)
+            found += [(f"{prefix}.{i}", layer) for i, layer in enumerate(layers[:read])]
+        return found
+
     def _unread_layers(self, encoder: str) -> int:
         """How many of an encoder's last layers do not reach the conditioning."""
         if not self.is_xl:
