@@ -35,8 +35,14 @@ def main() -> None:
     parser.add_argument(
         "--further",
         action="store_true",
-        help="train (only the UNet) or motion: continue from the repository's weights, at a lower "
-        "peak learning rate",
+        help="train (text encoder and UNet) or motion: continue from the repository's weights, at "
+        "a lower peak learning rate",
+    )
+    parser.add_argument(
+        "--trial",
+        action="store_true",
+        help="judge: train the trial judge, which is not kept, and tell how often it is right on "
+        "drawings that it never saw",
     )
     parser.add_argument("--steps", type=int, help="train, judge or motion: another number of steps")
     options = parser.parse_args()
@@ -60,6 +66,7 @@ def main() -> None:
     import torch
 
     from .model import checkpoint, data, train
+    from .model.stage import DEVICE
 
     torch.set_num_threads(1)  # the workers of stage.Stage are the parallelism
     folder = data.CACHE / "train"
@@ -68,26 +75,26 @@ def main() -> None:
     if options.stage == "judge":
         from .model.train_judge import train_judge
 
-        train_judge(folder, **extra)
+        train_judge(folder, trial=options.trial, **extra)
         return
     if options.stage == "motion":
         from .motion.train import train_motion
 
         train_motion(folder, further=options.further, **extra)
         return
+    if options.further:
+        checkpoint.unpack(folder, keep=True)
+        extra["further"] = True
     stages = {
         "autoencoder": train.train_autoencoder,
         "text": train.train_text_encoder,
         "unet": train.train_unet,
     }
     if options.further:
-        checkpoint.unpack(folder)
-        train.train_unet(folder, further=True, **extra)
-        checkpoint.assemble(folder)
-        return
+        del stages["autoencoder"]
     for name, stage in stages.items():
         if options.only in (None, name):
-            stage(folder, **extra)
+            stage(folder, **{**train.AMOUNTS[DEVICE.type].get(name, {}), **extra})
     if (folder / "unet.final.pt").exists():
         checkpoint.assemble(folder)
 

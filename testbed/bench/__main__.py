@@ -19,7 +19,7 @@ from pathlib import Path
 import testbed
 
 from ..host import workers
-from .pictures import page_of_modes, page_of_pictures
+from .pictures import page_of_modes, page_of_pictures, page_of_typed
 from .plan import METHODS, job_key, jobs_of
 from .plot import save_plot
 from .table import table, write_table
@@ -52,6 +52,9 @@ def main() -> None:
     )
     parser.add_argument("--pictures", type=Path, help="also write a PNG of before and after")
     parser.add_argument("--modes", type=Path, help="the same for every mode, on a few concepts")
+    parser.add_argument(
+        "--typed", type=Path, help="the same for prompts as people type them, on a few concepts"
+    )
     parser.add_argument("--plot", type=Path, help="also write a PNG that plots the table")
     parser.add_argument(
         "--no-run", action="store_true", help="only write what the JSON file already has"
@@ -66,12 +69,14 @@ def main() -> None:
     for mode in options.mode or ():
         if mode not in known:
             parser.error(f"there is no mode {mode!r}; use {', '.join(sorted(known))}")
-    named = options.json or options.table or options.pictures or options.modes or options.plot
+    pages = ("pictures", "modes", "typed")
+    named = any(getattr(options, name) for name in ("json", "table", "plot", *pages))
     if not named:
         HERE.mkdir(parents=True, exist_ok=True)
         options.json, options.table = HERE / "rows.json", [HERE / "bench.md"]
         options.plot = HERE / "plot.png"
-        options.pictures, options.modes = HERE / "pictures.png", HERE / "modes.png"
+        for name in pages:
+            setattr(options, name, HERE / f"{name}.png")
     jobs = jobs_of(options)
     if not jobs:
         parser.error("nothing to measure with these options: add --full or --concept.")
@@ -87,7 +92,9 @@ def main() -> None:
         write_table(file, shown)
     if options.plot:
         save_plot(shown, options.plot)
-    for draw, file in ((page_of_pictures, options.pictures), (page_of_modes, options.modes)):
+    drawers = (page_of_pictures, page_of_modes, page_of_typed)
+    for draw, name in zip(drawers, pages, strict=True):
+        file = getattr(options, name)
         page = draw(jobs) if file else None
         if page:
             page.save(file, optimize=True)

@@ -32,6 +32,41 @@ def save_strip(file: Path, prompts, before, after) -> None:
     strip.resize((strip.width // 2, strip.height // 2)).save(file)
 
 
+def typed_file(job: dict) -> Path:
+    return STRIPS / "typed-{method}-{mode}-{concept}-{seed}.png".format(**job)
+
+
+def save_typed(file: Path, asked, before, after) -> None:
+    """Save a picture of one prompt in each way that people type it, with the prompts below."""
+    import torch
+
+    from ..model.reading import captioned
+
+    first = {one.way: i for i, one in reversed(list(enumerate(asked)))}
+    chosen = [first[way] for way in dict.fromkeys(one.way for one in asked)]
+    pairs = torch.cat([before[chosen], after[chosen]], 1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    captioned([(asked[i].text, pair) for i, pair in zip(chosen, pairs)], len(chosen)).save(file)
+
+
+def page_of_typed(jobs: list[dict]):
+    """The pictures of prompts as people type them, of the default modes on FEW, one below the
+    other. None if there are none."""
+    from PIL import Image
+
+    jobs = [job for job in jobs if job["mode"] == "balanced" and job["concept"] in FEW]
+    files = [typed_file(job) for job in jobs if job["seed"] == jobs[0]["seed"]]
+    strips = [Image.open(file) for file in files if file.exists()]
+    if not strips:
+        return None
+    page = Image.new("RGB", (max(s.width for s in strips), sum(s.height for s in strips)), "white")
+    top = 0
+    for strip in strips:
+        page.paste(strip, (0, top))
+        top += strip.height
+    return page
+
+
 def page_of_pictures(jobs: list[dict]):
     """The strips of the default modes with the first seed, with names, in two columns.
 

@@ -10,10 +10,10 @@ import torch
 
 from ..host.machine import machine
 from ..host.precision import fast
-from ..model import drawings, measure, vocabulary
+from ..model import drawings, measure, sentences, vocabulary
 from ..model.vocabulary import CHARACTERS, STYLES
 from .attacks import attacked
-from .pictures import save_strip, strip_file
+from .pictures import save_strip, save_typed, strip_file, typed_file
 from .plan import EPOCHS, epochs_of
 
 SHOTS = 4
@@ -29,11 +29,30 @@ def neighbour(concept: str) -> str:
     raise ValueError(f"IconCanvas does not know {concept!r}.")
 
 
-def draw_before(package, parts, concept: str, seed: int):
-    """What the unedited model draws of a concept's and its neighbours' prompts."""
-    host = package.nodes.backend.model.ComfyModel(*parts, size=(128, 128))
+@dataclass
+class Drawn:
+    """What one model draws for a row."""
+
+    pictures: torch.Tensor
+    """Of the prompts of `measure.prompts_for`."""
+    typed: torch.Tensor
+    """Of the prompts as people type them (`sentences.sentences`)."""
+
+
+def drawn(host, concept: str, seed: int) -> Drawn:
+    """What a model draws of a concept's and its neighbours' prompts."""
+    typed = [measure.Prompt(one.text) for one in sentences.sentences(concept, seed)]
     with torch.inference_mode(), host.training():
-        return measure.draw(host, measure.prompts_for(concept, seed), 1000 * seed)
+        return Drawn(
+            measure.draw(host, measure.prompts_for(concept, seed), 1000 * seed),
+            measure.draw(host, typed, 1000 * seed + 500),
+        )
+
+
+def draw_before(package, parts, concept: str, seed: int) -> Drawn:
+    """What the unedited model draws."""
+    host = package.nodes.backend.model.ComfyModel(*parts, size=(128, 128))
+    return drawn(host, concept, seed)
 
 
 def sampling_fast(host):
@@ -131,7 +150,7 @@ def erased(package, host, job: dict, kind: str, shots) -> list[Erased]:
     ]
 
 
-def measure_job(package, parts, judge, before, job: dict) -> list[dict]:
+def measure_job(package, parts, judge, before: Drawn, job: dict) -> list[dict]:
     """The rows of one job: one, or for few-shot's paper modes one an epoch measured.
 
     parts: (MODEL, CLIP, VAE). before: what they draw of the job's prompts (`draw_before`).
@@ -141,6 +160,7 @@ def measure_job(package, parts, judge, before, job: dict) -> list[dict]:
     kind = measure.kind_of(concept)
     host = sampling_fast(package.nodes.backend.model.ComfyModel(model, clip, vae, size=(128, 128)))
     prompts = measure.prompts_for(concept, seed)
+    typed = sentences.sentences(concept, seed)
     shots = drawings.of(concept)
     chosen = torch.randperm(len(shots), generator=torch.Generator().manual_seed(seed))[:SHOTS]
     rows = []
@@ -150,15 +170,16 @@ def measure_job(package, parts, judge, before, job: dict) -> list[dict]:
         erasure = one.erasure
         changed = package.nodes.backend.apply.erased(model, clip, erasure)
         edited = package.nodes.backend.model.ComfyModel(*changed, vae, size=(128, 128))
-        with torch.inference_mode(), edited.training():
-            after = measure.draw(edited, prompts, 1000 * seed)
-        save_strip(strip_file(job), prompts, before, after)
+        after = drawn(edited, concept, seed)
+        save_strip(strip_file(job), prompts, before.pictures, after.pictures)
+        save_typed(typed_file(job), typed, before.typed, after.typed)
         size = sum(t.numel() * 2 for t in erasure.state_dict().values())
         rows.append(
             {
                 **{key: job[key] for key in ("method", "mode", "concept", "seed")},
                 "kind": kind,
-                **measure.score(concept, prompts, before, after, judge),
+                **measure.score(concept, prompts, before.pictures, after.pictures, judge),
+                **sentences.generalised(concept, typed, before.typed, after.typed, judge),
                 "steps": sum(r["steps"] for r in erasure.record.get("parts", [erasure.record])),
                 "start": erasure.record.get("start"),
                 **one.added,

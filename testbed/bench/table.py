@@ -45,6 +45,14 @@ def of_the_few(rows: list[dict]) -> str:
     return f"## On {', '.join(FEW)} alone, one seed\n\n{table(some, kinds=False)}"
 
 
+HEADS = (
+    *("method", "mode", "kind", "rows", "UA", "IRA", "CRA", "style kept"),
+    *("drift", "steps", "seconds", "peak", "file"),
+)
+# The columns of prompts as people type them, and their keys in a row.
+TYPED = {"UA typed": "sentences_ua", "drawn": "sentences_drawn", "beside kept": "beside_kept"}
+
+
 def table(rows: list[dict], brief: bool = False, kinds: bool = True) -> str:
     """The rows' means as Markdown: a line for each method, mode, epoch and kind, and one over all
     kinds.
@@ -53,11 +61,10 @@ def table(rows: list[dict], brief: bool = False, kinds: bool = True) -> str:
     kinds only for the default modes, and only the paper's epoch and the last. kinds: whether each
     kind has a line.
     """
-    lines = [
-        "| method | mode | kind | rows | UA | IRA | CRA | style kept | drift | steps | seconds | "
-        "peak | file |",
-        "|---" * 13 + "|",
-    ]
+    # Rows measured before there were prompts as people type them have no such columns.
+    new = {name: key for name, key in TYPED.items() if any(key in row for row in rows)}
+    heads = (*HEADS[:-5], *new, *HEADS[-5:])
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         epochs = row.get("epochs", 0)
@@ -77,18 +84,25 @@ def table(rows: list[dict], brief: bool = False, kinds: bool = True) -> str:
         def share(name: str, some=some) -> str:
             return f"{mean(row[name] for row in some):.1%}"
 
+        def typed(key: str, some=some) -> str:
+            found = [row[key] for row in some if key in row]
+            return f"{mean(found):.1%}" if found else ""
+
         style = (
             share("style_kept", [r for r in some if r["kind"] == "object"])
             if kind in ("object", "all") and any(r["kind"] == "object" for r in some)
             else ""
         )
-        lines.append(
-            f"| {method} | {mode} | {kind} | {len(some)} | {share('ua')} | {share('ira')} | "
-            f"{share('cra')} | {style} | {mean(r['drift_feature'] for r in some):.3f} | "
-            f"{mean(r['steps'] for r in some):.0f} | {mean(r['seconds'] for r in some):.1f} | "
-            f"{median(r['peak_mb'] for r in some) / 1024:.1f} GiB | "
-            f"{mean(r['file_bytes'] for r in some) / 1e6:.1f} MB |"
+        cells = (
+            *(method, mode, kind, str(len(some)), share("ua"), share("ira"), share("cra"), style),
+            *(typed(key) for key in new.values()),
+            f"{mean(r['drift_feature'] for r in some):.3f}",
+            f"{mean(r['steps'] for r in some):.0f}",
+            f"{mean(r['seconds'] for r in some):.1f}",
+            f"{median(r['peak_mb'] for r in some) / 1024:.1f} GiB",
+            f"{mean(r['file_bytes'] for r in some) / 1e6:.1f} MB",
         )
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *attack_table([row for row in rows if "attacks" in row])]
     lines.append(measured_on(rows))
     return "\n".join(lines)

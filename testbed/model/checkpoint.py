@@ -40,25 +40,17 @@ def assemble(folder: Path, file: Path = WEIGHTS) -> None:
     print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")
 
 
-def teach(numbers: torch.Tensor, vectors: torch.Tensor, file: Path = WEIGHTS) -> None:
-    """Replace the embeddings of these tokens by `vectors`, (N, width), in the file.
-
-    numbers: the tokens' numbers in the encoder's vocabulary.
-    """
-    tensors = load_file(file)
-    table = tensors[PREFIXES["text"] + "embeddings.token_embedding.weight"]
-    table[numbers] = vectors.to(table.dtype)
-    _write(tensors, file)
-
-
 def _write(tensors: dict[str, torch.Tensor], file: Path) -> None:
     about = {"format": "pt", "model": "IconCanvas", "license": "Apache-2.0"}
     with whole_file(file) as new:
         save_file(tensors, new, about)
 
 
-def unpack(folder: Path, file: Path = WEIGHTS) -> None:
-    """The inverse of `assemble`: write the final states of the parts, to continue training."""
+def unpack(folder: Path, file: Path = WEIGHTS, keep: bool = False) -> None:
+    """The inverse of `assemble`: write the final states of the parts, to continue training.
+
+    keep: leave the states alone that are already in the folder.
+    """
     parts: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "text": {}, "autoencoder": {}}
     for key, value in load_file(file).items():
         for part, prefix in PREFIXES.items():
@@ -69,4 +61,6 @@ def unpack(folder: Path, file: Path = WEIGHTS) -> None:
                 else:
                     parts[part][name] = value.float()
     for stage, state in parts.items():
-        torch.save({"modules": state}, folder / f"{stage}.final.pt")
+        final = folder / f"{stage}.final.pt"
+        if not (keep and final.exists()):
+            torch.save({"modules": state}, final)

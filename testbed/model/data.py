@@ -50,7 +50,11 @@ class Drawings:
         return len(self.names)
 
     def where(self, test) -> "Drawings":
-        keep = [i for i, pair in enumerate(zip(self.names, self.styles)) if test(*pair)]
+        return self.select(
+            [i for i, pair in enumerate(zip(self.names, self.styles)) if test(*pair)]
+        )
+
+    def select(self, keep: list[int]) -> "Drawings":
         return Drawings(
             self.images[keep], [self.names[i] for i in keep], [self.styles[i] for i in keep]
         )

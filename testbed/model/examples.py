@@ -2,16 +2,22 @@
 
 import json
 import random
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
+from unlearn.prompts.translations import translations
+
 from ..host.precision import fast
-from . import data, models
+from . import data, models, phrases, tokens
+from .captions import Caption, Grammar, in_motion, plural
+from .colours import COLOURS, colours
 from .stage import DEVICE, workers
-from .vocabulary import HELD_OUT, STYLES, caption, other_drawing
+from .vocabulary import HELD_OUT, MOTIONS, OBJECTS, STYLES, known_words, other_drawing
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
@@ -79,37 +85,103 @@ def encoded(folder: Path, images: np.ndarray) -> torch.Tensor:
         return torch.cat(list(tqdm(pool.map(latents, parts), total=len(parts), desc="latents")))
 
 
-class Batches:
-    """Endless random batches of (latents, captions, (name, style)); a tenth are characters.
+def half_latents(folder: Path, variants: int = 4) -> torch.Tensor:
+    """Latents (N, variants, 4, 16, 8) of the training drawings at half their size, for pictures of
+    two things: one half of such a picture each."""
+    file = folder / "latents-half.pt"
+    if not file.exists():
+        drawings = data.load().where(lambda *pair: pair not in HELD_OUT)
+        z = encoded(folder, halved(drawings.images, variants, np.random.default_rng(1)))
+        torch.save(z.unflatten(0, (-1, variants)).contiguous(), file)
+    return torch.load(file, weights_only=True)
 
-    others: latents and pairs outside the vocabulary. They make up the share `beside` of a batch.
+
+def halved(images: np.ndarray, variants: int, rng: np.random.Generator) -> np.ndarray:
+    """Each picture `variants` times at half its size, at the middle height of the left half of a
+    picture or a little off it: (N * variants, 128, 64, 3)."""
+    half = data.SIZE // 2
+    out = np.full((len(images) * variants, data.SIZE, half, 3), 255, np.uint8)
+    for i, picture in enumerate(images):
+        small = np.asarray(Image.fromarray(picture).resize((half, half), Image.Resampling.LANCZOS))
+        for k in range(variants):
+            top = half // 2 + rng.integers(-4, 5)
+            out[i * variants + k, top : top + half] = small
+    return out
+
+
+def meaningless_words() -> list[str]:
+    """Words to strew into captions. None of them names a drawing or asks for anything."""
+    others = json.loads((data.CACHE / "pretraining.json").read_text())
+    taken = known_words() | {part for name in others for part in name.split("-")}
+    taken |= {plural(word) for word in taken} | set(COLOURS)
+    taken |= {w for name in OBJECTS for text in translations(name) for w in text.lower().split()}
+    taken |= {word for words in phrases.MOTION_WORDS.values() for w in words for word in w.split()}
+    taken |= {*phrases.ANY_OBJECT, *phrases.ANY_PERSON, phrases.ANY_STYLE}
+    return tokens.idle_words(taken)
+
+
+class Batches:
+    """Endless random batches of (latents, captions, shown).
+
+    A tenth of the vocabulary's pictures are characters and a fifth show two things side by side.
+    shown: (names from left to right, style) of each picture, the style None for characters.
+
+    folder: where the latents are. others: the share of icons outside the vocabulary. moving: the
+    share of captions that end in a motion, which a picture cannot show.
     """
 
-    def __init__(
-        self,
-        latents: torch.Tensor,
-        pairs: list[tuple],
-        size: int,
-        seed: int,
-        others: tuple[torch.Tensor, list[tuple]] | None = None,
-        beside: float = 0.3,
-    ) -> None:
-        self.latents, self.pairs, self.size = latents, pairs, size
-        self.others, self.beside = others, round(beside * size) if others else 0
-        self.rng = random.Random(seed)
-        self.objects = [i for i, (_, style) in enumerate(pairs) if style]
-        self.characters = [i for i, (_, style) in enumerate(pairs) if not style]
+    TWO = 0.2
+    TWICE = 0.25  # of the pictures of two things: those of the same thing twice
 
-    def __next__(self) -> tuple[torch.Tensor, list[str], list[tuple]]:
+    def __init__(
+        self, folder: Path, size: int, seed: int, others: float = 0.3, moving: float = 0.0
+    ) -> None:
+        self.latents, self.pairs = training_latents(folder)
+        self.halves = half_latents(folder)
+        self.others, self.other_pairs = other_latents(folder)
+        self.size, self.beside, self.moving = size, round(others * size), moving
+        self.rng = random.Random(seed)
+        self.grammar = Grammar(meaningless_words())
+        self.colours = drawing_colours()
+        self.objects = [i for i, (_, style) in enumerate(self.pairs) if style]
+        self.characters = [i for i, (_, style) in enumerate(self.pairs) if not style]
+        self.of_style: dict[str | None, list[int]] = {}
+        for i, (_, style) in enumerate(self.pairs):
+            self.of_style.setdefault(style, []).append(i)
+
+    def __next__(self) -> tuple[torch.Tensor, list[Caption], list[tuple]]:
+        made = [self.own() for _ in range(self.size - self.beside)]
+        made += [self.other() for _ in range(self.beside)]
+        latents, captions, shown = zip(*made)
+        return torch.stack(latents), list(captions), list(shown)
+
+    def own(self) -> tuple[torch.Tensor, Caption, tuple]:
         rng = self.rng
-        chosen = [
-            rng.choice(self.characters if rng.random() < 0.1 else self.objects)
-            for _ in range(self.size - self.beside)
-        ]
-        variant = [rng.randrange(self.latents.shape[1]) for _ in chosen]
-        latents, pairs = self.latents[chosen, variant], [self.pairs[i] for i in chosen]
-        if self.others:
-            more = [rng.randrange(len(self.others[1])) for _ in range(self.beside)]
-            latents = torch.cat([latents, self.others[0][more, 0]])
-            pairs += [self.others[1][i] for i in more]
-        return latents, [caption(rng, *pair) for pair in pairs], pairs
+        i = rng.choice(self.characters if rng.random() < 0.1 else self.objects)
+        name, style = self.pairs[i]
+        if rng.random() < self.TWO:
+            j = i if rng.random() < self.TWICE else rng.choice(self.of_style[style])
+            names = (name, self.pairs[j][0])
+            z = torch.cat([rng.choice(self.halves[i]), rng.choice(self.halves[j])], -1)
+            return z, self.said(names, style), (names, style)
+        z = rng.choice(self.latents[i])
+        return z, self.said((name,), style, self.colours.get((name, style), ())), ((name,), style)
+
+    def other(self) -> tuple[torch.Tensor, Caption, tuple]:
+        i = self.rng.randrange(len(self.other_pairs))
+        name, style = self.other_pairs[i]
+        return self.others[i, 0], self.said((name,), style), ((name,), style)
+
+    def said(self, names: tuple, style: str | None, colours: tuple = ()) -> Caption:
+        caption = self.grammar.caption(self.rng, names, style, colours)
+        if self.rng.random() < self.moving:
+            caption = in_motion(self.rng, caption, self.rng.choice(MOTIONS))
+        return caption
+
+
+@lru_cache(1)
+def drawing_colours() -> dict[tuple, tuple[str, ...]]:
+    """The true colours of every object's drawing, by (name, style)."""
+    drawings = data.load()
+    named = zip(drawings.names, drawings.styles, drawings.images)
+    return {(name, style): colours(image) for name, style, image in named if style}

@@ -1,7 +1,8 @@
 """The judge: a separate image classifier, used only to measure, never to erase.
 
-Three heads say which object, style and named character a picture shows. Each has one more answer,
-"none of them", for blurred pictures and unknown things.
+Three heads say which object, style and named character a picture shows, and a fourth whether it
+shows one thing or two side by side. Each has one more answer, "none of them", for smears and
+unknown things.
 """
 
 from pathlib import Path
@@ -18,7 +19,14 @@ from .vocabulary import CHARACTERS, OBJECTS, STYLES
 
 WEIGHTS = testbed.FOLDER / "weights" / "judge.safetensors"
 SIZE = 96  # pixels a side of the network's input
-HEADS = {"object": OBJECTS, "style": STYLES, "character": CHARACTERS}
+KINDS = {"object": OBJECTS, "style": STYLES, "character": CHARACTERS}
+COUNTS = ("one", "two")
+HEADS = {**KINDS, "count": COUNTS}
+# The part of a picture of two things that shows one of them: rows, and columns of the left half.
+ROWS, COLUMNS = slice(28, 100), 64
+
+
+IGNORED = -100  # by torch's cross entropy
 
 
 class Block(nn.Module):
@@ -87,27 +95,66 @@ class Judge:
         """Features of length one, for a perceptual distance, of images (N, H, W, 3) in 0..1."""
         return F.normalize(self.network.features(self._prepare(images)), dim=-1)
 
-    def __call__(self, images: torch.Tensor) -> list[dict[str, str | None]]:
-        """{"object", "style", "character"}, each a word or None, for each image.
-
-        images: (N, H, W, 3) in 0..1.
-        """
-        answers = {
-            name: logits.argmax(1) for name, logits in self.network(self._prepare(images)).items()
-        }
+    def answers(self, images: torch.Tensor) -> list[dict[str, str | None]]:
+        """What each head says of each image, (N, H, W, 3) in 0..1."""
+        logits = self.network(self._prepare(images))
+        chosen = {head: values.argmax(1).tolist() for head, values in logits.items()}
         return [
-            {name: [*words, None][int(answers[name][i])] for name, words in HEADS.items()}
+            {head: [*words, None][chosen[head][i]] for head, words in HEADS.items()}
             for i in range(len(images))
         ]
 
+    def __call__(self, images: torch.Tensor) -> list[dict[str, str | None]]:
+        """{"object", "style", "character"}, each a word or None, for each image.
 
-def labels(name: str | None, style: str | None) -> dict[str, int]:
-    """The index of the right answer of each head for a drawing; the last index means none."""
-    wanted = {"object": name, "style": style, "character": name}
-    return {
+        images: (N, H, W, 3) in 0..1, each of one thing. All are None for a smear.
+        """
+        return [
+            {kind: answer[kind] if answer["count"] else None for kind in KINDS}
+            for answer in self.answers(images)
+        ]
+
+    def things(self, images: torch.Tensor) -> list[list[dict[str, str | None]]]:
+        """What `__call__` says, for each thing in each image, from left to right.
+
+        images: (N, 128, 128, 3) in 0..1. A smear has no thing, a picture one or two.
+        """
+        found = []
+        for image, whole in zip(images, self.answers(images)):
+            if whole["count"] is None:
+                found.append([])
+            elif whole["count"] == "one":
+                found.append([{kind: whole[kind] for kind in KINDS}])
+            else:
+                found.append(self(halves(image)))
+        return found
+
+
+def halves(image: torch.Tensor) -> torch.Tensor:
+    """The two things of a picture (128, 128, 3), each as a picture of its own, (2, H, W, 3)."""
+    both = torch.stack([image[ROWS, :COLUMNS], image[ROWS, COLUMNS:]])
+    side = (both.shape[1] - COLUMNS) // 2
+    return F.pad(both, (0, 0, side, side), value=1.0)
+
+
+def labels(names: tuple[str | None, ...], style: str | None, smear: bool = False) -> dict[str, int]:
+    """The index of the right answer of each head; the last index means none.
+
+    names: the thing or the two things that a drawing shows. IGNORED is the index where there is no
+    one right answer: which object, of two different ones.
+    """
+    if smear:
+        return {head: len(words) for head, words in HEADS.items()}
+    name = names[0] if len(set(names)) == 1 else None
+    count = COUNTS[len(names) - 1]
+    wanted = {"object": name, "style": style, "character": name, "count": count}
+    right = {
         head: words.index(wanted[head]) if wanted[head] in words else len(words)
         for head, words in HEADS.items()
     }
+    if len(set(names)) == 2:
+        right["character" if style is None else "object"] = IGNORED
+    return right
 
 
 def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -138,6 +185,41 @@ def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     x = torch.where(uniform(0, 1, 1, 1, 1) < 0.6, soft, x)
     x = x + uniform(0, 0.06, 1, 1, 1) * torch.randn(x.shape, generator=generator)
     return x.clamp(0, 1)
+
+
+def smeared(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Pictures (N, 3, H, W) that show nothing: drawings mixed, bent or blurred beyond recognition.
+
+    N is at least 4.
+    """
+    n, _, height, width = images.shape
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        return torch.rand(n, *shape, generator=generator) * (high - low) + low
+
+    # Three others mixed into each, so that none has much more than a quarter of the weight.
+    weights = 0.3 * torch.rand(4, n, 1, 1, 1, generator=generator) + 0.7
+    order = torch.randperm(n, generator=generator)
+    others = torch.stack([images[order.roll(k)] for k in range(4)])
+    mixed = (weights * others).sum(0) / weights.sum(0)
+    ways = torch.randint(4, (n, 1, 1, 1), generator=generator)
+    x = torch.where(ways == 0, images, mixed)
+    # Bent: each place comes from up to a third of the picture away.
+    field = F.interpolate(
+        torch.randn(n, 2, 5, 5, generator=generator), (height, width), mode="bicubic"
+    ).movedim(1, -1)
+    whole = torch.eye(2, 3).expand(n, 2, 3)
+    grid = F.affine_grid(whole, [n, 3, height, width], align_corners=False)
+    strength = uniform(0.25, 0.45, 1, 1, 1).where(ways != 1, 0.08)
+    x = 1 - F.grid_sample(1 - x, grid + strength * field, align_corners=False)
+    # Blurred, one in four until only spots are left.
+    small = int(torch.randint(5, 9, (1,), generator=generator))
+    spots = F.interpolate(
+        F.interpolate(x, (small, small), mode="area"), (height, width), mode="bicubic"
+    )
+    x = torch.where(ways == 3, spots, x)
+    # Stronger or weaker colours than the mean of several drawings has.
+    return (x.mean((2, 3), keepdim=True).lerp(x, uniform(0.8, 2.0, 1, 1, 1))).clamp(0, 1)
 
 
 def to_images(array: np.ndarray) -> torch.Tensor:

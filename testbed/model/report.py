@@ -2,7 +2,7 @@
 
     python -m testbed report
 
-writes docs/iconcanvas.md and docs/contact_sheet.png.
+writes docs/iconcanvas.md, docs/iconcanvas_prompts.png and docs/contact_sheet.png.
 """
 
 from __future__ import annotations
@@ -13,36 +13,29 @@ import time
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 import testbed
 
 from ..host.machine import machine
 from . import pack
 from .judge import Judge
-from .measure import GUIDANCE, Prompt, draw, portrait, styled
+from .measure import GUIDANCE, portrait, styled
+from .reading import STEPS, captioned, pictures, read, share
 from .vocabulary import CHARACTERS, DRAWINGS, HELD_OUT, OBJECTS, STYLES, resembles
 
 DRAWN = frozenset(DRAWINGS.values())  # names of the vocabulary's drawings in the icon sets
 DOCS = testbed.ROOT / "docs"
 BARS = {
-    "object": 0.95,
-    "style": 0.97,
-    "character": 0.95,
-    "both right on never-seen pairs": 0.80,
+    "object": 0.96,
+    "style": 0.95,
+    "character": 0.96,
+    "both right on never-seen pairs": 0.75,
+    "object, in sentences of shapes never seen": 0.85,
+    "two objects, both seen": 0.75,
+    "a neutral word draws something recognisable": 0.80,
     "autoencoder PSNR, dB": 26.0,
 }
-
-
-STEPS = 25
-
-
-def pictures(model, prompts: list[Prompt], seed: int, batch: int = 16) -> torch.Tensor:
-    parts = [
-        draw(model, prompts[i : i + batch], seed + i, STEPS)
-        for i in tqdm(range(0, len(prompts), batch), desc="drawing")
-    ]
-    return torch.cat(parts)
+AT_MOST = {"the commonest style of prompts without one, times its fair share": 1.5}
 
 
 def grid(images: torch.Tensor, columns: int) -> Image.Image:
@@ -98,7 +91,8 @@ def style_ceiling(judge: Judge) -> float:
 
 
 def write(seeds: int = 1) -> None:
-    """Draw every object in every style and every character, judge them, and write the report."""
+    """Draw every object in every style, every character and prompts as people type them, judge the
+    pictures, and write the report."""
     package = pack.load()
     model = package.nodes.backend.model.ComfyModel(*pack.checkpoint(), size=(128, 128))
     prompts = [styled(name, style, "own") for name in OBJECTS for style in STYLES]
@@ -113,21 +107,18 @@ def write(seeds: int = 1) -> None:
         images = torch.cat([pictures(model, prompts, 1000 * s) for s in range(seeds)])
         seconds = (time.perf_counter() - started) / len(images)
         portraits = pictures(model, people, 77)
+        typed = read(model, judge)
         quality = psnr(model)
     seen, known = judge(images), judge(portraits)
     pairs = [(p.object, p.style) for p in prompts] * seeds
     right = [(s["object"] == name, s["style"] == style) for s, (name, style) in zip(seen, pairs)]
     new = [pair in HELD_OUT for pair in pairs]
-
-    def share(values) -> float:
-        values = list(values)
-        return sum(values) / len(values)
-
     figures = {
         "object": share(o for o, _ in right),
         "style": share(s for _, s in right),
         "character": share(k["character"] == p.character for k, p in zip(known, people)),
         "both right on never-seen pairs": share(o and s for (o, s), n in zip(right, new) if n),
+        **typed.figures,
         "autoencoder PSNR, dB": quality,
     }
     lines = [
@@ -141,6 +132,9 @@ def write(seeds: int = 1) -> None:
         "|---|---|---|",
     ]
     for name, value in figures.items():
+        if name in AT_MOST:
+            lines.append(f"| {name} | {value:.2f} | at most {AT_MOST[name]:g} |")
+            continue
         text = f"{value:.1f}" if "dB" in name else f"{value:.1%}"
         bar = f"{BARS[name]:g}" if "dB" in name else f"{BARS[name]:.0%}"
         lines.append(f"| {name} | {text} | {bar} |")
@@ -164,12 +158,30 @@ def write(seeds: int = 1) -> None:
         "",
         f"Weakest objects: {', '.join(weak)}.",
         "",
+        "## Prompts as people type them",
+        "",
+        "Two prompts for each object in each way (testbed/model/sentences.py), in a random style "
+        "or in none. Of two things both must be seen, and no third.",
+        "",
+        "| way | drawn |",
+        "|---|---|",
+        *(f"| {way} | {value:.1%} |" for way, value in typed.by_way.items()),
+        "",
+        "Styles of prompts that name none: "
+        + ", ".join(f"{style} {value:.0%}" for style, value in typed.styles.items())
+        + ".",
+        "",
+        "![prompts](iconcanvas_prompts.png)",
+        "",
+        "## All of it",
+        "",
         "![contact sheet](contact_sheet.png)",
         "",
         f"Measured on {machine()}.",
     ]
     DOCS.mkdir(exist_ok=True)
     (DOCS / "iconcanvas.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    captioned(typed.strip).save(DOCS / "iconcanvas_prompts.png", optimize=True)
     # Four blocks side by side, each of sixteen objects in seven styles; the characters below.
     by_object = images[: len(prompts)].unflatten(0, (len(OBJECTS), len(STYLES)))
     table = by_object.unflatten(0, (4, 16)).permute(1, 0, 2, 3, 4, 5).flatten(0, 2)

@@ -4,6 +4,7 @@ Each stage writes a checkpoint every few minutes, and continues from it when run
 and matrix products use bfloat16 if that is faster; weights and optimiser stay in float32.
 """
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,17 @@ import torch.nn.functional as F
 
 from ..host.precision import fast
 from . import data, models, tokens
-from .examples import Batches, other_latents, to_tensor, training_latents
+from .captions import Caption
+from .examples import Batches, to_tensor
 from .stage import DEVICE, WORKERS, Stage
-from .vocabulary import STYLES, SYNONYMS
+from .vocabulary import MOTIONS, STYLES
+
+# Steps and pictures a step, by the kind of device: a few hours on two cores. Those for a graphics
+# card of a data centre are meant for a quarter of an hour and were not tried.
+AMOUNTS = {
+    "cpu": {"text": {"steps": 2000, "batch": 96}, "unet": {"steps": 6000, "batch": 64}},
+    "cuda": {"text": {"steps": 2000, "batch": 256}, "unet": {"steps": 8000, "batch": 256}},
+}
 
 
 def shallow(modules: torch.nn.ModuleDict, on: bool) -> None:
@@ -108,26 +117,12 @@ class ImageTower(torch.nn.Module):
         return F.normalize(self.layers(z).float(), dim=-1)
 
 
-def matching(captions: list[str], pairs: list[tuple]) -> torch.Tensor:
-    """(N, N) booleans: whether caption i, written for drawing i, also describes drawing j.
+def matching(captions: list[Caption], shown: list[tuple]) -> torch.Tensor:
+    """(N, N) booleans: whether caption i, written for picture i, also describes picture j.
 
-    A caption that names only the object describes it in every style. One that names only the style
-    describes every object.
+    shown: (names, style) of each picture.
     """
-    names = [hash(name) for name, _ in pairs]
-    styles = [hash(style) for _, style in pairs]
-    said_names, said_styles = [], []
-    for text, (name, style) in zip(captions, pairs):
-        words = text.replace(",", " ").split()
-        named = style is None or any(w in words for w in (name, *SYNONYMS.get(name, ())))
-        said_names.append(hash(name) if named else 0)
-        said_styles.append(hash(style) if style in words else 0)
-
-    def fits(said: list[int], shown: list[int]) -> torch.Tensor:
-        said, shown = torch.tensor(said)[:, None], torch.tensor(shown)
-        return (said == 0) | (said == shown)
-
-    return fits(said_names, names) & fits(said_styles, styles)
+    return torch.tensor([[caption.fits(*picture) for picture in shown] for caption in captions])
 
 
 def attention(*args, **kwargs) -> torch.Tensor:
@@ -147,60 +142,102 @@ def attention(*args, **kwargs) -> torch.Tensor:
     return (scores.softmax(-1, dtype=v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
-def pooled(text: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """The text encoder's end-of-text vector, (N, width), for captions of up to 24 tokens.
+def states(text: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """The text encoder's output, (N, L, width), for token ids (N, L).
 
     Written out here because the encoder's own forward pass writes into its activations, and then a
     backward pass fails.
     """
-    ids = ids[:, :24]  # attention is causal, so the padding after the end changes nothing
     table = text.embeddings
     x = table.token_embedding(ids) + table.position_embedding.weight[: ids.shape[1]]
     mask = torch.full((ids.shape[1],) * 2, -1e4, device=ids.device).triu(1)
     for layer in text.encoder.layers:
         x = x + layer.self_attn(layer.layer_norm1(x), mask, attention)
         x = x + layer.mlp(layer.layer_norm2(x))
-    end = (ids == tokens.tokenizer().eos_token_id).int().argmax(1)
-    return text.final_layer_norm(x)[torch.arange(len(ids)), end].float()
+    return text.final_layer_norm(x).float()
 
 
-def train_text_encoder(folder: Path, steps: int = 600, batch: int = 96) -> None:
+def summaries(text: torch.nn.Module, ids: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """A vector for each caption, (N, width): the encoder's output at the end of the text, or at a
+    place in the padding after it.
+
+    All of the padding learns to tell what the whole caption says. So the UNet finds that at the
+    same places whatever the caption's length.
+    """
+    ends = (ids == tokens.tokenizer().eos_token_id).int().argmax(1)
+    vectors = torch.empty(len(ids), text.final_layer_norm.weight.shape[0], device=ids.device)
+    # Captions of like length together: attention is causal, so what stands behind the last place
+    # that is read changes nothing and is left out.
+    for some in ends.argsort().chunk(4):
+        length = min(tokens.LENGTH, int(ends[some].max()) + 1 + rng.randrange(8))
+        places = ends[some].where(torch.rand(len(some), device=ids.device) < 0.5, length - 1)
+        found = states(text, ids[some, :length])[torch.arange(len(some)), places]
+        vectors = vectors.index_copy(0, some, found)
+    return vectors
+
+
+def train_text_encoder(
+    folder: Path, steps: int = 2000, batch: int = 96, further: bool = False
+) -> None:
     """Train the text encoder as CLIP does, contrastively, against the latents of the drawings.
 
     A caption that names only the object matches all of its styles, so a row of the softmax may have
-    several positives. The token embeddings are not trained, since most of them never occur.
+    several positives. A linear classifier learns with it to tell the motion that some captions ask
+    for. The token embeddings are not trained, since most of them never occur.
     """
-    latents, pairs = training_latents(folder)
     text, image = models.text_encoder(), ImageTower()
     text.embeddings.token_embedding.weight.requires_grad_(False)
-    modules = torch.nn.ModuleDict({"text": text, "image": image}).to(DEVICE)
+    ways = torch.nn.Linear(models.CONTEXT_DIM, len(MOTIONS) + 1)
+    modules = torch.nn.ModuleDict({"text": text, "image": image, "motion": ways}).to(DEVICE)
     scale = torch.nn.Parameter(torch.tensor(2.7, device=DEVICE))
     modules.register_parameter("scale", scale)
     # Each worker gets a whole batch, since the softmax runs over it.
-    batches = [Batches(latents, pairs, batch, seed=worker) for worker in range(WORKERS)]
+    batches = [
+        Batches(folder, batch, seed=worker, others=0.15, moving=0.15) for worker in range(WORKERS)
+    ]
     hits = []
 
     def loss(worker: int) -> torch.Tensor:
-        z, captions, own = next(batches[worker])
-        matches = matching(captions, own).to(DEVICE)
+        z, captions, shown = next(batches[worker])
+        matches = matching(captions, shown).to(DEVICE)
+        ids, _ = tokens.weighted([caption.text for caption in captions])
         with fast(DEVICE):
-            vectors = F.normalize(pooled(text, tokens.tokenize(captions).to(DEVICE)), dim=-1)
+            vectors = summaries(text, ids.to(DEVICE), batches[worker].rng)
+            told = ways(vectors).float()
+            vectors = F.normalize(vectors, dim=-1)
             scores = vectors @ image(z.to(DEVICE)).T * scale.exp().clamp(max=100)
-        hits.append(
-            (scores.argmax(1)[:, None] == torch.arange(len(own), device=DEVICE))[matches]
-            .float()
-            .sum()
-            .item()
-            / len(own)
-        )
+        best = scores.argmax(1)
+        hits.append(matches[torch.arange(len(best)), best].float().mean().item())
         rows = scores.masked_fill(~matches, -torch.inf).logsumexp(1) - scores.logsumexp(1)
         columns = scores.masked_fill(~matches, -torch.inf).logsumexp(0) - scores.logsumexp(0)
-        return -(rows.mean() + columns.mean()) / 2
+        motions = [MOTIONS.index(c.motion) if c.motion else len(MOTIONS) for c in captions]
+        motion = F.cross_entropy(told, torch.tensor(motions, device=DEVICE))
+        return -(rows.mean() + columns.mean()) / 2 + 0.3 * motion
 
-    Stage("text", modules, steps, 5e-4, average=0.99).run(loss, folder)
+    name = "text-further" if further else "text"
+    Stage(name, modules, steps, 5e-4, average=0.99).run(loss, folder)
     retrieval = sum(hits[-50:]) / max(1, len(hits[-50:]))
-    print(f"text encoder: {retrieval:.1%} of captions find a drawing that fits them")
+    print(f"text encoder: {retrieval:.1%} of captions find a picture that fits them")
     torch.save({"modules": text.state_dict(), "retrieval": retrieval}, folder / "text.final.pt")
+
+
+class Conditioner:
+    """The frozen text encoder, with prompt weights read as the host reads them."""
+
+    def __init__(self, text: torch.nn.Module) -> None:
+        self.text = text
+        self.empty: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, captions: list[str]) -> torch.Tensor:
+        """The conditioning of the captions, (N, 77, width)."""
+        ids, weights = tokens.weighted(captions)
+        context = self.text(ids.to(DEVICE))[0]
+        if (weights == 1).all():
+            return context
+        if self.empty is None:
+            self.empty = self.text(tokens.tokenize([""]).to(DEVICE))[0]
+        return self.empty + (context - self.empty) * weights[..., None].to(context)
 
 
 def noise_schedule() -> torch.Tensor:
@@ -216,27 +253,27 @@ def train_unet(folder: Path, steps: int = 6000, batch: int = 64, further: bool =
     The loss has min-SNR weights (Hang et al., arXiv 2303.09556). further: start from unet.final.pt
     in the folder, at half the peak learning rate, instead of from random weights.
     """
-    latents, pairs = training_latents(folder)
     text = models.text_encoder().requires_grad_(False).to(DEVICE)
     text.load_state_dict(torch.load(folder / "text.final.pt", weights_only=True)["modules"])
     unet = models.unet().to(DEVICE)
     if further:
         unet.load_state_dict(torch.load(folder / "unet.final.pt", weights_only=True)["modules"])
-    others = other_latents(folder)
+    conditioner = Conditioner(text)
     size = batch // WORKERS
-    batches = [Batches(latents, pairs, size, worker, others) for worker in range(WORKERS)]
+    batches = [Batches(folder, size, worker, moving=0.05) for worker in range(WORKERS)]
     alphas = noise_schedule().to(DEVICE)
 
     def loss(worker: int) -> torch.Tensor:
         z, captions, _ = next(batches[worker])
         # A tenth has the empty prompt, which classifier-free guidance needs.
-        captions = ["" if batches[worker].rng.random() < 0.1 else words for words in captions]
+        rng = batches[worker].rng
+        captions = ["" if rng.random() < 0.1 else caption.text for caption in captions]
         t = torch.randint(0, 1000, (len(z),), device=DEVICE)
         alpha = alphas[t].view(-1, 1, 1, 1)
         z = z.to(DEVICE)
         noise = torch.randn_like(z)
         with fast(DEVICE):
-            context = text(tokens.tokenize(captions).to(DEVICE))[0]
+            context = conditioner(captions)
             predicted = unet(
                 alpha.sqrt() * z + (1 - alpha).sqrt() * noise,
                 t,

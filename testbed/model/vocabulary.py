@@ -1,9 +1,6 @@
 """What IconCanvas can draw, and the words for it: objects times styles, and named characters."""
 
 import itertools
-import random
-
-from unlearn.prompts.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 
 # From a word to the name of its drawing in every icon set.
 ANIMALS = {
@@ -113,7 +110,7 @@ CHARACTERS = [
     "Quillon",
 ]
 
-# How a clip can move. Its caption ends in the word.
+# How a clip can move. phrases.py has the words for it.
 MOTIONS = ["slide", "spin", "bounce", "grow", "sway"]
 FRAMES = 8  # of a clip
 
@@ -179,35 +176,21 @@ _KEPT_BACK = [name for i, name in enumerate(OBJECTS) if i % 10 < 7]
 HELD_OUT = frozenset((name, STYLES[3 * i % len(STYLES)]) for i, name in enumerate(_KEPT_BACK))
 
 
-def caption(rng: random.Random, name: str, style: str | None) -> str:
-    """One training caption for a drawing of an object in a style, or of a named character."""
-    if style is None:
-        return rng.choice(rng.choice((CHARACTER_CAPTIONS, OBJECT_TEMPLATES))).format(name)
-    if name in SYNONYMS and rng.random() < 0.15:
-        name = rng.choice(SYNONYMS[name])
-    kind = rng.random()
-    if kind < 0.12:
-        return rng.choice(rng.choice((BARE_CAPTIONS, OBJECT_TEMPLATES))).format(name)
-    if kind < 0.18:
-        return rng.choice(rng.choice((STYLE_CAPTIONS, STYLE_TEMPLATES))).format(style)
-    if kind < 0.6:
-        return rng.choice(STYLED_CAPTIONS).format(object=name, style=style)
-    return rng.choice(OBJECT_TEMPLATES).format(name) + rng.choice(STYLE_ENDINGS).format(style)
-
-
-def moving(text: str, motion: str) -> str:
-    """The caption of a picture with a motion word, for a clip.
-
-    The word comes last. The encoder is causal, so the conditioning of the words before it does not
-    change, and all the padding after it carries the motion word.
-    """
-    return f"{text}, {motion}"
-
-
 def resembles(name: str) -> bool:
     """Whether an icon's name has a word in common with a name of the vocabulary."""
     taken = {part for name in (*DRAWINGS, *DRAWINGS.values()) for part in name.split("-")}
     return bool(taken & set(name.split("-")))
+
+
+def known_words() -> set[str]:
+    """Every word that names a thing, a style or a person, in lower case."""
+    return {
+        *OBJECTS,
+        *"-".join(DRAWINGS.values()).split("-"),
+        *itertools.chain(*SYNONYMS.values()),
+        *STYLES,
+        *(name.lower() for name in CHARACTERS),
+    }
 
 
 def other_drawing(name: str) -> bool:
@@ -217,10 +200,6 @@ def other_drawing(name: str) -> bool:
     so that each of those words keeps one meaning and held-out pairs stay unseen.
     """
     words = set(name.split("-"))
-    taken = {
-        *OBJECTS,
-        *"-".join(DRAWINGS.values()).split("-"),
-        *itertools.chain(*SYNONYMS.values()),
-    }
+    taken = known_words() - {*STYLES, *(name.lower() for name in CHARACTERS)}
     signs = {"button", "japanese", "keycap", "oclock", "thirty", "input", "arrow", "flag", "symbol"}
     return not words & ((taken - {"face", "of", "not", "red"}) | signs)

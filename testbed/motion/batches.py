@@ -6,26 +6,14 @@ import random
 
 import torch
 
-from unlearn.core.kind import ANCHORS
-
-from ..model.vocabulary import CHARACTERS, MOTIONS, OBJECTS, STYLES, caption, moving
-
-# Anything can move. A motion word that is learnt only beside names of the vocabulary would do less
-# for a prompt without any of them.
-NAMELESS = 0.12  # the share of pairs whose captions have a neutral word in place of a name
+from ..model.captions import Grammar, in_motion
+from ..model.vocabulary import CHARACTERS, MOTIONS, OBJECTS, STYLES
 
 # An erased encoder yields conditionings that IconCanvas never saw, and these should move as well. A
 # real model is trained on endless captions. Here new ones are made: the conditioning of a pair is
 # pushed away from that of the same caption with another name or style.
 BEYOND = 0.3  # the share of pairs
 FARTHEST = 0.75  # of the distance between the two
-
-
-def nameless(rng: random.Random, name: str, style: str | None) -> tuple[str, str | None]:
-    """A drawing's (name, style) with a neutral word in place of one of the two."""
-    if style is None:
-        return ANCHORS["character"], None
-    return (ANCHORS["object"], style) if rng.random() < 0.5 else (name, ANCHORS["style"])
 
 
 def beyond(rng: random.Random, words: str, name: str, style: str | None) -> tuple[str, str, float]:
@@ -53,6 +41,7 @@ class ClipBatches:
     def __init__(self, clips: torch.Tensor, pairs: list[tuple], size: int, seed: int) -> None:
         self.clips, self.pairs, self.size = clips, pairs, size
         self.rng = random.Random(seed)
+        self.grammar = Grammar()
         self.objects = [i for i, (_, style) in enumerate(pairs) if style]
         self.characters = [i for i, (_, style) in enumerate(pairs) if not style]
 
@@ -63,10 +52,10 @@ class ClipBatches:
             ways = rng.sample(range(len(MOTIONS)), 2)
             shines = rng.choice(ways)
             pair = self.pairs[i]
-            named = nameless(rng, *pair) if rng.random() < NAMELESS else pair
-            words = caption(rng, *named)
-            moved.append(beyond(rng, words, *named))
-            captions += [moving(words, MOTIONS[way]) for way in ways]
+            # The grammar leaves the name out of some, since anything can move.
+            said = self.grammar.caption(rng, (pair[0],), pair[1])
+            moved.append(beyond(rng, said.text, *pair))
+            captions += [in_motion(rng, said, MOTIONS[way]).text for way in ways]
             if rng.random() < 0.2:  # a tenth of all
                 captions[-1], ways[-1] = "", shines
             told += [self.clips[i, way] for way in ways]

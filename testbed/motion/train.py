@@ -1,9 +1,8 @@
-"""Trains IconCanvas's motion module on moving drawings, together with the five motion words.
+"""Trains IconCanvas's motion module on moving drawings. The rest of IconCanvas is frozen.
 
 A motion module reads no text. It still learns the motion words, from the traces that they leave in
 the features of the frozen UNet, whose cross-attention reads every token: a linear classifier on
-these features names the motion word of a prompt in nine cases of ten. The words' embeddings
-(words.py) are trained together with the module. The rest of IconCanvas is frozen.
+these features names the motion word of a prompt in nine cases of ten.
 """
 
 from __future__ import annotations
@@ -13,14 +12,13 @@ from pathlib import Path
 import torch
 
 from ..host.precision import fast
-from ..model import checkpoint, models, tokens
+from ..model import checkpoint, models
 from ..model.stage import DEVICE, WORKERS, Stage
-from ..model.train import attention, noise_schedule
+from ..model.train import Conditioner, attention, noise_schedule
 from ..model.vocabulary import FRAMES
 from . import motion
 from .batches import ClipBatches
 from .clips import training_clips
-from .words import MotionWords
 
 # From this timestep of 1000 on, the module should read the motion from the word, and not from what
 # is left of the clip in the noise.
@@ -30,7 +28,7 @@ APART = 4.0  # the weight of the error in a pair's difference there; that of its
 
 def clip_loss(
     unet: torch.nn.Module,
-    text: torch.nn.Module,
+    encode: Conditioner,
     z: torch.Tensor,
     seen: torch.Tensor,
     captions: list[str],
@@ -66,8 +64,8 @@ def clip_loss(
     noisy = alpha.sqrt() * shown + (1 - alpha).sqrt() * noise
     wanted = (noisy - alpha.sqrt() * z) / (1 - alpha).sqrt()
     with fast(DEVICE):
-        context = text(tokens.tokenize(captions).to(DEVICE))[0]
-        context = context + away(text, captions, moved).to(context.dtype)
+        context = encode(captions)
+        context = context + away(encode, captions, moved).to(context.dtype)
         predicted = unet(
             noisy.flatten(0, 1),
             t.repeat_interleave(2 * FRAMES),
@@ -80,15 +78,14 @@ def clip_loss(
     return (common + torch.where(much, APART, 1.0) * apart).mean()
 
 
-@torch.no_grad()
-def away(text: torch.nn.Module, captions: list[str], moved: list[tuple]) -> torch.Tensor:
+def away(encode: Conditioner, captions: list[str], moved: list[tuple]) -> torch.Tensor:
     """What to add to the captions' conditioning, (len(captions), tokens, width); a single 0 if
     nothing. An empty caption gets nothing."""
     far = [(i, *one) for i, one in enumerate(moved) if one[2]]
     if not far:
         return torch.zeros(())
     words = [words for _, one, other, _ in far for words in (one, other)]
-    one, other = text(tokens.tokenize(words).to(DEVICE))[0].unflatten(0, (-1, 2)).unbind(1)
+    one, other = encode(words).unflatten(0, (-1, 2)).unbind(1)
     by = torch.zeros(len(captions), *one.shape[1:], device=DEVICE)
     for (i, *_, how_far), step in zip(far, one - other):
         for k in (2 * i, 2 * i + 1):
@@ -97,14 +94,14 @@ def away(text: torch.nn.Module, captions: list[str], moved: list[tuple]) -> torc
     return by
 
 
-def frozen(folder: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
+def frozen(folder: Path) -> tuple[torch.nn.Module, Conditioner]:
     """IconCanvas's UNet and text encoder, from the final states in `folder`."""
     unet, text = models.unet(), models.text_encoder()
     for name, module in (("unet", unet), ("text", text)):
         state = torch.load(folder / f"{name}.final.pt", weights_only=True)["modules"]
         module.load_state_dict(state)
         module.requires_grad_(False).to(DEVICE)
-    return unet, text
+    return unet, Conditioner(text)
 
 
 def train_motion(
@@ -123,17 +120,15 @@ def train_motion(
     """
     checkpoint.unpack(folder)
     clips, pairs = training_clips(folder)
-    unet, text = frozen(folder)
+    unet, encode = frozen(folder)
     modules = (motion.load(file) if further else motion.Motion()).requires_grad_(True)
     modules.normalise("both").to(DEVICE)
-    words = MotionWords(text).to(DEVICE)
     size = max(2, batch // WORKERS // 2 * 2)  # even, for pairs
     batches = [ClipBatches(clips, pairs, size, seed=worker) for worker in range(WORKERS)]
-    with motion.inserted(unet, modules), words.taught(text):
+    with motion.inserted(unet, modules):
         name, peak, lean = ("motion-further", 2.5e-4, 0.33) if further else ("motion", 1e-3, 0.5)
-        parts = torch.nn.ModuleDict({"motion": modules, "words": words})
+        parts = torch.nn.ModuleDict({"motion": modules})
         stage = Stage(name, parts, steps, peak, 100 if further else 200, average=0.995)
-        stage.run(lambda worker: clip_loss(unet, text, *next(batches[worker]), lean), folder)
+        stage.run(lambda worker: clip_loss(unet, encode, *next(batches[worker]), lean), folder)
     motion.save(modules.cpu(), file)
-    checkpoint.teach(words.numbers.cpu(), words.vectors.detach().cpu())
     print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")

@@ -151,7 +151,7 @@ def work(jobs: list[tuple[str, float]]) -> None:
     for concept, seconds in jobs:
         if concept not in before:
             before[concept] = draw_before(package, parts, concept, 0)
-        workers.tell(row_of(package, parts, judge, before[concept], concept, seconds))
+        workers.tell(row_of(package, parts, judge, before[concept].pictures, concept, seconds))
 
 
 def page(rows: list[dict]) -> str:

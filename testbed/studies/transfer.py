@@ -38,9 +38,10 @@ from ..host.machine import machine
 from ..host.precision import fast
 from ..host.workers import JOBS_HELP, processes
 from ..model import checkpoint, drawings
+from ..model.captions import moving
 from ..model.judge import Judge
 from ..model.measure import GUIDANCE, STEPS, Prompt, kind_of, known, prompts_for
-from ..model.vocabulary import FRAMES, MOTIONS, moving
+from ..model.vocabulary import FRAMES, MOTIONS
 from ..motion import estimate as motion_estimate
 from ..motion import motion
 from ..motion import pipeline as diffusers_pipeline
