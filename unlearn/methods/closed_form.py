@@ -36,6 +36,7 @@ from .parts.settings import MethodSettings, constant, setting
 # picture always has some style, so the anchor alone does not take a style away.
 OVERSHOOT: dict[Kind, float] = {"object": 0.0, "style": 0.6, "character": 0.0}
 AT_ONCE = 32  # prompts of a batch
+HELD = 12  # tokens of other prompts for each of a layer's inputs
 PARTS = ("named", "neutral", "origin", "others")
 
 
@@ -160,11 +161,11 @@ class Solver:
         inputs = [flat(one.inputs) for one in by_part["named"]]
         wanted, apart = [], []
         for own, neutral, origin in zip(by_part["named"], by_part["neutral"], by_part["origin"]):
-            away = (neutral.after.double() - origin.after.double()).flatten(0, 1)
-            aim = neutral.after.double().flatten(0, 1) + self.settings.further * away
-            wanted.append(aim - own.after.double().flatten(0, 1))
+            away = flat(neutral.after.float() - origin.after.float())
+            aim = flat(neutral.after.float()) + self.settings.further * away
+            wanted.append(aim - flat(own.after.float()))
             apart.append(away)
-        held = [flat(one.inputs) for one in by_part["others"]]
+        held = sampled([flat(one.inputs) for one in by_part["others"]], HELD, self.settings.seed)
         change = solve(inputs, wanted, held, self.settings.hold, self.settings.ridge)
         up, down = compressed(change, inputs, self.settings.keep)
         weight = place.linear.weight.double()
@@ -187,6 +188,18 @@ def gain(one: Waiting, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     return one.inputs.float() @ down.float().T @ up.float().T
 
 
+def sampled(parts: list[torch.Tensor], enough: int, seed: int) -> list[torch.Tensor]:
+    """Random tokens of each part: `enough` times as many as the layer is wide, in all.
+
+    Most tokens of a prompt are padding, each much like the next.
+    """
+    share = enough * parts[0].shape[1] / sum(map(len, parts))
+    if share >= 1:
+        return parts
+    draw = torch.Generator().manual_seed(seed)
+    return [part[torch.rand(len(part), generator=draw) < share] for part in parts]
+
+
 def flat(x: torch.Tensor) -> torch.Tensor:
     """(tokens of all prompts, width)."""
     return x.flatten(0, -2)
@@ -194,5 +207,5 @@ def flat(x: torch.Tensor) -> torch.Tensor:
 
 def main_directions(apart: Sequence[torch.Tensor], count: int) -> torch.Tensor:
     """(width, count): the directions that hold most of these differences, orthonormal."""
-    square = sum(part.T @ part for part in apart)
+    square = sum((part.T @ part).double() for part in apart)
     return torch.linalg.eigh(square).eigenvectors[:, -count:]

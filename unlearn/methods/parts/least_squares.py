@@ -31,12 +31,10 @@ def solve(inputs: Tokens, wanted: Tokens, held: Tokens, hold: float, ridge: floa
     scale = energy.sqrt().clamp(min=1e-6 * float(energy.max()) ** 0.5)
     if n + m < width:
         return _in_tokens(inputs, wanted, held, share, ridge, scale)
-    square = sum(_product(p / scale, p / scale) / n for p in map(torch.Tensor.double, inputs))
-    for part in map(torch.Tensor.double, held):
-        square += share * _product(part / scale, part / scale)
-    across = sum(
-        _product(p.double() / scale, r.double()) / n for p, r in zip(inputs, wanted, strict=True)
-    )
+    square = sum(_product(part, part) for part in inputs) / n
+    square = square + share * sum(_product(part, part) for part in held)
+    square = square / scale / scale[:, None]
+    across = sum(_product(p, r) for p, r in zip(inputs, wanted, strict=True)) / n / scale[:, None]
     square.diagonal().add_(ridge)
     return torch.linalg.solve(square, across) / scale[:, None]
 
@@ -57,11 +55,18 @@ def _in_tokens(
 
 
 def _energy(part: torch.Tensor) -> torch.Tensor:
-    return part.double().square().sum(0)
+    return _wide(part).square().sum(0).double()
 
 
 def _product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    return one.T @ other
+    """one.T @ other, float64. The sum over a part's tokens is taken in the part's own precision,
+    float32 at least: in float64 it would take as long as the encoder itself."""
+    one, other = _wide(one), _wide(other)
+    return (one.T @ other.to(one)).double()
+
+
+def _wide(part: torch.Tensor) -> torch.Tensor:
+    return part if part.dtype == torch.float64 else part.float()
 
 
 def compressed(
@@ -70,7 +75,7 @@ def compressed(
     """(up, down): `change`, (width in, width out), as down.T @ up.T of the smallest rank that keeps
     the share `keep` of its effect, the sum of squares of what it adds to the outputs of `inputs`.
     """
-    effect = sum(_product(part, part) for part in (p.double() @ change for p in inputs))
+    effect = sum(_product(part, part) for part in (_wide(p) @ change.to(_wide(p)) for p in inputs))
     values, vectors = torch.linalg.eigh(effect)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     kept = values.cumsum(0) / values.sum().clamp(min=1e-30)
