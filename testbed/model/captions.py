@@ -86,12 +86,16 @@ class Grammar:
         names: tuple[str, ...],
         style: str | None,
         colours: Sequence[str] = (),
+        nameless: bool = True,
     ) -> Caption:
         """One caption of a drawing: of one thing, or of two side by side.
 
-        style: None for characters. colours: adjectives that are true of the drawing.
+        style: None for characters. colours: adjectives that are true of the drawing. nameless:
+        whether it may leave the name out.
         """
         kind = rng.random()
+        if not nameless and len(names) == 1:
+            kind = 0.42 + 0.58 * kind
         if kind < 0.3 and len(names) == 1:
             return plain_caption(rng, names[0], style)
         if kind < 0.36 and style and len(names) == 1:

@@ -85,20 +85,26 @@ def encoded(folder: Path, images: np.ndarray) -> torch.Tensor:
         return torch.cat(list(tqdm(pool.map(latents, parts), total=len(parts), desc="latents")))
 
 
-def half_latents(folder: Path, variants: int = 4) -> torch.Tensor:
-    """Latents (N, variants, 4, 16, 8) of the training drawings at half their size, for pictures of
-    two things: one half of such a picture each."""
+def half_latents(folder: Path, variants: int = 3) -> torch.Tensor:
+    """Latents (N, 2, variants, 4, 16, 8) of the training drawings at half their size, as the left
+    and as the right half of a picture of two things."""
     file = folder / "latents-half.pt"
     if not file.exists():
         drawings = data.load().where(lambda *pair: pair not in HELD_OUT)
-        z = encoded(folder, halved(drawings.images, variants, np.random.default_rng(1)))
-        torch.save(z.unflatten(0, (-1, variants)).contiguous(), file)
+        halves = halved(drawings.images, variants, np.random.default_rng(1))
+        blank = np.full_like(halves, 255)
+        # Each is encoded beside an empty half: at a picture's edge the autoencoder does not see
+        # white, and two such edges in the middle of a picture would be drawn as a stripe.
+        left = encoded(folder, np.concatenate([halves, blank], 2))[..., : data.SIZE // 16]
+        right = encoded(folder, np.concatenate([blank, halves], 2))[..., data.SIZE // 16 :]
+        sides = torch.stack([left, right], 1).unflatten(0, (-1, variants))
+        torch.save(sides.transpose(1, 2).contiguous(), file)
     return torch.load(file, weights_only=True)
 
 
 def halved(images: np.ndarray, variants: int, rng: np.random.Generator) -> np.ndarray:
-    """Each picture `variants` times at half its size, at the middle height of the left half of a
-    picture or a little off it: (N * variants, 128, 64, 3)."""
+    """Each picture `variants` times at half its size, at the middle height of half a picture or a
+    little off it: (N * variants, 128, 64, 3)."""
     half = data.SIZE // 2
     out = np.full((len(images) * variants, data.SIZE, half, 3), 255, np.uint8)
     for i, picture in enumerate(images):
@@ -162,7 +168,7 @@ class Batches:
         if rng.random() < self.TWO:
             j = i if rng.random() < self.TWICE else rng.choice(self.of_style[style])
             names = (name, self.pairs[j][0])
-            z = torch.cat([rng.choice(self.halves[i]), rng.choice(self.halves[j])], -1)
+            z = torch.cat([rng.choice(self.halves[i][0]), rng.choice(self.halves[j][1])], -1)
             return z, self.said(names, style), (names, style)
         z = rng.choice(self.latents[i])
         return z, self.said((name,), style, self.colours.get((name, style), ())), ((name,), style)
@@ -170,10 +176,13 @@ class Batches:
     def other(self) -> tuple[torch.Tensor, Caption, tuple]:
         i = self.rng.randrange(len(self.other_pairs))
         name, style = self.other_pairs[i]
-        return self.others[i, 0], self.said((name,), style), ((name,), style)
+        # A neutral word means a thing of the vocabulary: many of these icons are signs.
+        return self.others[i, 0], self.said((name,), style, nameless=False), ((name,), style)
 
-    def said(self, names: tuple, style: str | None, colours: tuple = ()) -> Caption:
-        caption = self.grammar.caption(self.rng, names, style, colours)
+    def said(
+        self, names: tuple, style: str | None, colours: tuple = (), nameless: bool = True
+    ) -> Caption:
+        caption = self.grammar.caption(self.rng, names, style, colours, nameless)
         if self.rng.random() < self.moving:
             caption = in_motion(self.rng, caption, self.rng.choice(MOTIONS))
         return caption

@@ -52,6 +52,13 @@ def test_captions_vary_as_those_of_people_do(foxes: list[Caption]) -> None:
     assert 0.15 < sum(caption.style is None for caption in foxes) / MANY < 0.35
 
 
+def test_a_name_is_never_left_out_where_it_may_not_be() -> None:
+    rng, grammar = random.Random(0), Grammar(WORDS)
+    captions = [grammar.caption(rng, ("ogre",), "noto", nameless=False) for _ in range(500)]
+    assert all(caption.names == ("ogre",) for caption in captions)
+    assert all({"ogre", "ogres"} & words(caption) for caption in captions)
+
+
 def test_two_things_are_both_named_the_left_one_first() -> None:
     for caption in written(("fox", "owl"), "noto"):
         text = caption.text.lower()
