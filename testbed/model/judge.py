@@ -5,6 +5,7 @@ shows one thing or two side by side. Each has one more answer, "none of them", f
 unknown things.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ class Block(nn.Module):
 class JudgeNetwork(nn.Module):
     """From pictures (N, 3, 96, 96) in 0..1 to the logits of each head."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 32, heads: Collection[str] = tuple(HEADS)) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
             nn.Conv2d(3, width, 5, 2, 2),
@@ -62,7 +63,7 @@ class JudgeNetwork(nn.Module):
             Block(4 * width, 6 * width, 2),
         )
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(12 * width, len(words) + 1) for name, words in HEADS.items()}
+            {name: nn.Linear(12 * width, len(HEADS[name]) + 1) for name in heads}
         )
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
@@ -83,8 +84,10 @@ class Judge:
             raise FileNotFoundError(
                 f"The judge's weights are not at {weights}: fetch the repository whole."
             )
-        self.network = JudgeNetwork()
-        self.network.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
+        state = {k: v.float() for k, v in load_file(weights).items()}
+        heads = [head for head in HEADS if f"heads.{head}.weight" in state]
+        self.network = JudgeNetwork(heads=heads)
+        self.network.load_state_dict(state)
         self.network.eval().requires_grad_(False)
 
     def _prepare(self, images: torch.Tensor) -> torch.Tensor:
@@ -99,8 +102,10 @@ class Judge:
         """What each head says of each image, (N, H, W, 3) in 0..1."""
         logits = self.network(self._prepare(images))
         chosen = {head: values.argmax(1).tolist() for head, values in logits.items()}
+        # Weights that were trained before there was a count take every picture for one thing.
+        one = {} if "count" in chosen else {"count": "one"}
         return [
-            {head: [*words, None][chosen[head][i]] for head, words in HEADS.items()}
+            one | {head: [*HEADS[head], None][found[i]] for head, found in chosen.items()}
             for i in range(len(images))
         ]
 

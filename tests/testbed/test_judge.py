@@ -1,10 +1,13 @@
-"""The judge: it counts things, tells two apart, and says of a smear that it shows nothing."""
+"""The judge: it names drawings, tells two things apart, and sees nothing in a smear."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from testbed.model import drawings
 from testbed.model.judge import (
@@ -13,6 +16,7 @@ from testbed.model.judge import (
     IGNORED,
     KINDS,
     Judge,
+    JudgeNetwork,
     halves,
     labels,
     smeared,
@@ -34,15 +38,6 @@ def pictures() -> torch.Tensor:
     return torch.stack([drawings.of(name)[STYLE] for name in CHOSEN])
 
 
-def beside(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Pictures (N, 128, 128, 3) of two drawings side by side, each of half the width."""
-    both = []
-    for side in (left, right):
-        small = torch.nn.functional.interpolate(side.movedim(-1, 1), (64, 64), mode="area")
-        both.append(torch.nn.functional.pad(small, (0, 0, 32, 32), value=1.0))
-    return torch.cat(both, -1).movedim(1, -1)
-
-
 def test_it_names_drawings(judge: Judge, pictures: torch.Tensor) -> None:
     seen = judge(pictures)
     assert all(set(answer) == set(KINDS) for answer in seen)
@@ -54,26 +49,39 @@ def test_it_names_drawings(judge: Judge, pictures: torch.Tensor) -> None:
     assert not any(answer["object"] for answer in faces)
 
 
-def test_it_counts_things_and_names_each(judge: Judge, pictures: torch.Tensor) -> None:
-    assert [len(things) for things in judge.things(pictures)] == [1] * len(CHOSEN)
-    seen = judge.things(beside(pictures, pictures.roll(1, 0)))
-    right = [
-        [thing["object"] for thing in things] == [CHOSEN[i], CHOSEN[i - 1]]
-        for i, things in enumerate(seen)
-    ]
-    assert sum(right) >= len(CHOSEN) - 1
-    twice = judge.things(beside(pictures, pictures))
-    assert sum(len(things) == 2 for things in twice) >= len(CHOSEN) - 1
+class Counting(Judge):
+    """A judge that counts what it is told to, and names things by how dark they are."""
+
+    def __init__(self, *counts: str | None) -> None:
+        self.counts = list(counts)
+
+    def answers(self, images: torch.Tensor) -> list[dict]:
+        counts = [self.counts.pop(0) if self.counts else "one" for _ in images]
+        return [
+            {"object": f"{image.min():.1f}", "style": "ink", "character": None, "count": count}
+            for image, count in zip(images, counts)
+        ]
 
 
-def test_a_smear_shows_nothing(judge: Judge, pictures: torch.Tensor) -> None:
-    bent = smeared(pictures.movedim(-1, 1), torch.Generator().manual_seed(0)).movedim(1, -1)
-    nothing = [not things for things in judge.things(bent)]
-    assert sum(nothing) >= len(CHOSEN) - 1
-    for answer, is_nothing in zip(judge(bent), nothing):
-        assert not is_nothing or set(answer.values()) == {None}
-    mean = pictures.mean(0).expand(2, -1, -1, -1)
-    assert judge.things(mean) == [[], []]
+def test_each_of_two_things_is_named_and_a_smear_is_nothing() -> None:
+    picture = torch.ones(3, 128, 128, 3)
+    picture[:, 40:60, 10:20], picture[:, 70:80, 100:110] = 0.2, 0.5
+    one, two, none = Counting("one", "two", None).things(picture)
+    assert [thing["object"] for thing in one] == ["0.2"]
+    assert [thing["object"] for thing in two] == ["0.2", "0.5"], "from left to right"
+    assert none == []
+    assert Counting(None)(picture[:1]) == [dict.fromkeys(KINDS)]
+
+
+def test_weights_without_a_count_take_every_picture_for_one_thing(
+    tmp_path: Path, pictures: torch.Tensor
+) -> None:
+    network = JudgeNetwork(heads=tuple(KINDS))
+    save_file(network.state_dict(), tmp_path / "judge.safetensors")
+    judge = Judge(tmp_path / "judge.safetensors")
+    assert [len(things) for things in judge.things(pictures[:3])] == [1, 1, 1]
+    save_file(JudgeNetwork().state_dict(), tmp_path / "counts.safetensors")
+    assert set(Judge(tmp_path / "counts.safetensors").answers(pictures[:1])[0]) == set(HEADS)
 
 
 def test_halves_are_the_two_things() -> None:
