@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import date
+from dataclasses import dataclass
 
 import torch
 
@@ -23,13 +22,13 @@ from ..core.kind import Kind
 from ..core.model import DiffusionModel
 from ..core.progress import OnStep, Progress, as_progress
 from ..core.token_reading import Read
-from ..core.version import VERSION
 from ..prompts.sampler import PromptSampler
 from ..prompts.word_checks import as_read, check_typed
 from .parts import shared
 from .parts.concepts import check_concepts
 from .parts.layers import Place, Waiting, walk
 from .parts.least_squares import compressed, solve
+from .parts.run import made
 from .parts.settings import MethodSettings, constant, setting
 
 # How far beyond the anchor a concept is drawn, as a share of their distance in each layer. A
@@ -84,18 +83,9 @@ def closed_form(
     solver = Solver(prompts, settings, layers, progress)
     walk(model, prompts.batches, solver.at)
     base = model.fingerprints(solver.deltas)
-    record = {
-        "method": "closed_form",
-        "concepts": list(concepts),
-        "kind": settings.kind,
-        "settings": asdict(settings),
-        "steps": 0,
-        "base": {key: base[key] for key in solver.deltas},
-        "loss": [],
-        "version": VERSION,
-        "date": date.today().isoformat(),
-    }
-    return Erasure(solver.deltas, record)
+    return Erasure(
+        solver.deltas, made("closed_form", list(concepts), settings, base, kind=settings.kind)
+    )
 
 
 def check_settings(

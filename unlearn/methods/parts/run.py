@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import date
 
@@ -33,20 +33,8 @@ def run_method(
     """
 
     def erasure(deltas: dict, history: list[float]) -> Erasure:
-        return Erasure(
-            deltas,
-            {
-                "method": method,
-                "concepts": list(concepts),
-                **record,
-                "settings": asdict(settings),
-                "steps": len(history),
-                "base": {key: base[key] for key in deltas},
-                "loss": [round(value, 6) for value in history],
-                "version": VERSION,
-                "date": date.today().isoformat(),
-            },
-        )
+        where = {key: base[key] for key in deltas}
+        return Erasure(deltas, made(method, concepts, settings, where, history, **record))
 
     with model.edit(part, select, settings.rank, settings.seed) as edit:
         base = model.fingerprints(edit.deltas)
@@ -58,6 +46,32 @@ def run_method(
             error.erasure = erasure(error.deltas, error.history)
             raise
         return erasure(edit.tensors(), edit.history)
+
+
+def made(
+    method: str,
+    concepts: list[str],
+    settings,
+    base: dict[str, str],
+    history: Sequence[float] = (),
+    **record,
+) -> dict:
+    """The record of an erasure: how it was made.
+
+    settings: the method's dataclass. base: fingerprints of the weights that it changes. history:
+    the losses of its steps. record: what else it is to say.
+    """
+    return {
+        "method": method,
+        "concepts": list(concepts),
+        **record,
+        "settings": asdict(settings),
+        "steps": len(history),
+        "base": base,
+        "loss": [round(value, 6) for value in history],
+        "version": VERSION,
+        "date": date.today().isoformat(),
+    }
 
 
 @torch.no_grad()
