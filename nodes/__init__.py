@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from ..unlearn.methods.registry import METHODS
+from .closed_form import ClosedFormEncoderUnlearn
 from .compare import CompareErasure
 from .cpdm import CopyrightMetric
 from .domain_correction import DomainCorrectionUNetUnlearn
@@ -21,7 +22,12 @@ from .key_step import KeyStepUNetUnlearn
 from .method_node import node_of
 from .probe import ProbeErasure
 
-TRAINING = [FewShotEncoderUnlearn, KeyStepUNetUnlearn, DomainCorrectionUNetUnlearn]
+TRAINING = [
+    FewShotEncoderUnlearn,
+    KeyStepUNetUnlearn,
+    DomainCorrectionUNetUnlearn,
+    ClosedFormEncoderUnlearn,
+]
 _with_a_file = [node.METHOD for node in TRAINING]
 TRAINING += [node_of(method) for method in METHODS.values() if method not in _with_a_file]
 

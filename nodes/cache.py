@@ -25,6 +25,8 @@ LONGEST_PATH, LONGEST_PART = 500, 200
 def training_key(method: str, concepts, settings, images, size, model, clip, vae) -> str:
     """A hash of everything that decides the result of a training, the pack's version included.
 
+    model: None where the method needs the text encoder alone.
+
     Functions that other nodes put into the model's attention are the exception: they cannot be
     identified.
     """
@@ -35,7 +37,7 @@ def training_key(method: str, concepts, settings, images, size, model, clip, vae
         "settings": asdict(settings),
         "size": size,
         "images": None if images is None else images_hash(images),
-        "model": signature(model),
+        "model": None if model is None else signature(model),
         "clip": signature(clip.patcher),
         "skip": clip.layer_idx,
         # Pictures that the model draws itself stay latents, and the VAE does not matter.

@@ -18,7 +18,7 @@ from .backend.words import reader, typed_concepts
 from .base import TrainingNode
 from .sockets import erased_output, filename_input, method_sockets, size_input, verdict_input
 from .training import TrainingRun, movement, outputs, report_outputs, summary
-from .widgets import method_settings, method_widgets
+from .widgets import advanced, method_settings, method_widgets
 
 
 class MethodNode(TrainingNode):
@@ -28,12 +28,16 @@ class MethodNode(TrainingNode):
     ORDER: ClassVar[tuple[str, ...]] = ()
     """Inputs in the order in which saved workflows hold their values. What is not named here comes
     after these."""
+    SEARCHED: ClassVar[tuple[str, ...]] = ()
+    """Words by which it is found, too."""
 
     @classmethod
     def inputs(cls) -> dict[str, io.Input]:
         """All inputs, by their names."""
-        first = method_sockets(cls.METHOD.part, cls.METHOD.takes_pictures)
+        first = method_sockets(cls.METHOD)
         last = [size_input(), filename_input(), verdict_input()]
+        if cls.METHOD.encoder_alone:
+            last = [advanced(one) for one in last]
         given = {one.id: one for one in first}
         return given | method_widgets(cls.METHOD) | {one.id: one for one in last}
 
@@ -56,7 +60,7 @@ class MethodNode(TrainingNode):
     def define_schema(cls) -> io.Schema:
         method, inputs = cls.METHOD, cls.inputs()
         names = [*cls.ORDER, *(name for name in inputs if name not in cls.ORDER)]
-        return io.Schema(
+        schema = io.Schema(
             node_id=method.node_id,
             display_name=method.title,
             category="unlearn",
@@ -66,6 +70,9 @@ class MethodNode(TrainingNode):
             hidden=[io.Hidden.unique_id],
             is_input_list=method.takes_pictures,  # a list of pictures is one set
         )
+        if cls.SEARCHED:  # older hosts do not know it, and leave it alone
+            schema.search_aliases = [*cls.SEARCHED]
+        return schema
 
     @classmethod
     def checked(cls, **inputs: Any) -> dict[str, Any]:
@@ -76,7 +83,7 @@ class MethodNode(TrainingNode):
         return super().checked(**inputs)
 
     @classmethod
-    def work(cls, model, clip, vae=None, images=None, **given) -> io.NodeOutput:
+    def work(cls, model=None, clip=None, vae=None, images=None, **given) -> io.NodeOutput:
         usual = {name: getattr(one, "default", None) for name, one in cls.inputs().items()}
         values = {**usual, **given}
         node_id, method = cls.hidden.unique_id, cls.METHOD
@@ -102,7 +109,7 @@ class MethodNode(TrainingNode):
         else:
             result, _ = erased_model(model, erasure)
             moved = erasure.record["moved"]
-        text = said + summary(erasure, file, method.part, moved)
+        text = said + summary(erasure, file, method, moved)
         return outputs(node_id, result, erasure, text, *cls.own_results(erasure, settings))
 
 

@@ -84,7 +84,13 @@ class Progress(_Reporter, reports.Progress):
 
     def stage(self, what: str, done: int, total: int, leader: str = "") -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
+        self.bar.update_absolute(done, total)
         self.show(f"{what}: {done} of {total}")
+
+    def look(self) -> None:
+        """Show a picture now."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.bar.update_absolute(1, 1, self._preview())
 
 
 class RowProgress(_Reporter, reports.Progress):

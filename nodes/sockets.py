@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..unlearn.core.kind import Kind
 from ..unlearn.core.model import Part
+from ..unlearn.methods.parts.method import Method
 
 ErasureType = io.Custom("ERASURE")
 
@@ -43,9 +44,9 @@ def erased_output(part: Part) -> io.Output:
     return io.Model.Output("erased_model", display_name="MODEL", tooltip="The erased model.")
 
 
-def method_sockets(part: Part, takes_pictures: bool) -> list[io.Input]:
-    """What a training node begins with. part: what is trained."""
-    if part == "encoder":
+def method_sockets(method: Method) -> list[io.Input]:
+    """What a training node begins with."""
+    if method.part == "encoder":
         model = "The model that draws with this text encoder. It is only read."
         clip = (
             "The text encoder to take the concept out of. The one connected here stays what it is."
@@ -53,8 +54,19 @@ def method_sockets(part: Part, takes_pictures: bool) -> list[io.Input]:
     else:
         model = "The model to take the concept out of. The one connected here stays what it is."
         clip = "The text encoder of this model. It is only read."
-    sockets = [io.Model.Input("model", tooltip=model), io.Clip.Input("clip", tooltip=clip)]
-    if not takes_pictures:
+    encoder = io.Clip.Input("clip", tooltip=clip)
+    if method.encoder_alone:
+        look = "For a look at what is left of the concept. It is not needed to unlearn it."
+        shown = "For a picture of the result, where a MODEL is connected, too."
+        model_input = io.Model.Input("model", optional=True, tooltip=look)
+        return [
+            encoder,
+            concept_input(),
+            model_input,
+            io.Vae.Input("vae", optional=True, tooltip=shown),
+        ]
+    sockets = [io.Model.Input("model", tooltip=model), encoder]
+    if not method.takes_pictures:
         live = "For the live picture while it trains."
         return [*sockets, io.Vae.Input("vae", optional=True, tooltip=live), concept_input()]
     pictures = io.Image.Input(

@@ -18,7 +18,6 @@ from comfy_api.latest import io, ui
 from ..unlearn.core.edit import Diverged
 from ..unlearn.core.erasure import Erasure
 from ..unlearn.core.kind import Kind
-from ..unlearn.core.model import Part
 from ..unlearn.core.peak_memory import PeakMemory
 from ..unlearn.core.resume import Resume
 from ..unlearn.evaluate import verdict as verdicts
@@ -28,6 +27,7 @@ from ..unlearn.prompts.templates import sentence
 from .backend.apply import erased, fits
 from .backend.checks import check_clip, check_patcher, check_vae
 from .backend.differentiable import untracked
+from .backend.encoder_model import ComfyEncoder
 from .backend.identity import has_hooks
 from .backend.memory import TRAINING_STATE, MemoryPlan
 from .backend.model import ComfyModel
@@ -93,20 +93,21 @@ class TrainingRun:
         file, and where pictures do not show their concept; RuntimeError when the loss diverged;
         what was good by then is kept aside.
         """
+        method, settings = self.method, self.settings
         check_clip(self.clip)
-        check_patcher(self.model, "MODEL")
+        if self.model is not None or not method.encoder_alone:
+            check_patcher(self.model, "MODEL")
         check_patcher(self.clip.patcher, "CLIP")
         if self.images is not None:
             check_vae(self.vae, ", or no pictures")
-        drawn_at = None if self.images is not None else self.size
-        method, settings = self.method, self.settings
+        drawn_at = None if self.images is not None or method.encoder_alone else self.size
         key = training_key(
             method.name,
             self.concepts,
             settings,
             self.images,
             drawn_at,
-            self.model,
+            None if method.encoder_alone else self.model,
             self.clip,
             self.vae,
         )
@@ -118,7 +119,7 @@ class TrainingRun:
             kept, said = self._judged(node_id, kept, file)
             return kept, file, f"{said}Trained before with these inputs; read from the file.\n"
         check_writable(file)
-        host = ComfyModel(self.model, self.clip, self.vae, self.sides)
+        host = self._host()
         planned = host.prepare(
             method.part, settings.weights, settings.rank, settings.rows, settings.prompts_kept
         )
@@ -167,7 +168,24 @@ class TrainingRun:
             return erasure, None, f"{resume.said}{text}\n"
         resume.close()
         erasure, said = self._judged(node_id, erasure, file)
+        self._show(node_id, erasure)
         return erasure, file, resume.said + said
+
+    def _host(self) -> ComfyModel | ComfyEncoder:
+        """What the method works on."""
+        if self.method.encoder_alone:
+            return ComfyEncoder(self.clip)
+        return ComfyModel(self.model, self.clip, self.vae, self.sides)
+
+    def _show(self, node_id: str | None, erasure: Erasure) -> None:
+        """A picture of the result in the node, where the method had none to draw while it worked
+        and there is a model to draw with."""
+        if not self.method.encoder_alone or self.model is None or self.vae is None:
+            return
+        host = ComfyModel(*erased(self.model, self.clip, erasure), self.vae, self.sides)
+        asked = sentence(self.settings.named_as, self.concepts[0])
+        with host.training(gradients=False):
+            Progress(node_id, "drawing", partial(host.preview, asked, self.settings.seed)).look()
 
     def _doubts(self, host: ComfyModel, progress: Progress) -> list[str]:
         """What is doubtful of the pictures. Raises ValueError where they clearly show another
@@ -188,7 +206,7 @@ class TrainingRun:
         Whatever happens here, the file is there.
         """
         said = verdicts.told(erasure.record)
-        if self.verdict and not said:
+        if self.verdict and not said and self.model is not None:
             try:
                 erasure = erasure.with_measured(verdict=self._measured(node_id, erasure))
             except verdicts.NOT_MEASURED as error:
@@ -255,19 +273,19 @@ def outputs(node_id: str | None, erased, erasure: Erasure, text: str, *own) -> i
     )
 
 
-def summary(erasure: Erasure, file: Path | None, part: Part, moved: Mapping[str, float]) -> str:
+def summary(erasure: Erasure, file: Path | None, method: Method, moved: Mapping[str, float]) -> str:
     """What was trained and how strongly, in words: the verdict, which comes first, is not its."""
     record, measured = erasure.record, erasure.record.get("measured", {})
     strength = ", ".join(f"{name} {value:.0%}" for name, value in moved.items())
     where, what = {
         "encoder": ("The text encoder", "Its conditioning moved by"),
         "denoiser": ("The model", "Its prediction moved by"),
-    }[part]
+    }[method.part]
     mode = record["settings"].get("mode")
     return (
-        f"{where} was trained on: {', '.join(erasure.concepts)} ({record['kind']}).\n"
+        f"{where} was changed for: {', '.join(erasure.concepts)} ({record['kind']}).\n"
         f"{what}: {strength}.\n"
-        f"{record['steps']} steps{f' ({mode})' if mode else ''}, "
+        f"{record['steps']} {method.counts}{f' ({mode})' if mode else ''}, "
         f"{measured.get('seconds', 0):.1f} s, peak memory {measured.get('peak_mb', 0)} MiB "
         f"(estimated: {measured.get('estimated_mb', 0)} MiB beside the models).\n"
         f"{described(file)}\n"

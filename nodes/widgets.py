@@ -29,6 +29,17 @@ def method_settings(method: Method, values: Mapping[str, Any]) -> Any:
 
 def widgets(setting: Setting) -> list[io.Input]:
     """One widget, or of a number that can be turned off two."""
+    made = _widgets(setting)
+    return [advanced(one) for one in made] if setting.advanced else made
+
+
+def advanced(widget: io.Input) -> io.Input:
+    """The widget, shown among the advanced ones only. Older hosts show it with the others."""
+    widget.advanced = True
+    return widget
+
+
+def _widgets(setting: Setting) -> list[io.Input]:
     name, default = setting.widget, setting.default
     shared = {"tooltip": tooltip(setting), "optional": setting.optional or None}
     if setting.name != name:

@@ -63,7 +63,7 @@ class ComfyModel:
         check_size(model.model, size)
         self.size, self.checkpointing = size, checkpointing
         self.device = model.load_device
-        self.residency = Residency(self.patcher, self.clip.patcher, self.device)
+        self.residency = Residency((self.patcher, self.clip.patcher), self.device)
         self.schedule = Schedule(self.patcher)
         self.text = TextEncoder(self.clip, self.residency)
         self.denoiser = Denoiser(self.patcher, self.schedule, self.residency)

@@ -83,6 +83,19 @@ def check_read(network: torch.nn.Module, clip) -> None:
             "This MODEL makes sound: there are no pictures to unlearn with. Connect a MODEL that "
             "makes pictures or video."
         )
+    output = check_conditioning(clip)
+    wanted, found = _width(network), output["cond"].shape[-1]
+    # LTX 2 transforms the vectors before they enter the denoiser.
+    if wanted is not None and found != wanted and "unprocessed_ltxav_embeds" not in output:
+        raise ValueError(
+            f"This text encoder gives {found} numbers for each token and the model reads {wanted}: "
+            "they do not belong together. Connect the MODEL and the CLIP of one checkpoint."
+        )
+
+
+def check_conditioning(clip) -> dict:
+    """What CLIP Text Encode would output of an empty prompt. Raises ValueError with one sentence
+    if the methods cannot handle it."""
     output = _encoded(clip, "")
     if output is None or output["cond"].ndim != 3:
         raise ValueError(
@@ -95,13 +108,7 @@ def check_read(network: torch.nn.Module, clip) -> None:
             f"({', '.join(more)}), as those of HiDream and Anima do. The methods here would lose "
             "the rest. Use another model."
         )
-    wanted, found = _width(network), output["cond"].shape[-1]
-    # LTX 2 transforms the vectors before they enter the denoiser.
-    if wanted is not None and found != wanted and "unprocessed_ltxav_embeds" not in output:
-        raise ValueError(
-            f"This text encoder gives {found} numbers for each token and the model reads {wanted}: "
-            "they do not belong together. Connect the MODEL and the CLIP of one checkpoint."
-        )
+    return output
 
 
 def _encoded(clip, prompt: str) -> dict | None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import comfy.model_management as management
 
 
 class Residency:
-    """Loads both models, and loads them again if the host has unloaded one."""
+    """Loads the models, and loads them again if the host has unloaded one."""
 
-    def __init__(self, patcher, encoder_patcher, device) -> None:
-        self.patchers, self.device = (patcher, encoder_patcher), device
+    def __init__(self, patchers: Iterable, device) -> None:
+        self.patchers, self.device = tuple(patchers), device
         self.room = 0
         """Bytes that stay free beside the models."""
 
     def load(self) -> None:
-        """Load as much of both models as fits beside `room`."""
+        """Load as much of the models as fits beside `room`."""
         management.load_models_gpu(list(self.patchers), memory_required=self.room)
         if self.room:  # the host may have filled a part of it with weights
             management.free_memory(self.room, self.device)

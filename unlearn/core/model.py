@@ -1,6 +1,6 @@
-"""DiffusionModel: all that a method may ask of a model.
+"""DiffusionModel: all that a method may ask of a model, and TextModel, its text encoder alone.
 
-A method written against this protocol runs inside ComfyUI and on a diffusers pipeline alike.
+A method written against these protocols runs inside ComfyUI and on a diffusers pipeline alike.
 """
 
 from __future__ import annotations
@@ -19,27 +19,19 @@ from .token_slots import Vocabulary
 Part = Literal["encoder", "denoiser"]
 
 
-class DiffusionModel(Protocol):
-    """A text-to-image or text-to-video model: text encoder, denoiser and autoencoder.
-
-    Timesteps are floats in 0..1000; 1000 is the noisiest. Images are (N, H, W, 3) in 0..1. Latents
-    are what the denoiser works on. All computation is on `device`.
-    """
+class TextModel(Protocol):
+    """The text encoder of a model. All computation is on `device`."""
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
 
-    @property
-    def layers(self) -> torch.nn.Module:
-        """The denoiser's modules, under the names of their weights. For reading only."""
-
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """The conditioning of the prompts; differentiable while the encoder is being edited."""
 
     def encoder_layers(self) -> list[tuple[str, torch.nn.Module]]:
-        """The layers of the text encoder that the denoiser is given something of, with the names
-        under which their weights are. For hooks; their weights do not change."""
+        """The layers of the text encoder that the conditioning is made of, with the names under
+        which their weights are. For hooks; their weights do not change."""
 
     def vocabulary(self) -> Vocabulary:
         """The whole words that are one token of the text encoder, and these tokens' vectors."""
@@ -58,6 +50,21 @@ class DiffusionModel(Protocol):
         vectors: (N or 1, tokens, width), as wide as the vocabulary's. The result is differentiable
         in them. Raises ValueError where a sentence leaves no room for them.
         """
+
+    def fingerprints(self, keys: Iterable[str]) -> dict[str, str]:
+        """Hashes of the original values of weights, by key, for an erasure's record."""
+
+
+class DiffusionModel(TextModel, Protocol):
+    """A text-to-image or text-to-video model: text encoder, denoiser and autoencoder.
+
+    Timesteps are floats in 0..1000; 1000 is the noisiest. Images are (N, H, W, 3) in 0..1. Latents
+    are what the denoiser works on.
+    """
+
+    @property
+    def layers(self) -> torch.nn.Module:
+        """The denoiser's modules, under the names of their weights. For reading only."""
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """The clean latents x0 of images, (N, ...)."""
@@ -103,9 +110,6 @@ class DiffusionModel(Protocol):
     ) -> AbstractContextManager[Edit]:
         """Make weights of a part trainable inside the block. select: which weights (trainable.py).
         rank: 0 for full deltas. Leaving the block restores the model; see `Edit`."""
-
-    def fingerprints(self, keys: Iterable[str]) -> dict[str, str]:
-        """Hashes of the original values of weights, by key, for an erasure's record."""
 
 
 Open = Callable[[], AbstractContextManager[DiffusionModel]]

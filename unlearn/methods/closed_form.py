@@ -12,14 +12,15 @@ which is what attacks look for.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from ..core.erasure import Erasure
 from ..core.kind import Kind
-from ..core.model import DiffusionModel
+from ..core.model import TextModel
 from ..core.progress import OnStep, Progress, as_progress
 from ..core.token_reading import Read
 from ..prompts.sampler import PromptSampler
@@ -28,6 +29,7 @@ from .parts import shared
 from .parts.concepts import check_concepts
 from .parts.layers import Place, Waiting, walk
 from .parts.least_squares import compressed, solve
+from .parts.method import Method
 from .parts.run import made
 from .parts.settings import MethodSettings, constant, setting
 
@@ -48,8 +50,14 @@ class ClosedFormSettings(MethodSettings):
         "prompt best. Empty: a neutral word by kind.",
         optional=True,
     )
-    seed: int = shared.seed()
-    protect: tuple[str, ...] = shared.protect()
+    strength: float = setting(
+        1.0,
+        "How far the concept's prompts move: 1 all the way to the anchor's, 0.5 half of it.",
+        at_least=0.0,
+        at_most=2.0,
+    )
+    seed: int = shared.seed(advanced=True)
+    protect: tuple[str, ...] = shared.protect(modes=(), advanced=True)
     sentences: int = constant(96, "Prompts of each concept.")
     others: int = constant(512, "Prompts of other things, which must stay.")
     hold: float = constant(25.0, "Weight of the other prompts.")
@@ -59,13 +67,24 @@ class ClosedFormSettings(MethodSettings):
     last: int = constant(2, "How many last layers lose directions.")
     keep: float = constant(0.99, "The share of the solve's effect that the low-rank change keeps.")
 
+    rank: ClassVar[int] = 64
+    """What a layer's change usually has less than; the solve decides."""
+
+    @property
+    def weights(self) -> str:
+        return "mlp"
+
+    @property
+    def rows(self) -> int:
+        return 1
+
     @property
     def further(self) -> float:
         return OVERSHOOT[self.kind] if self.push is None else self.push
 
 
 def closed_form(
-    model: DiffusionModel,
+    model: TextModel,
     concepts: Sequence[str],
     settings: ClosedFormSettings = ClosedFormSettings(),
     progress: Progress | OnStep | None = None,
@@ -83,9 +102,8 @@ def closed_form(
     solver = Solver(prompts, settings, layers, progress)
     walk(model, prompts.batches, solver.at)
     base = model.fingerprints(solver.deltas)
-    return Erasure(
-        solver.deltas, made("closed_form", list(concepts), settings, base, kind=settings.kind)
-    )
+    record = made("closed_form", list(concepts), settings, base, solver.left, kind=settings.kind)
+    return Erasure(solver.deltas, record)
 
 
 def check_settings(
@@ -93,6 +111,8 @@ def check_settings(
 ) -> None:
     """Raises ValueError with one sentence where they cannot be used. read: see `check_typed`."""
     check_concepts(concepts, None)
+    if not settings.strength:
+        raise ValueError("A strength of 0 changes nothing; choose one above 0, for example 1.")
     check_typed(concepts, settings.anchor, settings.protect, settings.kind, read)
 
 
@@ -105,7 +125,7 @@ class Prompts:
     """Of each batch, one of PARTS. Those of "named", "neutral" and "origin" come in one order."""
 
     @staticmethod
-    def of(model: DiffusionModel, concepts: list[str], settings: ClosedFormSettings) -> Prompts:
+    def of(model: TextModel, concepts: list[str], settings: ClosedFormSettings) -> Prompts:
         words = PromptSampler(
             concepts,
             settings.kind,
@@ -142,6 +162,8 @@ class Solver:
         self.prompts, self.settings, self.progress = prompts, settings, progress
         self.layers, self.done = layers, 0
         self.deltas: dict[str, dict[str, torch.Tensor]] = {}
+        self.left: list[float] = []
+        """Of each layer: the share of what was wanted that its change does not bring."""
 
     def at(self, place: Place, waiting: list[Waiting]) -> list[torch.Tensor]:
         """What each batch's hidden states gain from this layer's change."""
@@ -153,6 +175,7 @@ class Solver:
         for own, neutral, origin in zip(by_part["named"], by_part["neutral"], by_part["origin"]):
             away = flat(neutral.after.float() - origin.after.float())
             aim = flat(neutral.after.float()) + self.settings.further * away
+            aim = aim.lerp(flat(origin.after.float()), 1 - self.settings.strength)
             wanted.append(aim - flat(own.after.float()))
             apart.append(away)
         held = sampled([flat(one.inputs) for one in by_part["others"]], HELD, self.settings.seed)
@@ -161,21 +184,30 @@ class Solver:
         weight = place.linear.weight.double()
         if self.done > self.layers - self.settings.last and self.settings.directions:
             out = main_directions(apart, self.settings.directions)
-            edited = weight + up @ down
-            up, down = torch.cat([up, -out], 1), torch.cat([down, out.T @ edited])
+            part = min(1.0, self.settings.strength) * out.T @ (weight + up @ down)
+            up, down = torch.cat([up, -out], 1), torch.cat([down, part])
         self.deltas[place.key] = {
             "lora_up": up.float().cpu().contiguous(),
             "lora_down": down.float().cpu().contiguous(),
         }
-        return [
+        added = [
             gain(one, up, down) if part in ("named", "others") else torch.zeros_like(one.after)
             for one, part in zip(waiting, self.prompts.parts)
         ]
+        self.left.append(share_left(wanted, map(flat, self.prompts.split(added)["named"])))
+        return added
 
 
 def gain(one: Waiting, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     """What a change of the layer adds to the hidden states of a batch."""
     return one.inputs.float() @ down.float().T @ up.float().T
+
+
+def share_left(wanted: Iterable[torch.Tensor], added: Iterable[torch.Tensor]) -> float:
+    """The squares of what is not reached, as a share of the squares of what was wanted."""
+    pairs = [(want.square().sum(), (want - got).square().sum()) for want, got in zip(wanted, added)]
+    whole, rest = (float(sum(some)) for some in zip(*pairs))
+    return rest / max(whole, 1e-30)
 
 
 def sampled(parts: list[torch.Tensor], enough: int, seed: int) -> list[torch.Tensor]:
@@ -199,3 +231,18 @@ def main_directions(apart: Sequence[torch.Tensor], count: int) -> torch.Tensor:
     """(width, count): the directions that hold most of these differences, orthonormal."""
     square = sum((part.T @ part).double() for part in apart)
     return torch.linalg.eigh(square).eigenvectors[:, -count:]
+
+
+METHOD = Method(
+    name="closed_form",
+    title="Closed-Form Encoder Unlearn",
+    about="Takes concepts out of a text encoder in seconds. It needs no picture and no model that "
+    "draws. The result goes wherever a CLIP goes, also into AnimateDiff and other video nodes.",
+    paper="2210.07229",
+    part="encoder",
+    settings=ClosedFormSettings,
+    train=closed_form,
+    check=check_settings,
+    encoder_alone=True,
+    counts="layers",
+)

@@ -12,7 +12,7 @@ from .names import unnamed
 from .templates import in_context, templates
 
 if TYPE_CHECKING:
-    from ..core.model import DiffusionModel
+    from ..core.model import TextModel
 
 
 class PromptSampler:
@@ -56,7 +56,7 @@ class PromptSampler:
             for i in range(count)
         ]
 
-    def neutral(self, concept: str, model: DiffusionModel) -> str:
+    def neutral(self, concept: str, model: TextModel) -> str:
         """The neutral word, repeated until it has about as many tokens as the concept.
 
         The prompts with the concept and with the neutral word are compared token by token. With

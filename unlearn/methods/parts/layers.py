@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from ...core.lockstep import Lockstep
-from ...core.model import DiffusionModel
+from ...core.model import TextModel
 from ...core.trainable import feed_forward_end
 
 NOT_ADDED = (
@@ -42,7 +42,7 @@ Solve = Callable[[Place, list[Waiting]], Sequence[torch.Tensor]]
 """From the batches at a place to what is added to the hidden states of each."""
 
 
-def walk(model: DiffusionModel, batches: Sequence[Sequence[str]], solve: Solve) -> None:
+def walk(model: TextModel, batches: Sequence[Sequence[str]], solve: Solve) -> None:
     """Encode all batches, each layer of all of them before the next.
 
     Raises ValueError where a layer does not end in a linear layer, or the encoder reads prompts one

@@ -41,6 +41,10 @@ class Method:
     """check(concepts, settings, read), with `images` before `settings` where it takes pictures.
     Raises ValueError with one sentence for what cannot be used."""
     takes_pictures: bool = False
+    encoder_alone: bool = False
+    """Whether it needs nothing but the text encoder, which is a TextModel then."""
+    counts: str = "steps"
+    """What its record counts as steps."""
     resumes: bool = False
     """Whether a run that was cut short can go on."""
     recorded: tuple[str, ...] = ()

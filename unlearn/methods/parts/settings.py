@@ -70,6 +70,8 @@ class Setting:
     """Its name in the command. None: it has no option."""
     widget: str | None = None
     """Its name in the node. None: it has no widget."""
+    advanced: bool = False
+    """Whether the node shows it among the advanced ones only, where the host has such."""
     optional: bool = False
     """Whether prompts of the API may leave the widget out."""
     own: str = ""

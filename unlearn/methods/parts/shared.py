@@ -37,12 +37,13 @@ def rank() -> Any:
     )
 
 
-def seed() -> Any:
+def seed(**more: Any) -> Any:
     return setting(
         0,
         "The same seed gives the same erasure on one machine; hardening goes by the clock.",
         at_least=0,
         at_most=LARGEST_SEED,
+        **more,
     )
 
 
@@ -55,14 +56,15 @@ def projection(default: Projection) -> Any:
     )
 
 
-def protect() -> Any:
+def protect(modes: tuple[str, ...] = BALANCED, **more: Any) -> Any:
     return setting(
         (),
         "Words, separated by commas, that must keep their meaning, such as close relatives of the "
         "concept, or how things move in your videos.",
-        modes=BALANCED,
+        modes=modes,
         optional=True,
         each="protected word",
+        **more,
     )
 
 
