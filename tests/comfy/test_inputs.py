@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("node_body", "small_runs")
 
 NODES = (
     "IdentifyConcept",
+    "ClosedFormEncoderUnlearn",
     "FewShotEncoderUnlearn",
     "KeyStepUNetUnlearn",
     "DomainCorrectionUNetUnlearn",
@@ -318,7 +319,7 @@ def test_the_host_takes_a_kind_by_its_old_name(
     if task == "instance":
         shown, error = executed(prompt, "show")
         assert error is None
-        assert "The model was trained on: fox (character)." in str(shown)
+        assert "The model was changed for: fox (character)." in str(shown)
 
 
 def test_an_error_is_said_on_the_node_and_its_class_has_no_folder(

@@ -163,7 +163,8 @@ class Solver:
         self.layers, self.done = layers, 0
         self.deltas: dict[str, dict[str, torch.Tensor]] = {}
         self.left: list[float] = []
-        """Of each layer: the share of what was wanted that its change does not bring."""
+        """Of each layer: the squared distance of the concept's prompts from their aim, as a share
+        of how far they were from the anchor's."""
 
     def at(self, place: Place, waiting: list[Waiting]) -> list[torch.Tensor]:
         """What each batch's hidden states gain from this layer's change."""
@@ -194,7 +195,8 @@ class Solver:
             gain(one, up, down) if part in ("named", "others") else torch.zeros_like(one.after)
             for one, part in zip(waiting, self.prompts.parts)
         ]
-        self.left.append(share_left(wanted, map(flat, self.prompts.split(added)["named"])))
+        reached = map(flat, self.prompts.split(added)["named"])
+        self.left.append(share(map(torch.sub, wanted, reached), apart))
         return added
 
 
@@ -203,11 +205,10 @@ def gain(one: Waiting, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     return one.inputs.float() @ down.float().T @ up.float().T
 
 
-def share_left(wanted: Iterable[torch.Tensor], added: Iterable[torch.Tensor]) -> float:
-    """The squares of what is not reached, as a share of the squares of what was wanted."""
-    pairs = [(want.square().sum(), (want - got).square().sum()) for want, got in zip(wanted, added)]
-    whole, rest = (float(sum(some)) for some in zip(*pairs))
-    return rest / max(whole, 1e-30)
+def share(part: Iterable[torch.Tensor], whole: Iterable[torch.Tensor]) -> float:
+    """The sum of squares of one list of tensors as a share of another's."""
+    one, all_of_it = (float(sum(x.square().sum() for x in some)) for some in (part, whole))
+    return one / max(all_of_it, 1e-30)
 
 
 def sampled(parts: list[torch.Tensor], enough: int, seed: int) -> list[torch.Tensor]:

@@ -1,0 +1,147 @@
+"""Closed-Form Encoder Unlearn, the node: a CLIP in, a CLIP out, and no MODEL needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import testbed.model.pack
+
+FACE = ["concept", "kind", "anchor", "strength"]
+WORDS = {"erase", "remove", "forget", "censor", "unlearn", "sanitise"}
+
+
+@pytest.fixture(scope="module")
+def parts(host: ModuleType) -> tuple:
+    return testbed.model.pack.checkpoint()
+
+
+@pytest.fixture
+def output(host: ModuleType, tmp_path: Path) -> Iterator[Path]:
+    import folder_paths
+
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path))
+    yield tmp_path
+    folder_paths.set_output_directory(before)
+
+
+def small(pack: ModuleType):
+    """The node with fewer prompts."""
+    closed, settings = pack.unlearn.methods.closed_form, pack.unlearn.methods.parts.settings
+
+    @dataclass(frozen=True)
+    class Few(closed.ClosedFormSettings):
+        sentences: int = settings.constant(16, "Prompts of each concept.")
+        others: int = settings.constant(48, "Prompts of other things.")
+
+    own = pack.nodes.closed_form.ClosedFormEncoderUnlearn
+    return type(own.__name__, (own,), {"METHOD": replace(own.METHOD, settings=Few)})
+
+
+def run(pack: ModuleType, **inputs) -> tuple:
+    values = {"concept": "fox", "anchor": "koala", **inputs}
+    with torch.inference_mode():
+        return small(pack).PREPARE_CLASS_CLONE(None).execute(**values).result
+
+
+def read(clip, prompt: str) -> torch.Tensor:
+    with torch.inference_mode():
+        return clip.encode_from_tokens(clip.tokenize(prompt))
+
+
+def test_it_needs_the_clip_alone(pack: ModuleType, parts: tuple, output: Path) -> None:
+    _, clip, _ = parts
+    fox, koala = (read(clip, f"a photo of a {word}") for word in ("fox", "koala"))
+    erased, erasure, curve, losses, summary = run(pack, clip=clip)
+    now = read(erased, "a photo of a fox")
+    assert (now - koala).norm() < 0.4 * (fox - koala).norm()
+    assert torch.equal(read(clip, "a photo of a fox"), fox)
+    assert erasure.record["method"] == "closed_form"
+    assert len(losses["loss"]) == erasure.record["steps"] == 4
+    assert all(0 < left < 1 for left in losses["loss"]), losses
+    assert curve.shape[-1] == 3
+    assert "4 layers" in summary
+    assert "was not measured" in summary
+    (file,) = output.rglob("*.safetensors")
+    assert file.name in summary
+    *_, again = run(pack, clip=clip)
+    assert "read from the file" in again
+
+
+def test_a_model_changes_nothing_of_the_erasure(
+    pack: ModuleType, parts: tuple, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, clip, vae = parts
+    shown = []
+    reporter = pack.nodes.training.Progress
+    monkeypatch.setattr(reporter, "look", lambda self: shown.append(self.draw().shape))
+    _, erasure, *_ = run(pack, clip=clip)
+    (file,) = output.rglob("*.safetensors")
+    file.unlink()
+    _, other, *_ = run(pack, clip=clip, model=model, vae=vae, size=64, verdict=False)
+    assert shown == [(1, 64, 64, 3)]
+    assert [one.name for one in output.rglob("*.safetensors")] == [file.name]
+    for key in erasure.deltas:
+        torch.testing.assert_close(erasure.delta(key), other.delta(key))
+
+
+def test_strength_is_how_far(pack: ModuleType, parts: tuple, output: Path) -> None:
+    _, clip, _ = parts
+    fox = read(clip, "a photo of a fox")
+    moved = [
+        (read(run(pack, clip=clip, strength=strength)[0], "a photo of a fox") - fox).norm()
+        for strength in (0.25, 0.5, 1.0)
+    ]
+    assert moved[0] < moved[1] < moved[2]
+    with pytest.raises(ValueError, match="strength of 0"):
+        run(pack, clip=clip, strength=0.0)
+
+
+def test_four_widgets_are_on_its_face(pack: ModuleType) -> None:
+    schema = pack.nodes.closed_form.ClosedFormEncoderUnlearn.define_schema()
+    sockets = ("CLIP", "MODEL", "VAE")
+    widgets = [one for one in schema.inputs if one.get_io_type() not in sockets]
+    assert [one.id for one in widgets if not one.advanced] == FACE
+    needed = [one.id for one in schema.inputs if not one.optional]
+    assert set(needed) - {one.id for one in widgets} == {"clip"}
+    assert set(schema.search_aliases) >= WORDS
+
+
+def test_cancelled_it_leaves_nothing(
+    pack: ModuleType, parts: tuple, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as management
+
+    _, clip, _ = parts
+    before = read(clip, "a photo of a fox")
+    seen = []
+
+    def stage(self, what: str, done: int, total: int, leader: str = "") -> None:
+        seen.append((what, done, total))
+        if done == 2:
+            raise management.InterruptProcessingException
+
+    monkeypatch.setattr(pack.nodes.training.Progress, "stage", stage)
+    with pytest.raises(management.InterruptProcessingException):
+        run(pack, clip=clip)
+    assert seen == [("solving", i, 4) for i in range(3)]
+    assert not list(output.rglob("*.safetensors"))
+    assert not any(one._forward_hooks for one in clip.cond_stage_model.modules())
+    assert torch.equal(read(clip, "a photo of a fox"), before)
+
+
+def test_too_little_memory_is_said_before_any_work(
+    pack: ModuleType, parts: tuple, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as management
+
+    monkeypatch.setattr(management, "get_free_memory", lambda *given, **more: 1000)
+    with pytest.raises(MemoryError, match="name fewer concepts"):
+        run(pack, clip=parts[1])
+    assert not list(output.rglob("*.safetensors"))
