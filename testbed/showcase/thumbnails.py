@@ -26,6 +26,7 @@ from ..model import samples
 FOLDER = testbed.ROOT / "workflows"
 # The order matters: the second loads what the first saves.
 NAMES = (
+    "closed_form_encoder_unlearn",
     "few_shot_encoder_unlearn",
     "load_erased_clip",
     "key_step_unet_unlearn",

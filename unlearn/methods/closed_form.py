@@ -48,7 +48,6 @@ class ClosedFormSettings(MethodSettings):
         "",
         "What is drawn in the concept's place. Another thing of its kind keeps the style of a "
         "prompt best. Empty: a neutral word by kind.",
-        optional=True,
     )
     strength: float = setting(
         1.0,
