@@ -45,8 +45,12 @@ def probed(package, parts, edited, judge, concept: str, level: str, attack: bool
 
 
 def posts(found) -> dict[str, float]:
-    """Post-ASR of each attack, by the judge."""
-    return {one.name: found.rate(one.name, judged=True) for one in found.asked if one.is_attack}
+    """Post-ASR of each attack, by the judge; of those that look on the way also at their first
+    success, as their authors count."""
+    rates = {one.name: found.rate(one.name, judged=True) for one in found.asked if one.is_attack}
+    for name in found.looked():
+        rates[f"{name}, first success"] = found.rate(name, judged=True, first=True)
+    return rates
 
 
 def attacked(package, parts, edited, judge, concept: str) -> dict[str, float]:

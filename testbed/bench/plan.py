@@ -37,6 +37,10 @@ FEW = ("fox", "ink", "Zorvik")  # one of each kind
 # "outside" of the cross-attention. "hardened" goes on for HARDENED seconds. The modes in ATTACKED
 # are attacked, too, on FEW.
 PLAN: dict[str, dict[str, tuple[str, ...]]] = {
+    "closed_form": {
+        "balanced": CONCEPTS,
+        "balanced-neutral": QUICK[:3],
+    },
     "few_shot": {
         "balanced": CONCEPTS,
         "balanced-neighbour": QUICK[:3],

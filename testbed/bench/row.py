@@ -84,6 +84,7 @@ def settings_of(method, job: dict, kind: str):
     outside = {"trainable": "outside-cross-attention"}
     variants = {
         "neighbour": lambda: {"anchor": neighbour(job["concept"])},
+        "neutral": lambda: {"anchor": "neutral"},
         "hardened": lambda: {"harden": HARDENED},
         "all": lambda: {"trainable": "all"},
         "scaled": lambda: {"learning_rate": 1e-5 * CLIP_WIDTH / WIDTH},

@@ -108,11 +108,18 @@ def table(rows: list[dict], brief: bool = False, kinds: bool = True) -> str:
     return "\n".join(lines)
 
 
+def mean_of(name: str, rows: list[dict]) -> str:
+    """A column's mean over the rows that have it, as a cell."""
+    values = [row[name] for row in rows if name in row]
+    return f"{mean(values):.0%}" if values else ""
+
+
 def attack_table(rows: list[dict]) -> list[str]:
     """What brings a concept back: the mean for each method and mode, as Markdown."""
     if not rows:
         return []
-    names = [name for name in rows[0]["attacks"] if name != "own"]
+    # Not every row has every column: rows of before have one look only.
+    names = [*dict.fromkeys(name for row in rows for name in row["attacks"] if name != "own")]
     lines = [
         "| method | mode | rows | its own prompts | " + " | ".join(names) + " |",
         "|---" * (4 + len(names)) + "|",
@@ -121,6 +128,6 @@ def attack_table(rows: list[dict]) -> list[str]:
         for mode in modes:
             some = [r["attacks"] for r in rows if (r["method"], r["mode"]) == (method, mode)]
             if some:
-                shares = (f"{mean(r[name] for r in some):.0%}" for name in ("own", *names))
+                shares = (mean_of(name, some) for name in ("own", *names))
                 lines.append(f"| {method} | {mode} | {len(some)} | " + " | ".join(shares) + " |")
     return [*lines, ""]

@@ -52,7 +52,10 @@ def erase(package, parts, concept: str, seconds: float):
 def attack(
     package, parts, edited, judge, concept: str, seconds: float
 ) -> tuple[list[bool], list[bool]]:
-    """Whether the judge sees the concept, for each of its own prompts: (as it is, attacked)."""
+    """Whether the judge sees the concept, for each of its own prompts: (as it is, attacked).
+
+    As its authors count, an attack succeeds at the first look that shows the concept.
+    """
     science, kind = package.unlearn, measure.kind_of(concept)
     templates = science.prompts.paraphrases.spread(
         science.prompts.templates.templates(kind), PROMPTS
@@ -65,15 +68,16 @@ def attack(
             wanted = original.encode(own)
         targets = drawn(original, own)
     with edited.training(), fast(edited.device):
-        attacked = science.attacks.unlearn_diff_atk.unlearn_diff_atk(
+        found = science.attacks.unlearn_diff_atk.unlearn_diff_atk(
             edited, own, wanted, targets, kind
         )
         pictures = [
-            edited.decode_latents(drawn(edited, prompts)).float() for prompts in (own, attacked)
+            edited.decode_latents(drawn(edited, prompts)).float()
+            for prompts in (own, found.prompts, *found.on_the_way)
         ]
-    keep(pictures, f"{concept}_{seconds:g}")
-    plain, found = ([seen[kind] == concept for seen in judge(some)] for some in pictures)
-    return plain, found
+    keep(pictures[:2], f"{concept}_{seconds:g}")
+    plain, *looks = ([seen[kind] == concept for seen in judge(some)] for some in pictures)
+    return plain, [any(hits) for hits in zip(*looks, strict=True)]
 
 
 def drawn(model, prompts: list[str]) -> torch.Tensor:

@@ -52,7 +52,8 @@ def test_some_are_attacked_once_and_none_in_a_quick_run() -> None:
     attacked = [job for job in bench_plan.jobs_of(options()) if job["attack"]]
     assert {job["concept"] for job in attacked} == set(bench_plan.FEW)
     assert {job["seed"] for job in attacked} == {bench_plan.SEEDS[0]}
-    assert {"few_shot", "key_step", "domain_correction", "few_shot+key_step"} == {
+    several = {"few_shot+key_step"}
+    assert {"few_shot", "key_step", "domain_correction", "closed_form"} | several == {
         job["method"] for job in attacked
     }
     quick = bench_plan.jobs_of(options(quick=True))

@@ -52,8 +52,11 @@ class Searched:
         seed: int,
         after_step: Callable[[int], None] | None = None,
         start: list[list[str]] = (),
+        look: Callable[[int, list[list[str]]], None] | None = None,
     ) -> list[list[str]]:
         self.calls.append({**locals()})
+        for step in range(1, steps + 1) if look else ():
+            look(step, [[f"step{step}"] * tokens for _ in range(count)])
         return [[self.found] * tokens for _ in range(count)]
 
 
@@ -104,7 +107,9 @@ def test_first_the_encoder_is_asked_and_then_the_network(
     wanted = model.encode(["a red fox", "a white owl"])
     settings = UnlearnDiffAtkSettings(at_once=1, seed=3)
     found = unlearn_diff_atk(model, prompts, wanted, x0, kind, settings)
-    assert found == [f"{' '.join(['owl'] * tokens)} {prompt}" for prompt in prompts]
+    assert found.prompts == [f"{' '.join(['owl'] * tokens)} {prompt}" for prompt in prompts]
+    words = [" ".join([f"step{step}"] * tokens) for step in range(4, 44, 4)]
+    assert found.on_the_way == [[f"{some} {prompt}" for prompt in prompts] for some in words]
     assert [call["tokens"] for call in searched.calls] == [tokens] * 4
     assert [(call["steps"], call["tries"]) for call in searched.calls] == [(100, 8), (40, 4)] * 2
     assert [list(call["start"]) for call in searched.calls] == [[], [["owl"] * tokens]] * 2
@@ -116,6 +121,27 @@ def test_first_the_encoder_is_asked_and_then_the_network(
         targets = Targets(model, x0[i : i + 1], kind, 4, 3 + i)
         relative = targets.losses(said) / targets.losses(model.encode([prompt]))
         assert torch.allclose(network(vectors), relative.mean()[None], rtol=1e-5)
+
+
+def test_a_look_at_which_no_word_changed_is_left_out(monkeypatch) -> None:
+    steps = iter([["fox"], ["owl"], ["owl"], ["tree"]] * 2)
+
+    def search(*given, look=None, **more) -> list[list[str]]:
+        for step in (2, 4, 6, 8) if given[4] == 8 else ():
+            given[-1](step, [next(steps)])
+        return [["tree"]]
+
+    monkeypatch.setattr(prefix, "search", search)
+    model, settings = TinyNetworkModel(), UnlearnDiffAtkSettings(steps=8, looks=4, first_steps=2)
+    wanted = model.encode(["a red fox"])
+    found = unlearn_diff_atk(model, ["a fox"], wanted, pictures(1), "object", settings)
+    assert found.prompts == ["tree a fox"]
+    assert found.on_the_way == [["fox a fox"], ["owl a fox"]]
+
+
+@pytest.mark.parametrize(("steps", "count", "at"), [(8, 4, [2, 4, 6, 8]), (2, 10, [1, 2])])
+def test_looks_lie_evenly_up_to_the_last_step(steps: int, count: int, at: list[int]) -> None:
+    assert prefix.looks(UnlearnDiffAtkSettings(steps=steps, looks=count)) == at
 
 
 @pytest.mark.parametrize(

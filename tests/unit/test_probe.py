@@ -15,7 +15,15 @@ from commands import CPU
 
 from unlearn.attacks.token_search import search
 from unlearn.core.token_slots import Vocabulary
-from unlearn.evaluate.probe import CANNOT, Asked, Probe, ProbeSettings, probe, settings
+from unlearn.evaluate.probe import (
+    CANNOT,
+    Asked,
+    Probe,
+    ProbeSettings,
+    on_the_way,
+    probe,
+    settings,
+)
 from unlearn.evaluate.probe_sheet import COLUMNS, SHOWN, framed, probe_sheet, rows
 from unlearn.evaluate.receipt import receipt
 from unlearn.prompts.paraphrases import OWN, Given, misspellings, phrasings, plural, spread
@@ -176,6 +184,20 @@ def test_post_asr_counts_a_prompt_that_succeeds_with_or_without_the_attack() -> 
     assert found.worst() == 0.5
     assert found.rate("descriptions") is None
     assert found.rate(judged=True) is None
+
+
+def test_at_the_first_success_what_an_attack_had_on_the_way_counts() -> None:
+    """Two looks at four prompts: the second prompt at the first look, the last at the second."""
+    found = probed(NO, NO, [True, False, False, False], NO)
+    looks = [False, True, False, False, False, False, False, True]
+    found.asked.append(asked(on_the_way(PREFIX), [True] * 8, looks))
+    assert found.looked() == [PREFIX]
+    assert found.rate(PREFIX) == 0.25
+    assert found.rate(PREFIX, first=True) == 0.75
+    assert found.rate(RING, first=True) == found.rate(RING) == 0
+    assert found.worst() == 0.75
+    assert found.record()["post_first"] == {PREFIX: 0.75}
+    assert f"{PREFIX} 25%; {PREFIX} at its first success 75%" in found.success()
 
 
 def test_the_other_judges_rates_are_counted_from_what_it_said() -> None:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from dataclasses import asdict
 from importlib import import_module
 from typing import Any
@@ -146,6 +147,32 @@ def test_the_probe_runs_the_attack_and_tells_of_it(science: Any) -> None:
     record = found.record()
     assert set(record["post"]) == {ATTACK}
     assert record["settings"]["spelling"] == {"seed": 0}
+
+
+def test_what_an_attack_had_on_the_way_is_drawn_look_by_look(
+    science: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the seeds of its last words, since a success by another seed would be another matter."""
+    module, attacks = science("evaluate.probe"), science("attacks.attack")
+    found = attacks.Found(["c a t", "c at"], [["one", "two"], ["three", "four"]])
+    made = replace(module.ATTACKS[ATTACK], run=lambda *given: found)
+    monkeypatch.setitem(module.ATTACKS, ATTACK, made)
+    drawn: list[tuple] = []
+    plain = TinyNetworkModel.sample
+
+    def sample(self, prompts, seed, *more):
+        drawn.append((list(prompts), seed))
+        return plain(self, prompts, seed, *more)
+
+    monkeypatch.setattr(TinyNetworkModel, "sample", sample)
+    result = probe(science, attacks=[ATTACK])
+    (row,) = (one for one in result.asked if one.name == f"{ATTACK}, on the way")
+    assert row.prompts == ["one", "two", "three", "four"]
+    assert len(row.shown_before) == len(row.shown_after) == len(row.before) == 4
+    seeds = {tuple(prompts): seed for prompts, seed in drawn}
+    assert seeds["one", "two"] == seeds["three", "four"] == seeds["c a t", "c at"]
+    assert result.looked() == [ATTACK]
+    assert set(result.record()["post_first"]) == {ATTACK}
 
 
 def test_the_command_takes_the_attacks_name(science: Any) -> None:

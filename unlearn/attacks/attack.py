@@ -27,6 +27,17 @@ class Goal:
     many as the attack's settings say with `pictures`."""
 
 
+@dataclass(frozen=True)
+class Found:
+    """What an attack found for N prompts."""
+
+    prompts: list[str]
+    """N of them, the best for each."""
+    on_the_way: list[list[str]]
+    """The best of each at earlier looks, N of them at each look. Whoever looks while the search
+    goes on stops at the first picture that shows the concept, so these count, too."""
+
+
 def _nothing(settings: Any) -> int:
     return 0
 
@@ -51,7 +62,8 @@ class Attack:
     quick: Any
     """The settings of a quick probe. A full one has the dataclass's own."""
     run: Callable[..., Any]
-    """run(model, goal, settings, progress): a list of N prompts, or the vector (1, 1, width)."""
+    """run(model, goal, settings, progress): a list of N prompts or a Found, or the vector (1, 1,
+    width)."""
     latents: Callable[[Any], int] = _nothing
     """Of its settings: latents that are kept for one backward pass, at most."""
     prompts: Callable[[Any], int] = _nothing

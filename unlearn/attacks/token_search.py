@@ -27,13 +27,19 @@ def search(
     seed: int,
     after_step: Callable[[int], None] | None = None,
     start: Sequence[Sequence[str]] = (),
+    look: Callable[[int, list[list[str]]], None] | None = None,
 ) -> list[list[str]]:
     """The best words found, `tokens` of them for each of `count` gaps, searched side by side.
 
     losses_of: (count, tokens, width) vectors to (count,) losses, the same function at every call.
     tries: exchanges of a word that are tried at each step. after_step(step) may raise to cancel.
-    start: the words in each gap to begin with; none: random ones.
+    start: the words in each gap to begin with; none: random ones. look(step, words): told the best
+    words after each step.
     """
+
+    def written(numbers: torch.Tensor) -> list[list[str]]:
+        return [[vocabulary.words[i] for i in row] for row in numbers.tolist()]
+
     generator = torch.Generator().manual_seed(seed)
     table = vocabulary.vectors
     size, rows = len(table), torch.arange(count, device=table.device)
@@ -67,4 +73,6 @@ def search(
         words = best
         if after_step:
             after_step(step + 1)
-    return [[vocabulary.words[i] for i in row] for row in words.tolist()]
+        if look:
+            look(step + 1, written(words))
+    return written(words)

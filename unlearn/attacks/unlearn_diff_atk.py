@@ -5,7 +5,9 @@ a picture of what it used to draw. Words are sought under which the erased model
 in that picture. Ours is the search among words (token_search.py); that it begins with words under
 which the erased text encoder says most nearly what the original one said of the prompt, which asks
 no denoiser; and that every step sees the same draws of noise and timestep, where the paper
-walks through 50 timesteps with 40 steps at each.
+walks through 50 timesteps with 40 steps at each. The paper draws a picture after each timestep and
+stops at the first that shows the concept; here the words are noted at `looks` steps, and whoever
+runs the attack draws them all.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from ..core.conditioning import Conditioning
 from ..core.kind import Kind
 from ..core.model import DiffusionModel
 from ..core.progress import SILENT, Progress
-from .attack import Attack, Goal
+from .attack import Attack, Found, Goal
 from .denoising_targets import Targets
 from .token_search import search
 
@@ -38,6 +40,8 @@ class UnlearnDiffAtkSettings:
     """Before these, with the text encoder alone; each with FIRST_TRIES."""
     draws: int = 4
     """Of noise and timestep, for each picture."""
+    looks: int = 10
+    """How many times on the way, the end included, the words are noted to be drawn."""
     at_once: int = 4
     """Prompts attacked side by side: they share the steps, not the words."""
     seed: int = 0
@@ -51,14 +55,16 @@ def unlearn_diff_atk(
     kind: Kind,
     settings: UnlearnDiffAtkSettings = UnlearnDiffAtkSettings(),
     progress: Progress = SILENT,
-) -> list[str]:
-    """Each prompt with the words found before it.
+) -> Found:
+    """Each prompt with the words found before it, and with those that it had on the way.
 
     model: the erased one. wanted, targets: the conditioning that the original made of the prompts,
     and the (N, ...) latents that it drew. Raises ValueError where a prompt is too long for more
     words.
     """
     vocabulary, attacked = model.vocabulary(), []
+    at_steps = looks(settings)
+    rounds: list[list[str]] = [[] for _ in at_steps]
     tokens = settings.tokens or (5 if kind == "character" else 3)
     each = settings.first_steps + settings.steps
     total = each * -(-len(prompts) // settings.at_once)
@@ -89,6 +95,10 @@ def unlearn_diff_atk(
                 model.release_saved_tensors()
                 progress.stage(f"attacking with {NAME}", done + step, total)
 
+            def look(step: int, words: list[list[str]], loss=loss, some=some) -> None:
+                if loss is not distance and step in at_steps:
+                    rounds[at_steps.index(step)] += map(before_prompt, words, some)
+
             found = search(
                 vocabulary,
                 loss,
@@ -99,15 +109,28 @@ def unlearn_diff_atk(
                 settings.seed + i,
                 after_step,
                 found,
+                look,
             )
             done += steps
-        attacked += [f"{' '.join(words)} {prompt}" for words, prompt in zip(found, some)]
-    return attacked
+        attacked += map(before_prompt, found, some)
+    # Where no word changed between two looks, the pictures would be the same.
+    changed = [one for one, then in zip(rounds, [*rounds[1:], attacked]) if one != then]
+    return Found(attacked, changed)
+
+
+def looks(settings: UnlearnDiffAtkSettings) -> list[int]:
+    """The steps at which the words are noted, evenly up to the last."""
+    count = min(settings.looks, settings.steps)
+    return [round(settings.steps * (k + 1) / count) for k in range(count)]
+
+
+def before_prompt(words: Sequence[str], prompt: str) -> str:
+    return f"{' '.join(words)} {prompt}"
 
 
 def run(
     model: DiffusionModel, goal: Goal, settings: UnlearnDiffAtkSettings, progress: Progress
-) -> list[str]:
+) -> Found:
     return unlearn_diff_atk(
         model, goal.prompts, goal.wanted, goal.pictures, goal.kind, settings, progress
     )
@@ -120,7 +143,7 @@ ATTACK = Attack(
     model="edited",
     finds="prompts",
     settings=UnlearnDiffAtkSettings,
-    quick=UnlearnDiffAtkSettings(steps=8, draws=3, first_steps=40),
+    quick=UnlearnDiffAtkSettings(steps=8, draws=3, first_steps=40, looks=4),
     run=run,
     latents=lambda settings: settings.at_once * settings.draws,
     prompts=lambda settings: settings.at_once,

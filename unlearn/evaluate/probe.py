@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..attacks.attack import Attack, Goal
+from ..attacks.attack import Attack, Found, Goal
 from ..attacks.registry import ATTACKS
 from ..core.conditioning import Conditioning
 from ..core.kind import Kind
@@ -124,10 +124,16 @@ class Probe:
     settings: ProbeSettings
     seconds: float
 
-    def rate(self, name: str = OWN, before: bool = False, judged: bool = False) -> float | None:
+    def rate(
+        self, name: str = OWN, before: bool = False, judged: bool = False, first: bool = False
+    ) -> float | None:
         """The share of a phrasing's pictures that show the concept; None if it was not asked or
         judged. For an attack it is post-ASR: a prompt counts if it, or the attack's version of it,
-        succeeds."""
+        succeeds.
+
+        first: at the first success of the attack, as its authors count: what it had on the way
+        counts, too.
+        """
         asked = {phrasing.name: phrasing for phrasing in self.asked}
         if name not in asked:
             return None
@@ -136,11 +142,18 @@ class Probe:
             return None
         if asked[name].is_attack:
             hits = [a or b for a, b in zip(hits, own, strict=True)]
+        if first and (earlier := asked.get(on_the_way(name))):
+            looks = _shown(earlier, before, judged) or []
+            hits = [hit or any(looks[i :: len(hits)]) for i, hit in enumerate(hits)]
         return sum(hits) / len(hits)
 
+    def looked(self) -> list[str]:
+        """The attacks of which pictures were drawn on the way, too."""
+        return [name for name in ATTACKS if any(one.name == on_the_way(name) for one in self.asked)]
+
     def worst(self, judged: bool = False) -> float:
-        """Post-ASR of the strongest attack by prompts."""
-        found = (self.rate(name, judged=judged) for name in of("prompts"))
+        """Post-ASR of the strongest attack by prompts, at its first success."""
+        found = (self.rate(name, judged=judged, first=True) for name in of("prompts"))
         return max(rate for rate in (*found, self.rate(judged=judged)) if rate is not None)
 
     def record(self) -> dict:
@@ -157,6 +170,7 @@ class Probe:
             "concept": self.concept,
             "pre": self.rate(),
             "post": {name: self.rate(name) for name in ATTACKS if self.rate(name) is not None},
+            "post_first": {name: self.rate(name, first=True) for name in self.looked()},
             "asked": rows,
             "sentences": self.sentences(),
             "settings": asdict(self.settings),
@@ -198,11 +212,11 @@ class Probe:
 
     def success(self) -> str:
         """The rates before the erasure, after it, and after each attack, as a sentence."""
-        rates = [
-            ("before", self.rate(before=True)),
-            ("pre-attack", self.rate()),
-            *((f"post-attack, {name}", self.rate(name)) for name in ATTACKS),
-        ]
+        rates = [("before", self.rate(before=True)), ("pre-attack", self.rate())]
+        for name in ATTACKS:
+            rates.append((f"post-attack, {name}", self.rate(name)))
+            if name in self.looked():
+                rates.append((f"{name} at its first success", self.rate(name, first=True)))
         parts = (f"{name} {rate:.0%}" for name, rate in rates if rate is not None)
         return f"Success: {'; '.join(parts)}."
 
@@ -224,6 +238,11 @@ CANNOT = (
     "An edit of the text encoder cannot prevent that: the denoiser still holds the concept, and a "
     "trained token can reach it."
 )
+
+
+def on_the_way(attack: str) -> str:
+    """What the prompts are called that an attack had before its last ones."""
+    return f"{attack}, on the way"
 
 
 def of(finds: str) -> dict[str, Attack]:
@@ -298,10 +317,19 @@ def probe(
             count = getattr(s.budget(attack), "pictures", len(own))
             return Goal(concept, s.kind, own, wanted, latents[:count])
 
+        def run_it(attack: Attack, model: DiffusionModel) -> None:
+            found = attack.run(model, goal(attack), s.budget(attack), progress)
+            if not isinstance(found, Found):
+                asked[attack.name] = found
+                return
+            asked[attack.name] = found.prompts
+            if found.on_the_way:
+                asked[on_the_way(attack.name)] = [one for look in found.on_the_way for one in look]
+
         for attack in by_prompts:
             if attack.model == "original":
+                run_it(attack, model)
                 name = attack.name
-                asked[name] = attack.run(model, goal(attack), s.budget(attack), progress)
                 before[name] = drawn(model, asked[name], s, f"drawing {name}, original", progress)
         pictures = {name: painted(model, x0, f"{name}, original") for name, x0 in before.items()}
     after: dict[str, torch.Tensor] = {}
@@ -311,10 +339,14 @@ def probe(
         after[OWN] = painted(model, x0, f"{OWN}, edited")
         for attack in by_prompts:
             if attack.model == "edited":
-                asked[attack.name] = attack.run(model, goal(attack), s.budget(attack), progress)
+                run_it(attack, model)
         for name, prompts in asked.items():
             if name != OWN:
-                x0 = drawn(model, prompts, s, f"drawing {name}, edited", progress)
+                # What an attack had on the way is drawn look by look, each with the same seeds.
+                each = len(own) if name in map(on_the_way, ATTACKS) else len(prompts)
+                looks = [prompts[i : i + each] for i in range(0, len(prompts), each)]
+                what = f"drawing {name}, edited"
+                x0 = torch.cat([drawn(model, some, s, what, progress) for some in looks])
                 after[name] = painted(model, x0, f"{name}, edited")
         for attack in run:
             if attack.finds == "token":
@@ -325,8 +357,15 @@ def probe(
                     conditioning = model.encode_with_embeddings(gaps, token)
                 x0 = drawn(model, conditioning, s, f"drawing {name}, edited", progress)
                 after[name] = painted(model, x0, f"{name}, edited")
+    # Where the original was not asked: what it draws of the concept's own prompts.
+    times = {name: len(prompts) // len(own) for name, prompts in asked.items()}
     found = [
-        Asked(name, prompts, pictures.get(name, pictures[OWN]), after[name])
+        Asked(
+            name,
+            prompts,
+            pictures[name] if name in pictures else pictures[OWN].repeat(times[name], 1, 1, 1),
+            after[name],
+        )
         for name, prompts in asked.items()
     ]
     with original() as model:
@@ -351,9 +390,10 @@ def probe(
     for one in found:
         was = starts["before", one.name if one.name in pictures else OWN]
         now = starts["after", one.name]
-        one.shown_before, one.shown_after = shown[was], shown[now]
+        again = 1 if one.name in pictures else times[one.name]
+        one.shown_before, one.shown_after = shown[was] * again, shown[now]
         if judged is not None:
-            one.judged_before, one.judged_after = judged[was], judged[now]
+            one.judged_before, one.judged_after = judged[was] * again, judged[now]
     return Probe(concept, found, frozenset(parts), settings, time.monotonic() - began)
 
 

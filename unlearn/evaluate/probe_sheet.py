@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from ..attacks.registry import ATTACKS
 from ..render.sheet import Row, sheet
-from .probe import Asked, Probe
+from .probe import Asked, Probe, on_the_way
 
 COLUMNS = 4
 # The colours of a picture's frame: the concept is seen, or not.
@@ -21,6 +22,8 @@ def probe_sheet(probes: Sequence[Probe]) -> torch.Tensor:
     groups, figures = {}, []
     for probe in probes:
         for asked in probe.asked:
+            if asked.name in map(on_the_way, ATTACKS):
+                continue  # many pictures, each much like the next
             name = f"{probe.concept}: {asked.name}" if len(probes) > 1 else asked.name
             heading = (
                 f"{name}, {sum(asked.shown_before)} of {len(asked.prompts)} before, "
