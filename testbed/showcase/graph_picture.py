@@ -1,6 +1,6 @@
 """Draws a workflow as ComfyUI shows it: its nodes, widgets and links, as a PNG.
 
-    python -m testbed.showcase.graph_picture workflows/compare.json docs/graph.png
+    python -m testbed.showcase.graph_picture workflows/closed_form_encoder_unlearn.json docs/graph.png
 
 Notes are left out. Only the widgets that `--widgets` names are drawn, so that a node with twenty
 widgets stays readable. Only sockets with a link are drawn.
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 NOTES = {"MarkdownNote", "Note"}
 # What a newcomer has to set or look at. All other widgets have a default.
-WIDGETS = ("ckpt_name", "value", "concept", "kind", "prompts", "neighbours")
+WIDGETS = ("ckpt_name", "value", "concept", "kind", "anchor", "strength", "neighbours")
 STOCK = {
     "CheckpointLoaderSimple": "Load Checkpoint",
     "PreviewAny": "Preview as Text",
