@@ -1,6 +1,6 @@
 """Draws a workflow as ComfyUI shows it: its nodes, widgets and links, as a PNG.
 
-    python -m testbed.showcase.graph_picture workflows/closed_form_encoder_unlearn.json docs/graph.png
+    python -m testbed.showcase.graph_picture workflows/probe_erasure.json graph.png
 
 Notes are left out. Only the widgets that `--widgets` names are drawn, so that a node with twenty
 widgets stays readable. Only sockets with a link are drawn.
