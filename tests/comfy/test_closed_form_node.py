@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import small_closed_form
 import torch
 
 import testbed.model.pack
@@ -33,15 +33,8 @@ def output(host: ModuleType, tmp_path: Path) -> Iterator[Path]:
 
 def small(pack: ModuleType):
     """The node with fewer prompts."""
-    closed, settings = pack.unlearn.methods.closed_form, pack.unlearn.methods.parts.settings
-
-    @dataclass(frozen=True)
-    class Few(closed.ClosedFormSettings):
-        sentences: int = settings.constant(16, "Prompts of each concept.")
-        others: int = settings.constant(48, "Prompts of other things.")
-
     own = pack.nodes.closed_form.ClosedFormEncoderUnlearn
-    return type(own.__name__, (own,), {"METHOD": replace(own.METHOD, settings=Few)})
+    return type(own.__name__, (own,), {"METHOD": small_closed_form.few(pack.unlearn)})
 
 
 def run(pack: ModuleType, **inputs) -> tuple:

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_closed_form
 import torch
 from commands import CPU, sentence
 from conftest import ROOT
@@ -22,6 +23,7 @@ from diffusers import AutoencoderTiny, DiffusionPipeline, StableDiffusionPipelin
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
+import unlearn
 from testbed.host.patience import finish
 from testbed.model import samples
 from unlearn.__main__ import main
@@ -196,6 +198,31 @@ def test_erase_by_the_networks_methods(
     assert erasure.record["kind"] == "character"
     assert all(key.startswith("diffusion_model.") for key in erasure.deltas)
     assert inside(tmp_path) == ["a.safetensors"], "the state for resuming is gone"
+
+
+def test_erase_in_closed_form(
+    folder: Path,
+    model: DiffusersModel,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from unlearn.methods.registry import METHODS
+
+    monkeypatch.setitem(METHODS, "closed_form", small_closed_form.few(unlearn))
+    file = tmp_path / "closed.safetensors"
+    arguments = ["erase", str(folder), "fox", "--method", "closed_form", "--anchor", "koala"]
+    assert main([*arguments, "--no-verdict", *CPU, "-o", str(file)]) == 0
+    assert "4 layers" in capsys.readouterr().out
+    erasure = Erasure.load(file)
+    assert erasure.record["settings"]["anchor"] == "koala"
+    koala = conditioning(model.pipeline, "a photo of a koala")
+    before = conditioning(model.pipeline, "a photo of a fox")
+    with applied(model, erasure):
+        now = conditioning(model.pipeline, "a photo of a fox")
+    assert (now - koala).norm() < 0.4 * (before - koala).norm()
+    said = sentence([*arguments, "--steps", "3", *CPU, "-o", str(file)], capsys)
+    assert "closed_form has no setting --steps" in said
 
 
 def test_erase_lets_the_model_draw_where_there_are_no_pictures(

@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
     resume.close()
     record = erasure.record
     print(
-        f"{args.output}: {', '.join(erasure.concepts)}, {record['steps']} steps, "
+        f"{args.output}: {', '.join(erasure.concepts)}, {record['steps']} {method.counts}, "
         f"{record['measured']['seconds']:.1f} s, peak memory {memory.peak >> 20} MiB, "
         f"file {args.output.stat().st_size / 1e6:.1f} MB.",
         flush=True,
