@@ -2,7 +2,7 @@
 
 Three heads say which object, style and named character a picture shows, and a fourth whether it
 shows one thing or two side by side. Each has one more answer, "none of them", for smears and
-unknown things.
+unknown things. The head for the style also looks at early layers, where outlines and shading are.
 """
 
 from collections.abc import Collection
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,10 +20,13 @@ import testbed
 from .vocabulary import CHARACTERS, OBJECTS, STYLES
 
 WEIGHTS = testbed.FOLDER / "weights" / "judge.safetensors"
-SIZE = 96  # pixels a side of the network's input
+SIZE = 112  # pixels a side of the network's input
 KINDS = {"object": OBJECTS, "style": STYLES, "character": CHARACTERS}
 COUNTS = ("one", "two")
 HEADS = {**KINDS, "count": COUNTS}
+# A picture is counted as none only if the head for the count gives that at least this probability.
+# The other heads have a "none" of their own.
+SURE = 0.9
 # The part of a picture of two things that shows one of them: rows, and columns of the left half.
 ROWS, COLUMNS = slice(28, 100), 64
 
@@ -49,10 +53,21 @@ class Block(nn.Module):
 
 
 class JudgeNetwork(nn.Module):
-    """From pictures (N, 3, 96, 96) in 0..1 to the logits of each head."""
+    """From pictures (N, 3, SIZE, SIZE) in 0..1 to the logits of each head.
 
-    def __init__(self, width: int = 32, heads: Collection[str] = tuple(HEADS)) -> None:
+    width: the channels of the first layer. last: the channels of the last one, in widths. early:
+    whether the head for the style also sees the mean and the spread of the maps before the last.
+    """
+
+    def __init__(
+        self,
+        width: int = 32,
+        heads: Collection[str] = tuple(HEADS),
+        last: int = 8,
+        early: bool = True,
+    ) -> None:
         super().__init__()
+        self.early = early
         self.trunk = nn.Sequential(
             nn.Conv2d(3, width, 5, 2, 2),
             nn.BatchNorm2d(width),
@@ -60,20 +75,59 @@ class JudgeNetwork(nn.Module):
             Block(width, width, 1),
             Block(width, 2 * width, 2),
             Block(2 * width, 4 * width, 2),
-            Block(4 * width, 6 * width, 2),
+            Block(4 * width, last * width, 2),
         )
+        inputs = dict.fromkeys(HEADS, 2 * last * width)
+        inputs["style"] += 2 * (2 + 4) * width if early else 0
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(12 * width, len(HEADS[name]) + 1) for name in heads}
+            {name: nn.Linear(inputs[name], len(HEADS[name]) + 1) for name in heads}
         )
+
+    @classmethod
+    def of(cls, state: dict[str, torch.Tensor]) -> "JudgeNetwork":
+        """The network of these weights."""
+        width, inputs = len(state["trunk.0.weight"]), state["heads.object.weight"].shape[1]
+        network = cls(
+            width,
+            [head for head in HEADS if f"heads.{head}.weight" in state],
+            inputs // (2 * width),
+            state["heads.style.weight"].shape[1] > inputs,
+        )
+        network.load_state_dict(state)
+        return network
+
+    def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The activations (N, channels, H, W) after each layer of the trunk."""
+        x, found = x * 2 - 1, []
+        for layer in self.trunk:
+            x = layer(x)
+            found.append(x)
+        return found
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 12 * width): the trunk's mean and maximum over the picture."""
-        maps = self.trunk(x * 2 - 1)
-        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+        """(N, 2 * last * width): the mean and the maximum of the trunk's last maps."""
+        return _summary(self.maps(x)[-1])
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        features = self.features(x)
-        return {name: head(features) for name, head in self.heads.items()}
+        maps = self.maps(x)
+        features = styles = _summary(maps[-1])
+        if self.early:
+            parts = [statistic for early in maps[-3:-1] for statistic in _statistics(early)]
+            styles = torch.cat([features, *parts], 1)
+        return {
+            name: head(styles if name == "style" else features) for name, head in self.heads.items()
+        }
+
+
+def _summary(maps: torch.Tensor) -> torch.Tensor:
+    return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+
+
+def _statistics(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean and the spread of maps over the picture, each (N, channels)."""
+    variance, mean = torch.var_mean(maps.float(), (2, 3))
+    # A map that is zero everywhere has no spread, and the root no slope there.
+    return mean, (variance + 1e-4).sqrt()
 
 
 class Judge:
@@ -84,15 +138,16 @@ class Judge:
             raise FileNotFoundError(
                 f"The judge's weights are not at {weights}: fetch the repository whole."
             )
-        state = {k: v.float() for k, v in load_file(weights).items()}
-        heads = [head for head in HEADS if f"heads.{head}.weight" in state]
-        self.network = JudgeNetwork(heads=heads)
-        self.network.load_state_dict(state)
-        self.network.eval().requires_grad_(False)
+        state = {key: value.float() for key, value in load_file(weights).items()}
+        with safe_open(weights, "pt") as file:
+            # Weights that do not tell the size were trained at 96.
+            self.size = int((file.metadata() or {}).get("size", 96))
+        self.network = JudgeNetwork.of(state).eval().requires_grad_(False)
 
     def _prepare(self, images: torch.Tensor) -> torch.Tensor:
         x = images.float().cpu().movedim(-1, 1)[:, :3]
-        return F.interpolate(x, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+        size = (self.size, self.size)
+        return F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Features of length one, for a perceptual distance, of images (N, H, W, 3) in 0..1."""
@@ -101,6 +156,10 @@ class Judge:
     def answers(self, images: torch.Tensor) -> list[dict[str, str | None]]:
         """What each head says of each image, (N, H, W, 3) in 0..1."""
         logits = self.network(self._prepare(images))
+        if "count" in logits:
+            count = logits["count"].softmax(1)
+            count[:, -1] = count[:, -1].ge(SURE)  # 1 beats the others, and 0 does not
+            logits["count"] = count
         chosen = {head: values.argmax(1).tolist() for head, values in logits.items()}
         # Weights that were trained before there was a count take every picture for one thing.
         one = {} if "count" in chosen else {"count": "one"}
@@ -112,7 +171,7 @@ class Judge:
     def __call__(self, images: torch.Tensor) -> list[dict[str, str | None]]:
         """{"object", "style", "character"}, each a word or None, for each image.
 
-        images: (N, H, W, 3) in 0..1, each of one thing. All are None for a smear.
+        images: (N, H, W, 3) in 0..1, each of one thing. All are None for what is surely a smear.
         """
         return [
             {kind: answer[kind] if answer["count"] else None for kind in KINDS}
@@ -163,17 +222,22 @@ def labels(names: tuple[str | None, ...], style: str | None, smear: bool = False
 
 
 def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures (N, 3, H, W), turned, scaled, shifted, tinted, blurred and with noise, at SIZE."""
+    """Pictures (N, 3, H, W), mirrored, turned, scaled, shifted, tinted, blurred and with noise, at
+    SIZE.
+
+    Tints and blur are mild: colours and outlines tell a style.
+    """
     n = len(images)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         return torch.rand(n, *shape, generator=generator) * (high - low) + low
 
     angle, scale = uniform(-0.3, 0.3), uniform(0.85, 1.45)
+    mirror = (uniform(0, 1) < 0.5) * 2 - 1
     cos, sin = angle.cos() * scale, angle.sin() * scale
     theta = torch.stack(
         [
-            torch.stack([cos, -sin, uniform(-0.15, 0.15)], 1),
+            torch.stack([cos * mirror, -sin * mirror, uniform(-0.15, 0.15)], 1),
             torch.stack([sin, cos, uniform(-0.15, 0.15)], 1),
         ],
         1,
@@ -181,21 +245,22 @@ def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     grid = F.affine_grid(theta, [n, 3, SIZE, SIZE], align_corners=False)
     # White outside: sampled as the negative, whose zero padding is white.
     x = 1 - F.grid_sample(1 - images, grid, mode="bilinear", align_corners=False)
-    x = x * uniform(0.85, 1.1, 1, 1, 1) + uniform(-0.05, 0.05, 3, 1, 1)
+    x = x * uniform(0.9, 1.1, 1, 1, 1) + uniform(-0.03, 0.03, 3, 1, 1)
     # Blurred by scaling down and up, since generated pictures are soft.
-    small = int(torch.randint(SIZE // 3, SIZE + 1, (1,), generator=generator))
+    small = int(torch.randint(SIZE // 2, SIZE + 1, (1,), generator=generator))
     soft = F.interpolate(
         F.interpolate(x, (small, small), mode="area"), (SIZE, SIZE), mode="bilinear"
     )
-    x = torch.where(uniform(0, 1, 1, 1, 1) < 0.6, soft, x)
-    x = x + uniform(0, 0.06, 1, 1, 1) * torch.randn(x.shape, generator=generator)
+    x = torch.where(uniform(0, 1, 1, 1, 1) < 0.5, soft, x)
+    x = x + uniform(0, 0.05, 1, 1, 1) * torch.randn(x.shape, generator=generator)
     return x.clamp(0, 1)
 
 
 def smeared(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures (N, 3, H, W) that show nothing: drawings mixed, bent or blurred beyond recognition.
+    """Pictures (N, 3, H, W) that show nothing: drawings mixed, torn, bent or blurred beyond
+    recognition.
 
-    N is at least 4.
+    They are square, and N is at least 4.
     """
     n, _, height, width = images.shape
 
@@ -207,8 +272,14 @@ def smeared(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     order = torch.randperm(n, generator=generator)
     others = torch.stack([images[order.roll(k)] for k in range(4)])
     mixed = (weights * others).sum(0) / weights.sum(0)
+    # Or torn: each of sixteen pieces comes from a random place of one of the four.
+    tiles = F.unfold(others.flatten(0, 1), height // 4, stride=height // 4).unflatten(0, (4, n))
+    tiles = tiles.permute(0, 3, 1, 2).flatten(0, 1)  # (64 pieces, N, numbers of a piece)
+    places = torch.rand(64, n, generator=generator).argsort(0)[:16]
+    torn = tiles[places, torch.arange(n)].permute(1, 2, 0)
+    torn = F.fold(torn, (height, width), height // 4, stride=height // 4)
     ways = torch.randint(4, (n, 1, 1, 1), generator=generator)
-    x = torch.where(ways == 0, images, mixed)
+    x = torch.where(ways == 0, images, torch.where(ways == 1, torn, mixed))
     # Bent: each place comes from up to a third of the picture away.
     field = F.interpolate(
         torch.randn(n, 2, 5, 5, generator=generator), (height, width), mode="bicubic"
