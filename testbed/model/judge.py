@@ -8,7 +8,6 @@ unknown things. The head for the style also looks at early layers, where outline
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -219,85 +218,3 @@ def labels(names: tuple[str | None, ...], style: str | None, smear: bool = False
     if len(set(names)) == 2:
         right["character" if style is None else "object"] = IGNORED
     return right
-
-
-def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures (N, 3, H, W), mirrored, turned, scaled, shifted, tinted, blurred and with noise, at
-    SIZE.
-
-    Tints and blur are mild: colours and outlines tell a style.
-    """
-    n = len(images)
-
-    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return torch.rand(n, *shape, generator=generator) * (high - low) + low
-
-    angle, scale = uniform(-0.3, 0.3), uniform(0.85, 1.45)
-    mirror = (uniform(0, 1) < 0.5) * 2 - 1
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    theta = torch.stack(
-        [
-            torch.stack([cos * mirror, -sin * mirror, uniform(-0.15, 0.15)], 1),
-            torch.stack([sin, cos, uniform(-0.15, 0.15)], 1),
-        ],
-        1,
-    )
-    grid = F.affine_grid(theta, [n, 3, SIZE, SIZE], align_corners=False)
-    # White outside: sampled as the negative, whose zero padding is white.
-    x = 1 - F.grid_sample(1 - images, grid, mode="bilinear", align_corners=False)
-    x = x * uniform(0.9, 1.1, 1, 1, 1) + uniform(-0.03, 0.03, 3, 1, 1)
-    # Blurred by scaling down and up, since generated pictures are soft.
-    small = int(torch.randint(SIZE // 2, SIZE + 1, (1,), generator=generator))
-    soft = F.interpolate(
-        F.interpolate(x, (small, small), mode="area"), (SIZE, SIZE), mode="bilinear"
-    )
-    x = torch.where(uniform(0, 1, 1, 1, 1) < 0.5, soft, x)
-    x = x + uniform(0, 0.05, 1, 1, 1) * torch.randn(x.shape, generator=generator)
-    return x.clamp(0, 1)
-
-
-def smeared(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures (N, 3, H, W) that show nothing: drawings mixed, torn, bent or blurred beyond
-    recognition.
-
-    They are square, and N is at least 4.
-    """
-    n, _, height, width = images.shape
-
-    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return torch.rand(n, *shape, generator=generator) * (high - low) + low
-
-    # Three others mixed into each, so that none has much more than a quarter of the weight.
-    weights = 0.3 * torch.rand(4, n, 1, 1, 1, generator=generator) + 0.7
-    order = torch.randperm(n, generator=generator)
-    others = torch.stack([images[order.roll(k)] for k in range(4)])
-    mixed = (weights * others).sum(0) / weights.sum(0)
-    # Or torn: each of sixteen pieces comes from a random place of one of the four.
-    tiles = F.unfold(others.flatten(0, 1), height // 4, stride=height // 4).unflatten(0, (4, n))
-    tiles = tiles.permute(0, 3, 1, 2).flatten(0, 1)  # (64 pieces, N, numbers of a piece)
-    places = torch.rand(64, n, generator=generator).argsort(0)[:16]
-    torn = tiles[places, torch.arange(n)].permute(1, 2, 0)
-    torn = F.fold(torn, (height, width), height // 4, stride=height // 4)
-    ways = torch.randint(4, (n, 1, 1, 1), generator=generator)
-    x = torch.where(ways == 0, images, torch.where(ways == 1, torn, mixed))
-    # Bent: each place comes from up to a third of the picture away.
-    field = F.interpolate(
-        torch.randn(n, 2, 5, 5, generator=generator), (height, width), mode="bicubic"
-    ).movedim(1, -1)
-    whole = torch.eye(2, 3).expand(n, 2, 3)
-    grid = F.affine_grid(whole, [n, 3, height, width], align_corners=False)
-    strength = uniform(0.25, 0.45, 1, 1, 1).where(ways != 1, 0.08)
-    x = 1 - F.grid_sample(1 - x, grid + strength * field, align_corners=False)
-    # Blurred, one in four until only spots are left.
-    small = int(torch.randint(5, 9, (1,), generator=generator))
-    spots = F.interpolate(
-        F.interpolate(x, (small, small), mode="area"), (height, width), mode="bicubic"
-    )
-    x = torch.where(ways == 3, spots, x)
-    # Stronger or weaker colours than the mean of several drawings has.
-    return (x.mean((2, 3), keepdim=True).lerp(x, uniform(0.8, 2.0, 1, 1, 1))).clamp(0, 1)
-
-
-def to_images(array: np.ndarray) -> torch.Tensor:
-    """From uint8 (N, H, W, 3) to float (N, 3, H, W) in 0..1."""
-    return torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2).float() / 255

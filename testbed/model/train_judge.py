@@ -13,24 +13,15 @@ from unlearn.files.writing import whole_file
 
 from ..host.precision import fast
 from . import data
+from .augment import augmented, smeared, to_images
 from .examples import halved
-from .judge import (
-    HEADS,
-    SIZE,
-    WEIGHTS,
-    Judge,
-    JudgeNetwork,
-    augmented,
-    labels,
-    smeared,
-    to_images,
-)
+from .judge import HEADS, SIZE, WEIGHTS, Judge, JudgeNetwork, labels
 from .stage import DEVICE, WORKERS, Stage
 from .vocabulary import CHARACTERS, HELD_OUT, OBJECTS, STYLES, other_drawing, resembles
 from .worn import Worn, worn
 
-# By the kind of device: steps of a judge that starts from nothing, as the trial judge does, and of one
-# that goes on from the trial judge; pictures a step. Those for a graphics card were not tried.
+# By the kind of device: steps of a judge that starts from nothing, as the trial judge does, and of
+# one that goes on from the trial judge; pictures a step. Those for a graphics card were not tried.
 AMOUNTS = {
     "cpu": {"first": 4500, "further": 1500, "batch": 96},
     "cuda": {"first": 5000, "further": 1700, "batch": 256},

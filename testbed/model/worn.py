@@ -1,6 +1,6 @@
 """Drawings as a diffusion model draws them, and smears of its kind. The judge learns from them.
 
-Latents of drawings are disturbed and decoded. That shows what sampling in few steps does: speckles,
+Latents of drawings are disturbed and decoded. They show what sampling in few steps does: speckles,
 shapes a little bent, colours too strong or off, and parts that are missing.
 """
 
@@ -17,6 +17,7 @@ from unlearn.files.writing import whole_file
 
 from ..host.precision import fast
 from . import data, models
+from .augment import disturbed, scrambled
 from .examples import encoded, half_latents, other_latents, training_latents
 from .judge import SIZE, halves
 from .stage import DEVICE, workers
@@ -42,56 +43,6 @@ class Worn:
         return Worn(
             self.images[keep], [self.shown[i] for i in keep], [self.sources[i] for i in keep]
         )
-
-
-def disturbed(z: torch.Tensor, blank: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Latents (N, 4, H, W), disturbed as sampling in 8 to 25 steps does. The thing stays clear.
-
-    blank: latents (4, H, W) of a white picture. They differ at its edges, where things must not be
-    moved to or from, so all is done to what a picture has beyond them.
-    """
-    n, _, height, width = z.shape
-
-    def uniform(low: float, high: float) -> torch.Tensor:
-        return torch.rand(n, 1, 1, 1, generator=generator) * (high - low) + low
-
-    def noise(channels: int, cells: int) -> torch.Tensor:
-        field = torch.randn(n, channels, cells, cells, generator=generator)
-        return F.interpolate(field, (height, width), mode="bicubic")
-
-    harm = uniform(0, 1)  # few steps do all kinds of harm at once
-    x = bent(z - blank, uniform(0, 0.05) * harm, generator)
-    # A part of the picture that is still empty, with a soft edge.
-    lost = (4 * (noise(1, 5) - 1.2)).sigmoid() * uniform(0, 0.9) * (uniform(0, 1) < 0.35)
-    x = x * (1 - lost) * (1 + 0.35 * harm * uniform(-0.2, 1))
-    x = x + 0.45 * harm * uniform(0.3, 1) * torch.randn(z.shape, generator=generator)
-    return blank + x + 0.35 * harm * uniform(0, 1) * noise(4, 6)
-
-
-def bent(z: torch.Tensor, strength: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Latents less the blank ones, (N, 4, H, W): each place comes from another, `strength` half
-    pictures away."""
-    field = torch.randn(len(z), 2, 5, 5, generator=generator)
-    field = F.interpolate(field, z.shape[2:], mode="bicubic").movedim(1, -1)
-    grid = F.affine_grid(torch.eye(2, 3).expand(len(z), 2, 3), list(z.shape), align_corners=False)
-    return F.grid_sample(z, grid + strength * field, align_corners=False)
-
-
-def scrambled(z: torch.Tensor, blank: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Latents (N, 4, 16, 16) of drawings to latents of nothing: torn to pieces and mixed, averaged,
-    or bent beyond recognition. N is at least 4."""
-    n, z = len(z), z - blank
-    order = torch.randperm(n, generator=generator)
-    others = torch.stack([z[order.roll(k)] for k in range(4)])
-    # Pieces of a quarter of the side, each from a random place of one of four drawings.
-    tiles = F.unfold(others.flatten(0, 1), 4, stride=4).unflatten(0, (4, n))
-    tiles = tiles.permute(0, 3, 1, 2).flatten(0, 1)  # (4 * 16 pieces, N, numbers of a piece)
-    places = torch.rand(len(tiles), n, generator=generator).argsort(0)[:16]
-    pieces = F.fold(tiles[places, torch.arange(n)].permute(1, 2, 0), z.shape[2:], 4, stride=4)
-    ways = torch.randint(3, (n, 1, 1, 1), generator=generator)
-    x = torch.where(ways == 0, pieces, torch.where(ways == 1, 1.6 * others.mean(0), z))
-    strength = torch.rand(n, 1, 1, 1, generator=generator) * 0.2 + 0.25
-    return blank + bent(x, strength.where(ways > 0, 0.05), generator)
 
 
 def worn(folder: Path, unseen: set[int]) -> Worn:
