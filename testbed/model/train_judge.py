@@ -23,8 +23,8 @@ from .worn import Worn, worn
 # By the kind of device: steps of a judge that starts from nothing, as the trial judge does, and of
 # one that goes on from the trial judge; pictures a step. Those for a graphics card were not tried.
 AMOUNTS = {
-    "cpu": {"first": 4500, "further": 1500, "batch": 96},
-    "cuda": {"first": 5000, "further": 1700, "batch": 256},
+    "cpu": {"first": 4200, "further": 1400, "batch": 96},
+    "cuda": {"first": 5000, "further": 1600, "batch": 256},
 }
 # What a batch is made of, as drawn and worn: the vocabulary, two things side by side, characters,
 # other icons (most, since they teach the styles), smears.

@@ -19,17 +19,18 @@ from ..host.precision import fast
 from . import data, models
 from .augment import disturbed, scrambled
 from .examples import encoded, half_latents, other_latents, training_latents
-from .judge import SIZE, halves
+from .judge import halves
 from .stage import DEVICE, workers
 from .vocabulary import HELD_OUT
 
+SIDE = 112  # pixels
 # Pictures of each drawing, of each other icon, and of smears. Together about 250 MB.
 OBJECTS, CHARACTERS, OTHERS, TWOS, SMEARS = 3, 2, 0.5, 600, 800
 
 
 @dataclass
 class Worn:
-    """Pictures as uint8 (N, SIZE, SIZE, 3), each with what it shows."""
+    """Pictures as uint8 (N, SIDE, SIDE, 3), each with what it shows."""
 
     images: np.ndarray
     shown: list[tuple[tuple[str, ...], str | None]]
@@ -51,7 +52,7 @@ def worn(folder: Path, unseen: set[int]) -> Worn:
     They are made once, from the latents of the training and by its autoencoder, and kept in
     `folder`. unseen: the drawings that no smear is made of.
     """
-    file = folder / f"worn-{SIZE}.pt"
+    file = folder / "worn.pt"
     if not file.exists():
         found = make(folder, unseen)
         state = {"images": torch.from_numpy(found.images)}
@@ -113,9 +114,9 @@ def make(folder: Path, unseen: set[int]) -> Worn:
 
 
 def small(images: torch.Tensor) -> torch.Tensor:
-    """Pictures (N, 3, H, W) in 0..255 to uint8 (N, 3, SIZE, SIZE)."""
+    """Pictures (N, 3, H, W) in 0..255 to uint8 (N, 3, SIDE, SIDE)."""
     parts = [
-        F.interpolate(part.float(), (SIZE, SIZE), mode="bilinear", antialias=True)
+        F.interpolate(part.float(), (SIDE, SIDE), mode="bilinear", antialias=True)
         for part in images.split(64)
     ]
     return torch.cat([part.round().clamp(0, 255).byte() for part in parts])
