@@ -239,3 +239,43 @@ def test_the_trial_judge_sees_nothing_made_of_what_it_must_not() -> None:
     assert worn.made_of({2, "ogre"}, wanted=False).images.tolist() == [0, 3]
     unseen = worn.made_of({2, "ogre"})
     assert (unseen.images.tolist(), unseen.shown) == ([1, 2], shown[1:3])
+
+
+@pytest.mark.usefixtures("host")
+def test_the_judge_goes_on_from_the_trial_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from testbed.model import train_judge
+    from testbed.model.data import Drawings
+    from testbed.model.worn import Worn
+
+    names, styles = ["fox", "ogre", "Zorvik"], ["noto", "ink", None]
+    images = np.full((3, 128, 128, 3), 200, np.uint8)
+    shown = [*(((n,), s) for n, s in zip(names, styles)), (("fox", "owl"), "noto"), ((), None)]
+    worn = Worn(np.full((5, SIZE, SIZE, 3), 100, np.uint8), shown, [()] * 5)
+    seen = []
+    pairs = list(zip(names, styles))
+    monkeypatch.setattr(train_judge, "WEIGHTS", tmp_path / "weights" / "judge.safetensors")
+    monkeypatch.setattr(
+        train_judge, "examples", lambda trial: seen.append(trial) or (images, pairs)
+    )
+    monkeypatch.setattr(train_judge.data, "load", lambda: Drawings(images, names, styles))
+    monkeypatch.setattr(train_judge, "unseen_icons", list)
+    monkeypatch.setattr(train_judge, "worn", lambda folder, unseen: worn)
+    monkeypatch.setattr(train_judge, "accuracy", lambda judge, worn: {"object": 1.0})
+
+    batch = 8 * train_judge.WORKERS
+    train_judge.train_judge(tmp_path, steps=2, batch=batch, trial=True)
+    assert not train_judge.WEIGHTS.exists(), "the trial judge is not kept"
+    trial = Judge(tmp_path / "judge-trial.safetensors")
+    train_judge.train_judge(tmp_path, steps=1, batch=batch)
+    judge = Judge(train_judge.WEIGHTS)
+    assert seen == [True, False]
+    assert judge.size == SIZE
+    for name, weight in judge.network.named_parameters():
+        start = trial.network.get_parameter(name)
+        assert (weight - start).abs().max() < 2e-3, f"one step of warm-up moves {name} little"
+    assert sorted(file.name for file in tmp_path.glob("*.pt")) == [
+        "judge-further.pt",
+        "judge-trial.pt",
+    ]
