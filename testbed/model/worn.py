@@ -21,10 +21,10 @@ from .augment import disturbed, scrambled
 from .examples import encoded, half_latents, other_latents, training_latents
 from .judge import halves
 from .stage import DEVICE, workers
-from .vocabulary import HELD_OUT
+from .vocabulary import HELD_OUT, resembles
 
 SIDE = 112  # pixels
-# Pictures of each drawing, of each other icon, and of smears. Together about 250 MB.
+# Pictures of each drawing, of each other icon, and of smears. Together about 280 MB.
 OBJECTS, CHARACTERS, OTHERS, TWOS, SMEARS = 3, 2, 0.5, 600, 800
 
 
@@ -84,7 +84,9 @@ def make(folder: Path, unseen: set[int]) -> Worn:
         for _ in range(CHARACTERS if style is None else OBJECTS):
             add(rng.choice(own[i]), ((name,), style), i)
     others, icons = other_latents(folder)
-    for k in sorted(rng.sample(range(len(icons)), int(OTHERS * len(icons)))):
+    # The report measures the judge on icons whose names resemble the vocabulary's: not these.
+    usable = [k for k, (name, _) in enumerate(icons) if not resembles(name.replace(" ", "-"))]
+    for k in sorted(rng.sample(usable, int(OTHERS * len(usable)))):
         add(others[k, 0], ((icons[k][0],), icons[k][1]), icons[k][0])
     ones = len(latents)
     sides = half_latents(folder)
