@@ -5,7 +5,8 @@ and its motion module, which makes clips of its pictures: python -m testbed moti
 What an encoder erased for pictures does to clips: python -m testbed transfer (--help for more)
 Whether the verdicts are right, and what they cost: python -m testbed verdicts (--help for more)
 
-Each stage continues where an earlier run stopped; `cache/` holds the intermediate files. Training
+Each stage continues where an earlier run stopped; `cache/` holds the intermediate files. The judge
+needs those of `train`, and goes on from the trial judge if `judge --trial` was run before. Training
 takes about two and a half hours on two cores. Only `data` uses the network (npm).
 """
 

@@ -2,15 +2,15 @@
 
 Three heads say which object, style and named character a picture shows, and a fourth whether it
 shows one thing or two side by side. Each has one more answer, "none of them", for smears and
-unknown things.
+unknown things. The head for the style also looks at early layers, where outlines and shading are.
 """
 
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,10 +19,13 @@ import testbed
 from .vocabulary import CHARACTERS, OBJECTS, STYLES
 
 WEIGHTS = testbed.FOLDER / "weights" / "judge.safetensors"
-SIZE = 96  # pixels a side of the network's input
+SIZE = 112  # pixels a side of the network's input
 KINDS = {"object": OBJECTS, "style": STYLES, "character": CHARACTERS}
 COUNTS = ("one", "two")
 HEADS = {**KINDS, "count": COUNTS}
+# A picture is counted as none only if the head for the count gives that at least this probability.
+# The other heads have a "none" of their own.
+SURE = 0.9
 # The part of a picture of two things that shows one of them: rows, and columns of the left half.
 ROWS, COLUMNS = slice(28, 100), 64
 
@@ -49,31 +52,83 @@ class Block(nn.Module):
 
 
 class JudgeNetwork(nn.Module):
-    """From pictures (N, 3, 96, 96) in 0..1 to the logits of each head."""
+    """From pictures (N, 3, SIZE, SIZE) in 0..1 to the logits of each head.
 
-    def __init__(self, width: int = 32, heads: Collection[str] = tuple(HEADS)) -> None:
+    width: the channels of the first layer. last: the channels of the last one, in widths. early:
+    whether the head for the style also sees the mean and the spread of earlier maps; without it,
+    the layout is that of weights of before.
+    """
+
+    def __init__(
+        self,
+        width: int = 32,
+        heads: Collection[str] = tuple(HEADS),
+        last: int = 8,
+        early: bool = True,
+    ) -> None:
         super().__init__()
+        self.early = early
+        quarter, eighth = Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2)
         self.trunk = nn.Sequential(
             nn.Conv2d(3, width, 5, 2, 2),
             nn.BatchNorm2d(width),
             nn.ReLU(),
-            Block(width, width, 1),
-            Block(width, 2 * width, 2),
-            Block(2 * width, 4 * width, 2),
-            Block(4 * width, 6 * width, 2),
+            # A block at an eighth of the size has more channels and takes less time than at half.
+            *((quarter, eighth, Block(4 * width, 4 * width, 1)) if early else ()),
+            *(() if early else (Block(width, width, 1), quarter, eighth)),
+            Block(4 * width, last * width, 2),
         )
+        inputs = dict.fromkeys(HEADS, 2 * last * width)
+        inputs["style"] += 2 * (2 + 4) * width if early else 0
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(12 * width, len(HEADS[name]) + 1) for name in heads}
+            {name: nn.Linear(inputs[name], len(HEADS[name]) + 1) for name in heads}
         )
+
+    @classmethod
+    def of(cls, state: dict[str, torch.Tensor]) -> "JudgeNetwork":
+        """The network of these weights."""
+        width, inputs = len(state["trunk.0.weight"]), state["heads.object.weight"].shape[1]
+        network = cls(
+            width,
+            [head for head in HEADS if f"heads.{head}.weight" in state],
+            inputs // (2 * width),
+            state["heads.style.weight"].shape[1] > inputs,
+        )
+        network.load_state_dict(state)
+        return network
+
+    def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The activations (N, channels, H, W) after each layer of the trunk."""
+        x, found = x * 2 - 1, []
+        for layer in self.trunk:
+            x = layer(x)
+            found.append(x)
+        return found
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 12 * width): the trunk's mean and maximum over the picture."""
-        maps = self.trunk(x * 2 - 1)
-        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+        """(N, 2 * last * width): the mean and the maximum of the trunk's last maps."""
+        return _summary(self.maps(x)[-1])
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        features = self.features(x)
-        return {name: head(features) for name, head in self.heads.items()}
+        maps = self.maps(x)
+        features = styles = _summary(maps[-1])
+        if self.early:
+            parts = [statistic for k in (-4, -2) for statistic in _statistics(maps[k])]
+            styles = torch.cat([features, *parts], 1)
+        return {
+            name: head(styles if name == "style" else features) for name, head in self.heads.items()
+        }
+
+
+def _summary(maps: torch.Tensor) -> torch.Tensor:
+    return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+
+
+def _statistics(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean and the spread of maps over the picture, each (N, channels)."""
+    variance, mean = torch.var_mean(maps.float(), (2, 3))
+    # A map that is zero everywhere has no spread, and the root no slope there.
+    return mean, (variance + 1e-4).sqrt()
 
 
 class Judge:
@@ -84,15 +139,16 @@ class Judge:
             raise FileNotFoundError(
                 f"The judge's weights are not at {weights}: fetch the repository whole."
             )
-        state = {k: v.float() for k, v in load_file(weights).items()}
-        heads = [head for head in HEADS if f"heads.{head}.weight" in state]
-        self.network = JudgeNetwork(heads=heads)
-        self.network.load_state_dict(state)
-        self.network.eval().requires_grad_(False)
+        state = {key: value.float() for key, value in load_file(weights).items()}
+        with safe_open(weights, "pt") as file:
+            # Weights that do not tell the size were trained at 96.
+            self.size = int((file.metadata() or {}).get("size", 96))
+        self.network = JudgeNetwork.of(state).eval().requires_grad_(False)
 
     def _prepare(self, images: torch.Tensor) -> torch.Tensor:
         x = images.float().cpu().movedim(-1, 1)[:, :3]
-        return F.interpolate(x, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+        size = (self.size, self.size)
+        return F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Features of length one, for a perceptual distance, of images (N, H, W, 3) in 0..1."""
@@ -101,6 +157,10 @@ class Judge:
     def answers(self, images: torch.Tensor) -> list[dict[str, str | None]]:
         """What each head says of each image, (N, H, W, 3) in 0..1."""
         logits = self.network(self._prepare(images))
+        if "count" in logits:
+            count = logits["count"].softmax(1)
+            count[:, -1] = count[:, -1].ge(SURE)  # 1 beats the others, and 0 does not
+            logits["count"] = count
         chosen = {head: values.argmax(1).tolist() for head, values in logits.items()}
         # Weights that were trained before there was a count take every picture for one thing.
         one = {} if "count" in chosen else {"count": "one"}
@@ -112,7 +172,7 @@ class Judge:
     def __call__(self, images: torch.Tensor) -> list[dict[str, str | None]]:
         """{"object", "style", "character"}, each a word or None, for each image.
 
-        images: (N, H, W, 3) in 0..1, each of one thing. All are None for a smear.
+        images: (N, H, W, 3) in 0..1, each of one thing. All are None for what is surely a smear.
         """
         return [
             {kind: answer[kind] if answer["count"] else None for kind in KINDS}
@@ -160,73 +220,3 @@ def labels(names: tuple[str | None, ...], style: str | None, smear: bool = False
     if len(set(names)) == 2:
         right["character" if style is None else "object"] = IGNORED
     return right
-
-
-def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures (N, 3, H, W), turned, scaled, shifted, tinted, blurred and with noise, at SIZE."""
-    n = len(images)
-
-    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return torch.rand(n, *shape, generator=generator) * (high - low) + low
-
-    angle, scale = uniform(-0.3, 0.3), uniform(0.85, 1.45)
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    theta = torch.stack(
-        [
-            torch.stack([cos, -sin, uniform(-0.15, 0.15)], 1),
-            torch.stack([sin, cos, uniform(-0.15, 0.15)], 1),
-        ],
-        1,
-    )
-    grid = F.affine_grid(theta, [n, 3, SIZE, SIZE], align_corners=False)
-    # White outside: sampled as the negative, whose zero padding is white.
-    x = 1 - F.grid_sample(1 - images, grid, mode="bilinear", align_corners=False)
-    x = x * uniform(0.85, 1.1, 1, 1, 1) + uniform(-0.05, 0.05, 3, 1, 1)
-    # Blurred by scaling down and up, since generated pictures are soft.
-    small = int(torch.randint(SIZE // 3, SIZE + 1, (1,), generator=generator))
-    soft = F.interpolate(
-        F.interpolate(x, (small, small), mode="area"), (SIZE, SIZE), mode="bilinear"
-    )
-    x = torch.where(uniform(0, 1, 1, 1, 1) < 0.6, soft, x)
-    x = x + uniform(0, 0.06, 1, 1, 1) * torch.randn(x.shape, generator=generator)
-    return x.clamp(0, 1)
-
-
-def smeared(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures (N, 3, H, W) that show nothing: drawings mixed, bent or blurred beyond recognition.
-
-    N is at least 4.
-    """
-    n, _, height, width = images.shape
-
-    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return torch.rand(n, *shape, generator=generator) * (high - low) + low
-
-    # Three others mixed into each, so that none has much more than a quarter of the weight.
-    weights = 0.3 * torch.rand(4, n, 1, 1, 1, generator=generator) + 0.7
-    order = torch.randperm(n, generator=generator)
-    others = torch.stack([images[order.roll(k)] for k in range(4)])
-    mixed = (weights * others).sum(0) / weights.sum(0)
-    ways = torch.randint(4, (n, 1, 1, 1), generator=generator)
-    x = torch.where(ways == 0, images, mixed)
-    # Bent: each place comes from up to a third of the picture away.
-    field = F.interpolate(
-        torch.randn(n, 2, 5, 5, generator=generator), (height, width), mode="bicubic"
-    ).movedim(1, -1)
-    whole = torch.eye(2, 3).expand(n, 2, 3)
-    grid = F.affine_grid(whole, [n, 3, height, width], align_corners=False)
-    strength = uniform(0.25, 0.45, 1, 1, 1).where(ways != 1, 0.08)
-    x = 1 - F.grid_sample(1 - x, grid + strength * field, align_corners=False)
-    # Blurred, one in four until only spots are left.
-    small = int(torch.randint(5, 9, (1,), generator=generator))
-    spots = F.interpolate(
-        F.interpolate(x, (small, small), mode="area"), (height, width), mode="bicubic"
-    )
-    x = torch.where(ways == 3, spots, x)
-    # Stronger or weaker colours than the mean of several drawings has.
-    return (x.mean((2, 3), keepdim=True).lerp(x, uniform(0.8, 2.0, 1, 1, 1))).clamp(0, 1)
-
-
-def to_images(array: np.ndarray) -> torch.Tensor:
-    """From uint8 (N, H, W, 3) to float (N, 3, H, W) in 0..1."""
-    return torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2).float() / 255

@@ -1,4 +1,4 @@
-"""Trains the judge on rendered drawings with strong augmentation."""
+"""Trains the judge on drawings: as rendered, and worn as a diffusion model draws them."""
 
 import json
 import random
@@ -7,19 +7,37 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from unlearn.files.writing import whole_file
 
 from ..host.precision import fast
 from . import data
+from .augment import augmented, smeared, to_images
 from .examples import halved
-from .judge import HEADS, WEIGHTS, Judge, JudgeNetwork, augmented, labels, smeared, to_images
+from .judge import HEADS, SIZE, WEIGHTS, Judge, JudgeNetwork, labels
 from .stage import DEVICE, WORKERS, Stage
 from .vocabulary import CHARACTERS, HELD_OUT, OBJECTS, STYLES, other_drawing, resembles
+from .worn import Worn, worn
 
-# What a batch is made of: the vocabulary, two things side by side, characters, other icons, smears.
-SHARES = {"object": 0.36, "two": 0.12, "character": 0.12, "other": 0.32, "smear": 0.08}
+# By the kind of device: steps of a judge that starts from nothing, as the trial judge does, and of
+# one that goes on from the trial judge; pictures a step. Those for a graphics card were not tried.
+AMOUNTS = {
+    "cpu": {"first": 4200, "further": 1400, "batch": 96},
+    "cuda": {"first": 5000, "further": 1600, "batch": 256},
+}
+# What a batch is made of, as drawn and worn: the vocabulary, two things side by side, characters,
+# other icons (most, since they teach the styles), smears.
+SHARES = {
+    "object": (0.16, 0.15),
+    "two": (0.08, 0.04),
+    "character": (0.05, 0.05),
+    "other": (0.24, 0.16),
+    "smear": (0.04, 0.03),
+}
+# Of each head's loss: the weight, and the smoothing of the right answers. A style is the hardest to
+# tell, and its answers must be sure enough to separate sets that look alike.
+LOSSES = {"object": (1.0, 0.05), "style": (2.0, 0.0), "character": (1.0, 0.05), "count": (1.0, 0.0)}
 
 
 def examples(trial: bool = False) -> tuple[np.ndarray, list[tuple]]:
@@ -62,24 +80,37 @@ def unseen_icons() -> list[tuple[int, str]]:
     return [icon for icon in other_icons() if other_drawing(icon[1])][::10]
 
 
-class JudgeBatches:
-    """Endless random batches of (augmented pictures (N, 3, 96, 96), right answers by head)."""
+def kind_of_example(names: tuple[str, ...]) -> str:
+    """The kind of a picture that shows these things, a key of SHARES."""
+    if len(names) != 1:
+        return "two" if names else "smear"
+    return "object" if names[0] in OBJECTS else "character" if names[0] in CHARACTERS else "other"
 
-    def __init__(self, images: np.ndarray, pairs: list[tuple], size: int, seed: int) -> None:
-        self.images, self.pairs = images, pairs
+
+class JudgeBatches:
+    """Endless random batches of (augmented pictures (N, 3, SIZE, SIZE), right answers by head).
+
+    images, pairs: the drawings, and the (name, style) of each.
+    """
+
+    def __init__(
+        self, images: np.ndarray, pairs: list[tuple], worn: Worn, size: int, seed: int
+    ) -> None:
+        self.images, self.pairs, self.worn = images, pairs, worn
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        self.counts = {what: round(share * size) for what, share in SHARES.items()}
-        kinds = {"object": OBJECTS, "character": CHARACTERS}
-        self.of_kind = {
-            kind: [i for i, (name, _) in enumerate(pairs) if name in words]
-            for kind, words in kinds.items()
+        self.counts = {
+            what: tuple(round(share * size) for share in shares) for what, shares in SHARES.items()
         }
-        known = {*OBJECTS, *CHARACTERS}
+        self.of_kind: dict[str, list[int]] = {kind: [] for kind in SHARES}
+        for i, (name, _) in enumerate(pairs):
+            self.of_kind[kind_of_example((name,))].append(i)
         # Signs and clocks tell little about a style, and there are many of them.
-        others = [i for i, (name, _) in enumerate(pairs) if name not in known]
-        pictures = [i for i in others if other_drawing(pairs[i][0])]
-        self.of_kind["other"] = 3 * pictures + others
+        others = self.of_kind["other"]
+        self.of_kind["other"] = 3 * [i for i in others if other_drawing(pairs[i][0])] + others
+        self.worn_of_kind: dict[str, list[int]] = {kind: [] for kind in SHARES}
+        for i, (names, _) in enumerate(worn.shown):
+            self.worn_of_kind[kind_of_example(names)].append(i)
         self.of_style: dict[str | None, list[int]] = {}
         for kind in ("object", "character"):
             for i in self.of_kind[kind]:
@@ -88,23 +119,30 @@ class JudgeBatches:
     def __next__(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         pictures, answers = [], []
         for kind in ("object", "character", "other"):
-            for i in self.rng.choices(self.of_kind[kind], k=self.counts[kind]):
+            for i in self.rng.choices(self.of_kind[kind], k=self.counts[kind][0]):
                 pictures.append(self.images[i])
                 answers.append(labels((self.pairs[i][0],), self.pairs[i][1]))
-        for _ in range(self.counts["two"]):
+        for _ in range(self.counts["two"][0]):
             picture, names, style = self.two()
             pictures.append(picture)
             answers.append(labels(names, style))
-        smears = self.rng.choices(range(len(self.images)), k=max(4, self.counts["smear"]))
-        x = torch.cat(
+        smears = self.rng.choices(range(len(self.images)), k=max(4, self.counts["smear"][0]))
+        drawn = torch.cat(
             [
                 to_images(np.stack(pictures)),
                 smeared(to_images(self.images[smears]), self.generator),
             ]
         )
         answers += [labels((), None, smear=True) for _ in smears]
-        right = {head: torch.tensor([answer[head] for answer in answers]) for head in HEADS}
-        return augmented(x, self.generator), right
+        chosen = [
+            i
+            for kind, (_, count) in self.counts.items()
+            for i in self.rng.choices(self.worn_of_kind[kind], k=count)
+        ]
+        answers += [labels(*self.worn.shown[i], smear=not self.worn.shown[i][0]) for i in chosen]
+        sets = drawn, to_images(self.worn.images[chosen])
+        x = torch.cat([augmented(some, self.generator) for some in sets])
+        return x, {head: torch.tensor([answer[head] for answer in answers]) for head in HEADS}
 
     def two(self) -> tuple[np.ndarray, tuple[str, str], str | None]:
         """A picture of two things, their names and their style."""
@@ -117,64 +155,95 @@ class JudgeBatches:
         return np.concatenate(list(sides), 1), (self.pairs[i][0], self.pairs[j][0]), style
 
 
-def train_judge(folder: Path, steps: int = 4000, batch: int = 96, trial: bool = False) -> None:
-    """Train the judge.
+def train_judge(
+    folder: Path, steps: int | None = None, batch: int | None = None, trial: bool = False
+) -> None:
+    """Train the judge. It goes on from the trial judge, if that was trained before.
 
     trial: train the trial judge instead, which is not kept: it never sees some of the drawings, and
-    its accuracy on them is what the judge's report tells.
+    its accuracy on them is what the judge's report tells. steps, batch: other amounts than AMOUNTS.
     """
+    amounts, tried = AMOUNTS[DEVICE.type], folder / "judge-trial.safetensors"
+    further = not trial and tried.is_file()
+    name = "judge-trial" if trial else "judge-further" if further else "judge"
+    network = JudgeNetwork()
+    if further:
+        network.load_state_dict({k: v.float() for k, v in load_file(tried).items()})
+    network.to(DEVICE, memory_format=torch.channels_last)
     images, pairs = examples(trial)
-    network = JudgeNetwork().to(DEVICE, memory_format=torch.channels_last)
-    batches = [JudgeBatches(images, pairs, batch // WORKERS, worker) for worker in range(WORKERS)]
+    unseen = unseen_drawings(data.load())
+    pictures = worn(folder, unseen)
+    left_out = unseen | {icon.replace("-", " ") for _, icon in unseen_icons()}
+    size = (batch or amounts["batch"]) // WORKERS
+    seen = pictures.made_of(left_out, wanted=False) if trial else pictures
+    batches = [JudgeBatches(images, pairs, seen, size, worker) for worker in range(WORKERS)]
 
     def loss(worker: int) -> torch.Tensor:
         x, right = next(batches[worker])
         with fast(DEVICE):
             logits = network(x.to(DEVICE, memory_format=torch.channels_last))
         return sum(
-            F.cross_entropy(logits[head].float(), right[head].to(DEVICE), label_smoothing=0.05)
-            for head in HEADS
+            weight
+            * F.cross_entropy(logits[head].float(), right[head].to(DEVICE), label_smoothing=smooth)
+            for head, (weight, smooth) in LOSSES.items()
         )
 
-    name = "judge-trial" if trial else "judge"
-    Stage(name, torch.nn.ModuleDict({"judge": network}), steps, 2e-3, decay=0.01, average=0.99).run(
-        loss, folder
-    )
-    file = folder / "judge-trial.safetensors" if trial else WEIGHTS
+    modules = torch.nn.ModuleDict({"judge": network})
+    steps = steps or amounts["further" if further else "first"]
+    peak = 7e-4 if further else 2e-3
+    Stage(name, modules, steps, peak, decay=0.03, average=0.99).run(loss, folder)
+    file = tried if trial else WEIGHTS
     file.parent.mkdir(exist_ok=True)
     with whole_file(file) as new:
-        save_file({k: v.half().contiguous() for k, v in network.state_dict().items()}, new)
+        state = {k: v.half().contiguous() for k, v in network.state_dict().items()}
+        save_file(state, new, {"size": str(SIZE)})
     if trial:
-        print("trial judge:", {k: f"{v:.1%}" for k, v in accuracy(Judge(file)).items()})
+        found = accuracy(Judge(file), pictures.made_of(left_out))
+        print("\n".join(["trial judge:", *(f"  {k}: {v:.1%}" for k, v in found.items())]))
 
 
 @torch.no_grad()
-def accuracy(judge: Judge, variants: int = 10) -> dict[str, float]:
-    """How often the trial judge is right on what it never saw, in `variants` augmentations each.
+def accuracy(judge: Judge, worn: Worn, variants: int = 5) -> dict[str, float]:
+    """How often the trial judge is right on what it never saw.
 
     "object": the pairs of HELD_OUT. "style": the icons of `unseen_icons`. "character": every tenth
-    drawing. "one", "two", "smear": how often it counts them as that.
+    drawing. Each as drawn, in `variants` augmentations, and worn (`worn`: pictures of these alone).
+    "another icon": how often it names no object in such icons. "one", "two": how often it counts
+    them as that. "smear": how often it names nothing in one.
     """
     drawings, generator = data.load(), torch.Generator().manual_seed(10**6)
     rng, unseen = random.Random(0), sorted(unseen_drawings(drawings))
     icons = np.concatenate(list(map(pictures_of, unseen_icons())))
-    asked = {"object": [], "style": [], "character": [], "one": [], "two": [], "smear": []}
+    asked: dict[str, list[bool]] = {}
 
     def answers(x: torch.Tensor) -> list[dict]:
-        parts = augmented(x, generator).movedim(1, -1).split(64)
-        return [answer for part in parts for answer in judge.answers(part)]
+        return [seen for part in x.movedim(1, -1).split(64) for seen in judge.answers(part)]
 
+    def ask(x: torch.Tensor, shown: list[tuple], way: str) -> None:
+        for (names, style), seen in zip(shown, answers(x), strict=True):
+            kind = kind_of_example(names)
+            if kind == "two":
+                asked.setdefault(f"two, {way}", []).append(seen["count"] == "two")
+                continue
+            asked.setdefault(f"one, {way}", []).append(seen["count"] == "one")
+            if kind == "other":
+                asked.setdefault(f"style, {way}", []).append(seen["style"] == style)
+                asked.setdefault(f"another icon, {way}", []).append(seen["object"] is None)
+            else:
+                asked.setdefault(f"{kind}, {way}", []).append(seen[kind] == names[0])
+
+    shown = [((drawings.names[i],), drawings.styles[i]) for i in unseen]
+    shown += [((name,), style) for _, name in unseen_icons() for style in STYLES]
+    drawn = to_images(np.concatenate([drawings.images[unseen], icons]))
+    ask(drawn, shown, "as drawn")
     for _ in range(variants):
-        for i, seen in zip(unseen, answers(to_images(drawings.images[unseen]))):
-            kind = "object" if drawings.styles[i] else "character"
-            asked[kind].append(seen[kind] == drawings.names[i])
-            asked["one"].append(seen["count"] == "one")
-        styles = [seen["style"] for seen in answers(to_images(icons))]
-        asked["style"] += [style == STYLES[i % len(STYLES)] for i, style in enumerate(styles)]
+        ask(augmented(drawn, generator), shown, "augmented")
         both = (rng.sample(unseen, 16) for _ in range(2))
         sides = [halved(drawings.images[some], 1, np.random.default_rng(0)) for some in both]
-        twos = to_images(np.concatenate(sides, 2))
-        asked["two"] += [seen["count"] == "two" for seen in answers(twos)]
-        smears = smeared(to_images(drawings.images[rng.sample(unseen, 16)]), generator)
-        asked["smear"] += [seen["count"] is None for seen in answers(smears)]
-    return {what: sum(values) / len(values) for what, values in asked.items()}
+        twos = augmented(to_images(np.concatenate(sides, 2)), generator)
+        ask(twos, [(("", ""), None)] * len(twos), "augmented")
+        smears = smeared(to_images(drawings.images[rng.sample(unseen, 32)]), generator)
+        seen = answers(augmented(smears, generator))
+        asked.setdefault("smear", []).extend(not (s["object"] or s["character"]) for s in seen)
+    ask(to_images(worn.images), worn.shown, "worn")
+    return {what: sum(values) / len(values) for what, values in sorted(asked.items())}
