@@ -333,6 +333,7 @@ RECORD = {
     "start": number(0, 1_000_000),
     "moved": entries(others=number()),
     "key_steps": fields({"points": list_of(number(0.0, 1e6)), "left": list_of(number())}),
+    "anchors": entries(others=text()),
     "settings": entries({"mode": text(), "protect": list_of(text())}),
     "measured": MEASURED,
     "strengths": list_of(number()),

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import torch
 
 from ..core.erasure import Erasure
-from ..core.kind import Kind
+from ..core.kind import CLOSEST, Kind
 from ..core.model import DiffusionModel
 from ..core.progress import OnStep, Progress, as_progress
 from ..core.token_reading import Read
+from ..prompts.anchor_choice import anchored
 from ..prompts.sampler import PromptSampler
 from ..prompts.word_checks import as_read, check_typed
 from .parts import shared
@@ -44,8 +45,9 @@ class ClosedFormSettings(MethodSettings):
     kind: Kind = shared.kind()
     anchor: str = setting(
         "",
-        "What is drawn in the concept's place. Another thing of its kind keeps the style of a "
-        "prompt best. Empty: a neutral word by kind.",
+        "What is drawn in the concept's place. Empty, or closest: the closest thing of its kind "
+        "that the text encoder knows, for a style a plain rendering. neutral: a neutral word by "
+        "kind, after which a prompt often draws nothing clear.",
         optional=True,
     )
     seed: int = shared.seed()
@@ -78,13 +80,15 @@ def closed_form(
     progress = as_progress(progress)
     check_settings(concepts, settings, model.readings)
     concepts, settings = as_read(concepts, settings, model.readings)
+    settings, chosen = anchored(model, concepts, settings, CLOSEST, progress=progress)
     prompts = Prompts.of(model, list(concepts), settings)
     layers = len(model.encoder_layers())
     solver = Solver(prompts, settings, layers, progress)
     walk(model, prompts.batches, solver.at)
     base = model.fingerprints(solver.deltas)
     return Erasure(
-        solver.deltas, made("closed_form", list(concepts), settings, base, kind=settings.kind)
+        solver.deltas,
+        made("closed_form", list(concepts), settings, base, kind=settings.kind, **chosen),
     )
 
 
@@ -93,7 +97,9 @@ def check_settings(
 ) -> None:
     """Raises ValueError with one sentence where they cannot be used. read: see `check_typed`."""
     check_concepts(concepts, None)
-    check_typed(concepts, settings.anchor, settings.protect, settings.kind, read)
+    # An anchor that is chosen is never the concept; a style's is the neutral word.
+    kind = settings.kind if settings.anchor or settings.kind == "style" else None
+    check_typed(concepts, settings.anchor, settings.protect, kind, read)
 
 
 @dataclass

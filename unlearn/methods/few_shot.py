@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from ..core.prompt_spread import prompt_spread
 from ..core.token_reading import Read
 from ..core.token_slots import check_takes_vectors
 from ..core.trainable import Trainable
+from ..prompts.anchor_choice import anchored
 from ..prompts.sampler import PromptSampler
 from ..prompts.templates import named
 from ..prompts.word_checks import as_read, check_typed
@@ -103,7 +105,7 @@ class FewShotSettings(MethodSettings):
     anchor: str = setting(
         "",
         "What is drawn in the concept's place. Another thing of its kind keeps the style of a "
-        "prompt best. Empty: a neutral word by kind.",
+        "prompt best; closest chooses one. Empty, or neutral: a neutral word by kind.",
         modes=BALANCED,
         optional=True,
     )
@@ -152,6 +154,9 @@ def few_shot(
     progress = as_progress(progress)
     check_settings(concepts, images, settings, model.readings)
     concepts, settings = as_read(concepts, settings, model.readings)
+    chosen: dict[str, Any] = {}
+    if settings.mode == "balanced":
+        settings, chosen = anchored(model, concepts, settings, progress=progress)
     if settings.harden:
         check_takes_vectors(model)
     pictures = concept_latents(
@@ -168,6 +173,7 @@ def few_shot(
         lambda edit: run(model, edit, list(concepts), pictures, settings, progress),
         kind=settings.kind,
         images=pictures_record(pictures, images),
+        **chosen,
     )
 
 

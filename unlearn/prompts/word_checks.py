@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Protocol, TypeVar
 
-from ..core.kind import ANCHORS, Kind
+from ..core.kind import ANCHORS, CLOSEST, NEUTRAL, Kind
 from ..core.token_reading import Read
 from .typed import check_word, cleaned, short
 
 
 class WordSettings(Protocol):
-    """A method's settings: a dataclass with an anchor and protected words."""
+    """A method's settings: a dataclass with an anchor, protected words and a kind."""
 
     __dataclass_fields__: ClassVar[dict]
 
@@ -21,6 +21,10 @@ class WordSettings(Protocol):
 
     @property
     def protect(self) -> Sequence[str]: ...
+
+    @property
+    def named_as(self) -> Kind:
+        """The kind whose sentences name the concepts."""
 
 
 Settings = TypeVar("Settings", bound=WordSettings)
@@ -37,10 +41,22 @@ def words_read(words: Sequence[str], read: Read) -> list[str]:
 
 
 def as_read(concepts: Sequence[str], settings: Settings, read: Read) -> tuple[list[str], Settings]:
-    """(concepts, settings) of a method in the form in which they are trained and recorded."""
+    """(concepts, settings) of a method in the form in which they are trained and recorded.
+
+    For the anchor NEUTRAL that is the neutral word of the kind. CLOSEST stays, in small letters.
+    """
     protect = tuple(words_read(settings.protect, read))
-    settings = replace(settings, anchor=cleaned(settings.anchor), protect=protect)
+    anchor = asked_anchor(settings.anchor)
+    if anchor == NEUTRAL:
+        anchor = ANCHORS[settings.named_as]
+    settings = replace(settings, anchor=anchor, protect=protect)
     return words_read(concepts, read), settings
+
+
+def asked_anchor(anchor: str) -> str:
+    """An anchor as it was typed: a word, cleaned, or one of NEUTRAL, CLOSEST and ""."""
+    word = cleaned(anchor)
+    return word.casefold() if word.casefold() in (NEUTRAL, CLOSEST) else word
 
 
 def _tokens(word: str, read: Read) -> tuple:
@@ -69,23 +85,25 @@ def check_typed(
 ) -> None:
     """Raises ValueError where words cannot be used, alone or together.
 
-    kind: its default anchor is used where none is named; None if the method then has no anchor.
-    read: see `check_words`.
+    kind: its neutral word is used where no anchor is named; None if the method then has no anchor,
+    or chooses one. read: see `check_words`.
     """
+    anchor = asked_anchor(anchor)
+    is_word = anchor not in ("", NEUTRAL, CLOSEST)
     check_words(concepts, "concept", read)
-    check_words([anchor] if anchor.strip() else [], "anchor", read)
+    check_words([anchor] if is_word else [], "anchor", read)
     check_words(protect, "protected word", read)
 
     def is_concept(word: str) -> bool:
         return any(_alike(word, concept, read) for concept in concepts)
 
-    if anchor.strip():
+    if is_word:
         if is_concept(anchor):
             raise ValueError(
                 f"The anchor {anchor!r} is the concept itself, so nothing would change; type what "
                 "the model should draw in its place, or leave it empty."
             )
-    elif kind and is_concept(ANCHORS[kind]):
+    elif kind and anchor != CLOSEST and is_concept(ANCHORS[kind]):
         raise ValueError(
             f"{ANCHORS[kind]!r} is the default anchor, which takes the concept's place, so nothing "
             "would change; type another word as the anchor."

@@ -1,0 +1,201 @@
+"""An anchor chosen for a concept: what is drawn in its place where the user names nothing.
+
+A concept that is drawn to the closest other one, but to no synonym, takes least else with it (AGE,
+arXiv 2501.18950). How that one is found is ours: by the text encoder alone, without a picture.
+
+What a word means is what it does in every sentence: how far its encoding lies from the mean of all
+candidates' in the same sentence, averaged over several sentences. Words are as close as the cosine
+of their meanings. A synonym is much closer than another thing of its kind. A word that the encoder
+knows only by its letters does something else in every sentence, so its average is short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..core.conditioning import Conditioning
+from ..core.kind import ANCHORS, CLOSEST, Kind
+from ..core.progress import SILENT, Progress
+from .names import unnamed
+from .paraphrases import plural
+from .translations import TRANSLATIONS
+from .typed import short
+from .vocabulary import VOCABULARY
+from .word_checks import Settings
+
+if TYPE_CHECKING:
+    from ..core.model import DiffusionModel
+
+
+Draws = Callable[[str, str], bool]
+"""Called with a concept and a candidate: whether the model draws the candidate, and sees nothing of
+the concept in it."""
+
+# The word alone, and early in a long sentence: two that have little in common but the word.
+SENTENCES: dict[Kind, tuple[str, ...]] = {
+    "object": ("a photo of a {}", "{} in the rain at night, highly detailed"),
+    "character": ("a photo of {}", "{} in the rain at night, highly detailed"),
+}
+AT_ONCE = 32  # prompts of a batch
+STRONG = 0.95  # the quantile of the candidates' lengths that other lengths are compared with
+# The least length, relative to that, of a word that may be an anchor, and of a concept that the
+# encoder knows. Everyday words, which mean many things, are shorter than names.
+KNOWN, HEARD = 0.75, 0.5
+SAME = 0.55  # the cosine from which two words count as names of one thing
+LETTERS = 3  # of a name that is looked for inside of a word, at least
+TRIED = 6  # candidates that are drawn, at most
+SHOWN = 6  # anchors that a sentence tells
+
+
+@torch.no_grad()
+def chosen_anchors(
+    model: DiffusionModel,
+    concepts: Sequence[str],
+    kind: Kind,
+    taken: Sequence[str] = (),
+    candidates: Sequence[str] | None = None,
+    draws: Draws | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, str]:
+    """The anchor of each concept: the closest candidate that is known and no other name of it.
+
+    It is the neutral word for a style, for a concept that the encoder does not know, and where no
+    candidate is left. taken: words that are no anchors either, beside the concepts. candidates: the
+    words to choose from; None takes the vocabulary of the kind. draws: if given, the closest of
+    TRIED candidates that it accepts. The same input gives the same choice on one machine.
+
+    Raises ValueError where the neutral word is the concept itself; `progress` may raise to cancel.
+    """
+    found = dict.fromkeys(concepts, ANCHORS[kind])
+    words = unlike(VOCABULARY[kind] if candidates is None else candidates, [*concepts, *taken])
+    if kind != "style" and words:
+        vectors = meanings(model, [*words, *concepts], len(words), SENTENCES[kind], progress)
+        lengths = vectors.norm(dim=1)
+        strong = lengths[: len(words)].quantile(STRONG)
+        for concept, own, length in zip(concepts, vectors[len(words) :], lengths[len(words) :]):
+            if length < HEARD * strong:
+                continue
+            closeness = torch.cosine_similarity(own, vectors[: len(words)], dim=1)
+            fits = (closeness < SAME) & (lengths[: len(words)] >= KNOWN * max(strong, length))
+            # Rounded, since one word's encoding depends a little on the others of its batch.
+            near = [(-round(closeness[i].item(), 4), i) for i in fits.nonzero().flatten().tolist()]
+            closest = [words[i] for _, i in sorted(near)]
+            if draws is not None:
+                closest = [word for word in closest[:TRIED] if draws(concept, word)]
+            found[concept] = next(iter(closest), ANCHORS[kind])
+    for concept, anchor in found.items():
+        if concept.casefold() == anchor:
+            raise ValueError(
+                f"No other word was found to draw in the place of {short(concept)}; type one as "
+                "the anchor."
+            )
+    return found
+
+
+def unlike(words: Sequence[str], concepts: Sequence[str]) -> list[str]:
+    """The words that are no name of a concept: not its plural, its translation, part of it or a
+    word that contains it. The neutral words are left out, too."""
+    names = {name for concept in concepts for name in (concept.lower(), plural(concept.lower()))}
+    foreign = {
+        word for word, others in TRANSLATIONS.items() if names & {other.lower() for other in others}
+    }
+    long = [name for name in names if len(name) >= LETTERS]
+
+    def within(word: str) -> bool:
+        parts = {word, plural(word)}
+        return any(name in word for name in long) or any(
+            part in name for part in parts if len(part) >= LETTERS for name in long
+        )
+
+    kept = unnamed(dict.fromkeys(words), [*names, *foreign, *ANCHORS.values()])
+    return [word for word in kept if not within(word.lower())]
+
+
+def meanings(
+    model: DiffusionModel,
+    words: Sequence[str],
+    count: int,
+    sentences: Sequence[str],
+    progress: Progress = SILENT,
+) -> torch.Tensor:
+    """(words, width): what each word does in every sentence, relative to the mean of the first
+    `count` words."""
+    total = torch.zeros(())
+    for number, sentence in enumerate(sentences):
+        parts = []
+        for first in range(0, len(words), AT_ONCE):
+            done = number * len(words) + first
+            progress.stage("choosing an anchor", done, len(sentences) * len(words))
+            some = [sentence.format(word) for word in words[first : first + AT_ONCE]]
+            parts.append(mean_token(model.encode(some)))
+        vectors = torch.cat(parts)
+        total = total + vectors - vectors[:count].mean(0)
+    return total / len(sentences)
+
+
+def mean_token(conditioning: Conditioning) -> torch.Tensor:
+    """(N, width): the mean over each prompt's own tokens."""
+    cross = conditioning.cross.float()
+    if conditioning.tokens is None:
+        return cross.mean(1).cpu()
+    within = torch.arange(cross.shape[1], device=cross.device) < conditioning.tokens[:, None]
+    return (cross * within[..., None]).sum(1).div(within.sum(1, keepdim=True).clamp(min=1)).cpu()
+
+
+def anchored(
+    model: DiffusionModel,
+    concepts: Sequence[str],
+    settings: Settings,
+    empty: str = "",
+    draws: Draws | None = None,
+    progress: Progress = SILENT,
+) -> tuple[Settings, dict[str, dict[str, str]]]:
+    """(a method's settings with the anchors that are chosen, what its record says of the choice).
+
+    The settings stay what they are where a word is named. empty: what an empty anchor stands for,
+    CLOSEST or "", which is the method's own. The rest: see `chosen_anchors`.
+    """
+    if (settings.anchor or empty) != CLOSEST:
+        return settings, {}
+    found = chosen_anchors(model, concepts, settings.named_as, (), None, draws, progress)
+    return with_anchors(settings, found), {"anchors": found}
+
+
+def with_anchors(settings: Settings, anchors: Mapping[str, str]) -> Settings:
+    """The settings with an anchor for each concept; one word where all have the same."""
+    different = set(anchors.values())
+    return replace(settings, anchor=different.pop() if len(different) == 1 else dict(anchors))
+
+
+def told(record: Mapping) -> str:
+    """The choice of anchors in a record, as sentences on one line; "" where none was made."""
+    anchors, kind = record.get("anchors") or {}, record.get("kind")
+    neutral = ANCHORS.get(kind)
+    if not anchors or neutral is None:
+        return ""
+    none = [concept for concept, anchor in anchors.items() if anchor == neutral]
+    if kind == "style" or not none:
+        none = []
+    chosen = {concept: anchor for concept, anchor in anchors.items() if concept not in none}
+    said = []
+    if len(chosen) == 1 == len(anchors):
+        said.append(f"The anchor was chosen: {next(iter(chosen.values()))}.")
+    elif chosen:
+        pairs = [f"{concept} -> {anchor}" for concept, anchor in chosen.items()]
+        said.append(f"The anchors were chosen: {listed(pairs)}.")
+    if none:
+        said.append(
+            f"No anchor was found for {listed(none)}, so the neutral word {neutral!r} takes its "
+            "place; name one that the model can draw."
+        )
+    return " ".join(said)
+
+
+def listed(items: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = len(items) - SHOWN
+    return ", ".join(items[:SHOWN]) + (f" and {more} more" if more > 0 else "")
