@@ -24,6 +24,7 @@ from ..unlearn.core.resume import Resume
 from ..unlearn.evaluate import verdict as verdicts
 from ..unlearn.evaluate.picture_check import check_pictures
 from ..unlearn.methods.parts.method import Method
+from ..unlearn.prompts.anchor_choice import recorded, told
 from ..unlearn.prompts.templates import sentence
 from .backend.apply import erased, fits
 from .backend.checks import check_clip, check_patcher, check_vae
@@ -198,7 +199,7 @@ class TrainingRun:
                 said = verdicts.told(erasure.record)
                 if save(erasure, file):
                     said += " It could not be written into the file."
-        lines = [said, *verdicts.doubts(erasure.record)]
+        lines = [said, *verdicts.doubts(erasure.record), told(erasure.record)]
         if has_hooks(self.clip):
             lines.append("The hooks on this CLIP were left out: it is learnt without them.")
         return erasure, "".join(f"{line}\n" for line in lines if line)
@@ -213,7 +214,7 @@ class TrainingRun:
             partial(edited.training, gradients=False),
             self.concepts,
             self.settings.named_as,
-            self.settings.anchor,
+            recorded(erasure.record),
             self.settings.seed,
             self.images is not None,
             Progress(node_id, "measuring what is left", None),

@@ -24,6 +24,7 @@ from ..evaluate.picture_check import check_pictures
 from ..files import writing
 from ..methods.parts.method import Method
 from ..methods.registry import METHODS
+from ..prompts.anchor_choice import recorded, told
 from ..prompts.word_checks import words_read
 from . import method_options, options
 from .output import Failure, check_output, check_space, save
@@ -161,7 +162,7 @@ def run(args: argparse.Namespace) -> None:
             erasure.save(args.output, precision)
         except writing.ERRORS:
             said += " It could not be written into the file."
-    print(" ".join(filter(None, (said, verdict.advice(erasure.record)))))
+    print(" ".join(filter(None, (told(record), said, verdict.advice(erasure.record)))))
 
 
 def looked_at(args: argparse.Namespace, settings: Any, model, images) -> list[str]:
@@ -193,7 +194,7 @@ def judged(args: argparse.Namespace, settings: Any, model, erasure: Erasure) -> 
                 *ways(model, erasure),
                 args.concepts,
                 settings.named_as,
-                settings.anchor,
+                recorded(erasure.record),
                 settings.seed,
                 bool(args.images),
                 bar,

@@ -3,10 +3,11 @@
 A concept that is drawn to the closest other one, but to no synonym, takes least else with it (AGE,
 arXiv 2501.18950). How that one is found is ours: by the text encoder alone, without a picture.
 
-What a word means is what it does in every sentence: how far its encoding lies from the mean of all
-candidates' in the same sentence, averaged over several sentences. Words are as close as the cosine
-of their meanings. A synonym is much closer than another thing of its kind. A word that the encoder
-knows only by its letters does something else in every sentence, so its average is short.
+A word's effect on a sentence is how far the sentence lies from the mean of the same sentence with
+every candidate. Its meaning is the mean effect on several sentences, and words are as close as the
+cosine of their meanings. A synonym is much closer than another thing of its kind. What the effects
+on different sentences agree on tells how well the encoder knows a word: one that it only spells
+does something else in each.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ SENTENCES: dict[Kind, tuple[str, ...]] = {
     "character": ("a photo of {}", "{} in the rain at night, highly detailed"),
 }
 AT_ONCE = 32  # prompts of a batch
-STRONG = 0.95  # the quantile of the candidates' lengths that other lengths are compared with
-# The least length, relative to that, of a word that may be an anchor, and of a concept that the
-# encoder knows. Everyday words, which mean many things, are shorter than names.
+STRONG = 0.95  # the quantile of the candidates' strengths that others are compared with
+# The least strength, relative to that, of a word that may be an anchor, and of a concept that the
+# encoder knows. Everyday words, which mean many things, are weaker than names.
 KNOWN, HEARD = 0.75, 0.5
 SAME = 0.55  # the cosine from which two words count as names of one thing
 LETTERS = 3  # of a name that is looked for inside of a word, at least
@@ -73,14 +74,14 @@ def chosen_anchors(
     found = dict.fromkeys(concepts, ANCHORS[kind])
     words = unlike(VOCABULARY[kind] if candidates is None else candidates, [*concepts, *taken])
     if kind != "style" and words:
-        vectors = meanings(model, [*words, *concepts], len(words), SENTENCES[kind], progress)
-        lengths = vectors.norm(dim=1)
-        strong = lengths[: len(words)].quantile(STRONG)
-        for concept, own, length in zip(concepts, vectors[len(words) :], lengths[len(words) :]):
-            if length < HEARD * strong:
+        count = len(words)
+        vectors, strengths = meanings(model, [*words, *concepts], count, SENTENCES[kind], progress)
+        strong = strengths[:count].quantile(STRONG)
+        for concept, own, strength in zip(concepts, vectors[count:], strengths[count:]):
+            if strength < HEARD * strong:
                 continue
-            closeness = torch.cosine_similarity(own, vectors[: len(words)], dim=1)
-            fits = (closeness < SAME) & (lengths[: len(words)] >= KNOWN * max(strong, length))
+            closeness = torch.cosine_similarity(own, vectors[:count], dim=1)
+            fits = (closeness < SAME) & (strengths[:count] >= KNOWN * max(strong, strength))
             # Rounded, since one word's encoding depends a little on the others of its batch.
             near = [(-round(closeness[i].item(), 4), i) for i in fits.nonzero().flatten().tolist()]
             closest = [words[i] for _, i in sorted(near)]
@@ -106,10 +107,7 @@ def unlike(words: Sequence[str], concepts: Sequence[str]) -> list[str]:
     long = [name for name in names if len(name) >= LETTERS]
 
     def within(word: str) -> bool:
-        parts = {word, plural(word)}
-        return any(name in word for name in long) or any(
-            part in name for part in parts if len(part) >= LETTERS for name in long
-        )
+        return any(name in word or (len(word) >= LETTERS and word in name) for name in long)
 
     kept = unnamed(dict.fromkeys(words), [*names, *foreign, *ANCHORS.values()])
     return [word for word in kept if not within(word.lower())]
@@ -121,10 +119,13 @@ def meanings(
     count: int,
     sentences: Sequence[str],
     progress: Progress = SILENT,
-) -> torch.Tensor:
-    """(words, width): what each word does in every sentence, relative to the mean of the first
-    `count` words."""
-    total = torch.zeros(())
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(meanings (words, width), strengths (words,)): of each word, the mean of its effects on the
+    sentences, and the root of their mean product, which is 0 where they have nothing in common.
+
+    count: effects are relative to the mean of the first `count` words. sentences: two at least.
+    """
+    total, squares = torch.zeros(()), torch.zeros(())
     for number, sentence in enumerate(sentences):
         parts = []
         for first in range(0, len(words), AT_ONCE):
@@ -132,9 +133,12 @@ def meanings(
             progress.stage("choosing an anchor", done, len(sentences) * len(words))
             some = [sentence.format(word) for word in words[first : first + AT_ONCE]]
             parts.append(mean_token(model.encode(some)))
-        vectors = torch.cat(parts)
-        total = total + vectors - vectors[:count].mean(0)
-    return total / len(sentences)
+        read = torch.cat(parts)
+        effects = read - read[:count].mean(0)
+        total, squares = total + effects, squares + effects.square().sum(1)
+    pairs = len(sentences) * (len(sentences) - 1)
+    common = (total.square().sum(1) - squares) / pairs
+    return total / len(sentences), common.clamp(min=0).sqrt()
 
 
 def mean_token(conditioning: Conditioning) -> torch.Tensor:
@@ -171,6 +175,12 @@ def with_anchors(settings: Settings, anchors: Mapping[str, str]) -> Settings:
     return replace(settings, anchor=different.pop() if len(different) == 1 else dict(anchors))
 
 
+def recorded(record: Mapping) -> str | Mapping[str, str]:
+    """The anchor in a record, or that of each concept; "" where none can be read."""
+    anchor = record.get("settings", {}).get("anchor")
+    return record.get("anchors") or (anchor if isinstance(anchor, str) else "")
+
+
 def told(record: Mapping) -> str:
     """The choice of anchors in a record, as sentences on one line; "" where none was made."""
     anchors, kind = record.get("anchors") or {}, record.get("kind")
@@ -178,8 +188,8 @@ def told(record: Mapping) -> str:
     if not anchors or neutral is None:
         return ""
     none = [concept for concept, anchor in anchors.items() if anchor == neutral]
-    if kind == "style" or not none:
-        none = []
+    if kind == "style":
+        none = []  # there it is what was wanted
     chosen = {concept: anchor for concept, anchor in anchors.items() if concept not in none}
     said = []
     if len(chosen) == 1 == len(anchors):

@@ -88,8 +88,8 @@ def check_typed(
     kind: its neutral word is used where no anchor is named; None if the method then has no anchor,
     or chooses one. read: see `check_words`.
     """
-    anchor = asked_anchor(anchor)
-    is_word = anchor not in ("", NEUTRAL, CLOSEST)
+    asked = asked_anchor(anchor)
+    is_word = asked not in ("", NEUTRAL, CLOSEST)
     check_words(concepts, "concept", read)
     check_words([anchor] if is_word else [], "anchor", read)
     check_words(protect, "protected word", read)
@@ -103,7 +103,7 @@ def check_typed(
                 f"The anchor {anchor!r} is the concept itself, so nothing would change; type what "
                 "the model should draw in its place, or leave it empty."
             )
-    elif kind and anchor != CLOSEST and is_concept(ANCHORS[kind]):
+    elif kind and asked != CLOSEST and is_concept(ANCHORS[kind]):
         raise ValueError(
             f"{ANCHORS[kind]!r} is the default anchor, which takes the concept's place, so nothing "
             "would change; type another word as the anchor."
