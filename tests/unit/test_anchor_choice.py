@@ -90,7 +90,7 @@ def test_a_concept_that_the_encoder_does_not_know_gets_the_neutral_word() -> Non
     found = choice("qax", "fox")
     assert found == {"qax": "picture", "fox": "wolf"}
     said = told({"kind": "object", "anchors": found})
-    assert said.startswith("The anchors were chosen: fox -> wolf. No anchor was found for qax, so")
+    assert said.startswith("The anchor was chosen: fox -> wolf. No anchor was found for qax, so")
     assert "'picture' takes its place" in said
 
 
@@ -157,7 +157,8 @@ def test_a_style_gets_a_plain_rendering_without_a_look_at_the_encoder() -> None:
     found = chosen_anchors(model, ["ink", "flat"], "style")
     assert found == {"ink": "plain", "flat": "plain"}
     assert not model.encoded
-    assert told({"kind": "style", "anchors": {"ink": "plain"}}) == "The anchor was chosen: plain."
+    record = {"kind": "style", "concepts": ["ink"], "anchors": {"ink": "plain"}}
+    assert told(record) == "The anchor was chosen: plain."
 
 
 def test_what_the_neutral_word_would_replace_itself_gets_a_sentence() -> None:
@@ -184,13 +185,13 @@ def test_each_concept_is_compared_with_its_own_anchor() -> None:
     assert "wolf" not in Asked.of("cat", "object", anchors).words
 
 
-IMAGES = torch.rand(2, 8, 8, 3, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(3, 8, 8, 3, generator=torch.Generator().manual_seed(0))
 
 
 def trained(method: str, concepts: list[str], **changes):
     if method == "few_shot":
         settings = replace(FewShotSettings(max_steps=1), **changes)
-        return few_shot(TinyModel(), concepts, IMAGES, settings)
+        return few_shot(TinyModel(), concepts, IMAGES[: len(concepts)], settings)
     if method == "key_step":
         settings = replace(KeyStepSettings(steps=4, iterations=1, start=1), **changes)
         return key_step(TinyNetworkModel(), concepts, settings)
@@ -199,6 +200,7 @@ def trained(method: str, concepts: list[str], **changes):
 
 
 METHODS = ("few_shot", "key_step", "domain_correction")
+ONE_EACH: dict[str, dict] = {"few_shot": {}, "key_step": {}, "domain_correction": {"pictures": 3}}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -207,7 +209,7 @@ def test_a_method_chooses_where_it_is_asked_to_and_its_record_says_so(method: st
     anchor = record["anchors"]["dog"]
     assert anchor in VOCABULARY["object"]
     assert record["settings"]["anchor"] == anchor
-    assert recorded(record) == {"dog": anchor}
+    assert recorded(record) == anchor
     assert told(record) == f"The anchor was chosen: {anchor}."
     kept, unread = checked(json.loads(json.dumps(record)))
     assert (kept["anchors"], unread) == ({"dog": anchor}, [])
@@ -221,6 +223,29 @@ def test_several_concepts_get_an_anchor_each(method: str) -> None:
     assert recorded(record) == record["anchors"]
     for concept, anchor in record["anchors"].items():
         assert f"{concept} -> {anchor}" in told(record)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_anchors_may_be_named_for_some_and_chosen_for_others(method: str) -> None:
+    named = {"dog ": " a wolf", "horse": "Closest", "owl": "neutral"}
+    record = trained(method, ["dog", "horse", "owl"], anchor=named, **ONE_EACH[method]).record
+    assert list(record["anchors"]) == ["horse"]
+    used = {"dog": "a wolf", "horse": record["anchors"]["horse"], "owl": "picture"}
+    assert record["settings"]["anchor"] == recorded(record) == used
+    assert told(record) == f"The anchor was chosen: horse -> {used['horse']}."
+
+
+@pytest.mark.parametrize(
+    ("anchor", "sentence"),
+    [
+        ({"dog": "wolf", "horse": "Dog"}, "The anchor 'Dog' is the concept itself"),
+        ({"dog": "(wolf:1.2)"}, "The anchor holds a weight"),
+    ],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_each_anchor_is_checked(method: str, anchor: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        trained(method, ["dog", "horse"], anchor=anchor)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -271,11 +296,11 @@ def test_damaged_records_tell_nothing() -> None:
     assert told({}) == ""
     assert told({"kind": "object", "anchors": {}}) == ""
     assert told({"kind": "a kind to come", "anchors": {"fox": "wolf"}}) == ""
-    assert recorded({"settings": {"anchor": ["wolf"]}}) == ""
-    assert recorded({"settings": {"anchor": "wolf"}}) == "wolf"
-    kept, unread = checked({"anchors": {"fox": 3}})
-    assert kept == {"anchors": {}}
-    assert unread
+    for bad in (["wolf"], 3, {"fox": 3}):
+        kept, unread = checked({"anchors": {"fox": 3}, "settings": {"anchor": bad}})
+        assert kept["anchors"] == {}
+        assert not recorded(kept)
+        assert len(unread) == 2
 
 
 def test_many_anchors_are_cut_short() -> None:

@@ -62,6 +62,10 @@ class ClosedFormSettings(MethodSettings):
     keep: float = constant(0.99, "The share of the solve's effect that the low-rank change keeps.")
 
     @property
+    def empty_anchor(self) -> str:
+        return CLOSEST
+
+    @property
     def further(self) -> float:
         return OVERSHOOT[self.kind] if self.push is None else self.push
 
@@ -80,7 +84,7 @@ def closed_form(
     progress = as_progress(progress)
     check_settings(concepts, settings, model.readings)
     concepts, settings = as_read(concepts, settings, model.readings)
-    settings, chosen = anchored(model, concepts, settings, CLOSEST, progress=progress)
+    settings, chosen = anchored(model, concepts, settings, progress=progress)
     prompts = Prompts.of(model, list(concepts), settings)
     layers = len(model.encoder_layers())
     solver = Solver(prompts, settings, layers, progress)

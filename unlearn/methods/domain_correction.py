@@ -106,6 +106,11 @@ class DomainCorrectionSettings(MethodSettings):
     protect: tuple[str, ...] = shared.protect()
 
     @property
+    def uses_anchor(self) -> bool:
+        # For a style the paper's anchor is what is painted.
+        return self.mode == "balanced" or self.kind != "style"
+
+    @property
     def rows(self) -> int:
         size = self.of("batch", 8, 4)
         return 2 * size if self.mode == "paper" else 2 * size + RetentionSet.AT_ONCE
@@ -132,9 +137,8 @@ def domain_correction(
     """
     progress = as_progress(progress)
     check_settings(concepts, settings, model.readings)
-    is_word = asked_anchor(settings.anchor) not in (NEUTRAL, CLOSEST)
-    if settings.kind == "style" and settings.mode == "paper" and not is_word:
-        settings = replace(settings, anchor="")  # there it names what is painted in the style
+    if not settings.uses_anchor and asked_anchor(settings.anchor) in (NEUTRAL, CLOSEST):
+        settings = replace(settings, anchor="")
     concepts, settings = as_read(concepts, settings, model.readings)
     settings, chosen = anchored(model, concepts, settings, progress=progress)
     resume = resume or Resume()

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -130,6 +129,10 @@ class FewShotSettings(MethodSettings):
         return max(plain, 2 * (SENTENCES + OTHERS)) if self.harden else plain
 
     @property
+    def uses_anchor(self) -> bool:
+        return self.mode == "balanced"
+
+    @property
     def further(self) -> float:
         return OVERSHOOT[self.kind] if self.push is None else self.push
 
@@ -154,9 +157,7 @@ def few_shot(
     progress = as_progress(progress)
     check_settings(concepts, images, settings, model.readings)
     concepts, settings = as_read(concepts, settings, model.readings)
-    chosen: dict[str, Any] = {}
-    if settings.mode == "balanced":
-        settings, chosen = anchored(model, concepts, settings, progress=progress)
+    settings, chosen = anchored(model, concepts, settings, progress=progress)
     if settings.harden:
         check_takes_vectors(model)
     pictures = concept_latents(

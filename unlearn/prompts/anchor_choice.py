@@ -23,6 +23,7 @@ from ..core.kind import ANCHORS, CLOSEST, Kind
 from ..core.progress import SILENT, Progress
 from .names import unnamed
 from .paraphrases import plural
+from .sampler import anchor_of
 from .translations import TRANSLATIONS
 from .typed import short
 from .vocabulary import VOCABULARY
@@ -154,31 +155,30 @@ def anchored(
     model: DiffusionModel,
     concepts: Sequence[str],
     settings: Settings,
-    empty: str = "",
     draws: Draws | None = None,
     progress: Progress = SILENT,
 ) -> tuple[Settings, dict[str, dict[str, str]]]:
     """(a method's settings with the anchors that are chosen, what its record says of the choice).
 
-    The settings stay what they are where a word is named. empty: what an empty anchor stands for,
-    CLOSEST or "", which is the method's own. The rest: see `chosen_anchors`.
+    The settings stay what they are where words are named. draws, progress: see `chosen_anchors`,
+    which may raise.
     """
-    if (settings.anchor or empty) != CLOSEST:
+    empty = settings.empty_anchor
+    anchors = {concept: anchor_of(settings.anchor, concept) or empty for concept in concepts}
+    wanted = [concept for concept, anchor in anchors.items() if anchor == CLOSEST]
+    if not wanted or not settings.uses_anchor:
         return settings, {}
-    found = chosen_anchors(model, concepts, settings.named_as, (), None, draws, progress)
-    return with_anchors(settings, found), {"anchors": found}
-
-
-def with_anchors(settings: Settings, anchors: Mapping[str, str]) -> Settings:
-    """The settings with an anchor for each concept; one word where all have the same."""
+    taken = [concept for concept in concepts if concept not in wanted]
+    found = chosen_anchors(model, wanted, settings.named_as, taken, None, draws, progress)
+    anchors |= found
     different = set(anchors.values())
-    return replace(settings, anchor=different.pop() if len(different) == 1 else dict(anchors))
+    one_for_all = different.pop() if len(different) == 1 else anchors
+    return replace(settings, anchor=one_for_all), {"anchors": found}
 
 
 def recorded(record: Mapping) -> str | Mapping[str, str]:
-    """The anchor in a record, or that of each concept; "" where none can be read."""
-    anchor = record.get("settings", {}).get("anchor")
-    return record.get("anchors") or (anchor if isinstance(anchor, str) else "")
+    """The anchor in a record, or that of each concept; "" where there is none."""
+    return record.get("settings", {}).get("anchor", "")
 
 
 def told(record: Mapping) -> str:
@@ -192,11 +192,12 @@ def told(record: Mapping) -> str:
         none = []  # there it is what was wanted
     chosen = {concept: anchor for concept, anchor in anchors.items() if concept not in none}
     said = []
-    if len(chosen) == 1 == len(anchors):
+    if chosen and len(record.get("concepts", ())) == 1:
         said.append(f"The anchor was chosen: {next(iter(chosen.values()))}.")
     elif chosen:
         pairs = [f"{concept} -> {anchor}" for concept, anchor in chosen.items()]
-        said.append(f"The anchors were chosen: {listed(pairs)}.")
+        many = "anchors were" if len(pairs) > 1 else "anchor was"
+        said.append(f"The {many} chosen: {listed(pairs)}.")
     if none:
         said.append(
             f"No anchor was found for {listed(none)}, so the neutral word {neutral!r} takes its "
