@@ -120,6 +120,7 @@ def test_the_first_that_the_model_draws() -> None:
 
     assert choice("fox", draws=draws) == {"fox": "otter"}
     assert asked[0] == ("fox", "wolf")
+    assert asked[-1] == ("fox", "otter")
     assert len(asked) <= anchor_choice.TRIED
     assert choice("fox", draws=lambda *_: False) == {"fox": "picture"}
 

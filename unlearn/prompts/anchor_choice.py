@@ -27,7 +27,7 @@ from .sampler import anchor_of
 from .translations import TRANSLATIONS
 from .typed import short
 from .vocabulary import VOCABULARY
-from .word_checks import Settings
+from .word_checks import Settings, asked_anchor
 
 if TYPE_CHECKING:
     from ..core.model import DiffusionModel
@@ -85,10 +85,10 @@ def chosen_anchors(
             fits = (closeness < SAME) & (strengths[:count] >= KNOWN * max(strong, strength))
             # Rounded, since one word's encoding depends a little on the others of its batch.
             near = [(-round(closeness[i].item(), 4), i) for i in fits.nonzero().flatten().tolist()]
-            closest = [words[i] for _, i in sorted(near)]
-            if draws is not None:
-                closest = [word for word in closest[:TRIED] if draws(concept, word)]
-            found[concept] = next(iter(closest), ANCHORS[kind])
+            closest = (words[i] for _, i in sorted(near)[:TRIED])
+            found[concept] = next(
+                (word for word in closest if draws is None or draws(concept, word)), ANCHORS[kind]
+            )
     for concept, anchor in found.items():
         if concept.casefold() == anchor:
             raise ValueError(
@@ -163,8 +163,8 @@ def anchored(
     The settings stay what they are where words are named. draws, progress: see `chosen_anchors`,
     which may raise.
     """
-    empty = settings.empty_anchor
-    anchors = {concept: anchor_of(settings.anchor, concept) or empty for concept in concepts}
+    asked = {concept: asked_anchor(anchor_of(settings.anchor, concept)) for concept in concepts}
+    anchors = {concept: anchor or settings.empty_anchor for concept, anchor in asked.items()}
     wanted = [concept for concept, anchor in anchors.items() if anchor == CLOSEST]
     if not wanted or not settings.uses_anchor:
         return settings, {}
