@@ -4,16 +4,16 @@ A concept that is drawn to the closest other one, but to no synonym, takes least
 arXiv 2501.18950). How that one is found is ours: by the text encoder alone, without a picture.
 
 A word's effect on a sentence is how far the sentence lies from the mean of the same sentence with
-every candidate. Its meaning is the mean effect on several sentences, and words are as close as the
-cosine of their meanings. A synonym is much closer than another thing of its kind. What the effects
-on different sentences agree on tells how well the encoder knows a word: one that it only spells
-does something else in each.
+every candidate. Its meaning is the mean effect on two sentences, and words are as close as the
+cosine of their meanings. A synonym is much closer than another thing of its kind. What the two
+effects have in common tells how well the encoder knows a word: one that it only spells does
+something else in each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,11 +38,12 @@ Draws = Callable[[str, str], bool]
 the concept in it."""
 
 # The word alone, and early in a long sentence: two that have little in common but the word.
-SENTENCES: dict[Kind, tuple[str, ...]] = {
+SENTENCES: dict[Kind, tuple[str, str]] = {
     "object": ("a photo of a {}", "{} in the rain at night, highly detailed"),
     "character": ("a photo of {}", "{} in the rain at night, highly detailed"),
 }
 AT_ONCE = 32  # prompts of a batch
+NEAR, SAMPLE = 24, 24  # candidates that are read again, of each concept and in all
 STRONG = 0.95  # the quantile of the candidates' strengths that others are compared with
 # The least strength, relative to that, of a word that may be an anchor, and of a concept that the
 # encoder knows. Everyday words, which mean many things, are weaker than names.
@@ -75,17 +76,15 @@ def chosen_anchors(
     found = dict.fromkeys(concepts, ANCHORS[kind])
     words = unlike(VOCABULARY[kind] if candidates is None else candidates, [*concepts, *taken])
     if kind != "style" and words:
-        count = len(words)
-        vectors, strengths = meanings(model, [*words, *concepts], count, SENTENCES[kind], progress)
-        strong = strengths[:count].quantile(STRONG)
-        for concept, own, strength in zip(concepts, vectors[count:], strengths[count:]):
-            if strength < HEARD * strong:
+        read = meanings(model, words, concepts, SENTENCES[kind], progress)
+        for concept, own, strength in zip(concepts, read.own, read.own_strengths):
+            if strength < HEARD * read.strong:
                 continue
-            closeness = torch.cosine_similarity(own, vectors[:count], dim=1)
-            fits = (closeness < SAME) & (strengths[:count] >= KNOWN * max(strong, strength))
+            closeness = torch.cosine_similarity(own, read.vectors, dim=1)
+            fits = (closeness < SAME) & (read.strengths >= KNOWN * max(read.strong, strength))
             # Rounded, since one word's encoding depends a little on the others of its batch.
             near = [(-round(closeness[i].item(), 4), i) for i in fits.nonzero().flatten().tolist()]
-            closest = (words[i] for _, i in sorted(near)[:TRIED])
+            closest = (read.words[i] for _, i in sorted(near)[:TRIED])
             found[concept] = next(
                 (word for word in closest if draws is None or draws(concept, word)), ANCHORS[kind]
             )
@@ -114,32 +113,73 @@ def unlike(words: Sequence[str], concepts: Sequence[str]) -> list[str]:
     return [word for word in kept if not within(word.lower())]
 
 
+@dataclass(frozen=True)
+class Meanings:
+    """What candidates and concepts mean to a text encoder."""
+
+    words: list[str]
+    """The candidates that were read in both sentences: those near to a concept, and a sample."""
+    vectors: torch.Tensor
+    """(words, width): the mean of each word's effects on the sentences."""
+    strengths: torch.Tensor
+    """(words,): the root of the product of its effects, 0 where they have nothing in common."""
+    own: torch.Tensor
+    """(concepts, width): as `vectors`."""
+    own_strengths: torch.Tensor
+    strong: torch.Tensor
+    """The strength of a word that the encoder knows well."""
+
+
 def meanings(
     model: DiffusionModel,
     words: Sequence[str],
-    count: int,
-    sentences: Sequence[str],
+    concepts: Sequence[str],
+    sentences: tuple[str, str],
     progress: Progress = SILENT,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(meanings (words, width), strengths (words,)): of each word, the mean of its effects on the
-    sentences, and the root of their mean product, which is 0 where they have nothing in common.
-
-    count: effects are relative to the mean of the first `count` words. sentences: two at least.
+) -> Meanings:
+    """What the words mean. All candidates are read in the first sentence. In the second only those
+    are that the first shows near to a concept, and an even sample, whose mean is the measure there.
     """
-    total, squares = torch.zeros(()), torch.zeros(())
-    for number, sentence in enumerate(sentences):
-        parts = []
-        for first in range(0, len(words), AT_ONCE):
-            done = number * len(words) + first
-            progress.stage("choosing an anchor", done, len(sentences) * len(words))
-            some = [sentence.format(word) for word in words[first : first + AT_ONCE]]
-            parts.append(mean_token(model.encode(some)))
-        read = torch.cat(parts)
-        effects = read - read[:count].mean(0)
-        total, squares = total + effects, squares + effects.square().sum(1)
-    pairs = len(sentences) * (len(sentences) - 1)
-    common = (total.square().sum(1) - squares) / pairs
-    return total / len(sentences), common.clamp(min=0).sqrt()
+    count = len(words)
+    first = effects(model, sentences[0], [*words, *concepts], range(count), progress)
+    sample = range(0, count, max(1, count // SAMPLE))
+    kept = set(sample)
+    for own in first[count:]:
+        closeness = torch.cosine_similarity(own, first[:count], dim=1)
+        kept |= set(closeness.topk(min(NEAR, count)).indices.tolist())
+    places = sorted(kept)
+    some = [words[i] for i in places]
+    sampled = [i for i, place in enumerate(places) if place in sample]
+    second = effects(model, sentences[1], [*some, *concepts], sampled, progress)
+    first = torch.cat([first[places], first[count:]])
+    vectors = (first + second) / 2
+    strengths = (first * second).sum(1).clamp(min=0).sqrt()
+    return Meanings(
+        some,
+        vectors[: len(some)],
+        strengths[: len(some)],
+        vectors[len(some) :],
+        strengths[len(some) :],
+        strengths[sampled].quantile(STRONG),
+    )
+
+
+def effects(
+    model: DiffusionModel,
+    sentence: str,
+    words: Sequence[str],
+    usual: Sequence[int],
+    progress: Progress = SILENT,
+) -> torch.Tensor:
+    """(words, width): how the sentence with each word is read, relative to the mean over the words
+    at the places `usual`."""
+    parts = []
+    for i in range(0, len(words), AT_ONCE):
+        progress.stage("choosing an anchor", i, len(words))
+        prompts = [sentence.format(word) for word in words[i : i + AT_ONCE]]
+        parts.append(mean_token(model.encode(prompts)))
+    read = torch.cat(parts)
+    return read - read[list(usual)].mean(0)
 
 
 def mean_token(conditioning: Conditioning) -> torch.Tensor:
