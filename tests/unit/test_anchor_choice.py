@@ -91,7 +91,7 @@ def test_a_concept_that_the_encoder_does_not_know_gets_the_neutral_word() -> Non
     assert found == {"qax": "picture", "fox": "wolf"}
     said = told({"kind": "object", "anchors": found})
     assert said.startswith("The anchor was chosen: fox -> wolf. No anchor was found for qax, so")
-    assert "'picture' takes its place" in said
+    assert "'picture' is drawn instead" in said
 
 
 def test_other_concepts_and_taken_words_are_no_anchors() -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -197,7 +197,7 @@ def anchored(
     settings: Settings,
     draws: Draws | None = None,
     progress: Progress = SILENT,
-) -> tuple[Settings, dict[str, dict[str, str]]]:
+) -> tuple[Settings, dict[str, Any]]:
     """(a method's settings with the anchors that are chosen, what its record says of the choice).
 
     The settings stay what they are where words are named. draws, progress: see `chosen_anchors`,
@@ -224,9 +224,9 @@ def recorded(record: Mapping) -> str | Mapping[str, str]:
 def told(record: Mapping) -> str:
     """The choice of anchors in a record, as sentences on one line; "" where none was made."""
     anchors, kind = record.get("anchors") or {}, record.get("kind")
-    neutral = ANCHORS.get(kind)
-    if not anchors or neutral is None:
+    if not anchors or kind not in ANCHORS:
         return ""
+    neutral = ANCHORS[kind]
     none = [concept for concept, anchor in anchors.items() if anchor == neutral]
     if kind == "style":
         none = []  # there it is what was wanted
@@ -240,8 +240,8 @@ def told(record: Mapping) -> str:
         said.append(f"The {many} chosen: {listed(pairs)}.")
     if none:
         said.append(
-            f"No anchor was found for {listed(none)}, so the neutral word {neutral!r} takes its "
-            "place; name one that the model can draw."
+            f"No anchor was found for {listed(none)}, so the neutral word {neutral!r} is drawn "
+            "instead; name one that the model can draw."
         )
     return " ".join(said)
 
