@@ -21,8 +21,10 @@ from ..unlearn.core.kind import Kind
 from ..unlearn.core.peak_memory import PeakMemory
 from ..unlearn.core.resume import Resume
 from ..unlearn.evaluate import verdict as verdicts
+from ..unlearn.evaluate.anchor_check import drawable
 from ..unlearn.evaluate.picture_check import check_pictures
 from ..unlearn.methods.parts.method import Method
+from ..unlearn.prompts.anchor_choice import anchored, recorded, told
 from ..unlearn.prompts.templates import sentence
 from .backend.apply import erased, fits
 from .backend.checks import check_clip, check_patcher, check_vae
@@ -135,6 +137,7 @@ class TrainingRun:
             doubts = self._doubts(host, progress)
             started = time.monotonic()
             try:
+                settings, chosen = self._anchored(host, progress)
                 erasure = method.run(host, self.concepts, settings, self.images, progress, resume)
             except Diverged as error:
                 resume.close()
@@ -150,7 +153,8 @@ class TrainingRun:
                 raise RuntimeError(
                     f"{error} What was reached after step {len(error.history)} {what}"
                 ) from error
-        erasure = Erasure(erasure.deltas, {**erasure.record, "key": key}).with_measured(
+        record = {**erasure.record, **chosen, "key": key}
+        erasure = Erasure(erasure.deltas, record).with_measured(
             seconds=round(resume.before + time.monotonic() - started, 2),
             peak_mb=memory.peak >> 20,
             recomputed=planned.checkpointing,
@@ -200,6 +204,23 @@ class TrainingRun:
             soft_empty_cache()
             return ["There was too little memory to look if the pictures show the concept."]
 
+    def _anchored(self, host: ComfyModel, progress: Progress) -> tuple[Any, dict]:
+        """The settings with the anchors that are chosen, and what the record says of it.
+
+        Pictures of the candidates are looked at. Where the verdict is off, or that fails, the
+        method chooses by the text encoder alone.
+        """
+        settings = self.settings
+        if not self.verdict:
+            return settings, {}
+        try:
+            with untracked():  # nothing is trained yet
+                draws = drawable(host, settings.named_as, settings.seed, progress)
+                return anchored(host, self.concepts, settings, draws, progress)
+        except verdicts.NOT_MEASURED:
+            soft_empty_cache()
+            return settings, {}
+
     def _judged(self, node_id: str | None, erasure: Erasure, file: Path) -> tuple[Erasure, str]:
         """The erasure with the verdict in its record, and in its file; and what to say first.
 
@@ -216,7 +237,7 @@ class TrainingRun:
                 said = verdicts.told(erasure.record)
                 if save(erasure, file):
                     said += " It could not be written into the file."
-        lines = [said, *verdicts.doubts(erasure.record)]
+        lines = [said, *verdicts.doubts(erasure.record), told(erasure.record)]
         if has_hooks(self.clip):
             lines.append("The hooks on this CLIP were left out: it is learnt without them.")
         return erasure, "".join(f"{line}\n" for line in lines if line)
@@ -231,7 +252,7 @@ class TrainingRun:
             partial(edited.training, gradients=False),
             self.concepts,
             self.settings.named_as,
-            self.settings.anchor,
+            recorded(erasure.record),
             self.settings.seed,
             self.images is not None,
             Progress(node_id, "measuring what is left", None),

@@ -202,7 +202,11 @@ FAULTS: list[Fault] = [
             "predictions(model, x, t, prompt, empty)",
         ),
         ("no noise on the augmented prompt", "settings.embedding_noise, noise", "0.0, noise"),
-        ("the anchor is the empty prompt", "encoded(settings.anchor)", 'encoded("")'),
+        (
+            "the anchor is the empty prompt",
+            "encoded(anchor_of(settings.anchor, concept))",
+            'encoded("")',
+        ),
         (
             "guidance of the erase term left out",
             "own, neutral, settings.negative)",
@@ -265,7 +269,7 @@ FAULTS: list[Fault] = [
         ("does not begin with the solution", "if settings.start_solved and", "if False and"),
         (
             "neutral sentences name the concept",
-            "sentence.format(words.anchor)",
+            "sentence.format(words.anchors[concept])",
             "sentence.format(concept)",
         ),
         (

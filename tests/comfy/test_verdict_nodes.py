@@ -250,3 +250,37 @@ def test_loading_tells_what_was_measured_at_the_strength_of_the_training(
     erasure = of_the_network(pack, parts[0]).with_measured(verdict=MEASURED)
     _, _, text = pack.nodes.erasures._loaded(None, None, erasure, "a", strength, "").result
     assert (f"Measured when it was trained: {GONE}" in text) == (strength == 1)
+
+
+def test_a_chosen_anchor_is_told_judged_and_kept(
+    pack: ModuleType, unlearn: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the verdict is on, what was drawn of a candidate decides, too."""
+    training, asked, judged = pack.nodes.training, [], []
+
+    def drawable(*_: Any) -> Callable[[str, str], bool]:
+        return lambda concept, word: bool(asked.append((concept, word)) or len(asked) == 2)
+
+    def measured(*arguments: Any) -> dict:
+        judged.append(arguments[4])
+        return MEASURED
+
+    monkeypatch.setattr(training, "drawable", drawable)
+    monkeypatch.setattr(pack.unlearn.evaluate.verdict, "measured", measured)
+    _, erasure, summary, record = unlearn(concept="fox", anchor="Closest")
+    (first, anchor) = (word for _, word in asked)
+    assert first != anchor
+    assert erasure.record["anchors"] == record["anchors"] == {"fox": anchor}
+    assert record["settings"]["anchor"] == anchor
+    assert judged == [anchor]
+    assert f"\nThe anchor was chosen: {anchor}.\n" in summary
+
+
+def test_without_a_verdict_the_encoder_alone_chooses(
+    pack: ModuleType, unlearn: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack.nodes.training, "drawable", lambda *_: pytest.fail("it drew"))
+    *_, summary, record = unlearn(concept="fox", anchor="closest", verdict=False)
+    anchor = record["anchors"]["fox"]
+    assert anchor in pack.unlearn.prompts.vocabulary.VOCABULARY["object"]
+    assert f"The anchor was chosen: {anchor}.\n" in summary

@@ -363,6 +363,16 @@ def test_a_folder_with_a_part_missing_gets_a_sentence(
 # Bad input and bad usage
 
 
+def test_erase_tells_the_anchor_that_it_chose(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "erasure.safetensors"
+    options = [*QUICK, "--anchor", "closest", "-o", str(file)]
+    assert main(["erase", str(folder), "mushroom", *options]) == 0
+    anchor = Erasure.load(file).record["anchors"]["mushroom"]
+    assert f"\nThe anchor was chosen: {anchor}. " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -43,7 +43,7 @@ def test_the_map_is_the_least_squares_solution(monkeypatch) -> None:
     around = words()
     sentences, others = around.sentences(12), around.others(40)
     own = tokens(model, [sentence.format("cat") for sentence in sentences])
-    neutral = tokens(model, [sentence.format(around.anchor) for sentence in sentences])
+    neutral = tokens(model, [sentence.format(around.anchors["cat"]) for sentence in sentences])
     kept = tokens(model, others)
     left = torch.cat([own / len(own) ** 0.5, kept * (9.0 / len(kept)) ** 0.5])
     right = torch.cat([1.5 * (neutral - own) / len(own) ** 0.5, torch.zeros_like(kept)])
@@ -59,7 +59,7 @@ def test_ridge_and_retention_by_hand(monkeypatch) -> None:
     model, around = TinyNetworkModel(), words()
     sentences, others = around.sentences(128), around.others(512)
     own = tokens(model, [sentence.format("cat") for sentence in sentences])
-    neutral = tokens(model, [sentence.format(around.anchor) for sentence in sentences])
+    neutral = tokens(model, [sentence.format(around.anchors["cat"]) for sentence in sentences])
     kept = tokens(model, others)
     square = own.T @ own / len(own) + 25 * kept.T @ kept / len(kept)
     ridge = 0.5 * square.diagonal().mean() * torch.eye(8, dtype=torch.float64)
@@ -116,7 +116,7 @@ def check_fox(model, around: PromptSampler) -> None:
 
     for style in ("noto", "ink"):
         own = read(f"a photo of a fox, {style} style")
-        neutral = read(f"a photo of a {around.anchor}, {style} style")
+        neutral = read(f"a photo of a {around.anchors['fox']}, {style} style")
         way = (own - neutral).norm()
         assert (own + own @ change - neutral).norm() < 0.5 * way
         for word in ("cat", "castle"):

@@ -48,7 +48,7 @@ def concept_direction(
     words = PromptSampler([concept], kind, random.Random(seed))
     sentences = words.sentences(pairs)
     with_it = model.encode([sentence.format(concept) for sentence in sentences])
-    without = model.encode([sentence.format(words.anchor) for sentence in sentences])
+    without = model.encode([sentence.format(words.anchors[concept]) for sentence in sentences])
     return with_it.difference(without).mean()
 
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from ..core.model import Part
 from ..core.peak_memory import PeakMemory
 from ..core.resume import Resume
 from ..evaluate import verdict
+from ..evaluate.anchor_check import drawable
 from ..evaluate.picture_check import check_pictures
 from ..files import writing
 from ..methods.parts.method import Method
 from ..methods.registry import METHODS
+from ..prompts.anchor_choice import anchored, recorded, told
 from ..prompts.word_checks import words_read
 from . import method_options, options
 from .output import Failure, check_output, check_space, save
@@ -161,7 +163,7 @@ def run(args: argparse.Namespace) -> None:
             erasure.save(args.output, precision)
         except writing.ERRORS:
             said += " It could not be written into the file."
-    print(" ".join(filter(None, (said, verdict.advice(erasure.record)))))
+    print(" ".join(filter(None, (told(record), said, verdict.advice(erasure.record)))))
 
 
 def looked_at(args: argparse.Namespace, settings: Any, model, images) -> list[str]:
@@ -193,7 +195,7 @@ def judged(args: argparse.Namespace, settings: Any, model, erasure: Erasure) -> 
                 *ways(model, erasure),
                 args.concepts,
                 settings.named_as,
-                settings.anchor,
+                recorded(erasure.record),
                 settings.seed,
                 bool(args.images),
                 bar,
@@ -220,11 +222,28 @@ def chosen(args: argparse.Namespace) -> Chosen:
     return Chosen(method, settings)
 
 
+def with_anchors(args: argparse.Namespace, settings: Any, model, bar: StepBar) -> tuple[Any, dict]:
+    """The settings with the anchors that are chosen, and what the record says of it.
+
+    Pictures of the candidates are looked at. With --no-verdict, or where that fails, the method
+    chooses by the text encoder alone.
+    """
+    if not args.verdict:
+        return settings, {}
+    try:
+        draws = drawable(model, settings.named_as, settings.seed, bar)
+        return anchored(model, args.concepts, settings, draws, bar)
+    except verdict.NOT_MEASURED:
+        return settings, {}
+
+
 def train(args: argparse.Namespace, asked: Chosen, model, images, resume: Resume) -> Erasure:
     """The erasure; of a loss that diverged, what was good is kept beside the output."""
     with StepBar(f"unlearning {', '.join(args.concepts)}") as bar:
         try:
-            return asked.method.run(model, args.concepts, asked.settings, images, bar, resume)
+            settings, chosen = with_anchors(args, asked.settings, model, bar)
+            erasure = asked.method.run(model, args.concepts, settings, images, bar, resume)
+            return replace(erasure, record={**erasure.record, **chosen})
         except Diverged as error:
             resume.close()
             if not error.history or error.erasure is None:

@@ -1,4 +1,4 @@
-"""The kinds of concept, and the default anchor of each."""
+"""The kinds of concept, and the neutral word of each."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Literal
 
 Kind = Literal["object", "style", "character"]
 
-# The anchor: the neutral word that takes the concept's place where the user names none.
+# The neutral word, which takes the concept's place where no other anchor is named or chosen.
 ANCHORS: dict[Kind, str] = {"object": "picture", "style": "plain", "character": "person"}
+NEUTRAL, CLOSEST = "neutral", "closest"
+"""What may be typed for an anchor beside a word: the neutral word, or one that is chosen."""
 OLD_NAMES = {"instance": "character"}
 """Kinds as earlier versions wrote them into files and workflows."""
 

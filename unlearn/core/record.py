@@ -249,6 +249,12 @@ def drawable(check: Check) -> Check:
     return checked
 
 
+def anchor(value: Any, unread: Unread) -> Any:
+    """A word, or one by the name of each concept."""
+    check = entries(others=text()) if isinstance(value, dict) else text()
+    return check(value, unread)
+
+
 CONCEPTS = list_of(word, 1, PICTURES)
 PROMPTS = list_of(text(), 1, PICTURES)
 COUNT = number(0, PICTURES)
@@ -333,7 +339,8 @@ RECORD = {
     "start": number(0, 1_000_000),
     "moved": entries(others=number()),
     "key_steps": fields({"points": list_of(number(0.0, 1e6)), "left": list_of(number())}),
-    "settings": entries({"mode": text(), "protect": list_of(text())}),
+    "anchors": entries(others=text()),
+    "settings": entries({"mode": text(), "anchor": anchor, "protect": list_of(text())}),
     "measured": MEASURED,
     "strengths": list_of(number()),
 }

@@ -25,6 +25,7 @@ from ..core.progress import SILENT, Progress
 from ..prompts.common_words import COMMON_WORDS
 from ..prompts.names import unnamed
 from ..prompts.paraphrases import spread
+from ..prompts.sampler import anchor_of
 from ..prompts.templates import sentence, templates
 from ..prompts.vocabulary import VOCABULARY
 from .classifier import Asking, Context, alone, beside, explained
@@ -58,16 +59,16 @@ def measured(
     edited: Open,
     concepts: Sequence[str],
     kind: Kind,
-    anchor: str = "",
+    anchor: str | Mapping[str, str] = "",
     seed: int = 0,
     given: bool = False,
     progress: Progress = SILENT,
 ) -> dict:
     """What is left of the concepts, as JSON for a record; `told` makes sentences of it.
 
-    anchor: the word in their place. given: whether the user gave pictures of them. Only the first
-    CONCEPTS concepts are measured. Neither model is changed. Raises ValueError where a prediction
-    or a latent is not finite; `progress` may raise to cancel.
+    anchor: the word in their place, or of each the word in its. given: whether the user gave
+    pictures of them. Only the first CONCEPTS concepts are measured. Neither model is changed.
+    Raises ValueError where a prediction or a latent is not finite; `progress` may raise to cancel.
     """
     began = time.monotonic()
     s = ProbeSettings(kind, prompts=PICTURES, steps=STEPS, seed=seed)
@@ -215,9 +216,9 @@ class Asked:
     """The concept, then its rivals."""
 
     @staticmethod
-    def of(concept: str, kind: Kind, anchor: str) -> Asked:
+    def of(concept: str, kind: Kind, anchor: str | Mapping[str, str]) -> Asked:
         """The prompts and rivals of a concept."""
-        others = [anchor.strip(), *spread(rivals([concept], kind), RIVALS)]
+        others = [anchor_of(anchor, concept), *spread(rivals([concept], kind), RIVALS)]
         words = list(dict.fromkeys([concept, *filter(None, others)]))
         if kind == "style":
             # A style without an object draws nothing clear, and then any style explains it.

@@ -19,10 +19,11 @@ from typing import ClassVar
 import torch
 
 from ..core.erasure import Erasure
-from ..core.kind import Kind
+from ..core.kind import CLOSEST, Kind
 from ..core.model import TextModel
 from ..core.progress import OnStep, Progress, as_progress
 from ..core.token_reading import Read
+from ..prompts.anchor_choice import anchored
 from ..prompts.sampler import PromptSampler
 from ..prompts.word_checks import as_read, check_typed
 from .parts import shared
@@ -46,8 +47,9 @@ class ClosedFormSettings(MethodSettings):
     kind: Kind = shared.kind()
     anchor: str = setting(
         "",
-        "What is drawn in the concept's place. Another thing of its kind keeps the style of a "
-        "prompt best. Empty: a neutral word by kind.",
+        "What is drawn in the concept's place. Empty, or closest: the closest thing of its kind "
+        "that the text encoder knows, for a style a plain rendering. neutral: a neutral word by "
+        "kind, after which a prompt often draws nothing clear.",
     )
     strength: float = setting(
         1.0,
@@ -78,6 +80,10 @@ class ClosedFormSettings(MethodSettings):
         return 1
 
     @property
+    def empty_anchor(self) -> str:
+        return CLOSEST
+
+    @property
     def further(self) -> float:
         return OVERSHOOT[self.kind] if self.push is None else self.push
 
@@ -96,12 +102,21 @@ def closed_form(
     progress = as_progress(progress)
     check_settings(concepts, settings, model.readings)
     concepts, settings = as_read(concepts, settings, model.readings)
+    settings, chosen = anchored(model, concepts, settings, progress=progress)
     prompts = Prompts.of(model, list(concepts), settings)
     layers = len(model.encoder_layers())
     solver = Solver(prompts, settings, layers, progress)
     walk(model, prompts.batches, solver.at)
     base = model.fingerprints(solver.deltas)
-    record = made("closed_form", list(concepts), settings, base, solver.left, kind=settings.kind)
+    record = made(
+        "closed_form",
+        list(concepts),
+        settings,
+        base,
+        solver.left,
+        kind=settings.kind,
+        **chosen,
+    )
     return Erasure(solver.deltas, record)
 
 
@@ -112,7 +127,9 @@ def check_settings(
     check_concepts(concepts, None)
     if not settings.strength:
         raise ValueError("A strength of 0 changes nothing; choose one above 0, for example 1.")
-    check_typed(concepts, settings.anchor, settings.protect, settings.kind, read)
+    # An anchor that is chosen is never the concept; a style's is the neutral word.
+    kind = settings.kind if settings.anchor or settings.kind == "style" else None
+    check_typed(concepts, settings.anchor, settings.protect, kind, read)
 
 
 @dataclass

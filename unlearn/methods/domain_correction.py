@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 import torch
@@ -19,15 +19,16 @@ from ..core.conditioning import Conditioning
 from ..core.edit import Edit
 from ..core.erasure import Erasure
 from ..core.gradient_projection import Projection
-from ..core.kind import Kind
+from ..core.kind import CLOSEST, NEUTRAL, Kind
 from ..core.model import DiffusionModel
 from ..core.progress import OnStep, Progress, as_progress
 from ..core.resume import Resume, Run
 from ..core.token_reading import Read
 from ..core.trainable import NetworkTrainable
 from ..files import state_checks
+from ..prompts.anchor_choice import anchored
 from ..prompts.sampler import PromptSampler
-from ..prompts.word_checks import as_read, check_typed
+from ..prompts.word_checks import as_read, asked_anchor, check_typed
 from .parts import closed_form, shared
 from .parts.anchor_pictures import Anchors
 from .parts.concepts import STOP_WINDOW, check_concepts
@@ -44,8 +45,9 @@ class DomainCorrectionSettings(MethodSettings):
     kind: Kind = shared.kind()
     anchor: str = setting(
         "",
-        "What is drawn in the concept's place, for example dog for a certain breed. Empty: a "
-        "neutral word by kind. For a style in mode paper: what is painted.",
+        "What is drawn in the concept's place, for example dog for a certain breed; closest "
+        "chooses it. Empty, or neutral: a neutral word by kind. For a style in mode paper: what "
+        "is painted.",
         optional=True,
     )
     pictures: int | None = setting(
@@ -104,6 +106,11 @@ class DomainCorrectionSettings(MethodSettings):
     protect: tuple[str, ...] = shared.protect()
 
     @property
+    def uses_anchor(self) -> bool:
+        # For a style the paper's anchor is what is painted.
+        return self.mode == "balanced" or self.kind != "style"
+
+    @property
     def rows(self) -> int:
         size = self.of("batch", 8, 4)
         return 2 * size if self.mode == "paper" else 2 * size + RetentionSet.AT_ONCE
@@ -130,7 +137,10 @@ def domain_correction(
     """
     progress = as_progress(progress)
     check_settings(concepts, settings, model.readings)
+    if not settings.uses_anchor and asked_anchor(settings.anchor) in (NEUTRAL, CLOSEST):
+        settings = replace(settings, anchor="")
     concepts, settings = as_read(concepts, settings, model.readings)
+    settings, chosen = anchored(model, concepts, settings, progress=progress)
     resume = resume or Resume()
     return run_method(
         model,
@@ -141,6 +151,7 @@ def domain_correction(
         settings,
         lambda edit: correct(model, edit, list(concepts), settings, progress, resume),
         kind=settings.kind,
+        **chosen,
     )
 
 

@@ -29,6 +29,7 @@ from ..core.prompt_spread import prompt_spread
 from ..core.token_reading import Read
 from ..core.token_slots import check_takes_vectors
 from ..core.trainable import Trainable
+from ..prompts.anchor_choice import anchored
 from ..prompts.sampler import PromptSampler
 from ..prompts.templates import named
 from ..prompts.word_checks import as_read, check_typed
@@ -103,7 +104,7 @@ class FewShotSettings(MethodSettings):
     anchor: str = setting(
         "",
         "What is drawn in the concept's place. Another thing of its kind keeps the style of a "
-        "prompt best. Empty: a neutral word by kind.",
+        "prompt best; closest chooses one. Empty, or neutral: a neutral word by kind.",
         modes=BALANCED,
         optional=True,
     )
@@ -126,6 +127,10 @@ class FewShotSettings(MethodSettings):
             return self.batch if self.projection == "off" else self.batch + HELD
         plain = self.batch + HELD + NAMED
         return max(plain, 2 * (SENTENCES + OTHERS)) if self.harden else plain
+
+    @property
+    def uses_anchor(self) -> bool:
+        return self.mode == "balanced"
 
     @property
     def further(self) -> float:
@@ -152,6 +157,7 @@ def few_shot(
     progress = as_progress(progress)
     check_settings(concepts, images, settings, model.readings)
     concepts, settings = as_read(concepts, settings, model.readings)
+    settings, chosen = anchored(model, concepts, settings, progress=progress)
     if settings.harden:
         check_takes_vectors(model)
     pictures = concept_latents(
@@ -168,6 +174,7 @@ def few_shot(
         lambda edit: run(model, edit, list(concepts), pictures, settings, progress),
         kind=settings.kind,
         images=pictures_record(pictures, images),
+        **chosen,
     )
 
 

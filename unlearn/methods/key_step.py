@@ -26,7 +26,8 @@ from ..core.resume import Resume, Run
 from ..core.token_reading import Read
 from ..core.token_slots import check_takes_vectors
 from ..files import state_checks
-from ..prompts.sampler import PromptSampler
+from ..prompts.anchor_choice import anchored
+from ..prompts.sampler import PromptSampler, anchor_of
 from ..prompts.templates import augmented
 from ..prompts.word_checks import as_read, check_typed
 from .parts import closed_form
@@ -69,7 +70,8 @@ def key_step(
     check_settings(concepts, settings, model.readings)
     concepts, settings = as_read(concepts, settings, model.readings)
     resume = resume or Resume()
-    record: dict[str, Any] = {"kind": settings.named_as}
+    settings, chosen = anchored(model, concepts, settings, progress=progress)
+    record: dict[str, Any] = {"kind": settings.named_as, **chosen}
     if settings.harden:
         check_takes_vectors(model)
     run_settings = settings
@@ -149,7 +151,8 @@ def paper(
 
     def iteration(number: int, which: int, step: int) -> None:
         concept, t = concepts[which], times[step]
-        prompt, empty, anchor = encoded(concept), encoded(""), encoded(settings.anchor)
+        prompt, empty = encoded(concept), encoded("")
+        anchor = encoded(anchor_of(settings.anchor, concept))
         x = trajectory.to(step, prompt, empty)
         asked = prompt
         if number >= (1 - settings.augment) * total:
@@ -223,7 +226,7 @@ def balanced(
         # Other sentences than those walked along: a walk is too long to see only two of them.
         sentences = words.sentences(count)
         own = encoded(*(sentence.format(concept) for sentence in sentences))
-        neutral = encoded(*(sentence.format(words.anchor) for sentence in sentences))
+        neutral = encoded(*(sentence.format(words.anchors[concept]) for sentence in sentences))
         others, others_prompts = held.add_noise(rng, noise, t)
         prompts = Conditioning.cat([own, neutral, others_prompts])
         inputs = torch.cat([x, x, others])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..core.kind import ANCHORS, Kind
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class PromptSampler:
     """The prompts of one run: the concept's own, others for retention, and neutral ones.
 
-    anchor: the neutral word; "" takes that of the kind. protect: the words that retention holds
-    first.
+    anchor: what takes the concepts' place, or of each concept what takes its; "" takes the neutral
+    word of the kind. protect: the words that retention holds first.
     """
 
     def __init__(
@@ -27,12 +27,14 @@ class PromptSampler:
         concepts: Sequence[str],
         kind: Kind,
         rng: random.Random,
-        anchor: str = "",
+        anchor: str | Mapping[str, str] = "",
         protect: Sequence[str] = (),
     ) -> None:
         self.rng = rng
         self.kind, self.protect = kind, list(protect)
-        self.anchor = anchor.strip() or ANCHORS[kind]
+        self.anchors = {
+            concept: anchor_of(anchor, concept) or ANCHORS[kind] for concept in concepts
+        }
         self.common = unnamed((*COMMON_WORDS, *COMMON_STYLES), concepts)
         context_words = COMMON_WORDS if kind == "style" else COMMON_STYLES
         self.contexts = unnamed((*context_words, *protect), concepts)
@@ -57,17 +59,18 @@ class PromptSampler:
         ]
 
     def neutral(self, concept: str, model: TextModel) -> str:
-        """The neutral word, repeated until it has about as many tokens as the concept.
+        """The concept's anchor, repeated until it has about as many tokens as the concept.
 
-        The prompts with the concept and with the neutral word are compared token by token. With
+        The prompts with the concept and with the anchor are compared token by token. With
         equal lengths, the words after them stand at the same positions. Not for a style: its name
         ends the sentence, so no word follows, and repeated neutral words would only change other
         prompts more.
         """
+        anchor = self.anchors[concept]
         if self.kind == "style":
-            return self.anchor
-        concept_tokens, anchor_tokens = model.token_count(concept), model.token_count(self.anchor)
-        return " ".join([self.anchor] * max(1, round(concept_tokens / max(1, anchor_tokens))))
+            return anchor
+        concept_tokens, anchor_tokens = model.token_count(concept), model.token_count(anchor)
+        return " ".join([anchor] * max(1, round(concept_tokens / max(1, anchor_tokens))))
 
     def others(self, count: int = 6) -> list[str]:
         """`count` prompts for retention: the empty one, and words alone or in templates. Every
@@ -81,3 +84,8 @@ class PromptSampler:
                 kind = self.rng.choice(("object", "style"))
             prompts.append(self.rng.choice((word, self.rng.choice(templates(kind)).format(word))))
         return prompts
+
+
+def anchor_of(anchor: str | Mapping[str, str], concept: str) -> str:
+    """The anchor of one concept, "" for none. anchor: one for all concepts, or one of each."""
+    return (anchor if isinstance(anchor, str) else anchor.get(concept, "")).strip()

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Protocol, TypeVar
 
-from ..core.kind import ANCHORS, Kind
+from ..core.kind import ANCHORS, CLOSEST, NEUTRAL, Kind
 from ..core.token_reading import Read
 from .typed import check_word, cleaned, short
 
 
 class WordSettings(Protocol):
-    """A method's settings: a dataclass with an anchor and protected words."""
+    """A method's settings: a dataclass with an anchor, or one of each concept, and more."""
 
     __dataclass_fields__: ClassVar[dict]
 
     @property
-    def anchor(self) -> str: ...
+    def anchor(self) -> str | Mapping[str, str]: ...
 
     @property
     def protect(self) -> Sequence[str]: ...
+
+    @property
+    def named_as(self) -> Kind:
+        """The kind whose sentences name the concepts."""
+
+    @property
+    def uses_anchor(self) -> bool:
+        """Whether concepts are drawn to the anchor."""
+
+    @property
+    def empty_anchor(self) -> str:
+        """What an empty anchor stands for: CLOSEST, or "" for what is the method's own."""
 
 
 Settings = TypeVar("Settings", bound=WordSettings)
@@ -37,10 +49,29 @@ def words_read(words: Sequence[str], read: Read) -> list[str]:
 
 
 def as_read(concepts: Sequence[str], settings: Settings, read: Read) -> tuple[list[str], Settings]:
-    """(concepts, settings) of a method in the form in which they are trained and recorded."""
+    """(concepts, settings) of a method in the form in which they are trained and recorded.
+
+    For the anchor NEUTRAL that is the neutral word of the kind. CLOSEST stays, in small letters.
+    """
     protect = tuple(words_read(settings.protect, read))
-    settings = replace(settings, anchor=cleaned(settings.anchor), protect=protect)
+
+    def used(typed: str) -> str:
+        word = asked_anchor(typed)
+        return ANCHORS[settings.named_as] if word == NEUTRAL else word
+
+    anchor: str | dict[str, str]
+    if isinstance(settings.anchor, str):
+        anchor = used(settings.anchor)
+    else:
+        anchor = {cleaned(concept): used(typed) for concept, typed in settings.anchor.items()}
+    settings = replace(settings, anchor=anchor, protect=protect)
     return words_read(concepts, read), settings
+
+
+def asked_anchor(typed: str) -> str:
+    """An anchor as it was typed: a word, cleaned, or one of NEUTRAL, CLOSEST and ""."""
+    word = cleaned(typed)
+    return word.casefold() if word.casefold() in (NEUTRAL, CLOSEST) else word
 
 
 def _tokens(word: str, read: Read) -> tuple:
@@ -62,30 +93,34 @@ def check_words(words: Sequence[str], what: str = "concept", read: Read | None =
 
 def check_typed(
     concepts: Sequence[str],
-    anchor: str = "",
+    anchor: str | Mapping[str, str] = "",
     protect: Sequence[str] = (),
     kind: Kind | None = None,
     read: Read | None = None,
 ) -> None:
     """Raises ValueError where words cannot be used, alone or together.
 
-    kind: its default anchor is used where none is named; None if the method then has no anchor.
+    anchor: one for all concepts, or by the name of each what takes its place. kind: its neutral
+    word is used where no anchor is named; None if the method then has no anchor, or chooses one.
     read: see `check_words`.
     """
+    typed = [anchor] if isinstance(anchor, str) else [anchor.get(one, "") for one in concepts]
+    asked = [asked_anchor(one) for one in typed]
+    named = [one for one, is_asked in zip(typed, asked) if is_asked not in ("", NEUTRAL, CLOSEST)]
     check_words(concepts, "concept", read)
-    check_words([anchor] if anchor.strip() else [], "anchor", read)
+    check_words(named, "anchor", read)
     check_words(protect, "protected word", read)
 
     def is_concept(word: str) -> bool:
         return any(_alike(word, concept, read) for concept in concepts)
 
-    if anchor.strip():
-        if is_concept(anchor):
+    for one in named:
+        if is_concept(one):
             raise ValueError(
-                f"The anchor {anchor!r} is the concept itself, so nothing would change; type what "
+                f"The anchor {one!r} is the concept itself, so nothing would change; type what "
                 "the model should draw in its place, or leave it empty."
             )
-    elif kind and is_concept(ANCHORS[kind]):
+    if kind and is_concept(ANCHORS[kind]) and not {"", NEUTRAL}.isdisjoint(asked):
         raise ValueError(
             f"{ANCHORS[kind]!r} is the default anchor, which takes the concept's place, so nothing "
             "would change; type another word as the anchor."

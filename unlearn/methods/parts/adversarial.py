@@ -119,7 +119,7 @@ class Hardening:
             )
             noise = torch.randn(x0.shape, generator=self.generator).to(x0)
             x = model.add_noise(x0, noise, at(t, x0))
-            named, neutral = self._sentences(concept, len(x), self.words.anchor)
+            named, neutral = self._sentences(concept, len(x), self.words.anchors[concept])
             start = self._some_words(len(x))
             other_x, other_prompts = held.add_noise(self.words.rng, self.generator, t)
             plain = model.encode(named)

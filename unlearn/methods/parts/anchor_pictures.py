@@ -29,7 +29,7 @@ def paired_prompts(
         )
         return sentence, behind
     sentence = rng.choice(words.sentences())
-    return sentence.format(words.anchor), sentence.format(concept)
+    return sentence.format(words.anchors[concept]), sentence.format(concept)
 
 
 class Anchors:
@@ -55,6 +55,7 @@ class Anchors:
                 rng.setstate(before)  # one sentence for all of them
                 several.append(paired_prompts(rng, words, settings, concept))
             self.pairs.append(several)
+        self.shared = len(set(words.anchors.values())) == 1
         size = settings.of("batch", 8, 4)
 
         def draw() -> torch.Tensor:
@@ -72,6 +73,7 @@ class Anchors:
         self.x0 = resume.once_latents("anchors", model, self.count, draw).to(model.device)
 
     def pair(self, picture: int, concept: int) -> tuple[str, str]:
-        """The prompts of a picture, for one of the concepts."""
+        """The prompts of a picture, for one of the concepts. A picture serves them all where they
+        have one anchor, else the one whose anchor it shows."""
         several = self.pairs[picture % len(self.pairs)]
-        return several[concept % len(several)]
+        return several[(concept if self.shared else picture) % len(several)]

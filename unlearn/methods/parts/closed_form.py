@@ -77,7 +77,7 @@ def erasing_map(
     the same with the neutral word, and of `retention` times k D over tokens k of other prompts.
     """
     sentences = words.sentences(SENTENCES)
-    pairs = [(s.format(concept), s.format(words.anchor)) for concept in concepts for s in sentences]
+    pairs = [(s.format(c), s.format(words.anchors[c])) for c in concepts for s in sentences]
     own, across, kept = (Mean() for _ in range(3))
     for some in batches(pairs):
         named, neutral = tokens(model, [n for n, _ in some], [n for _, n in some])

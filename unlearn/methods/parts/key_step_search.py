@@ -10,7 +10,7 @@ diffusion classifier (Li et al., arXiv 2303.16203).
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -153,7 +153,7 @@ def _evidence(
 def found_start(
     model: DiffusionModel,
     concepts: Sequence[str],
-    meant: tuple[Kind, str],
+    meant: tuple[Kind, str | Mapping[str, str]],
     steps: int,
     guidance: float,
     seed: int,
@@ -162,12 +162,12 @@ def found_start(
 ) -> KeySteps:
     """The key steps measured; of several concepts, those of the one that is decided first.
 
-    meant: the concepts' kind, and the anchor ("": the kind's own). steps: of a trajectory.
+    meant: the concepts' kind, and the anchor as a PromptSampler takes it. steps: of a trajectory.
     """
     kind, anchor = meant
     words = PromptSampler(concepts, kind, random.Random(seed), anchor)
     neighbours = {"style": COMMON_STYLES, "character": ("man", "woman", "child")}
-    own = {word.strip().lower() for word in (*concepts, words.anchor)}
+    own = {word.strip().lower() for word in (*concepts, *words.anchors.values())}
     others = [word for word in neighbours.get(kind, COMMON_WORDS) if word not in own][:3]
     sentence = "a photo of a person, {} style" if kind == "style" else "a photo of a {}"
 
@@ -177,7 +177,7 @@ def found_start(
                 model,
                 sentence,
                 concept,
-                words.anchor,
+                words.anchors[concept],
                 others,
                 steps,
                 guidance,

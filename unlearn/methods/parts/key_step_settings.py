@@ -75,8 +75,8 @@ class KeyStepSettings(MethodSettings):
     seed: int = shared.seed()
     anchor: str = setting(
         "",
-        "What is drawn in the concept's place. Empty: in mode balanced a neutral word by kind, in "
-        "mode paper nothing.",
+        "What is drawn in the concept's place; closest chooses it, neutral is a neutral word by "
+        "kind. Empty: in mode balanced the neutral word, in mode paper nothing.",
         optional=True,
     )
     guidance: float = constant(3.0, "Classifier-free guidance of the trajectories.")

@@ -25,7 +25,7 @@ class MethodSettings:
     batch: Any
     rank: int
     seed: int
-    anchor: str = ""
+    anchor: Any = ""
 
     @property
     def weights(self) -> str:
@@ -41,6 +41,16 @@ class MethodSettings:
     def prompts_kept(self) -> int:
         """Prompts whose encoding is kept for one backward pass, at most."""
         return 0
+
+    @property
+    def uses_anchor(self) -> bool:
+        """Whether concepts are drawn to the anchor."""
+        return True
+
+    @property
+    def empty_anchor(self) -> str:
+        """What an empty anchor stands for: CLOSEST, or "" for what is the method's own."""
+        return ""
 
     @property
     def named_as(self) -> Kind:
