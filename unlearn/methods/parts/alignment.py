@@ -9,22 +9,31 @@ def counterparts(named: torch.Tensor, neutral: torch.Tensor) -> torch.Tensor | N
     """Of each token of `named` the number of its counterpart in `neutral`. None: its own number.
 
     named, neutral: (tokens, width), the vectors of two prompts' tokens, which differ in a name. The
-    tokens before the name belong together, those behind it counted from the end, and the names'
-    own in their order, the last one repeated where one has fewer. Where both are padded to one
-    length, each position has its own: encoders that pad count positions, so words stand apart.
+    tokens before the name belong together, and those behind it, counted from the end. Of the names'
+    own, each has the one of its number, and the last one where there are too few; where there are
+    too many, the last ones count, which in a language model have read the others. Where both
+    prompts are padded to one length, each position has its own; where that is done in front, only
+    what comes behind the padding is compared.
     """
     if len(named) == len(neutral):
-        return None
+        padding, its_padding = _padding(named), _padding(neutral)
+        if padding == its_padding:
+            return None
+        words = counterparts(named[padding:], neutral[its_padding:])
+        return torch.cat([torch.arange(padding).clamp(max=its_padding - 1), words + its_padding])
     both = min(len(named), len(neutral))
     before = _equal_rows(named[:both], neutral[:both])
-    # One token at least is the name's.
-    room = max(0, both - before - 1)
+    room = max(0, both - before - 1)  # one token at least is the name's
     behind = _equal_rows(named[len(named) - room :].flip(0), neutral[len(neutral) - room :].flip(0))
-    found = torch.arange(len(named))
-    last = max(0, len(neutral) - behind - 1)
-    found[before : len(named) - behind].clamp_(max=last)
-    found[len(named) - behind :] += len(neutral) - len(named)
-    return found
+    own, its = (len(x) - behind - before for x in (named, neutral))
+    names = torch.arange(own).clamp(max=its - 1) + max(0, its - own) + before
+    ends = torch.arange(behind) + len(neutral) - behind
+    return torch.cat([torch.arange(before), names, ends])
+
+
+def _padding(rows: torch.Tensor) -> int:
+    """How many tokens at the start are the same."""
+    return _equal_rows(rows, rows[:1].expand_as(rows))
 
 
 def _equal_rows(one: torch.Tensor, other: torch.Tensor) -> int:

@@ -141,7 +141,8 @@ class _Trial:
                 raise ValueError(TWICE)
             self.after = found.clone()
             return None
-        for norm in (None, *self._normed):
+        # A bank of experts is no layer of its own: its output is never seen.
+        for norm in (None, *self._normed) if self._more is not None else ():
             more = self._more
             if norm is not None:
                 x = self._normed[norm]

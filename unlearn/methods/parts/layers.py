@@ -17,6 +17,8 @@ from .layer_ends import Place, hidden, with_hidden
 Change = tuple[torch.Tensor, torch.Tensor]
 """(up, down): what is added to a weight is up @ down."""
 
+CHANNELS = 16
+
 
 @dataclass
 class Waiting:
@@ -29,7 +31,8 @@ class Waiting:
     normed: torch.Tensor | None
     """(N, tokens, width): what goes into the norm behind it. None: no norm, or as `inputs`."""
     entering: torch.Tensor | None
-    """(N, tokens, width): the hidden states before the layer, at the first layer of a stack."""
+    """(N, tokens, CHANNELS): of the hidden states before the layer so much as tells tokens apart,
+    at the first layer of a stack."""
 
     def changed(self, place: Place, change: Change) -> torch.Tensor:
         """The hidden states after the layer with the change in its linear layer."""
@@ -73,7 +76,7 @@ def _waiting(lockstep: Lockstep, place: Place, still: Collection[int]) -> Iterat
         noted[lockstep.number, what] = x.clone()  # the host may write into its activations later
 
     def enter(layer: torch.nn.Module, args: tuple, named: dict) -> None:
-        note("entering", entered(args, named))
+        note("entering", entered(args, named)[..., :CHANNELS])
 
     def read(linear: torch.nn.Module, args: tuple) -> None:
         if lockstep.number not in still:
