@@ -28,7 +28,8 @@ class NormGain:
         """Of a norm of vectors such as `like`, (..., width), found by running it. None: it is no
         such norm."""
         draw = torch.Generator().manual_seed(0)
-        x = torch.randn(64, like.shape[-1], generator=draw).to(like)
+        x = torch.randn(64, like.shape[-1], generator=draw) * torch.linspace(0.5, 2.0, 64)[:, None]
+        x = x.to(like)
         # In fp16 a norm is as exact as 1e-3; what is no norm is far off.
         wanted, bias = norm.forward(x).float(), norm.forward(torch.zeros_like(x[:1])).float()
         for centred in (False, True):
