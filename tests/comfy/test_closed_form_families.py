@@ -24,11 +24,13 @@ REFUSED = "GPT-OSS, Lens"
 ALL = {**ENCODERS, **OTHERS}
 SEEN = {name: layout for name, layout in ALL.items() if name != REFUSED}
 FEW = {"sentences": 6, "others": 8, "directions": 0}
-FEED_FORWARD = 768  # the width within it; that of the hidden states is 32
+# The width within it; that of the hidden states is 32. PixelDiT pads to 838 tokens.
+FEED_FORWARD, FOR_LONG = 768, 3072
 PADDED = ("t5xxl", "umt5xxl", "pile_t5xl", "qwen3_4b", "qwen3_8b", "qwen3_2b")
-# What is left of the way from the concept to the anchor, of mean squares. CLIP pads with its end
-# token, which the layers make 77 different inputs of, more than there is room for.
-LEFT, LEFT_OF_CLIP = 0.03, 0.25
+# What is left of the way from the concept to the anchor, of mean squares. Where most tokens are
+# padding, they are more different inputs than there is room for.
+LEFT, LEFT_PADDED = 0.03, 0.25
+LONG = ("CLIP", "LTX-2", "LongCat", "PixelDiT")
 MOVED = 0.02  # how far other prompts go on the same scale
 
 
@@ -36,17 +38,18 @@ def built(name: str) -> Loaded:
     with where_present(name), torch.inference_mode():
         layout = ALL[name]()
         sizes = {**SMALL_ENCODERS, **layout.get("encoders", {})}
-        layout["encoders"] = {key: wider(value) for key, value in sizes.items()}
+        width = FOR_LONG if "PixelDiT" in name else FEED_FORWARD
+        layout["encoders"] = {key: wider(value, width) for key, value in sizes.items()}
         loaded = assemble(name, **layout)
     for encoder in PADDED:
         loaded.clip.set_tokenizer_option(f"{encoder}_min_length", 32)
     return loaded
 
 
-def wider(sizes: Any) -> Any:
+def wider(sizes: Any, width: int) -> Any:
     if not isinstance(sizes, dict):
         return sizes
-    return {k: FEED_FORWARD if k in ("intermediate_size", "d_ff") else v for k, v in sizes.items()}
+    return {k: width if k in ("intermediate_size", "d_ff") else v for k, v in sizes.items()}
 
 
 @pytest.fixture(scope="module", params=family_first(SEEN))
@@ -113,7 +116,7 @@ def test_the_concept_is_read_as_its_anchor_and_others_as_before(
 
     clip = erased(pack, loaded, erasure)
     before_apart = apart(loaded.clip, named, loaded.clip, neutral)
-    limit = LEFT_OF_CLIP if "CLIP" in loaded.name else LEFT
+    limit = LEFT_PADDED if any(part in loaded.name for part in LONG) else LEFT
     assert apart(clip, named, loaded.clip, neutral) < limit * before_apart
     assert apart(clip, others, loaded.clip, others) < MOVED * before_apart
 
@@ -126,8 +129,8 @@ def test_the_concept_is_read_as_its_anchor_and_others_as_before(
 
 
 UNPADDED = (
-    "Llama and CLIP-L, HunyuanVideo",
     "Qwen 2.5 VL, Qwen-Image",
+    "Qwen 3 VL, Ideogram 4",
     "Gemma 3, Lumina 2",
     "Ministral, Ernie",
 )
@@ -187,9 +190,32 @@ def test_an_encoder_in_few_bits_is_solved_like_any_other(pack: ModuleType, form:
     assert [delta["lora_up"].shape[0] for delta in erasure.deltas.values()] == [32, 32]
     assert_equal(conditioning(loaded.clip), before)
     clip = erased(pack, loaded, erasure)
-    assert apart(clip, named, loaded.clip, neutral) < 0.5 * apart(
+    # The host stores the changed weights in as few bits as before.
+    assert apart(clip, named, loaded.clip, neutral) < 0.6 * apart(
         loaded.clip, named, loaded.clip, neutral
     )
+
+
+def test_in_wide_layers_it_is_solved_in_tokens_words_first(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, solver = built("T5, LTX"), pack.unlearn.methods.parts.encoder_solver
+    seen = []
+
+    def noted(inputs: list, wanted: list, held: list, *more: float) -> torch.Tensor:
+        seen.append([sum(map(len, parts)) for parts in (inputs, wanted, held)])
+        return pack.unlearn.methods.parts.least_squares.solve(inputs, wanted, held, *more)
+
+    monkeypatch.setattr(solver, "solve", noted)
+    monkeypatch.setattr(solver, "WIDE", FEED_FORWARD - 1)
+    monkeypatch.setattr(solver, "TOKENS", 240)
+    erasure, named, neutral, _ = unlearnt(pack, loaded, "cat", "dog")
+    for own, wanted, held in seen:
+        assert own == wanted
+        assert 45 < own < 75
+        assert 145 < held < 215
+    left = apart(erased(pack, loaded, erasure), named, loaded.clip, neutral)
+    assert left < LEFT_PADDED * apart(loaded.clip, named, loaded.clip, neutral)
 
 
 # What it cannot do

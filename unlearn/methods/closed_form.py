@@ -2,11 +2,12 @@
 
 Ours, in the line of mass editing (MEMIT, arXiv 2210.07229) and its use on text encoders (ReFACT,
 arXiv 2306.00738; EMCID, arXiv 2403.13807). It needs no picture and no denoiser. Each layer's
-feed-forward part ends in a linear map whose output is added to the hidden states. From the first
-layer that is read to the last, that map is changed so that the hidden states of the concept's
-prompts become those of the same prompts with the anchor in its place, while other prompts keep
-theirs. The last layers also lose the few directions in which the two kinds of prompts differ most,
-which is what attacks look for.
+feed-forward part ends in a linear map whose output is added to the hidden states, directly or
+through a norm. From the first layer that is read to the last, that map is changed so that the
+hidden states of the concept's prompts become those of the same prompts with the anchor in its
+place, while other prompts keep theirs. The last layers also lose the few directions in which the
+two kinds of prompts differ most, which is what attacks look for. Of several encoders in one CLIP
+each is changed in this way.
 """
 
 from __future__ import annotations

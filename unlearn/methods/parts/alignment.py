@@ -22,9 +22,9 @@ def counterparts(named: torch.Tensor, neutral: torch.Tensor) -> torch.Tensor | N
         words = counterparts(named[padding:], neutral[its_padding:])
         return torch.cat([torch.arange(padding).clamp(max=its_padding - 1), words + its_padding])
     both = min(len(named), len(neutral))
-    before = _equal_rows(named[:both], neutral[:both])
+    before = common_start(named, neutral)
     room = max(0, both - before - 1)  # one token at least is the name's
-    behind = _equal_rows(named[len(named) - room :].flip(0), neutral[len(neutral) - room :].flip(0))
+    behind = common_start(*(x[len(x) - room :].flip(0) for x in (named, neutral)))
     own, its = (len(x) - behind - before for x in (named, neutral))
     names = torch.arange(own).clamp(max=its - 1) + max(0, its - own) + before
     ends = torch.arange(behind) + len(neutral) - behind
@@ -33,10 +33,12 @@ def counterparts(named: torch.Tensor, neutral: torch.Tensor) -> torch.Tensor | N
 
 def _padding(rows: torch.Tensor) -> int:
     """How many tokens at the start are the same."""
-    return _equal_rows(rows, rows[:1].expand_as(rows))
+    return common_start(rows, rows[:1].expand_as(rows))
 
 
-def _equal_rows(one: torch.Tensor, other: torch.Tensor) -> int:
-    """How many rows at the start of both are equal."""
+def common_start(one: torch.Tensor, other: torch.Tensor) -> int:
+    """How many tokens at the start of two prompts, (tokens, width) each, are the same."""
+    both = min(len(one), len(other))
+    one, other = one[:both].float(), other[:both].float()
     apart = (one - other).abs().amax(1) > 1e-5 * one.abs().amax(1).clamp(min=1e-6)
     return int((apart.cumsum(0) == 0).sum())

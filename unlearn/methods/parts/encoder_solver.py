@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...core.progress import Progress
-from .alignment import counterparts
+from .alignment import common_start, counterparts
 from .layer_ends import Place
 from .layers import Change, Waiting
 from .least_squares import compressed, solve
@@ -37,6 +37,10 @@ class Solver:
         self.deltas: dict[str, dict[str, torch.Tensor]] = {}
         self.counterparts: dict[int, torch.Tensor | None] = {}
         """Of each named prompt, its tokens' counterparts in the stack of layers that it passes."""
+        self.counting: list[torch.Tensor] = []
+        """Of each batch the numbers of its tokens that count, without what prompts begin with."""
+        self.repeated: list[torch.Tensor] = []
+        """Of these, whether the token is the one before it again, as padding is."""
 
     def at(self, place: Place, waiting: list[Waiting]) -> list[Change | None]:
         """The change of this layer for each batch: none for those that show the original."""
@@ -45,6 +49,8 @@ class Solver:
         if place.first:
             self._align([one.entering for one in waiting])
         pairs = self._pairs([one.after for one in waiting])
+        if place.first:
+            self._count([one.entering for one in waiting], pairs)
         change = self._solved(place, self.prompts.split(waiting), pairs)
         self.deltas[place.key] = {
             name: half.float().cpu().contiguous()
@@ -56,6 +62,33 @@ class Solver:
         neutral = dict(self._rows("neutral", entering))
         named = self._rows("named", entering)
         self.counterparts = {i: counterparts(own, neutral[i]) for i, own in named}
+
+    def _count(self, entering: list[torch.Tensor], pairs: list) -> None:
+        """Find what the prompts of the concept and of the anchor begin with: the template of a
+        language model. It does not count, or once in each batch of others: there is nothing to
+        change, and as the larger part of all tokens it would leave little weight to the words."""
+        part, numbers = self.prompts.parts, self.prompts.numbers
+        start = entering[part.index("named")][0]
+        for tensor, own in zip(entering, part):
+            if own in ("named", "neutral"):
+                start = start[: min(common_start(row, start) for row in tensor)]
+        (_, away), first = pairs[0], numbers[part.index("named")]
+        rows = away.reshape(len(first), -1, away.shape[1])
+        # Where later tokens are read, too, as by T5, what begins alike does not stay so. The start
+        # token alone is a token like any other.
+        stays = rows[:, : len(start)].abs().amax() <= 1e-3 * rows.abs().amax()
+        shared = len(start) if len(start) > 1 and stays else 0
+        self.counting, self.repeated = [], []
+        for tensor, own in zip(entering, part):
+            counts = torch.ones(tensor.shape[:2], dtype=torch.bool)
+            repeated = torch.zeros_like(counts)
+            repeated[:, 1:] = (tensor[:, 1:] == tensor[:, :-1]).all(-1).cpu()
+            if shared:
+                same = [common_start(row, start) == shared for row in tensor]
+                same[0] = same[0] and own != "others"
+                counts[same, :shared] = False
+            self.counting.append(counts.flatten().nonzero()[:, 0])
+            self.repeated.append(repeated.flatten()[self.counting[-1]])
 
     def _pairs(self, after: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Of each batch of named prompts (wanted, apart), (tokens of all prompts, width): how far
@@ -89,15 +122,15 @@ class Solver:
         width = place.linear.in_features
         is_wide = width > WIDE
         named = by_part["named"]
-        chosen = self._sampled(named, TOKENS // 4 if is_wide else None)
+        chosen = self._sampled("named", TOKENS // 4 if is_wide else None, is_wide)
         inputs = [_of_size(one, gain, some) for one, some in zip(named, chosen)]
-        wanted = [pair[0][some] for pair, some in zip(pairs, chosen)]
+        wanted = [pair[0][some.to(pair[0].device)] for pair, some in zip(pairs, chosen)]
         if gain is not None:
             before = [flat(one.normed)[some] for one, some in zip(named, chosen)]
             wanted = [gain.change(x, more) for x, more in zip(before, wanted)]
         enough = TOKENS - sum(map(len, inputs)) if is_wide else HELD * width
-        others = by_part["others"]
-        held = [_of_size(one, gain, s) for one, s in zip(others, self._sampled(others, enough))]
+        chosen = self._sampled("others", enough, is_wide)
+        held = [_of_size(one, gain, some) for one, some in zip(by_part["others"], chosen)]
         change = solve(inputs, wanted, held, settings.hold, settings.ridge)
         up, down = compressed(change, inputs, settings.keep)
         if place.left < settings.last and settings.directions:
@@ -108,23 +141,31 @@ class Solver:
             up, down = torch.cat([up, -out], 1), torch.cat([down, edited])
         return up, down
 
-    def _sampled(
-        self, batches: Sequence[Waiting], enough: int | None
-    ) -> list[torch.Tensor | slice]:
-        """Random tokens of each batch: about `enough` in all. None: all of them.
+    def _sampled(self, part: str, enough: int | None, words_first: bool) -> list[torch.Tensor]:
+        """Random tokens of each batch of a part: about `enough` in all. None: all of them.
 
-        Most tokens of a prompt are padding, each much like the next.
+        Most tokens of a prompt are padding, each much like the next. words_first: as few of it as
+        the words leave room for.
         """
-        counts = [one.inputs[..., 0].numel() for one in batches]
-        if enough is None or enough >= sum(counts):
-            return [slice(None)] * len(counts)
-        share, draw = enough / sum(counts), torch.Generator().manual_seed(self.settings.seed)
-        device = batches[0].inputs.device
-        drawn = (torch.rand(count, generator=draw) for count in counts)
-        return [(one < share).nonzero()[:, 0].to(device) for one in drawn]
+        counting = self.prompts.split(self.counting)[part]
+        total = sum(map(len, counting))
+        if enough is None or enough >= total:
+            return counting
+        repeated = self.prompts.split(self.repeated)[part]
+        share = rest = enough / total
+        if words_first:
+            again = int(sum(one.sum() for one in repeated))
+            share = min(1.0, enough / max(1, total - again))
+            rest = (enough - share * (total - again)) / max(1, again)
+        draw = torch.Generator().manual_seed(self.settings.seed)
+        chosen = []
+        for own, pads in zip(counting, repeated):
+            shares = torch.where(pads, rest, share)
+            chosen.append(own[torch.rand(len(own), generator=draw) < shares])
+        return chosen
 
 
-def _of_size(one: Waiting, gain: NormGain | None, chosen: torch.Tensor | slice) -> torch.Tensor:
+def _of_size(one: Waiting, gain: NormGain | None, chosen: torch.Tensor) -> torch.Tensor:
     """The linear layer's inputs; before a norm, per unit of what it divides by, since there all
     tokens count alike."""
     inputs = flat(one.inputs)[chosen]
