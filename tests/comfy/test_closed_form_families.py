@@ -20,9 +20,7 @@ from test_encoders import assert_equal, conditioning
 
 pytestmark = pytest.mark.usefixtures("node_body")
 
-REFUSED = "GPT-OSS, Lens"
 ALL = {**ENCODERS, **OTHERS}
-SEEN = {name: layout for name, layout in ALL.items() if name != REFUSED}
 FEW = {"sentences": 6, "others": 8, "directions": 0}
 # The width within it; that of the hidden states is 32. PixelDiT pads to 838 tokens.
 FEED_FORWARD, FOR_LONG = 768, 3072
@@ -49,10 +47,12 @@ def built(name: str) -> Loaded:
 def wider(sizes: Any, width: int) -> Any:
     if not isinstance(sizes, dict):
         return sizes
+    if "num_local_experts" in sizes:  # of which the attention is changed: many heads
+        return {**sizes, "num_attention_heads": width // 32, "head_dim": 32}
     return {k: width if k in ("intermediate_size", "d_ff") else v for k, v in sizes.items()}
 
 
-@pytest.fixture(scope="module", params=family_first(SEEN))
+@pytest.fixture(scope="module", params=family_first(ALL))
 def loaded(request: pytest.FixtureRequest, pack: ModuleType) -> Loaded:
     return built(request.param)
 
@@ -214,18 +214,12 @@ def test_in_wide_layers_it_is_solved_in_tokens_words_first(
         assert own == wanted
         assert 45 < own < 75
         assert 145 < held < 215
+    # Of 192 tokens of the concept's prompts a third is seen, of the padding next to nothing.
     left = apart(erased(pack, loaded, erasure), named, loaded.clip, neutral)
-    assert left < LEFT_PADDED * apart(loaded.clip, named, loaded.clip, neutral)
+    assert left < 0.6 * apart(loaded.clip, named, loaded.clip, neutral)
 
 
 # What it cannot do
-
-
-def test_an_encoder_of_experts_gets_a_sentence(pack: ModuleType) -> None:
-    sentence = "layers do not end in a linear layer that adds to what passes through"
-    with pytest.raises(ValueError, match=sentence) as error:
-        unlearnt(pack, built(REFUSED), "cat", "dog")
-    assert "\n" not in str(error.value)
 
 
 def test_what_a_prompt_quotes_gets_a_sentence(pack: ModuleType) -> None:

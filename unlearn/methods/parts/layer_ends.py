@@ -4,6 +4,9 @@ The closed form changes the linear layer that ends it. So it must know what a ch
 output does to the hidden states: it is added to them, or it passes a norm first, alone (Gemma) or
 with them (Jina CLIP). It is found out by trying: one prompt is read twice, the second time with
 something added to each of these outputs.
+
+Where experts do the feed-forward part (GPT-OSS) the linear layer that ends the attention is changed
+in its place: what two prompts have alike behind the attention, the experts keep alike.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any
 import torch
 
 from ...core.model import DiffusionModel
-from ...core.trainable import feed_forward_end
+from ...core.trainable import attention_end, feed_forward_end
 from .norm_gain import NormGain
 
 NOT_ADDED = (
@@ -42,6 +45,8 @@ class Place:
     to them as it is."""
     gain: NormGain | None
     """What that norm does."""
+    inner: bool
+    """Whether it is the attention's linear layer. Prompts wait there, not behind the layer."""
     stack: str
     """The name of its stack of layers."""
     first: bool
@@ -60,10 +65,12 @@ def places(model: DiffusionModel, prompt: str) -> list[Place]:
     found = []
     layers = model.encoder_layers()
     for name, layer in layers:
-        end = feed_forward_end(layer)
+        own = feed_forward_end(layer)
+        end = own or attention_end(layer)
         if end is None:
             raise ValueError(NOT_ADDED)
-        found.append(_Trial(f"{name}.{end}.weight", layer, layer.get_submodule(end)))
+        kind = _Trial if own else _InnerTrial
+        found.append(kind(f"{name}.{end}.weight", layer, layer.get_submodule(end)))
     with ExitStack() as stack, torch.no_grad():
         for trial in found:
             for hook in trial.hooks():
@@ -80,6 +87,7 @@ def places(model: DiffusionModel, prompt: str) -> list[Place]:
             trial.layer,
             trial.linear,
             *trial.ending(),
+            trial.inner,
             stacks[i],
             stacks[i] not in stacks[:i],
             stacks[i + 1 :].count(stacks[i]),
@@ -91,6 +99,8 @@ def places(model: DiffusionModel, prompt: str) -> list[Place]:
 
 class _Trial:
     """Finds out how one layer ends."""
+
+    inner = False
 
     def __init__(self, key: str, layer: torch.nn.Module, linear: torch.nn.Module) -> None:
         self.key, self.layer, self.linear = key, layer, linear
@@ -141,17 +151,58 @@ class _Trial:
                 raise ValueError(TWICE)
             self.after = found.clone()
             return None
-        # A bank of experts is no layer of its own: its output is never seen.
-        for norm in (None, *self._normed) if self._more is not None else ():
+        if self._more is not None:
+            self._try(found)
+        return with_hidden(output, self.after)  # what follows is tried by itself
+
+    def _try(self, found: torch.Tensor) -> None:
+        for norm in (None, *self._normed):
             more = self._more
             if norm is not None:
                 x = self._normed[norm]
                 more = norm.forward(x + more).float() - norm.forward(x).float()
-            rounding = torch.finfo(found.dtype).eps * self.after.float().norm()
-            error = found.float() - self.after.float() - more.float()
-            if error.norm() <= 0.05 * more.float().norm() + 2 * rounding:
+            if _is_sum(found, self.after, more):
                 self._fits.append(norm)
-        return with_hidden(output, self.after)  # what follows is tried by itself
+
+
+class _InnerTrial(_Trial):
+    """Finds out whether what the attention's linear layer gives is added to the hidden states: it
+    is if the norm behind it reads their sum."""
+
+    inner = True
+
+    def hooks(self) -> list[torch.utils.hooks.RemovableHandle]:
+        return [
+            self.layer.register_forward_pre_hook(self._enter, with_kwargs=True),
+            *super().hooks(),
+        ]
+
+    def _enter(self, layer: torch.nn.Module, args: tuple, named: dict) -> None:
+        if not self.trying:
+            self._entered = entered(args, named).clone()
+
+    def _add(self, linear: torch.nn.Module, args: tuple, output: torch.Tensor):
+        if not self.trying:
+            self._output = output.clone()
+        return super()._add(linear, args, output)
+
+    def _note(self, norm: torch.nn.Module, args: tuple) -> None:
+        super()._note(norm, args)
+        before = self._normed.get(norm)
+        if self.trying and before is not None:
+            added = _is_sum(before, self._entered, self._output)
+            if added and _is_sum(args[0], before, self._more):
+                self._fits.append(None)
+
+    def _try(self, found: torch.Tensor) -> None:
+        """It is tried before the experts."""
+
+
+def _is_sum(whole: torch.Tensor, one: torch.Tensor, more: torch.Tensor) -> bool:
+    """But for rounding, and where `more` is not lost in it."""
+    one, more = one.float(), more.float()
+    rounding = torch.finfo(whole.dtype).eps * one.norm()
+    return bool((whole.float() - one - more).norm() <= 0.05 * more.norm() + 2 * rounding)
 
 
 def read_together(model: DiffusionModel, prompts: Sequence[str]) -> bool:
@@ -182,6 +233,11 @@ def read_together(model: DiffusionModel, prompts: Sequence[str]) -> bool:
         one.shape == other.shape and (one - other).norm() <= 1e-2 * one.norm()
         for one, other in zip(alone, together)
     )
+
+
+def entered(args: tuple, named: dict) -> torch.Tensor:
+    """The hidden states among a layer's arguments."""
+    return next(x for x in (*args, *named.values()) if torch.is_tensor(x) and x.ndim == 3)
 
 
 def hidden(output: Any) -> torch.Tensor:

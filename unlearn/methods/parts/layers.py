@@ -12,7 +12,7 @@ import torch
 
 from ...core.lockstep import Lockstep
 from ...core.model import DiffusionModel
-from .layer_ends import Place, hidden, with_hidden
+from .layer_ends import Place, entered, hidden, with_hidden
 
 Change = tuple[torch.Tensor, torch.Tensor]
 """(up, down): what is added to a weight is up @ down."""
@@ -25,7 +25,8 @@ class Waiting:
     """What one batch of prompts has at a place. All of it has one row or more for each prompt."""
 
     after: torch.Tensor
-    """(N, tokens, width): the hidden states after the layer."""
+    """(N, tokens, width): the hidden states after the layer; at an inner place behind its
+    attention."""
     inputs: torch.Tensor | None
     """(N, tokens, width in): what goes into the linear layer. None where no change is carried."""
     normed: torch.Tensor | None
@@ -36,13 +37,17 @@ class Waiting:
 
     def changed(self, place: Place, change: Change) -> torch.Tensor:
         """The hidden states after the layer with the change in its linear layer."""
+        return self.after + self.gain(place, change).to(self.after)
+
+    def gain(self, place: Place, change: Change) -> torch.Tensor:
+        """What the change adds to the hidden states, float32."""
         up, down = change
         gain = self.inputs.float() @ down.float().T @ up.float().T
         if place.norm is not None:
             # Through the norm itself. Where the layer ends with it, its old output cancels out.
             old, new = self.normed, self.normed + gain.to(self.normed)
             gain = place.norm.forward(new).float() - place.norm.forward(old).float()
-        return self.after + gain.to(self.after)
+        return gain
 
 
 Solve = Callable[[Place, list[Waiting]], Sequence[Change | None]]
@@ -76,7 +81,11 @@ def _waiting(lockstep: Lockstep, place: Place, still: Collection[int]) -> Iterat
         noted[lockstep.number, what] = x.clone()  # the host may write into its activations later
 
     def enter(layer: torch.nn.Module, args: tuple, named: dict) -> None:
-        note("entering", entered(args, named)[..., :CHANNELS])
+        states = entered(args, named)
+        if place.first:
+            note("entering", states[..., :CHANNELS])
+        if place.inner:
+            note("states", states)
 
     def read(linear: torch.nn.Module, args: tuple) -> None:
         if lockstep.number not in still:
@@ -86,28 +95,30 @@ def _waiting(lockstep: Lockstep, place: Place, still: Collection[int]) -> Iterat
         if lockstep.number not in still:
             note("normed", args[0])
 
+    def stop(after: torch.Tensor) -> tuple[Waiting, Change | None]:
+        names = ("inputs", "normed", "entering")
+        own = Waiting(after, *(noted.pop((lockstep.number, what), None) for what in names))
+        return own, lockstep.stop(place, own)
+
     def wait(layer: torch.nn.Module, args: tuple, output: Any) -> Any:
-        kept = (noted.pop((lockstep.number, what), None) for what in ("inputs", "normed"))
-        entering = noted.pop((lockstep.number, "entering"), None)
-        own = Waiting(hidden(output), *kept, entering)
-        change = lockstep.stop(place, own)
+        own, change = stop(hidden(output))
         return None if change is None else with_hidden(output, own.changed(place, change))
 
-    hooks = [
-        place.linear.register_forward_pre_hook(read),
-        place.layer.register_forward_hook(wait),
-    ]
+    def wait_inside(linear: torch.nn.Module, args: tuple, output: torch.Tensor) -> Any:
+        own, change = stop(noted.pop((lockstep.number, "states")) + output)
+        return None if change is None else output + own.gain(place, change).to(output)
+
+    hooks = [place.linear.register_forward_pre_hook(read)]
+    if place.inner:
+        hooks.append(place.linear.register_forward_hook(wait_inside))
+    else:
+        hooks.append(place.layer.register_forward_hook(wait))
     if place.norm is not None:
         hooks.append(place.norm.register_forward_pre_hook(norm))
-    if place.first:
+    if place.first or place.inner:
         hooks.append(place.layer.register_forward_pre_hook(enter, with_kwargs=True))
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def entered(args: tuple, named: dict) -> torch.Tensor:
-    """The hidden states among a layer's arguments."""
-    return next(x for x in (*args, *named.values()) if torch.is_tensor(x) and x.ndim == 3)
