@@ -11,6 +11,7 @@ import comfy.model_management as management
 from comfy_api.latest import io
 
 from ..unlearn.core.erasure import ErasureError
+from ..unlearn.core.peak_memory import give_back
 from ..unlearn.prompts.typed import one_word, split_concepts, split_words
 from ..unlearn.prompts.word_checks import check_typed
 from .backend.inputs import (
@@ -22,7 +23,6 @@ from .backend.inputs import (
     picture_set,
     single_pictures,
 )
-from .backend.memory import give_back
 from .cache import output_file
 from .progress import tell
 

@@ -93,14 +93,20 @@ class ComfyEncoder:
     def encoder_layers(self) -> list[tuple[str, torch.nn.Module]]:
         return read_layers(self.encoder, self._unread)
 
+    def batches(self, prompts: Sequence[str], tokens: int) -> list[list[int]]:
+        return self.text.batches(prompts, tokens)
+
+    def read(self, prompts: Sequence[str]) -> None:
+        self.text.read(prompts)
+
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """The token vectors of the prompts; the pooled vectors only of one prompt."""
-        return self.text.encode(prompts, lambda: True)
+        """The token vectors of the prompts. There may be no pooled vectors."""
+        return self.text.encode(prompts, lambda: self._one_a_token)
 
     def encode_with_embeddings(
         self, sentences: Sequence[str], vectors: torch.Tensor
     ) -> Conditioning:
-        return self.text.with_embeddings(sentences, vectors, lambda: True)
+        return self.text.with_embeddings(sentences, vectors, lambda: self._one_a_token)
 
     def vocabulary(self) -> Vocabulary:
         return self.text.vocabulary()
@@ -120,6 +126,13 @@ class ComfyEncoder:
         """One prompt as CLIP Text Encode gives it on."""
         with torch.no_grad():
             return self.text.of_one(tokenized(self.clip, MEASURED))
+
+    @cached_property
+    def _one_a_token(self) -> bool:
+        """Whether there is one encoder, which gives a vector for each token of a prompt."""
+        tokens = tokenized(self.clip, MEASURED)
+        first = next(iter(tokens.values()))[0]
+        return len(tokens) == 1 and self._alone.cross.shape[1] == len(first)
 
     @cached_property
     def _unread(self) -> dict[str, int]:

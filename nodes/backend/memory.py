@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -227,14 +225,6 @@ def _place(tensor: torch.Tensor) -> int:
 # only the recomputed one is.
 UNITS = {"encoder": (31.0, 11.5), "denoiser": (36.0, 12.0)}
 TRAINING_STATE = 16  # bytes a trained value: delta, gradient and Adam's two moments in float32
-
-
-def give_back() -> None:
-    """Return to the system what glibc holds free: without this a process keeps what one run took,
-    in pieces of tens of megabytes, until it ends. Other allocators are left alone."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 @dataclass(frozen=True)

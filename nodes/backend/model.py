@@ -163,6 +163,12 @@ class ComfyModel:
     def encoder_layers(self) -> list[tuple[str, torch.nn.Module]]:
         return read_layers(self.encoder, self._unread)
 
+    def batches(self, prompts: Sequence[str], tokens: int) -> list[list[int]]:
+        return self.text.batches(prompts, tokens)
+
+    def read(self, prompts: Sequence[str]) -> None:
+        self.text.read(prompts)
+
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         return self.text.encode(prompts, lambda: self._one_a_token)
 

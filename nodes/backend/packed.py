@@ -81,6 +81,7 @@ def _format_of(layer: torch.nn.Module) -> tuple:
     )
 
 
+@torch.enable_grad()  # asked, too, where no gradients are wanted
 def _has_backward(layer: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether a layer's input gets a gradient. True if the layer does not accept this dtype."""
     x = torch.zeros(1, 2, layer.in_features, dtype=dtype, device=device, requires_grad=True)

@@ -42,10 +42,7 @@ class TextEncoder:
 
     def of_tokens(self, tokens: list[dict], one_a_token: Callable[[], bool]) -> Conditioning:
         if len(tokens) > 1 and one_a_token() and _can_be_stacked(tokens):
-            # The host encodes the sections of a long prompt as one batch. Here the sections are N
-            # short prompts.
-            sections = {name: [t[name][0] for t in tokens] for name in tokens[0]}
-            output = self._run(sections)
+            output = self._run(_stacked(tokens))
             cross = output.pop("cond").unflatten(1, (len(tokens), -1))[0]
             output.pop("pooled_output", None)
             if "attention_mask" in output:
@@ -56,12 +53,32 @@ class TextEncoder:
     def of_one(self, tokens: dict) -> Conditioning:
         """The conditioning of one prompt. Raises ValueError if the methods would lose a part."""
         output = self._run(tokens)
-        if beyond := handed_on_besides(output):
-            raise ValueError(
-                f"What a prompt quotes is read by a text encoder of its own ({', '.join(beyond)}), "
-                "and the methods here would lose that: leave the quotation marks out."
-            )
+        check_output(output)
         return self._on_device(output.pop("cond"), output.pop("pooled_output", None), output)
+
+    def batches(self, prompts: Sequence[str], tokens: int) -> list[list[int]]:
+        """The numbers of prompts for `read`: equally long ones, at most so many tokens at once."""
+        batches: list[list[int]] = []
+        open_for: dict[object, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            read = tokenized(self.clip, prompt)
+            lengths = tuple((name, len(sections[0])) for name, sections in read.items())
+            longest = max(length for _, length in lengths)
+            if not longest:  # Lens has no token for an empty prompt, and leaves its encoder out
+                continue
+            form = lengths if _is_plain(read) else i
+            batch = open_for.get(form)
+            if batch is None or (len(batch) + 1) * longest > tokens:
+                batch = open_for[form] = []
+                batches.append(batch)
+            batch.append(i)
+        return batches
+
+    def read(self, prompts: Sequence[str]) -> None:
+        """Run all text encoders on one of `batches`. What the host makes of their output is that of
+        one prompt, so it is only for hooks on their layers."""
+        tokens = [tokenized(self.clip, prompt) for prompt in prompts]
+        check_output(self._run(_stacked(tokens) if len(tokens) > 1 else tokens[0]))
 
     def with_embeddings(
         self, sentences: Sequence[str], vectors: torch.Tensor, one_a_token: Callable[[], bool]
@@ -136,11 +153,29 @@ class TextEncoder:
         return clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
 
 
+def check_output(output: dict) -> None:
+    """Raises ValueError if the methods would lose a part of an encoder's output."""
+    if beyond := handed_on_besides(output):
+        raise ValueError(
+            f"What a prompt quotes is read by a text encoder of its own ({', '.join(beyond)}), "
+            "and the methods here would lose that: leave the quotation marks out."
+        )
+
+
+def _stacked(tokens: list[dict]) -> dict:
+    """The tokens of N prompts as one prompt of N sections, which the host encodes as one batch."""
+    return {name: [t[name][0] for t in tokens] for name in tokens[0]}
+
+
 def _can_be_stacked(tokens: list[dict]) -> bool:
     """Whether all prompts have one section, the same length, and no weights."""
-    sections = [section for t in tokens for section in t.values()]
-    return (
-        all(len(section) == 1 for section in sections)
-        and len({len(section[0]) for section in sections}) == 1
-        and all(token[1] == 1.0 for section in sections for token in section[0])
+    lengths = {len(sections[0]) for t in tokens for sections in t.values()}
+    return len(lengths) == 1 and all(map(_is_plain, tokens))
+
+
+def _is_plain(tokens: dict) -> bool:
+    """Whether a prompt has one section for each encoder, and no weights."""
+    return all(
+        len(sections) == 1 and all(token[1] == 1.0 for token in sections[0])
+        for sections in tokens.values()
     )

@@ -109,7 +109,7 @@ def test_what_a_run_left_free_goes_back_to_the_system(pack: ModuleType) -> None:
     last = pieces[-1]
     before = psutil.Process().memory_info().rss
     del pieces
-    pack.nodes.backend.memory.give_back()
+    pack.unlearn.core.peak_memory.give_back()
     assert before - psutil.Process().memory_info().rss > 50 * 2**20
     assert last[0] == 1
 

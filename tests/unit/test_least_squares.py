@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unlearn.methods.parts import least_squares
 from unlearn.methods.parts.least_squares import compressed, solve
 
 
@@ -49,6 +50,13 @@ def test_widths_and_tokens_give_the_same() -> None:
     torch.testing.assert_close(twice, in_tokens)
 
 
+def test_in_tokens_the_inputs_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, wanted, held = drawn(6, 12), drawn(6, 4, seed=1), drawn(5, 12, seed=2)
+    whole = solve([inputs], [wanted], [held], 3.0, 1e-4)
+    monkeypatch.setattr(least_squares, "COLUMNS", 5)
+    torch.testing.assert_close(solve([inputs], [wanted], [held], 3.0, 1e-4), whole)
+
+
 def test_a_giant_channel_does_not_drown_the_ridge_of_the_others() -> None:
     inputs, wanted, held = drawn(40, 6), drawn(40, 2, seed=1), drawn(40, 6, seed=2)
     scale = torch.tensor([1000.0, 1, 1, 1, 1, 0.001], dtype=torch.float64)
@@ -72,6 +80,15 @@ def test_the_smallest_rank_that_keeps_the_effect() -> None:
         assert (up.shape, down.shape) == ((4, rank), (rank, 4))
     up, down = compressed(change, [inputs], 0.95)
     torch.testing.assert_close((up @ down).T, torch.diag(torch.tensor([10.0, 3, 0, 0])).double())
+
+
+def test_few_tokens_have_the_same_rank_and_effect_as_many() -> None:
+    """Found from the tokens where they are fewer than the outputs."""
+    inputs, change = drawn(5, 9), drawn(9, 7, seed=1)
+    few = compressed(change, [inputs], 0.9)
+    many = compressed(change, [inputs, inputs], 0.9)
+    assert few[0].shape == many[0].shape
+    torch.testing.assert_close(few[0] @ few[1], many[0] @ many[1])
 
 
 def test_the_effect_counts_and_not_the_change() -> None:

@@ -85,6 +85,17 @@ def test_an_error_between_the_passes_ends_them() -> None:
     assert threading.active_count() == before
 
 
+@pytest.mark.parametrize("scarce", [False, True])
+def test_where_memory_is_scarce_every_pass_gives_back_what_it_freed(
+    scarce: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lockstep, given = Lockstep(), []
+    monkeypatch.setattr("unlearn.core.lockstep.is_scarce", lambda: scarce)
+    monkeypatch.setattr("unlearn.core.lockstep.give_back", lambda: given.append(1))
+    lockstep.run([lambda: lockstep.stop("here", 0)] * 3, lambda place, values: values)
+    assert len(given) == (6 if scarce else 0)  # to the place, and on to the end
+
+
 def test_passes_of_another_kind_are_refused() -> None:
     lockstep = Lockstep()
     works = [lambda: lockstep.stop("here", 0), lambda: None]

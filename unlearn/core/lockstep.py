@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from .peak_memory import give_back, is_scarce
+
 Meet = Callable[[Any, list[Any]], Sequence[Any]]
 
 
@@ -104,6 +106,10 @@ class Lockstep:
             while True:
                 for self._running, one in enumerate(self._passes):  # noqa: B020 (told to hooks)
                     one.go_on()
+                    if is_scarce():
+                        # Each thread keeps for itself what it has freed, as much as a pass takes.
+                        # To take it again costs a fifth of the time, so only where it is needed.
+                        give_back()
                 if all(one.over for one in self._passes):
                     return
                 places = {None if one.over else one.place for one in self._passes}

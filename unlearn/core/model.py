@@ -33,6 +33,14 @@ class TextModel(Protocol):
         """The layers of the text encoder that the conditioning is made of, with the names under
         which their weights are. For hooks; their weights do not change."""
 
+    def batches(self, prompts: Sequence[str], tokens: int) -> list[list[int]]:
+        """The numbers of the prompts that `read` can take at once: `tokens` tokens at most, or one
+        prompt. One that has no token at all is in no batch."""
+
+    def read(self, prompts: Sequence[str]) -> None:
+        """Run the text encoder on one of `batches`, for hooks on its layers: each has one row or
+        equally many for each prompt. What comes out of it need not be the conditioning."""
+
     def vocabulary(self) -> Vocabulary:
         """The whole words that are one token of the text encoder, and these tokens' vectors."""
 

@@ -1,7 +1,8 @@
-"""The peak memory of a run, and how to recognise an out-of-memory error."""
+"""The peak memory of a run, what an out-of-memory error is, and how to give memory back."""
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -53,3 +54,17 @@ class PeakMemory:
             return int(line.split()[1]) * 1024
         info = psutil.Process().memory_info()
         return getattr(info, "peak_wset", info.rss)
+
+
+def is_scarce() -> bool:
+    """Whether less than a quarter of the machine's memory is left."""
+    memory = psutil.virtual_memory()
+    return memory.available < memory.total / 4
+
+
+def give_back() -> None:
+    """Return to the system what glibc holds free: without this a process keeps what one run took,
+    in pieces of tens of megabytes, until it ends. Other allocators are left alone."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -133,14 +133,20 @@ def read_layers(
 
 def feed_forward_end(layer: torch.nn.Module) -> str | None:
     """The name of the linear layer that ends the feed-forward part of an encoder's layer: CLIP's
-    fc2, T5's wo, a language model's down_proj. None: it has none."""
+    fc2, T5's wo, a language model's down_proj. None: it has none, but a bank of experts."""
     found = None
     for name, module in layer.named_modules():
-        attention = "attn" in name.lower() or "attention" in name.lower()
         narrows = getattr(module, "out_features", 1) < getattr(module, "in_features", 0)
-        if narrows and not attention:
+        if narrows and not _is_attention(name) and not hasattr(module, "num_experts"):
             found = name
     return found
+
+
+def attention_end(layer: torch.nn.Module) -> str | None:
+    """The name of the linear layer that ends the attention of an encoder's layer, the last one in
+    it. None: it has none."""
+    found = [name for name, module in layer.named_modules() if hasattr(module, "in_features")]
+    return next((name for name in reversed(found) if _is_attention(name)), None)
 
 
 def network_weights(root: torch.nn.Module, trainable: str) -> dict[str, torch.Tensor]:

@@ -362,6 +362,13 @@ class DiffusersModel:
             found += [(f"{prefix}.{i}", layer) for i, layer in enumerate(layers[:read])]
         return found
 
+    def batches(self, prompts: Sequence[str], tokens: int) -> list[list[int]]:
+        size, numbers = max(1, tokens // max(map(self._window, self.encoders))), range(len(prompts))
+        return [list(numbers[i : i + size]) for i in numbers[::size]]
+
+    def read(self, prompts: Sequence[str]) -> None:
+        self.encode(prompts)
+
     def _unread_layers(self, encoder: str) -> int:
         """How many of an encoder's last layers do not reach the conditioning."""
         if not self.is_xl:

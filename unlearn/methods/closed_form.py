@@ -12,11 +12,9 @@ which is what attacks look for.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
-
-import torch
 
 from ..core.erasure import Erasure
 from ..core.kind import CLOSEST, Kind
@@ -28,8 +26,9 @@ from ..prompts.sampler import PromptSampler
 from ..prompts.word_checks import as_read, check_typed
 from .parts import shared
 from .parts.concepts import check_concepts
-from .parts.layers import Place, Waiting, walk
-from .parts.least_squares import compressed, solve
+from .parts.encoder_solver import Solver
+from .parts.layer_ends import Place, places, read_together
+from .parts.layers import walk
 from .parts.method import Method
 from .parts.run import made
 from .parts.settings import MethodSettings, constant, setting
@@ -37,8 +36,13 @@ from .parts.settings import MethodSettings, constant, setting
 # How far beyond the anchor a concept is drawn, as a share of their distance in each layer. A
 # picture always has some style, so the anchor alone does not take a style away.
 OVERSHOOT: dict[Kind, float] = {"object": 0.0, "style": 0.6, "character": 0.0}
-AT_ONCE = 32  # prompts of a batch
-HELD = 12  # tokens of other prompts for each of a layer's inputs
+AT_ONCE = 32 * 77  # tokens of a batch
+# What is kept of all prompts at one layer, in bytes: so much, or half of what the encoder's layers
+# take themselves, whichever is more. Where prompts are long and layers wide, fewer are read.
+KEPT = 2e9
+# Fewer, too, where each prompt is a pass of its own, and so a thread with helpers of its own.
+ALONE = 256
+LEAST = 8  # prompts of each concept
 PARTS = ("named", "neutral", "origin", "others")
 
 
@@ -106,7 +110,7 @@ def closed_form(
     prompts = Prompts.of(model, list(concepts), settings)
     layers = len(model.encoder_layers())
     solver = Solver(prompts, settings, layers, progress)
-    walk(model, prompts.batches, solver.at)
+    walk(model, prompts.batches, prompts.places, solver.at, prompts.still)
     base = model.fingerprints(solver.deltas)
     record = made(
         "closed_form",
@@ -136,9 +140,14 @@ def check_settings(
 class Prompts:
     """All prompts of a run in batches, and what each batch is."""
 
-    batches: list[list[str]]
-    parts: list[str]
-    """Of each batch, one of PARTS. Those of "named", "neutral" and "origin" come in one order."""
+    places: list[Place]
+    """The layers of the text encoder where they will wait for one another."""
+    batches: list[list[str]] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    """Of each batch, one of PARTS. "named" and "origin" have the same batches."""
+    numbers: list[list[int]] = field(default_factory=list)
+    """Of each batch, the numbers of its prompts in their part. "neutral" has the number of its
+    prompt with the concept."""
 
     @staticmethod
     def of(model: TextModel, concepts: list[str], settings: ClosedFormSettings) -> Prompts:
@@ -149,18 +158,30 @@ class Prompts:
             settings.anchor,
             settings.protect,
         )
+        sentences = [words.sentences(settings.sentences) for _ in concepts]
+        others = words.others(settings.others)
+        found = Prompts(places(model, sentences[0][0].format(concepts[0])))
+        # Two prompts that are equally long tell whether the encoder reads several at once.
+        pairs = (some[:2] for some in model.batches(others, AT_ONCE) if len(some) > 1)
+        pair = [others[i] for i in next(pairs, [])]
+        at_once = AT_ONCE if pair and read_together(model, pair) else 1
+        few, rest = _that_fit(model, found.places, len(concepts), settings, at_once)
         named, neutral = [], []
-        for concept in concepts:
+        for concept, some in zip(concepts, sentences):
             anchor = words.neutral(concept, model)
-            for sentence in words.sentences(settings.sentences):
-                named.append(sentence.format(concept))
-                neutral.append(sentence.format(anchor))
-        found = Prompts([], [])
-        for part, prompts in zip(PARTS, (named, neutral, named, words.others(settings.others))):
-            for i in range(0, len(prompts), AT_ONCE):
-                found.batches.append(prompts[i : i + AT_ONCE])
+            named += [sentence.format(concept) for sentence in some[:few]]
+            neutral += [sentence.format(anchor) for sentence in some[:few]]
+        for part, prompts in zip(PARTS, (named, neutral, named, others[:rest])):
+            for numbers in model.batches(prompts, at_once):
+                found.batches.append([prompts[i] for i in numbers])
                 found.parts.append(part)
+                found.numbers.append(numbers)
         return found
+
+    @property
+    def still(self) -> set[int]:
+        """The numbers of the batches that go through the encoder as it was."""
+        return {i for i, part in enumerate(self.parts) if part in ("neutral", "origin")}
 
     def split(self, values: Sequence) -> dict[str, list]:
         """The values of all batches, by part."""
@@ -169,85 +190,21 @@ class Prompts:
         }
 
 
-class Solver:
-    """Solves for each layer's change as the prompts come by, and collects the deltas."""
-
-    def __init__(
-        self, prompts: Prompts, settings: ClosedFormSettings, layers: int, progress: Progress
-    ) -> None:
-        self.prompts, self.settings, self.progress = prompts, settings, progress
-        self.layers, self.done = layers, 0
-        self.deltas: dict[str, dict[str, torch.Tensor]] = {}
-        self.left: list[float] = []
-        """Of each layer: the squared distance of the concept's prompts from their aim, as a share
-        of how far they were from the anchor's."""
-
-    def at(self, place: Place, waiting: list[Waiting]) -> list[torch.Tensor]:
-        """What each batch's hidden states gain from this layer's change."""
-        self.progress.stage("solving", self.done, self.layers)
-        self.done += 1
-        by_part = self.prompts.split(waiting)
-        inputs = [flat(one.inputs) for one in by_part["named"]]
-        wanted, apart = [], []
-        for own, neutral, origin in zip(by_part["named"], by_part["neutral"], by_part["origin"]):
-            away = flat(neutral.after.float() - origin.after.float())
-            aim = flat(neutral.after.float()) + self.settings.further * away
-            aim = aim.lerp(flat(origin.after.float()), 1 - self.settings.strength)
-            wanted.append(aim - flat(own.after.float()))
-            apart.append(away)
-        held = sampled([flat(one.inputs) for one in by_part["others"]], HELD, self.settings.seed)
-        change = solve(inputs, wanted, held, self.settings.hold, self.settings.ridge)
-        up, down = compressed(change, inputs, self.settings.keep)
-        weight = place.linear.weight.double()
-        if self.done > self.layers - self.settings.last and self.settings.directions:
-            out = main_directions(apart, self.settings.directions)
-            part = min(1.0, self.settings.strength) * out.T @ (weight + up @ down)
-            up, down = torch.cat([up, -out], 1), torch.cat([down, part])
-        self.deltas[place.key] = {
-            "lora_up": up.float().cpu().contiguous(),
-            "lora_down": down.float().cpu().contiguous(),
-        }
-        added = [
-            gain(one, up, down) if part in ("named", "others") else torch.zeros_like(one.after)
-            for one, part in zip(waiting, self.prompts.parts)
-        ]
-        reached = map(flat, self.prompts.split(added)["named"])
-        self.left.append(share(map(torch.sub, wanted, reached), apart))
-        return added
-
-
-def gain(one: Waiting, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    """What a change of the layer adds to the hidden states of a batch."""
-    return one.inputs.float() @ down.float().T @ up.float().T
-
-
-def share(part: Iterable[torch.Tensor], whole: Iterable[torch.Tensor]) -> float:
-    """The sum of squares of one list of tensors as a share of another's."""
-    one, all_of_it = (float(sum(x.square().sum() for x in some)) for some in (part, whole))
-    return one / max(all_of_it, 1e-30)
-
-
-def sampled(parts: list[torch.Tensor], enough: int, seed: int) -> list[torch.Tensor]:
-    """Random tokens of each part: `enough` times as many as the layer is wide, in all.
-
-    Most tokens of a prompt are padding, each much like the next.
-    """
-    share = enough * parts[0].shape[1] / sum(map(len, parts))
-    if share >= 1:
-        return parts
-    draw = torch.Generator().manual_seed(seed)
-    return [part[torch.rand(len(part), generator=draw) < share] for part in parts]
-
-
-def flat(x: torch.Tensor) -> torch.Tensor:
-    """(tokens of all prompts, width)."""
-    return x.flatten(0, -2)
-
-
-def main_directions(apart: Sequence[torch.Tensor], count: int) -> torch.Tensor:
-    """(width, count): the directions that hold most of these differences, orthonormal."""
-    square = sum((part.T @ part).double() for part in apart)
-    return torch.linalg.eigh(square).eigenvectors[:, -count:]
+def _that_fit(
+    model: TextModel,
+    found: Sequence[Place],
+    concepts: int,
+    settings: ClosedFormSettings,
+    at_once: int,
+) -> tuple[int, int]:
+    """How many sentences of each concept and how many other prompts there is room for."""
+    own = sum(w.nbytes for _, layer in model.encoder_layers() for w in layer.parameters())
+    room = int(max(KEPT, own / 2) / 4 / max(place.floats for place in found))
+    if at_once == 1:
+        room = min(room, ALONE)
+    others = min(settings.others, room // 2)
+    # A sentence is read with the concept, with the anchor, and by the original encoder.
+    return min(settings.sentences, max(LEAST, (room - others) // (3 * concepts))), others
 
 
 METHOD = Method(

@@ -2,98 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
 from ...core.lockstep import Lockstep
 from ...core.model import TextModel
-from ...core.trainable import feed_forward_end
+from .layer_ends import Place, entered, hidden, with_hidden
 
-NOT_ADDED = (
-    "This text encoder's layers do not end in a linear layer that adds to what passes through, so "
-    "they cannot be changed in closed form; use Few-Shot Encoder Unlearn."
-)
+Change = tuple[torch.Tensor, torch.Tensor]
+"""(up, down): what is added to a weight is up @ down."""
 
-
-@dataclass(frozen=True)
-class Place:
-    """A layer of the text encoder, where all batches of prompts wait."""
-
-    key: str
-    """The name of the weight of the linear layer that ends its feed-forward part."""
-    linear: torch.nn.Module
+CHANNELS = 16
 
 
 @dataclass
 class Waiting:
-    """What one batch of prompts has at a place."""
+    """What one batch of prompts has at a place. All of it has one row or more for each prompt."""
 
-    inputs: torch.Tensor
-    """(N, tokens, width in): what goes into the linear layer."""
     after: torch.Tensor
-    """(N, tokens, width): the hidden states after the layer, to which its output was added."""
+    """(N, tokens, width): the hidden states after the layer; at an inner place behind its
+    attention."""
+    inputs: torch.Tensor | None
+    """(N, tokens, width in): what goes into the linear layer. None where no change is carried."""
+    normed: torch.Tensor | None
+    """(N, tokens, width): what goes into the norm behind it. None: no norm, or as `inputs`."""
+    entering: torch.Tensor | None
+    """(N, tokens, CHANNELS): of the hidden states before the layer so much as tells tokens apart,
+    at the first layer of a stack."""
+
+    def changed(self, place: Place, change: Change) -> torch.Tensor:
+        """The hidden states after the layer with the change in its linear layer."""
+        return self.after + self.gain(place, change).to(self.after)
+
+    def gain(self, place: Place, change: Change) -> torch.Tensor:
+        """What the change adds to the hidden states, float32."""
+        up, down = change
+        gain = self.inputs.float() @ down.float().T @ up.float().T
+        if place.norm is not None:
+            # Through the norm itself. Where the layer ends with it, its old output cancels out.
+            old, new = self.normed, self.normed + gain.to(self.normed)
+            gain = place.norm.forward(new).float() - place.norm.forward(old).float()
+        return gain
 
 
-Solve = Callable[[Place, list[Waiting]], Sequence[torch.Tensor]]
-"""From the batches at a place to what is added to the hidden states of each."""
+Solve = Callable[[Place, list[Waiting]], Sequence[Change | None]]
+"""From the batches at a place to the change of the linear layer with which each goes on."""
 
 
-def walk(model: TextModel, batches: Sequence[Sequence[str]], solve: Solve) -> None:
-    """Encode all batches, each layer of all of them before the next.
+def walk(
+    model: TextModel,
+    batches: Sequence[Sequence[str]],
+    places: Sequence[Place],
+    solve: Solve,
+    still: Collection[int] = (),
+) -> None:
+    """Read all batches, each layer of all of them before the next.
 
-    Raises ValueError where a layer does not end in a linear layer, or the encoder reads prompts one
-    by one, and what `solve` raises.
+    places: of `layer_ends.places`. still: the numbers of batches that go on without any change, so
+    that less of them is kept. Raises what `solve` raises.
     """
-    lockstep, solved = Lockstep(), set()
-
-    def once(place: Place, waiting: list[Waiting]) -> Sequence[torch.Tensor]:
-        if place in solved:
-            raise ValueError(
-                "This model's text encoder reads prompts one by one, which the closed form cannot "
-                "do yet; use Few-Shot Encoder Unlearn."
-            )
-        solved.add(place)
-        return solve(place, waiting)
-
-    with torch.no_grad():
-        model.encode(batches[0][:2])  # what it finds out once about its encoder, it does now
+    lockstep = Lockstep()
     with ExitStack() as stack:
-        for name, layer in model.encoder_layers():
-            end = feed_forward_end(layer)
-            if end is None:
-                raise ValueError(NOT_ADDED)
-            place = Place(f"{name}.{end}.weight", layer.get_submodule(end))
-            stack.enter_context(_waiting(lockstep, place, layer))
-
-        lockstep.run([partial(model.encode, some) for some in batches], once)
+        for place in places:
+            stack.enter_context(_waiting(lockstep, place, still))
+        lockstep.run([partial(model.read, some) for some in batches], solve)
 
 
 @contextmanager
-def _waiting(lockstep: Lockstep, place: Place, layer: torch.nn.Module) -> Iterator[None]:
-    passed: dict[int, torch.Tensor] = {}
+def _waiting(lockstep: Lockstep, place: Place, still: Collection[int]) -> Iterator[None]:
+    noted: dict[tuple[int, str], torch.Tensor] = {}
 
-    def note(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        # The host may write into its activations later.
-        passed[lockstep.number] = inputs[0].clone()
+    def note(what: str, x: torch.Tensor) -> None:
+        noted[lockstep.number, what] = x.clone()  # the host may write into its activations later
 
-    def refuse(module: torch.nn.Module, inputs: tuple) -> None:
-        if lockstep.number in passed:
-            raise ValueError(NOT_ADDED)
+    def enter(layer: torch.nn.Module, args: tuple, named: dict) -> None:
+        states = entered(args, named)
+        if place.first:
+            note("entering", states[..., :CHANNELS])
+        if place.inner:
+            note("states", states)
 
-    def wait(module: torch.nn.Module, inputs: tuple, output):
-        after = output[0] if isinstance(output, tuple) else output
-        added = lockstep.stop(place, Waiting(passed.pop(lockstep.number), after))
-        changed = after + added.to(after)
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+    def read(linear: torch.nn.Module, args: tuple) -> None:
+        if lockstep.number not in still:
+            note("inputs", args[0])
 
-    hooks = [place.linear.register_forward_hook(note), layer.register_forward_hook(wait)]
-    # Gemma's layers have a norm between the linear layer and what its output is added to.
-    weighty = (one for one in layer.modules() if getattr(one, "weight", None) is not None)
-    hooks += [one.register_forward_pre_hook(refuse) for one in weighty if one is not place.linear]
+    def norm(norm: torch.nn.Module, args: tuple) -> None:
+        if lockstep.number not in still:
+            note("normed", args[0])
+
+    def stop(after: torch.Tensor) -> tuple[Waiting, Change | None]:
+        names = ("inputs", "normed", "entering")
+        own = Waiting(after, *(noted.pop((lockstep.number, what), None) for what in names))
+        return own, lockstep.stop(place, own)
+
+    def wait(layer: torch.nn.Module, args: tuple, output: Any) -> Any:
+        own, change = stop(hidden(output))
+        return None if change is None else with_hidden(output, own.changed(place, change))
+
+    def wait_inside(linear: torch.nn.Module, args: tuple, output: torch.Tensor) -> Any:
+        own, change = stop(noted.pop((lockstep.number, "states")) + output)
+        return None if change is None else output + own.gain(place, change).to(output)
+
+    hooks = [place.linear.register_forward_pre_hook(read)]
+    if place.inner:
+        hooks.append(place.linear.register_forward_hook(wait_inside))
+    else:
+        hooks.append(place.layer.register_forward_hook(wait))
+    if place.norm is not None:
+        hooks.append(place.norm.register_forward_pre_hook(norm))
+    if place.first or place.inner:
+        hooks.append(place.layer.register_forward_pre_hook(enter, with_kwargs=True))
     try:
         yield
     finally:

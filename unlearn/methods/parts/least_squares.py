@@ -10,12 +10,13 @@ hundreds of times as large as the rest, and would make it meaningless for all ot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 Tokens = Sequence[torch.Tensor]
 """Parts of (tokens, width), each of any floating-point type."""
+COLUMNS = 1024  # inputs at a time, where it is solved in the tokens
 
 
 def solve(inputs: Tokens, wanted: Tokens, held: Tokens, hold: float, ridge: float) -> torch.Tensor:
@@ -31,12 +32,14 @@ def solve(inputs: Tokens, wanted: Tokens, held: Tokens, hold: float, ridge: floa
     scale = energy.sqrt().clamp(min=1e-6 * float(energy.max()) ** 0.5)
     if n + m < width:
         return _in_tokens(inputs, wanted, held, share, ridge, scale)
-    square = sum(_product(part, part) for part in inputs) / n
-    square = square + share * sum(_product(part, part) for part in held)
-    square = square / scale / scale[:, None]
-    across = sum(_product(p, r) for p, r in zip(inputs, wanted, strict=True)) / n / scale[:, None]
-    square.diagonal().add_(ridge)
-    return torch.linalg.solve(square, across) / scale[:, None]
+    # Added up in place: in a wide layer each such matrix takes gigabytes.
+    square = scale.new_zeros(width, width)
+    for parts, weight in ((inputs, 1 / n), (held, share)):
+        for part in parts:
+            square.add_(_product(part, part), alpha=weight)
+    square.div_(scale).div_(scale[:, None]).diagonal().add_(ridge)
+    across = sum(_product(p, r).double() for p, r in zip(inputs, wanted, strict=True)) / n
+    return _solved(square, across / scale[:, None]).div_(scale[:, None])
 
 
 def _in_tokens(
@@ -44,14 +47,32 @@ def _in_tokens(
 ) -> torch.Tensor:
     """The same by (A'A + c)^-1 A' = A' (A A' + c)^-1, where A has a row for each token."""
     n = sum(len(part) for part in inputs)
-    rows = [part.double() / scale / n**0.5 for part in inputs]
-    rows += [part.double() / scale * share**0.5 for part in held]
-    a = torch.cat(rows)
-    right = torch.cat([part.double() / n**0.5 for part in wanted])
-    right = torch.cat([right, right.new_zeros(len(a) - n, right.shape[1])])
-    square = a @ a.T
+    weighted = [(part, n**-0.5) for part in inputs] + [(part, share**0.5) for part in held]
+
+    def columns() -> Iterator[torch.Tensor]:
+        """A in pieces, so that it is never there as a whole in float64."""
+        for some in torch.arange(len(scale)).split(COLUMNS):
+            own = slice(int(some[0]), int(some[-1]) + 1)
+            rows = [part[:, own].double() * weight for part, weight in weighted]
+            yield torch.cat(rows) / scale[own]
+
+    right = torch.cat([part.double() for part in wanted]) * n**-0.5
+    rows = sum(len(part) for part, _ in weighted)
+    right = torch.cat([right, right.new_zeros(rows - n, right.shape[1])])
+    square = scale.new_zeros(rows, rows)
+    for piece in columns():
+        square.addmm_(piece, piece.T)
     square.diagonal().add_(ridge)
-    return a.T @ torch.linalg.solve(square, right) / scale[:, None]
+    found = _solved(square, right)
+    return torch.cat([piece.T @ found for piece in columns()]) / scale[:, None]
+
+
+def _solved(square: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """square^-1 right, for a symmetric matrix that is positive but for rounding."""
+    factor, failed = torch.linalg.cholesky_ex(square)
+    if failed.any():
+        return torch.linalg.solve(square, right)
+    return torch.cholesky_solve(right, factor)
 
 
 def _energy(part: torch.Tensor) -> torch.Tensor:
@@ -59,10 +80,10 @@ def _energy(part: torch.Tensor) -> torch.Tensor:
 
 
 def _product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """one.T @ other, float64. The sum over a part's tokens is taken in the part's own precision,
-    float32 at least: in float64 it would take as long as the encoder itself."""
+    """one.T @ other in the part's own precision, float32 at least. In float64 it would take as long
+    as the encoder itself; what is summed over parts is."""
     one, other = _wide(one), _wide(other)
-    return (one.T @ other.to(one)).double()
+    return one.T @ other.to(one)
 
 
 def _wide(part: torch.Tensor) -> torch.Tensor:
@@ -75,8 +96,15 @@ def compressed(
     """(up, down): `change`, (width in, width out), as down.T @ up.T of the smallest rank that keeps
     the share `keep` of its effect, the sum of squares of what it adds to the outputs of `inputs`.
     """
-    effect = sum(_product(part, part) for part in (_wide(p) @ change.to(_wide(p)) for p in inputs))
-    values, vectors = torch.linalg.eigh(effect)
+    outputs = [_wide(part) @ change.to(_wide(part)) for part in inputs]
+    tokens, width = sum(map(len, outputs)), change.shape[1]
+    if tokens < width:  # from the smaller of the two products
+        whole = torch.cat(outputs).double()
+        values, vectors = torch.linalg.eigh(whole @ whole.T)
+        vectors = whole.T @ (vectors / values.clamp(min=1e-12 * float(values[-1])).sqrt())
+    else:
+        effect = sum(_product(part, part).double() for part in outputs)
+        values, vectors = torch.linalg.eigh(effect)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     kept = values.cumsum(0) / values.sum().clamp(min=1e-30)
     rank = int((kept < keep).sum()) + 1
