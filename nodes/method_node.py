@@ -16,8 +16,9 @@ from ..unlearn.methods.parts.method import Method
 from .backend.apply import erased_clip, erased_model
 from .backend.words import reader, typed_concepts
 from .base import TrainingNode
+from .results import movement, outputs, report_outputs, summary
 from .sockets import erased_output, filename_input, method_sockets, size_input, verdict_input
-from .training import TrainingRun, movement, outputs, report_outputs, summary
+from .training import TrainingRun
 from .widgets import advanced, method_settings, method_widgets
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +12,9 @@ from typing import Any
 
 import torch
 from comfy.model_management import OOM_EXCEPTION, soft_empty_cache
-from comfy_api.latest import io, ui
 
 from ..unlearn.core.edit import Diverged
 from ..unlearn.core.erasure import Erasure
-from ..unlearn.core.kind import Kind
 from ..unlearn.core.peak_memory import PeakMemory
 from ..unlearn.core.resume import Resume
 from ..unlearn.evaluate import verdict as verdicts
@@ -33,11 +30,8 @@ from .backend.encoder_model import ComfyEncoder
 from .backend.identity import has_hooks
 from .backend.memory import TRAINING_STATE, MemoryPlan
 from .backend.model import ComfyModel
-from .backend.words import tokenized
 from .cache import check_space, check_writable, erasure_file, save, trained_before, training_key
-from .charts import loss_curve
 from .progress import Progress, tell
-from .sockets import ErasureType
 
 SAVE_EVERY = "CONCEPT_UNLEARN_SAVE_EVERY"
 
@@ -257,67 +251,3 @@ class TrainingRun:
             self.images is not None,
             Progress(node_id, "measuring what is left", None),
         )
-
-
-def movement(clip, erased, concepts: list[str], kind: Kind) -> dict[str, float]:
-    """How far each concept's conditioning moved, in its kind's sentence, relative to its own
-    length."""
-    moved = {}
-    for concept in concepts:
-        before, after = (
-            c.encode_from_tokens(tokenized(c, sentence(kind, concept))) for c in (clip, erased)
-        )
-        moved[concept] = ((after - before).norm() / before.norm()).item()
-    return moved
-
-
-def report_outputs() -> list[io.Output]:
-    """What all training nodes hand on behind what is erased."""
-    return [
-        ErasureType.Output(
-            "erasure",
-            display_name="ERASURE",
-            tooltip="The weight changes, with where they came from: for Save and Combine.",
-        ),
-        io.Image.Output("loss_curve", display_name="loss curve"),
-        io.LossMap.Output("loss_map", display_name="LOSS_MAP"),
-        io.String.Output("summary", display_name="summary"),
-    ]
-
-
-def outputs(node_id: str | None, erased, erasure: Erasure, text: str, *own) -> io.NodeOutput:
-    """A training node's five outputs and its own, the text also shown in the node."""
-    tell(node_id, text)
-    losses = erasure.record["loss"]
-    return io.NodeOutput(
-        erased, erasure, loss_curve(losses), {"loss": losses}, text, *own, ui=ui.PreviewText(text)
-    )
-
-
-def summary(erasure: Erasure, file: Path | None, method: Method, moved: Mapping[str, float]) -> str:
-    """What was trained and how strongly, in words: the verdict, which comes first, is not its."""
-    record, measured = erasure.record, erasure.record.get("measured", {})
-    strength = ", ".join(f"{name} {value:.0%}" for name, value in moved.items())
-    where, what = {
-        "encoder": ("The text encoder", "Its conditioning moved by"),
-        "denoiser": ("The model", "Its prediction moved by"),
-    }[method.part]
-    mode = record["settings"].get("mode")
-    return (
-        f"{where} was changed for: {', '.join(erasure.concepts)} ({record['kind']}).\n"
-        f"{what}: {strength}.\n"
-        f"{record['steps']} {method.counts}{f' ({mode})' if mode else ''}, "
-        f"{measured.get('seconds', 0):.1f} s, peak memory {measured.get('peak_mb', 0)} MiB "
-        f"(estimated: {measured.get('estimated_mb', 0)} MiB beside the models).\n"
-        f"{described(file)}\n"
-        f"{verdicts.advice(record)}"
-    ).rstrip()
-
-
-def described(file: Path | None) -> str:
-    if file is None:
-        return "File: none, see above."
-    try:
-        return f"File: {file.name}, {file.stat().st_size / 1e6:.1f} MB."
-    except OSError:
-        return f"File: {file.name} is gone. Write the erasure with a Save node."

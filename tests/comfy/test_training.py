@@ -333,7 +333,7 @@ def test_what_cannot_be_written_is_handed_on(pack: ModuleType, parts: tuple) -> 
     assert said.startswith(f"Not kept: {file.name} cannot be written to output/no_file (")
     assert str(file.parent) not in said
     assert "The state of this run" not in said  # this method keeps none
-    assert pack.nodes.training.described(kept) == "File: none, see above."
+    assert pack.nodes.results.described(kept) == "File: none, see above."
 
 
 def test_what_is_taken_away_while_it_trains_is_handed_on(pack: ModuleType, parts: tuple) -> None:
@@ -353,7 +353,7 @@ def test_what_is_taken_away_while_it_trains_is_handed_on(pack: ModuleType, parts
     assert file is None
     assert said.startswith("Not kept: ")
     assert torch.equal(found.delta("a.weight"), erasure.delta("a.weight"))
-    assert "cat.safetensors is gone" in pack.nodes.training.described(Path("cat.safetensors"))
+    assert "cat.safetensors is gone" in pack.nodes.results.described(Path("cat.safetensors"))
 
 
 def test_a_run_whose_result_the_disk_has_no_room_for_does_not_begin(

@@ -208,7 +208,7 @@ def test_style_is_previewed_and_its_movement_measured_as_a_style(
     assert shown == [asked]
     was, now = (c.encode_from_tokens(c.tokenize(asked)) for c in (parts[1], clip))
     moved = ((now - was).norm() / was.norm()).item()
-    assert pack.nodes.training.movement(parts[1], clip, ["ink"], "style") == {
+    assert pack.nodes.results.movement(parts[1], clip, ["ink"], "style") == {
         "ink": pytest.approx(moved)
     }
     assert f"moved by: ink {moved:.0%}" in summary

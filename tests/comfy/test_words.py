@@ -125,7 +125,7 @@ def test_how_far_a_name_moved_is_measured_by_its_letters(pack: ModuleType, layou
     erased, _ = nodes.backend.apply.erased_clip(clip, of_the_encoder(pack, clip))
     before, after = (drawn_by(c, r"a photo of a guitar_\(music\)") for c in (clip, erased))
     wanted = ((after - before).norm() / before.norm()).item()
-    assert nodes.training.movement(clip, erased, [NAME], "object")[NAME] == pytest.approx(wanted)
+    assert nodes.results.movement(clip, erased, [NAME], "object")[NAME] == pytest.approx(wanted)
     same = nodes.erasures.conflict(clip, erased, erased, f"a photo of a {NAME}")
     assert same == pytest.approx((1.0, 1.0))
 

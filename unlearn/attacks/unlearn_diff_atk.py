@@ -62,7 +62,8 @@ def unlearn_diff_atk(
     and the (N, ...) latents that it drew. Raises ValueError where a prompt is too long for more
     words.
     """
-    vocabulary, attacked = model.vocabulary(), []
+    vocabulary = model.vocabulary()
+    attacked: list[str] = []
     at_steps = looks(settings)
     rounds: list[list[str]] = [[] for _ in at_steps]
     tokens = settings.tokens or (5 if kind == "character" else 3)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from ..core.erasure import Erasure
 from ..core.kind import CLOSEST, Kind
@@ -72,8 +71,10 @@ class ClosedFormSettings(MethodSettings):
     last: int = constant(2, "How many last layers lose directions.")
     keep: float = constant(0.99, "The share of the solve's effect that the low-rank change keeps.")
 
-    rank: ClassVar[int] = 64
-    """What a layer's change usually has less than; the solve decides."""
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        """What a layer's change usually has less than; the solve decides."""
+        return 64
 
     @property
     def weights(self) -> str:

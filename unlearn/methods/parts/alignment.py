@@ -20,6 +20,7 @@ def counterparts(named: torch.Tensor, neutral: torch.Tensor) -> torch.Tensor | N
         if padding == its_padding:
             return None
         words = counterparts(named[padding:], neutral[its_padding:])
+        assert words is not None  # they are not equally long
         return torch.cat([torch.arange(padding).clamp(max=its_padding - 1), words + its_padding])
     both = min(len(named), len(neutral))
     before = common_start(named, neutral)

@@ -175,8 +175,7 @@ def _left(place: Place, change: Change, named: list[Waiting], pairs: list) -> fl
     """See `Solver.left`. pairs: of `Solver._pairs`."""
     rest = whole = 0.0
     for one, (wanted, apart) in zip(named, pairs):
-        gained = flat(one.changed(place, change).float() - one.after.float())
-        rest += float((wanted - gained).square().sum())
+        rest += float((wanted - flat(one.gain(place, change))).square().sum())
         whole += float(apart.square().sum())
     return rest / max(whole, 1e-30)
 

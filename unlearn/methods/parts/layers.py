@@ -42,6 +42,7 @@ class Waiting:
     def gain(self, place: Place, change: Change) -> torch.Tensor:
         """What the change adds to the hidden states, float32."""
         up, down = change
+        assert self.inputs is not None  # a batch that carries changes has them
         gain = self.inputs.float() @ down.float().T @ up.float().T
         if place.norm is not None:
             # Through the norm itself. Where the layer ends with it, its old output cancels out.
