@@ -12,7 +12,8 @@ from comfy_api.latest import io
 
 from ..unlearn.core.erasure import ErasureError
 from ..unlearn.core.peak_memory import give_back
-from ..unlearn.prompts.typed import one_word, split_concepts, split_words
+from ..unlearn.prompts.pairs import split_pairs
+from ..unlearn.prompts.typed import one_word, split_words
 from ..unlearn.prompts.word_checks import check_typed
 from .backend.inputs import (
     WIDGETS,
@@ -103,8 +104,8 @@ class TrainingNode(UnlearnNode):
             concept=concept, anchor=anchor, protect=protect, filename_prefix=filename_prefix
         )
         anchor, protected = one_word(typed.get("anchor", "")), split_words(typed.get("protect", ""))
-        concepts = split_concepts(typed["concept"]) if "concept" in typed else []
-        check_typed(concepts, anchor, protected)
+        concepts, anchors = split_pairs(typed["concept"]) if "concept" in typed else ([], {})
+        check_typed(concepts, {one: anchors.get(one, anchor) for one in concepts}, protected)
         output_file(typed.get("filename_prefix", ""))
         return True
 

@@ -13,8 +13,9 @@ from comfy_api.latest import io
 from ..unlearn.core.erasure import Erasure
 from ..unlearn.core.kind import current_kind
 from ..unlearn.methods.parts.method import Method
+from ..unlearn.prompts.pairs import with_pairs
 from .backend.apply import erased_clip, erased_model
-from .backend.words import reader, typed_concepts
+from .backend.words import reader, typed_pairs
 from .base import TrainingNode
 from .results import movement, outputs, report_outputs, summary
 from .sockets import erased_output, filename_input, method_sockets, size_input, verdict_input
@@ -88,8 +89,8 @@ class MethodNode(TrainingNode):
         usual = {name: getattr(one, "default", None) for name, one in cls.inputs().items()}
         values = {**usual, **given}
         node_id, method = cls.hidden.unique_id, cls.METHOD
-        concepts = typed_concepts(clip, values["concept"])
-        settings = cls.settings(values)
+        concepts, anchors = typed_pairs(clip, values["concept"])
+        settings = with_pairs(cls.settings(values), concepts, anchors)
         method.check_inputs(concepts, settings, images, reader(clip))
         training = TrainingRun(
             method=method,

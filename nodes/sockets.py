@@ -84,7 +84,8 @@ def concept_input() -> io.String.Input:
         "concept",
         default="",
         tooltip="The word or name to unlearn, in plain words: no weights, no embeddings, no whole "
-        "prompt. Several are separated by commas and go into one erasure.",
+        "prompt. Several are separated by commas or lines and go into one erasure. fox -> koala "
+        "names the anchor, too.",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..unlearn.evaluate import verdict as verdicts
 from ..unlearn.evaluate.anchor_check import drawable
 from ..unlearn.evaluate.picture_check import check_pictures
 from ..unlearn.methods.parts.method import Method
-from ..unlearn.prompts.anchor_choice import anchored, recorded, told
+from ..unlearn.prompts.anchor_choice import anchored, recorded, to_choose, told
 from ..unlearn.prompts.templates import sentence
 from .backend.apply import erased, fits
 from .backend.checks import check_clip, check_patcher, check_vae
@@ -103,7 +104,7 @@ class TrainingRun:
             settings,
             self.images,
             drawn_at,
-            None if method.encoder_alone else self.model,
+            self.model if not method.encoder_alone or self._chooses else None,
             self.clip,
             self.vae,
         )
@@ -198,17 +199,28 @@ class TrainingRun:
             soft_empty_cache()
             return ["There was too little memory to look if the pictures show the concept."]
 
-    def _anchored(self, host: ComfyModel, progress: Progress) -> tuple[Any, dict]:
+    @property
+    def _chooses(self) -> bool:
+        """Whether anchors are chosen with pictures of them."""
+        drawn = self.verdict and self.model is not None
+        return drawn and bool(to_choose(self.concepts, self.settings))
+
+    def _anchored(self, host: ComfyModel | ComfyEncoder, progress: Progress) -> tuple[Any, dict]:
         """The settings with the anchors that are chosen, and what the record says of it.
 
         Pictures of the candidates are looked at. Where the verdict is off, or that fails, the
         method chooses by the text encoder alone.
         """
         settings = self.settings
-        if not self.verdict:
+        if not self._chooses:
             return settings, {}
         try:
-            with untracked():  # nothing is trained yet
+            with ExitStack() as stack:
+                if isinstance(host, ComfyEncoder):
+                    host = ComfyModel(self.model, self.clip, self.vae, self.sides)
+                    stack.enter_context(host.training(gradients=False))
+                else:
+                    stack.enter_context(untracked())  # nothing is trained yet
                 draws = drawable(host, settings.named_as, settings.seed, progress)
                 return anchored(host, self.concepts, settings, draws, progress)
         except verdicts.NOT_MEASURED:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from ...unlearn.core.token_reading import Read, Reading, reading
+from ...unlearn.prompts.pairs import split_pairs
 from ...unlearn.prompts.typed import split_concepts
 from ...unlearn.prompts.word_checks import check_words, words_read
 from .checks import check_clip
@@ -70,6 +71,13 @@ def _reads_weights(clip) -> bool:
 def tokenized(clip, prompt: str) -> dict:
     """The host's tokens of a prompt in plain words."""
     return clip.tokenize(plain(clip, prompt))
+
+
+def typed_pairs(clip, text: str) -> tuple[list[str], dict[str, str]]:
+    """`typed_concepts`, and the anchors of those that name one: fox -> koala."""
+    check_clip(clip)
+    concepts, anchors = split_pairs(text)
+    return usable(clip, concepts), anchors
 
 
 def typed_concepts(clip, text: str) -> list[str]:

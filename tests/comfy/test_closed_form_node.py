@@ -96,6 +96,35 @@ def test_strength_is_how_far(pack: ModuleType, parts: tuple, output: Path) -> No
         run(pack, clip=clip, strength=0.0)
 
 
+def test_each_concept_may_name_its_anchor(pack: ModuleType, parts: tuple, output: Path) -> None:
+    _, clip, _ = parts
+    erased, erasure, *_ = run(pack, clip=clip, concept="fox -> koala, castle -> house", anchor="")
+    assert erasure.concepts == ["fox", "castle"]
+    assert erasure.record["settings"]["anchor"] == {"fox": "koala", "castle": "house"}
+    for concept, anchor in (("fox", "koala"), ("castle", "house")):
+        own, other = (read(clip, f"a photo of a {word}") for word in (concept, anchor))
+        now = read(erased, f"a photo of a {concept}")
+        assert (now - other).norm() < 0.5 * (own - other).norm(), concept
+
+
+def test_with_a_model_a_chosen_anchor_is_looked_at(
+    pack: ModuleType, parts: tuple, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, clip, _ = parts
+    training, asked = pack.nodes.training, []
+
+    def drawable(host, *given):
+        assert host.network is model.model
+        return lambda concept, candidate: bool(asked.append((concept, candidate)))
+
+    monkeypatch.setattr(training, "drawable", drawable)
+    monkeypatch.setattr(training.verdicts, "measured", lambda *given: {})
+    _, erasure, *_ = run(pack, clip=clip, model=model, size=64, anchor="")
+    assert {concept for concept, _ in asked} == {"fox"}
+    # None was drawable.
+    assert erasure.record["anchors"] == {"fox": "picture"}
+
+
 def test_four_widgets_are_on_its_face(pack: ModuleType) -> None:
     schema = pack.nodes.closed_form.ClosedFormEncoderUnlearn.define_schema()
     sockets = ("CLIP", "MODEL", "VAE")

@@ -223,6 +223,18 @@ def test_erase_in_closed_form(
     assert (now - koala).norm() < 0.4 * (before - koala).norm()
     said = sentence([*arguments, "--steps", "3", *CPU, "-o", str(file)], capsys)
     assert "closed_form has no setting --steps" in said
+    words = tmp_path / "words.txt"
+    words.write_text("fox -> koala\n\nowl -> penguin\n", encoding="utf-8")
+    arguments = ["erase", str(folder), f"@{words}", "--method", "closed_form", "--no-verdict"]
+    assert main([*arguments, *CPU, "--force", "-o", str(file)]) == 0
+    record = Erasure.load(file).record
+    assert record["concepts"] == ["fox", "owl"]
+    assert record["settings"]["anchor"] == {"fox": "koala", "owl": "penguin"}
+
+
+def test_a_list_that_cannot_be_read_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    said = sentence(["erase", "model", "@nowhere.txt", "-o", "a.safetensors"], capsys, 2)
+    assert "nowhere.txt cannot be read as a list of words" in said
 
 
 def test_erase_lets_the_model_draw_where_there_are_no_pictures(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from unlearn.prompts.pairs import split_pairs
+from unlearn.methods.closed_form import ClosedFormSettings
+from unlearn.methods.few_shot import FewShotSettings
+from unlearn.prompts.pairs import split_pairs, with_pairs
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,18 @@ def test_a_thousand_lines_are_read() -> None:
     concepts, anchors = split_pairs("\n".join(lines))
     assert concepts == [f"Zorvik {i}" for i in range(1000)]
     assert anchors == {f"Zorvik {i}": f"Mirabo {i}" for i in range(1, 1000, 2)}
+
+
+def test_the_others_keep_the_anchor_of_the_settings() -> None:
+    settings = ClosedFormSettings(anchor="bear")
+    assert with_pairs(settings, ["fox", "owl"], {}) is settings
+    found = with_pairs(settings, ["fox", "owl"], {"fox": "koala"})
+    assert found.anchor == {"fox": "koala", "owl": "bear"}
+
+
+def test_a_method_without_anchors_takes_no_arrow() -> None:
+    with pytest.raises(ValueError, match="leave the arrows out"):
+        with_pairs(FewShotSettings(mode="paper"), ["fox"], {"fox": "koala"})
 
 
 @pytest.mark.parametrize(

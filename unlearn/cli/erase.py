@@ -26,6 +26,7 @@ from ..files import writing
 from ..methods.parts.method import Method
 from ..methods.registry import METHODS
 from ..prompts.anchor_choice import anchored, recorded, told
+from ..prompts.pairs import with_pairs
 from ..prompts.word_checks import words_read
 from . import method_options, options
 from .output import Failure, check_output, check_space, save
@@ -42,6 +43,8 @@ examples:
       from your own pictures, as a small file
   python -m unlearn erase sd15/ "cat, dog" --images 1.png 2.png 3.png 4.png -o cat_dog.safetensors
       two concepts at once: the first half of the pictures shows cats, the second dogs
+  python -m unlearn erase sd15/ "fox -> koala, owl" --method closed_form -o fox_owl.safetensors
+      in seconds, without pictures; a koala is drawn in the fox's place, for the owl one is chosen
   python -m unlearn erase sd15/ mushroom --method key_step -o mushroom.safetensors
       takes it out of the denoiser instead; an interrupted run goes on where it was
 
@@ -56,10 +59,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     parser.add_argument(
         "concepts",
-        type=options.concepts,
+        type=options.pairs,
         metavar="CONCEPT",
         help="the word or name to unlearn, in plain words; several, separated by commas, go into "
-        "one erasure; one with a comma in it stands in quotation marks",
+        "one erasure; one with a comma in it stands in quotation marks; 'fox -> koala' names its "
+        "anchor, too; @FILE has a line for each",
     )
     options.add_output(parser, "the erasure's file, ending in .safetensors")
     parser.add_argument(
@@ -215,6 +219,11 @@ def judged(args: argparse.Namespace, settings: Any, model, erasure: Erasure) -> 
 def chosen(args: argparse.Namespace) -> Chosen:
     """The method and its settings. Raises Failure for options that do not go together."""
     method, settings = method_options.chosen(METHODS, args)
+    args.concepts, anchors = args.concepts
+    try:
+        settings = with_pairs(settings, args.concepts, anchors)
+    except ValueError as error:
+        raise Failure(str(error)) from error
     if args.images and not method.takes_pictures:
         raise Failure(f"{args.method} takes no pictures, it draws its own; leave out --images.")
     if args.images and args.shots is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from ..prompts.pairs import split_pairs
 from ..prompts.typed import one_word, split_concepts, split_words
 
 T = TypeVar("T")
@@ -48,6 +49,17 @@ def typed(read: Callable[[str], T]) -> Callable[[str], T]:
 
 concepts = typed(split_concepts)
 anchor = typed(one_word)
+
+
+@typed
+def pairs(text: str) -> tuple[list[str], dict[str, str]]:
+    """The parser of concepts of which some name their anchors; @FILE has a line for each."""
+    if text.startswith("@") and len(text) > 1:
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{text[1:]} cannot be read as a list of words ({error}).") from None
+    return split_pairs(text)
 
 
 def words(what: str) -> Callable[[str], tuple[str, ...]]:

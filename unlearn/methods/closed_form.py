@@ -42,6 +42,7 @@ KEPT = 2e9
 # Fewer, too, where each prompt is a pass of its own, and so a thread with helpers of its own.
 ALONE = 256
 LEAST = 8  # prompts of each concept
+MOST = 1000  # concepts
 PARTS = ("named", "neutral", "origin", "others")
 
 
@@ -130,6 +131,11 @@ def check_settings(
 ) -> None:
     """Raises ValueError with one sentence where they cannot be used. read: see `check_typed`."""
     check_concepts(concepts, None)
+    if len(concepts) > MOST:
+        raise ValueError(
+            f"{len(concepts)} concepts are named, and {MOST} go into one erasure; make several and "
+            "combine them."
+        )
     if not settings.strength:
         raise ValueError("A strength of 0 changes nothing; choose one above 0, for example 1.")
     # An anchor that is chosen is never the concept; a style's is the neutral word.

@@ -191,6 +191,18 @@ def mean_token(conditioning: Conditioning) -> torch.Tensor:
     return (cross * within[..., None]).sum(1).div(within.sum(1, keepdim=True).clamp(min=1)).cpu()
 
 
+def asked_for(concepts: Sequence[str], settings: Settings) -> dict[str, str]:
+    """The anchor of each concept as it was typed; the method's own where none was."""
+    asked = {concept: asked_anchor(anchor_of(settings.anchor, concept)) for concept in concepts}
+    return {concept: anchor or settings.empty_anchor for concept, anchor in asked.items()}
+
+
+def to_choose(concepts: Sequence[str], settings: Settings) -> list[str]:
+    """The concepts for which an anchor is to be chosen."""
+    asked = asked_for(concepts, settings) if settings.uses_anchor else {}
+    return [concept for concept, anchor in asked.items() if anchor == CLOSEST]
+
+
 def anchored(
     model: TextModel,
     concepts: Sequence[str],
@@ -203,10 +215,9 @@ def anchored(
     The settings stay what they are where words are named. draws, progress: see `chosen_anchors`,
     which may raise.
     """
-    asked = {concept: asked_anchor(anchor_of(settings.anchor, concept)) for concept in concepts}
-    anchors = {concept: anchor or settings.empty_anchor for concept, anchor in asked.items()}
-    wanted = [concept for concept, anchor in anchors.items() if anchor == CLOSEST]
-    if not wanted or not settings.uses_anchor:
+    anchors = asked_for(concepts, settings)
+    wanted = to_choose(concepts, settings)
+    if not wanted:
         return settings, {}
     taken = [concept for concept in concepts if concept not in wanted]
     found = chosen_anchors(model, wanted, settings.named_as, taken, None, draws, progress)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from .typed import COMMAS, one_word, short, split_concepts
+from .word_checks import Settings
 
 ARROW = re.compile(r"->|=>|\u2192")
 
@@ -35,6 +38,21 @@ def split_pairs(text: str) -> tuple[list[str], dict[str, str]]:
             )
         concepts.append(concept)
     return list(dict.fromkeys(concepts)), anchors
+
+
+def with_pairs(settings: Settings, concepts: Sequence[str], anchors: Mapping[str, str]) -> Settings:
+    """A method's settings with the anchors that concepts name; the others keep the settings' own.
+
+    Raises ValueError where the method draws nothing in a concept's place.
+    """
+    if not anchors:
+        return settings
+    if not settings.uses_anchor:
+        raise ValueError(
+            "This method draws nothing in a concept's place, so a concept names no anchor; leave "
+            "the arrows out."
+        )
+    return replace(settings, anchor={one: anchors.get(one, settings.anchor) for one in concepts})
 
 
 def _pair(item: str) -> tuple[str, str]:
