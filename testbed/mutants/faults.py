@@ -38,6 +38,41 @@ def faults(
 METHODS, PARTS = "unlearn/methods/", "unlearn/methods/parts/"
 
 FAULTS: list[Fault] = [
+    # The choice of an anchor
+    *faults(
+        "anchor choice",
+        "unlearn/prompts/anchor_choice.py",
+        ["anchor_choice"],
+        ("a synonym is taken", "closeness < SAME", "closeness < 2.0"),
+        ("the farthest is taken", "(-round(closeness", "(round(closeness"),
+        ("unknown words are taken", ">= KNOWN * max(", ">= 0 * max("),
+        (
+            "an unknown concept gets an anchor",
+            "if strength < HEARD * read.strong",
+            "if strength < 0",
+        ),
+        ("taken words are anchors", "[*concepts, *taken])", "concepts)"),
+        ("other concepts are anchors", "[*concepts, *taken])", "[concepts[0], *taken])"),
+        ("nothing is drawn", "draws is None or draws(concept, word)", "True"),
+        ("more are drawn", "sorted(near)[:TRIED]", "sorted(near)"),
+        ("plurals are anchors", "(concept.lower(), plural(concept.lower()))", "(concept.lower(),)"),
+        ("translations are anchors", "[*names, *foreign, *ANCHORS", "[*names, *ANCHORS"),
+        ("the neutral word is an anchor", "*foreign, *ANCHORS.values()]", "*foreign]"),
+        ("effects are no differences", "read - read[list(usual)].mean(0)", "read"),
+        ("one sentence tells the strength", "(first * second)", "(first * first)"),
+        ("padding counts", "cross * within[..., None]", "cross"),
+        (
+            "all tokens are counted",
+            "within.sum(1, keepdim=True)",
+            "within.shape[1] + within[:, :1]",
+        ),
+        (
+            "named ones may be chosen",
+            "settings.named_as, taken, None",
+            "settings.named_as, (), None",
+        ),
+        ("a named anchor is lost", "anchors |= found", "anchors = found"),
+    ),
     # The few-shot method
     *faults(
         "few-shot",

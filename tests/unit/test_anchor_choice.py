@@ -22,7 +22,14 @@ from unlearn.methods.few_shot import FewShotSettings, few_shot
 from unlearn.methods.key_step import KeyStepSettings, key_step
 from unlearn.methods.parts.anchor_pictures import Anchors
 from unlearn.prompts import anchor_choice
-from unlearn.prompts.anchor_choice import chosen_anchors, mean_token, recorded, told, unlike
+from unlearn.prompts.anchor_choice import (
+    anchored,
+    chosen_anchors,
+    mean_token,
+    recorded,
+    told,
+    unlike,
+)
 from unlearn.prompts.sampler import PromptSampler
 from unlearn.prompts.vocabulary import VOCABULARY
 
@@ -44,8 +51,8 @@ def meaning(word: str, sentence: str) -> torch.Tensor:
         return vector(word + sentence)
     name = "fox" if word == "vixen" else word
     kind = "animal" if name in ANIMALS else "tool"
-    more = 0.2 if name == "wolf" else 0.0  # the wolf has something of the fox
-    found = 0.8 * vector(name) + 0.5 * vector(kind) + more * vector("fox")
+    more = 0.15 if name == "wolf" else 0.0  # the wolf has something of the fox
+    found = 0.8 * vector(name) + 0.45 * vector(kind) + more * vector("fox")
     return torch.nn.functional.normalize(found + 0.1 * vector(word), dim=0)
 
 
@@ -121,8 +128,10 @@ def test_the_first_that_the_model_draws() -> None:
     assert choice("fox", draws=draws) == {"fox": "otter"}
     assert asked[0] == ("fox", "wolf")
     assert asked[-1] == ("fox", "otter")
-    assert len(asked) <= anchor_choice.TRIED
-    assert choice("fox", draws=lambda *_: False) == {"fox": "picture"}
+    asked.clear()
+    none = {"candidates": (*ANIMALS, *TOOLS), "draws": lambda *one: bool(asked.append(one))}
+    assert choice("fox", **none) == {"fox": "picture"}
+    assert len(asked) == anchor_choice.TRIED
 
 
 @pytest.mark.parametrize(
@@ -130,6 +139,7 @@ def test_the_first_that_the_model_draws() -> None:
     [
         ("fox", "foxes"),
         ("foxes", "fox"),
+        ("ladies", "lady"),
         ("Fox", "red fox"),
         ("fox terrier", "fox"),
         ("eggplant", "egg"),
@@ -234,6 +244,18 @@ def test_anchors_may_be_named_for_some_and_chosen_for_others(method: str) -> Non
     used = {"dog": "a wolf", "horse": record["anchors"]["horse"], "owl": "picture"}
     assert record["settings"]["anchor"] == recorded(record) == used
     assert told(record) == f"The anchor was chosen: horse -> {used['horse']}."
+
+
+def test_a_concept_whose_anchor_is_named_is_no_anchor_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(anchor_choice.VOCABULARY, "object", WORDS)
+    alone = anchored(Planted(), ["fox"], FewShotSettings(anchor="closest"))
+    assert alone[1] == {"anchors": {"fox": "wolf"}}
+    named = FewShotSettings(anchor={"wolf": "saw", "fox": "closest"})
+    settings, _ = anchored(Planted(), ["fox", "wolf"], named)
+    assert settings.anchor["wolf"] == "saw"
+    assert settings.anchor["fox"] in ("lynx", "otter")
 
 
 @pytest.mark.parametrize(
