@@ -1,8 +1,9 @@
 """Speed and memory of Stable Diffusion 1.5 at full size, with random weights, in the real host.
 
     python -m testbed.full_size                  what the methods need, compared with drawing
-    python -m testbed.full_size --part encoder   only few-shot unlearning; unet: the other methods;
-                                                 wan: Wan 2.1 with UMT5-XXL, from measured parts
+    python -m testbed.full_size --part encoder   only few-shot unlearning; closed_form: only that;
+                                                 unet: the methods for the denoiser; wan: Wan 2.1
+                                                 with UMT5-XXL, from measured parts
     python -m testbed.full_size --json F         also write the figures as JSON (those of other
                                                  parts stay), and all of them as a page beside it
 
@@ -24,6 +25,7 @@ import testbed
 
 from ..host.machine import machine
 from ..model import pack
+from . import closed_form as full_size_closed_form
 from . import unet as full_size_unet
 from . import wan as full_size_wan
 from .model import random_model
@@ -31,6 +33,7 @@ from .model import random_model
 # Each case runs in a process of its own, so that it has its own memory peak.
 CASES = {
     "encoder": ("drawing", "few_shot", "few_shot checkpointed", "few_shot on IconCanvas"),
+    "closed_form": full_size_closed_form.CASES,
     "unet": ("drawing 2", "drawing 6", *full_size_unet.CASES),
     "wan": ("wan",),
 }
@@ -127,6 +130,7 @@ def page(kept: dict) -> str:
     """Everything in the JSON file, as Markdown."""
     titles = {
         "encoder": "Few-Shot Encoder Unlearn on Stable Diffusion 1.5",
+        "closed_form": "Closed-Form Encoder Unlearn on Stable Diffusion 1.5",
         "unet": "The methods for the denoiser, on Stable Diffusion 1.5",
         "wan": "Few-Shot Encoder Unlearn on Wan 2.1",
     }
@@ -146,6 +150,8 @@ def page(kept: dict) -> str:
 def measured(case: str) -> dict:
     if case in full_size_unet.CASES:
         return full_size_unet.measure_unet(case)
+    if case in full_size_closed_form.CASES:
+        return full_size_closed_form.measure_closed_form(case)
     if case == "wan":
         return full_size_wan.measure_wan()
     if case.startswith("drawing "):
@@ -207,7 +213,12 @@ def unet_table(results: list[dict]) -> str:
     )
 
 
-TABLES = {"encoder": encoder_table, "unet": unet_table, "wan": full_size_wan.wan_table}
+TABLES = {
+    "encoder": encoder_table,
+    "closed_form": full_size_closed_form.closed_form_table,
+    "unet": unet_table,
+    "wan": full_size_wan.wan_table,
+}
 
 
 if __name__ == "__main__":
