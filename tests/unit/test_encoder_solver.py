@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from unlearn.core.progress import Progress
-from unlearn.methods.closed_form import ClosedFormSettings, Prompts
+from unlearn.methods.closed_form import ClosedFormSettings, Prompts, _that_fit
 from unlearn.methods.parts.encoder_solver import Solver, from_the_left
 
 # < begins a prompt and _ pads it; t is a template.
@@ -90,3 +90,28 @@ def test_a_packed_weight_is_read_by_running_its_layer() -> None:
     found = from_the_left(packed, out, torch.zeros(1, 2100))
     expected = out.T @ layer.weight.detach().double()
     torch.testing.assert_close(found.detach(), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("floats", "concepts", "at_once", "found"),
+    [
+        (1000, 1, 2464, (96, 512)),  # room for all
+        (10**6, 1, 2464, (83, 250)),  # 2 GB are 500 prompts, half of them others
+        (10**6, 20, 2464, (8, 250)),
+        (10**8, 1, 2464, (8, 2)),
+        (1000, 1, 1, (42, 128)),  # a thread for each prompt
+    ],
+)
+def test_fewer_prompts_are_read_where_each_takes_much(
+    floats: int, concepts: int, at_once: int, found: tuple[int, int]
+) -> None:
+    model = SimpleNamespace(encoder_layers=lambda: [("0", nn.Linear(3, 4))])
+    places = [SimpleNamespace(floats=10), SimpleNamespace(floats=floats)]
+    assert _that_fit(model, places, concepts, ClosedFormSettings(), at_once) == found
+
+
+def test_a_large_encoder_may_keep_half_of_what_it_takes() -> None:
+    layer = nn.Linear(10**5, 10**5, bias=False, device="meta")  # 40 GB
+    model = SimpleNamespace(encoder_layers=lambda: [("0", layer)])
+    places = [SimpleNamespace(floats=5 * 10**6)]
+    assert _that_fit(model, places, 1, ClosedFormSettings(), 2464) == (96, 500)
