@@ -9,6 +9,8 @@ from __future__ import annotations
 from reprlib import repr as shortened
 from typing import Any
 
+import torch
+
 from .aliasing import is_quantised
 
 # The attributes that the nodes use of each kind, and which node outputs it.
@@ -113,4 +115,18 @@ def check_patcher(patcher, socket: str) -> None:
         raise ValueError(
             f"Another node changes this {socket} while it runs, as Load LoRA (Bypass) does. Use "
             "Load LoRA in its place."
+        )
+
+
+def check_size(network: torch.nn.Module, size: tuple[int, int]) -> None:
+    """Raises ValueError for pictures that have not one place in a network's latents.
+
+    size: height and width in pixels.
+    """
+    smallest = network.latent_format.spacial_downscale_ratio
+    if min(size) < smallest:
+        height, width = size
+        raise ValueError(
+            f"The pictures have {width} x {height} pixels, and {smallest} x {smallest} are the "
+            "fewest that this MODEL can look at; connect larger ones."
         )

@@ -20,7 +20,14 @@ from ...unlearn.core.token_reading import Reading
 from ...unlearn.core.token_slots import Vocabulary
 from ...unlearn.core.trainable import encoder_weights, network_weights, read_layers
 from .aliasing import aliased
-from .checks import autoencoder, check_clip, check_patcher, check_vae, check_vae_fits
+from .checks import (
+    autoencoder,
+    check_clip,
+    check_patcher,
+    check_size,
+    check_vae,
+    check_vae_fits,
+)
 from .denoiser import Denoiser
 from .differentiable import in_one_stream, trainable_kernels, untracked
 from .dynamic_vram import static_clip, static_model
@@ -290,17 +297,3 @@ class ComfyModel:
         network = [key for key in keys if key.startswith(NETWORK)]
         encoder = [key for key in keys if not key.startswith(NETWORK)]
         return fingerprints(self.patcher, network) | fingerprints(self.clip.patcher, encoder)
-
-
-def check_size(network: torch.nn.Module, size: tuple[int, int]) -> None:
-    """Raises ValueError for pictures that have not one place in a network's latents.
-
-    size: height and width in pixels.
-    """
-    smallest = network.latent_format.spacial_downscale_ratio
-    if min(size) < smallest:
-        height, width = size
-        raise ValueError(
-            f"The pictures have {width} x {height} pixels, and {smallest} x {smallest} are the "
-            "fewest that this MODEL can look at; connect larger ones."
-        )

@@ -23,6 +23,7 @@ def vectors(prompt: str) -> torch.Tensor:
         ("<ofABCin>", "<ofXin>", "<ofXXXin>"),
         ("<ofABCin>", "<ofXYin>", "<ofXYYin>"),
         ("A", "XYZ", "Z"),
+        ("Ain>", "XYin>", "Yin>"),
         ("<ofA", "<ofXY", "<ofY"),
         ("<ofAB", "<ofX", "<ofXX"),
         # A name that holds the other.

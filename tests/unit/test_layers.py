@@ -50,10 +50,30 @@ class Layer(nn.Module):
         return known.get(self.end, lambda: x + out)(), None
 
 
+class Experts(nn.Module):
+    """An attention that ends in a linear layer, and a feed-forward part that does not. beside:
+    both read what enters the layer."""
+
+    def __init__(self, beside: bool) -> None:
+        super().__init__()
+        self.beside, self.attention_out = beside, nn.Linear(9, WIDTH)
+        self.register_buffer("mixed", torch.randn(WIDTH, 9))
+        self.before, self.norm = nn.LayerNorm(WIDTH), RMSNorm()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = self.before(x).mean(1, keepdim=True) + x
+        after = x + self.attention_out((mean @ self.mixed).relu())
+        return after + self.norm(x if self.beside else after).sin()
+
+
+def layer_of(end: str) -> nn.Module:
+    return Experts(end == "beside") if end in ("experts", "beside") else Layer(end)
+
+
 class Model:
     def __init__(self, end: str = "added", times: int = 1) -> None:
         torch.manual_seed(0)
-        self.layers, self.times = nn.ModuleList(Layer(end) for _ in range(3)), times
+        self.layers, self.times = nn.ModuleList(layer_of(end) for _ in range(3)), times
         self.last: list[torch.Tensor] = []
 
     def encoder_layers(self) -> list[tuple[str, nn.Module]]:
@@ -63,8 +83,12 @@ class Model:
         x = torch.stack([hidden(prompt) for prompt in prompts])
         for layer in self.layers:
             for _ in range(self.times):
-                x = layer(x)[0]
+                x = hidden_of(layer(x))
         self.last.append(x)
+
+
+def hidden_of(output: torch.Tensor | tuple) -> torch.Tensor:
+    return output[0] if isinstance(output, tuple) else output
 
 
 def hidden(prompt: str) -> torch.Tensor:
@@ -91,11 +115,12 @@ def test_every_layer_is_met_once_with_all_prompts() -> None:
     ]
 
 
-@pytest.mark.parametrize("end", ["added", "normed", "normed together"])
+@pytest.mark.parametrize("end", ["added", "normed", "normed together", "experts"])
 def test_hidden_states_are_those_of_a_changed_layer(end: str) -> None:
     model = Model(end)
     found = places(model, "a")
-    assert [place.norm is not None for place in found] == [end != "added"] * 2
+    assert [place.norm is not None for place in found] == [end.startswith("normed")] * 2
+    assert [place.inner for place in found] == [end == "experts"] * 2
     changes = {p.key: (torch.randn(WIDTH, 2), torch.randn(2, 9)) for p in found}
     model.last.clear()
     walk(
@@ -135,6 +160,7 @@ def test_of_batches_that_stay_as_they_are_no_inputs_are_kept() -> None:
         ("scaled", 1, NOT_ADDED),
         ("bent", 1, NOT_ADDED),
         ("narrow", 1, NOT_ADDED),
+        ("beside", 1, NOT_ADDED),
         ("added", 2, TWICE),
     ],
 )

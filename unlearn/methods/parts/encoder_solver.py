@@ -77,11 +77,11 @@ class Solver:
             if own in ("named", "neutral"):
                 start = start[: min(common_start(row, start) for row in tensor)]
         (_, away), first = pairs[0], numbers[part.index("named")]
-        rows = away.reshape(len(first), -1, away.shape[1])
-        # Where later tokens are read, too, as by T5, what begins alike does not stay so. The start
-        # token alone is a token like any other.
-        stays = rows[:, : len(start)].abs().amax() <= 1e-3 * rows.abs().amax()
-        shared = len(start) if len(start) > 1 and stays else 0
+        rows, shared = away.reshape(len(first), -1, away.shape[1]), len(start)
+        # The start token alone is a token like any other. Where later tokens are read, too, as by
+        # T5, what begins alike does not stay so.
+        if shared < 2 or rows[:, :shared].abs().amax() > 1e-3 * rows.abs().amax():
+            shared = 0
         self.counting, self.repeated = [], []
         for tensor, own in zip(entering, part):
             counts = torch.ones(tensor.shape[:2], dtype=torch.bool)
@@ -129,9 +129,9 @@ class Solver:
         named = by_part["named"]
         chosen = self._sampled("named", TOKENS // 4 if is_wide else None, is_wide)
         inputs = [_of_size(one, gain, some) for one, some in zip(named, chosen)]
-        wanted = [pair[0][some.to(pair[0].device)] for pair, some in zip(pairs, chosen)]
+        wanted = [picked(pair[0], some) for pair, some in zip(pairs, chosen)]
         if gain is not None:
-            before = [flat(one.normed)[some] for one, some in zip(named, chosen)]
+            before = [picked(one.normed, some) for one, some in zip(named, chosen)]
             wanted = [gain.change(x, more) for x, more in zip(before, wanted)]
         enough = TOKENS - sum(map(len, inputs)) if is_wide else HELD * width
         chosen = self._sampled("others", enough, is_wide)
@@ -183,8 +183,14 @@ def _left(place: Place, change: Change, named: list[Waiting], pairs: list) -> fl
 def _of_size(one: Waiting, gain: NormGain | None, chosen: torch.Tensor) -> torch.Tensor:
     """The linear layer's inputs; before a norm, per unit of what it divides by, since there all
     tokens count alike."""
-    inputs = flat(one.inputs)[chosen]
-    return inputs if gain is None else inputs / gain.size(flat(one.normed)[chosen])
+    inputs = picked(one.inputs, chosen)
+    return inputs if gain is None else inputs / gain.size(picked(one.normed, chosen))
+
+
+def picked(x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Some tokens of all prompts; without a copy where it is all of them."""
+    rows = flat(x)
+    return rows if len(chosen) == len(rows) else rows[chosen.to(rows.device)]
 
 
 def _at(rows: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
