@@ -46,8 +46,8 @@ def measure_closed_form(case: str) -> dict:
 
 def closed_form_table(results: list[dict]) -> str:
     lines = [
-        "| case | prompts | seconds | encoding them alone | ratio | peak | encoding alone | ratio | "
-        "file | ranks |",
+        "| case | prompts | seconds | encoding them alone | ratio | peak | encoding alone | ratio "
+        "| file | ranks |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
