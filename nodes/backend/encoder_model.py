@@ -15,6 +15,8 @@ from ...unlearn.core.model import Part
 from ...unlearn.core.token_reading import Reading
 from ...unlearn.core.token_slots import Vocabulary
 from ...unlearn.core.trainable import encoder_weights, read_layers
+from ...unlearn.methods.closed_form import most_kept
+from ...unlearn.methods.parts.encoder_solver import TOKENS
 from .checks import check_clip, check_patcher
 from .dynamic_vram import static_clip
 from .identity import fingerprints, without_hooks
@@ -25,7 +27,7 @@ from .text_encoder import TextEncoder
 from .version import told_with_version
 from .words import readings, tokenized
 
-COPIES = 3  # of a prompt's hidden states, and of a layer's square of inputs, that are there at once
+COPIES = 2  # of what is kept of all prompts, and of a layer's square of inputs, at once
 
 
 class ComfyEncoder:
@@ -67,9 +69,8 @@ class ComfyEncoder:
         widths = [max(weight.shape) for weight in weights.values() if weight.ndim == 2]
         tokens = self._alone.cross.shape[1]
         wide = max(widths, default=0)
-        # In the host's precision for text encoders at most float32.
-        states = COPIES * prompts * tokens * wide * 4
-        needed = states + COPIES * wide * wide * 8
+        states = int(min(most_kept(self), prompts * tokens * wide * 4))
+        needed = COPIES * (states + wide * min(wide, TOKENS) * 8)
         free = int(management.get_free_memory(self.device))
         if needed > free:
             raise MemoryError(

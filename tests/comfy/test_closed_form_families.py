@@ -128,6 +128,33 @@ def test_the_concept_is_read_as_its_anchor_and_others_as_before(
         assert torch.allclose(found[key], value, atol=1e-4 * float(value.abs().max())), key
 
 
+def test_the_clip_alone_tells_which_layers_are_read(pack: ModuleType, loaded: Loaded) -> None:
+    """All that the denoiser is given something of, and at most those behind them beside."""
+    alone = pack.nodes.backend.encoder_model.ComfyEncoder(loaded.clip)
+    planned = alone.prepare("encoder", "mlp", 4, 1, prompts=8)
+    assert 0 < planned.needed < planned.free
+    read = [name for name, _ in comfy_model(pack, loaded).encoder_layers()]
+    with alone.training():
+        assert {name for name, _ in alone.encoder_layers()} >= set(read)
+
+
+WITHOUT_A_MODEL = ("CLIP-L and CLIP-G, SDXL", "Gemma 3, Lumina 2", "Qwen 2.5 VL, Qwen-Image")
+
+
+@pytest.mark.parametrize("name", only("Gemma 3, Lumina 2", of=WITHOUT_A_MODEL))
+def test_the_clip_alone_gives_the_same(pack: ModuleType, name: str) -> None:
+    loaded = built(name)
+    erasure, *_ = unlearnt(pack, loaded, "cat", "dog")
+    closed = pack.unlearn.methods.closed_form
+    alone = pack.nodes.backend.encoder_model.ComfyEncoder(loaded.clip)
+    with alone.training():
+        found = closed.closed_form(alone, ["cat"], closed.ClosedFormSettings(anchor="dog", **FEW))
+    assert found.record["base"].items() >= erasure.record["base"].items()
+    for key in erasure.deltas:
+        one, other = erasure.delta(key), found.delta(key)
+        assert (one - other).norm() <= 0.01 * one.norm(), key
+
+
 UNPADDED = (
     "Qwen 2.5 VL, Qwen-Image",
     "Qwen 3 VL, Ideogram 4",
@@ -143,7 +170,7 @@ def test_an_anchor_may_have_more_tokens_or_fewer(
 ) -> None:
     loaded = built(name)
     sampler = pack.unlearn.prompts.sampler.PromptSampler
-    monkeypatch.setattr(sampler, "neutral", lambda self, concept, model: self.anchor)
+    monkeypatch.setattr(sampler, "neutral", lambda self, concept, model: self.anchors[concept])
     erasure, named, neutral, others = unlearnt(pack, loaded, concept, anchor)
     lengths = [conditioning(loaded.clip, some[0])["cond"].shape[1] for some in (named, neutral)]
     assert lengths[0] != lengths[1]

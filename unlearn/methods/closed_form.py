@@ -86,6 +86,10 @@ class ClosedFormSettings(MethodSettings):
         return 1
 
     @property
+    def prompts_kept(self) -> int:
+        return 3 * self.sentences + self.others
+
+    @property
     def empty_anchor(self) -> str:
         return CLOSEST
 
@@ -197,6 +201,12 @@ class Prompts:
         }
 
 
+def most_kept(model: TextModel) -> float:
+    """Bytes that are kept of all prompts at one layer, at most."""
+    own = sum(w.nbytes for _, layer in model.encoder_layers() for w in layer.parameters())
+    return max(KEPT, own / 2)
+
+
 def _that_fit(
     model: TextModel,
     found: Sequence[Place],
@@ -205,8 +215,7 @@ def _that_fit(
     at_once: int,
 ) -> tuple[int, int]:
     """How many sentences of each concept and how many other prompts there is room for."""
-    own = sum(w.nbytes for _, layer in model.encoder_layers() for w in layer.parameters())
-    room = int(max(KEPT, own / 2) / 4 / max(place.floats for place in found))
+    room = int(most_kept(model) / 4 / max(place.floats for place in found))
     if at_once == 1:
         room = min(room, ALONE)
     others = min(settings.others, room // 2)
