@@ -900,6 +900,93 @@ FAULTS: list[Fault] = [
             "begin = torch.zeros_like(vocabulary.vectors[0])",
         ),
     ),
+    *faults(
+        "UnlearnDiffAtk, looks",
+        "unlearn/attacks/unlearn_diff_atk.py",
+        ["attacks"],
+        ("the encoder's words are looked at, too", "if loss is not distance and step", "if step"),
+        ("looks where nothing changed", "if one != then]", "]"),
+        ("looks come too early", "(k + 1) / count)", "k / count)"),
+    ),
+    *faults(
+        "probe, first success",
+        "unlearn/evaluate/probe.py",
+        ["probe", "recipes"],
+        ("other prompts' looks count", "any(looks[i :: len(hits)])", "any(looks)"),
+        ("the first look alone counts", "any(looks[i :: len(hits)])", "looks[i]"),
+        (
+            "each look has other seeds",
+            "each = len(own) if name in",
+            "each = len(prompts) if name in",
+        ),
+    ),
+    # The closed form of the text encoder
+    *faults(
+        "least squares",
+        PARTS + "least_squares.py",
+        ["least_squares"],
+        ("nothing is held", "share = hold / m if m else 0.0", "share = 0.0"),
+        ("the ridge is absolute", ".div_(scale).div_(scale[:, None]).diagonal()", ".diagonal()"),
+        ("a ridge of none", ".diagonal().add_(ridge)\n    across", "\n    across"),
+        (
+            "inputs are not averaged",
+            "((inputs, 1 / n), (held, share))",
+            "((inputs, 1.0), (held, share))",
+        ),
+        ("full rank", "int((kept < keep).sum()) + 1", "len(kept)"),
+        ("one rank less", "int((kept < keep).sum()) + 1", "int((kept < keep).sum())"),
+    ),
+    *faults(
+        "layers side by side",
+        "unlearn/core/lockstep.py",
+        ["lockstep"],
+        ("an error is swallowed", "            raise self.error\n", "            pass\n"),
+    ),
+    *faults(
+        "alignment",
+        PARTS + "alignment.py",
+        ["alignment"],
+        ("the first of too many count", " + max(0, its - own) + before", " + before"),
+        ("the end is counted from the start", "+ len(neutral) - behind", "+ before"),
+    ),
+    *faults(
+        "norm's gain",
+        PARTS + "norm_gain.py",
+        ["norm_gain"],
+        ("the mean stays", "if self.centred else x", "if False else x"),
+        ("any size", "return self.unit(aim) - unit", "return aim - unit"),
+    ),
+    *faults(
+        "room for prompts",
+        METHODS + "closed_form.py",
+        ["encoder_solver"],
+        (
+            "more prompts than there is room for",
+            "min(settings.others, room // 2)",
+            "settings.others",
+        ),
+        ("as many threads as prompts", "room = min(room, ALONE)", "pass"),
+    ),
+    *faults(
+        "pairs",
+        "unlearn/prompts/pairs.py",
+        ["pairs"],
+        (
+            "the others lose their anchor",
+            "anchors.get(one, settings.anchor)",
+            'anchors.get(one, "")',
+        ),
+        (
+            "the second anchor counts",
+            "if anchors.setdefault(concept, anchor) != anchor:",
+            "if False:",
+        ),
+        (
+            "a concept may be its own anchor",
+            "if concept.casefold() == anchor.casefold():",
+            "if False:",
+        ),
+    ),
     # The baselines
     *faults(
         "gradient ascent",
