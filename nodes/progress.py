@@ -51,12 +51,13 @@ class Progress(_Reporter, reports.Progress):
     """Of a training: also shows a live picture of what the model makes of the concept.
 
     draw() returns one picture (1, H, W, 3); None draws none. It may take a fifth of the time at
-    most. It is given up when there is no memory for it.
+    most. It is given up when there is no memory for it. in_stages: whether the bar follows the
+    stages, since there are no steps.
     """
 
-    def __init__(self, node_id: str | None, what: str, draw) -> None:
+    def __init__(self, node_id: str | None, what: str, draw, in_stages: bool = False) -> None:
         super().__init__(node_id, what)
-        self.draw = draw
+        self.draw, self.in_stages = draw, in_stages
         self.drawn = time.monotonic()
         self.cost = 0.0
 
@@ -84,7 +85,8 @@ class Progress(_Reporter, reports.Progress):
 
     def stage(self, what: str, done: int, total: int, leader: str = "") -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self.bar.update_absolute(done, total)
+        if self.in_stages:
+            self.bar.update_absolute(done, total)
         self.show(f"{what}: {done} of {total}")
 
     def look(self) -> None:

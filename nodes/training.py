@@ -97,6 +97,8 @@ class TrainingRun:
         check_patcher(self.clip.patcher, "CLIP")
         if self.images is not None:
             check_vae(self.vae, ", or no pictures")
+        if method.encoder_alone and self.model is not None:
+            ComfyModel(self.model, self.clip, self.vae, self.sides)  # whether they belong together
         drawn_at = None if self.images is not None or method.encoder_alone else self.size
         key = training_key(
             method.name,
@@ -128,7 +130,8 @@ class TrainingRun:
             if host.vae is not None:
                 asked = sentence(settings.named_as, self.concepts[0])
                 draw = partial(host.preview, asked, settings.seed)
-            progress = Progress(node_id, f"unlearning {', '.join(self.concepts)}", draw)
+            what = f"unlearning {', '.join(self.concepts)}"
+            progress = Progress(node_id, what, draw, in_stages=method.encoder_alone)
             doubts = self._doubts(host, progress)
             started = time.monotonic()
             try:

@@ -128,6 +128,7 @@ def test_the_concept_is_read_as_its_anchor_and_others_as_before(
         assert torch.allclose(found[key], value, atol=1e-4 * float(value.abs().max())), key
 
 
+@pytest.mark.slow
 def test_the_clip_alone_tells_which_layers_are_read(pack: ModuleType, loaded: Loaded) -> None:
     """All that the denoiser is given something of, and at most those behind them beside."""
     alone = pack.nodes.backend.encoder_model.ComfyEncoder(loaded.clip)

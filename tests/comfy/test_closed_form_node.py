@@ -89,9 +89,9 @@ def test_strength_is_how_far(pack: ModuleType, parts: tuple, output: Path) -> No
     fox = read(clip, "a photo of a fox")
     moved = [
         (read(run(pack, clip=clip, strength=strength)[0], "a photo of a fox") - fox).norm()
-        for strength in (0.25, 0.5, 1.0)
+        for strength in (0.5, 1.0)
     ]
-    assert moved[0] < moved[1] < moved[2]
+    assert moved[0] < 0.8 * moved[1]
     with pytest.raises(ValueError, match="strength of 0"):
         run(pack, clip=clip, strength=0.0)
 
@@ -117,6 +117,8 @@ def test_with_a_model_a_chosen_anchor_is_looked_at(
         assert host.network is model.model
         return lambda concept, candidate: bool(asked.append((concept, candidate)))
 
+    choice = pack.unlearn.prompts.anchor_choice
+    monkeypatch.setitem(choice.VOCABULARY, "object", choice.VOCABULARY["object"][:32])
     monkeypatch.setattr(training, "drawable", drawable)
     monkeypatch.setattr(training.verdicts, "measured", lambda *given: {})
     _, erasure, *_ = run(pack, clip=clip, model=model, size=64, anchor="")

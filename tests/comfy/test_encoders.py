@@ -300,7 +300,7 @@ def test_words_are_sought_for_prompts_of_any_length(pack: ModuleType, loaded: Lo
         )
     assert [len(prompt.split()) for prompt in nameless] == [3, 3]
     assert not any("cat" in prompt for prompt in nameless)
-    for prompt, before in zip(prefixed, own):
+    for prompt, before in zip(prefixed.prompts, own):
         assert prompt.endswith(f" {before}")
         assert len(prompt.split()) == len(before.split()) + 2
 

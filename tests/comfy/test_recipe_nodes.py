@@ -55,7 +55,7 @@ def test_the_node_trains_and_hands_on_an_erasure(
     assert erasure.record["method"] == "anchor_pull"
     assert erasure.record["settings"]["steps"] == len(losses["loss"]) == 3
     assert curve.shape[-1] == 3
-    assert summary.startswith("The text encoder was trained on: fox (object).")
+    assert summary.startswith("The text encoder was changed for: fox (object).")
     own, now = (c.encode_from_tokens(c.tokenize("a photo of a fox")) for c in (parts[1], clip))
     assert (own - now).abs().max() > 0
     (file,) = tmp_path.rglob("*.safetensors")

@@ -68,7 +68,7 @@ def test_summary_and_file_begin_with_what_was_measured(
     assert found["concepts"]["cat"]["before"] >= 3
     assert found == erasure.record["measured"]["verdict"]
     assert first.startswith("cat is not gone: its own prompts show it in ")
-    assert second == "The text encoder was trained on: cat (object)."
+    assert second == "The text encoder was changed for: cat (object)."
     assert "Erased" not in summary
     assert "Suppressed" not in summary
     monkeypatch.setattr(
@@ -184,7 +184,7 @@ def test_verdict_of_the_network_needs_no_autoencoder(
     (file,) = folder.rglob("*.safetensors")
     found = Erasure.load(file).record
     assert found["measured"]["verdict"]["concepts"].keys() == {"fox"}
-    assert summary.startswith(verdict.told(found) + "\nThe model was trained on: fox (object).")
+    assert summary.startswith(verdict.told(found) + "\nThe model was changed for: fox (object).")
 
 
 # A kind's own sentence, in the nodes
@@ -265,6 +265,8 @@ def test_a_chosen_anchor_is_told_judged_and_kept(
         judged.append(arguments[4])
         return MEASURED
 
+    choice = pack.unlearn.prompts.anchor_choice
+    monkeypatch.setitem(choice.VOCABULARY, "object", choice.VOCABULARY["object"][:32])
     monkeypatch.setattr(training, "drawable", drawable)
     monkeypatch.setattr(pack.unlearn.evaluate.verdict, "measured", measured)
     _, erasure, summary, record = unlearn(concept="fox", anchor="Closest")
@@ -276,6 +278,7 @@ def test_a_chosen_anchor_is_told_judged_and_kept(
     assert f"\nThe anchor was chosen: {anchor}.\n" in summary
 
 
+@pytest.mark.slow
 def test_without_a_verdict_the_encoder_alone_chooses(
     pack: ModuleType, unlearn: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:

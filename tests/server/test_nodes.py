@@ -166,7 +166,7 @@ def test_training_says_where_it_is(training: Training) -> None:
 
 def test_summary_says_what_was_done(training: Training) -> None:
     summary = text(training.history, "unlearn")
-    assert summary.startswith(f"The text encoder was trained on: {CONCEPT} (object).")
+    assert summary.startswith(f"The text encoder was changed for: {CONCEPT} (object).")
     assert summary.endswith("What is left was not measured: probe it before you rely on it.")
     assert re.search(rf"moved by: {CONCEPT} \d+%", summary)
     assert re.search(r"\d+ steps \(balanced\), [\d.]+ s, peak memory \d+ MiB", summary)

@@ -13,7 +13,7 @@ def few(science: Any) -> Any:
 
     @dataclass(frozen=True)
     class Few(from_file.ClosedFormSettings):
-        sentences: int = constant(16, "Prompts of each concept.")
-        others: int = constant(48, "Prompts of other things.")
+        sentences: int = constant(8, "Prompts of each concept.")
+        others: int = constant(24, "Prompts of other things.")
 
     return replace(from_file.METHOD, settings=Few)

@@ -31,6 +31,7 @@ def chosen(pack: ModuleType):
         )
 
 
+@pytest.mark.slow
 def test_fox_gets_another_thing(pack: ModuleType, chosen) -> None:
     anchor = chosen(["fox"])["fox"]
     assert anchor in pack.unlearn.prompts.vocabulary.VOCABULARY["object"]
@@ -56,6 +57,7 @@ def test_a_character_gets_another_character(pack: ModuleType, chosen) -> None:
 # With a model that draws
 
 
+@pytest.mark.slow
 def test_a_candidate_is_drawn_and_the_concept_not_seen_in_it(pack: ModuleType) -> None:
     """Of "horse" IconCanvas knows nothing, and vixen is another word for fox."""
     parts = testbed.model.pack.checkpoint()
