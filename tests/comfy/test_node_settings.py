@@ -131,6 +131,7 @@ def test_key_steps_begin_where_the_widgets_say(
     assert not line(plot).any()
 
 
+@pytest.mark.slow
 def test_key_steps_that_were_measured_are_drawn(
     pack: ModuleType, unlearn: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
