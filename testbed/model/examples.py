@@ -129,14 +129,15 @@ def meaningless_words() -> list[str]:
 class Batches:
     """Endless random batches of (latents, captions, shown).
 
-    A tenth of the vocabulary's pictures are characters and a fifth show two things side by side.
+    A tenth of the vocabulary's pictures are characters and three tenths show two things side by
+    side: halves are harder to learn than wholes.
     shown: (names from left to right, style) of each picture, the style None for characters.
 
     folder: where the latents are. others: the share of icons outside the vocabulary. moving: the
     share of captions that end in a motion, which a picture cannot show.
     """
 
-    TWO = 0.2
+    TWO = 0.3
     TWICE = 0.25  # of the pictures of two things: those of the same thing twice
 
     def __init__(
