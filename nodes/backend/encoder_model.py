@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 
@@ -12,9 +12,7 @@ import torch
 from ...unlearn.core.conditioning import Conditioning
 from ...unlearn.core.edit import trained_values
 from ...unlearn.core.model import Part
-from ...unlearn.core.token_reading import Reading
-from ...unlearn.core.token_slots import Vocabulary
-from ...unlearn.core.trainable import encoder_weights, read_layers
+from ...unlearn.core.trainable import encoder_weights
 from ...unlearn.methods.closed_form import most_kept
 from ...unlearn.methods.parts.encoder_solver import TOKENS
 from .checks import check_clip, check_patcher
@@ -24,13 +22,14 @@ from .memory import MEASURED, MemoryPlan
 from .read_depth import check_conditioning, unread_layers
 from .residency import Residency
 from .text_encoder import TextEncoder
+from .text_part import TextPart
 from .version import told_with_version
-from .words import readings, tokenized
+from .words import tokenized
 
 COPIES = 2  # of what is kept of all prompts, and of a layer's square of inputs, at once
 
 
-class ComfyEncoder:
+class ComfyEncoder(TextPart):
     """A TextModel (see unlearn.core.model) on a CLIP.
 
     Use it inside `with encoder.training(gradients=False):`. It has no gradients: what it is for is
@@ -46,10 +45,6 @@ class ComfyEncoder:
         self.device = self.clip.patcher.load_device
         self.residency = Residency((self.clip.patcher,), self.device)
         self.text = TextEncoder(self.clip, self.residency)
-
-    @property
-    def encoder(self) -> torch.nn.Module:
-        return self.text.module
 
     def selected(self, part: Part, select: str) -> dict[str, torch.Tensor]:
         """What `select` means in the text encoder, by the host's names."""
@@ -90,33 +85,6 @@ class ComfyEncoder:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
             yield self
-
-    def encoder_layers(self) -> list[tuple[str, torch.nn.Module]]:
-        return read_layers(self.encoder, self._unread)
-
-    def batches(self, prompts: Sequence[str], tokens: int) -> list[list[int]]:
-        return self.text.batches(prompts, tokens)
-
-    def read(self, prompts: Sequence[str]) -> None:
-        self.text.read(prompts)
-
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """The token vectors of the prompts. There may be no pooled vectors."""
-        return self.text.encode(prompts, lambda: self._one_a_token)
-
-    def encode_with_embeddings(
-        self, sentences: Sequence[str], vectors: torch.Tensor
-    ) -> Conditioning:
-        return self.text.with_embeddings(sentences, vectors, lambda: self._one_a_token)
-
-    def vocabulary(self) -> Vocabulary:
-        return self.text.vocabulary()
-
-    def readings(self, words: str) -> list[Reading]:
-        return readings(self.clip, words)
-
-    def token_count(self, words: str) -> int:
-        return max(len(one.tokens) for one in self.readings(words))
 
     def fingerprints(self, keys: Iterable[str]) -> dict[str, str]:
         """Fingerprints of the encoder's own weights, without any LoRA or hook on top."""

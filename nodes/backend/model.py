@@ -16,9 +16,7 @@ from ...unlearn.core.edit import Edit
 from ...unlearn.core.erasure import NETWORK
 from ...unlearn.core.first_token import first_token_detached
 from ...unlearn.core.model import Part
-from ...unlearn.core.token_reading import Reading
-from ...unlearn.core.token_slots import Vocabulary
-from ...unlearn.core.trainable import encoder_weights, network_weights, read_layers
+from ...unlearn.core.trainable import encoder_weights, network_weights
 from .aliasing import aliased
 from .checks import (
     autoencoder,
@@ -41,11 +39,11 @@ from .residency import Residency
 from .sampling import sampled
 from .schedule import Schedule
 from .text_encoder import TextEncoder
+from .text_part import TextPart
 from .version import told_with_version
-from .words import readings
 
 
-class ComfyModel:
+class ComfyModel(TextPart):
     """A DiffusionModel (see unlearn.core.model) on what a ComfyUI graph hands over.
 
     Use it inside `with model.training():`, in which gradients are possible and after which every
@@ -84,10 +82,6 @@ class ComfyModel:
     @property
     def layers(self) -> torch.nn.Module:
         return self.network.diffusion_model
-
-    @property
-    def encoder(self) -> torch.nn.Module:
-        return self.text.module
 
     def selected(self, part: Part, select: str) -> dict[str, torch.Tensor]:
         """What `select` means in a part, by the host's names."""
@@ -166,32 +160,6 @@ class ComfyModel:
         self._began = True
         if self._saved is not None:
             self._saved.clear()
-
-    def encoder_layers(self) -> list[tuple[str, torch.nn.Module]]:
-        return read_layers(self.encoder, self._unread)
-
-    def batches(self, prompts: Sequence[str], tokens: int) -> list[list[int]]:
-        return self.text.batches(prompts, tokens)
-
-    def read(self, prompts: Sequence[str]) -> None:
-        self.text.read(prompts)
-
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        return self.text.encode(prompts, lambda: self._one_a_token)
-
-    def encode_with_embeddings(
-        self, sentences: Sequence[str], vectors: torch.Tensor
-    ) -> Conditioning:
-        return self.text.with_embeddings(sentences, vectors, lambda: self._one_a_token)
-
-    def vocabulary(self) -> Vocabulary:
-        return self.text.vocabulary()
-
-    def readings(self, words: str) -> list[Reading]:
-        return readings(self.clip, words)
-
-    def token_count(self, words: str) -> int:
-        return max(len(one.tokens) for one in self.readings(words))
 
     @cached_property
     def _one_a_token(self) -> bool:
