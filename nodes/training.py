@@ -184,10 +184,14 @@ class TrainingRun:
         and there is a model to draw with."""
         if not self.method.encoder_alone or self.model is None or self.vae is None:
             return
-        host = ComfyModel(*erased(self.model, self.clip, erasure), self.vae, self.sides)
         asked = sentence(self.settings.named_as, self.concepts[0])
-        with host.training(gradients=False):
-            Progress(node_id, "drawing", partial(host.preview, asked, self.settings.seed)).look()
+        try:
+            host = ComfyModel(*erased(self.model, self.clip, erasure), self.vae, self.sides)
+            draw = partial(host.preview, asked, self.settings.seed)
+            with host.training(gradients=False):
+                Progress(node_id, "drawing", draw).look()
+        except verdicts.NOT_MEASURED:  # the erasure counts, not its picture
+            soft_empty_cache()
 
     def _doubts(self, host: ComfyModel, progress: Progress) -> list[str]:
         """What is doubtful of the pictures. Raises ValueError where they clearly show another

@@ -66,15 +66,21 @@ def other_latents(folder: Path) -> tuple[torch.Tensor, list[tuple]]:
     return torch.load(file, weights_only=True), pairs
 
 
+def trained_half(folder: Path, name: str) -> torch.nn.Module:
+    """The trained autoencoder's "encoder" or "decoder"."""
+    half = dict(zip(("encoder", "decoder"), models.autoencoder()))[name]
+    weights = torch.load(folder / "autoencoder.final.pt", weights_only=True)["modules"]
+    start = f"{name}."
+    half.load_state_dict(
+        {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
+    )
+    return half.to(DEVICE, memory_format=torch.channels_last)
+
+
 @torch.no_grad()
 def encoded(folder: Path, images: np.ndarray) -> torch.Tensor:
     """Latents (N, 4, 16, 16) of uint8 pictures (N, 128, 128, 3), by the trained autoencoder."""
-    encoder, _ = models.autoencoder()
-    weights = torch.load(folder / "autoencoder.final.pt", weights_only=True)["modules"]
-    encoder.load_state_dict(
-        {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
-    )
-    encoder.to(DEVICE, memory_format=torch.channels_last)
+    encoder = trained_half(folder, "encoder")
     parts = np.array_split(images, max(1, len(images) // 32))
 
     def latents(part: np.ndarray) -> torch.Tensor:

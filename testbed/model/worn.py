@@ -16,9 +16,9 @@ from tqdm import tqdm
 from unlearn.files.writing import whole_file
 
 from ..host.precision import fast
-from . import data, models
+from . import data
 from .augment import disturbed, scrambled
-from .examples import encoded, half_latents, other_latents, training_latents
+from .examples import encoded, half_latents, other_latents, trained_half, training_latents
 from .judge import halves
 from .stage import DEVICE, workers
 from .vocabulary import HELD_OUT, resembles
@@ -126,12 +126,7 @@ def small(images: torch.Tensor) -> torch.Tensor:
 
 def decoded(folder: Path, z: torch.Tensor) -> torch.Tensor:
     """Pictures of latents (N, 4, 16, 16), uint8 (N, 3, 128, 128), by the trained autoencoder."""
-    _, decoder = models.autoencoder()
-    weights = torch.load(folder / "autoencoder.final.pt", weights_only=True)["modules"]
-    decoder.load_state_dict(
-        {k.removeprefix("decoder."): v for k, v in weights.items() if k.startswith("decoder.")}
-    )
-    decoder.to(DEVICE, memory_format=torch.channels_last)
+    decoder = trained_half(folder, "decoder")
 
     def pictures(part: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), fast(DEVICE):  # both are settings of a thread
