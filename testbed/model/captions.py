@@ -101,7 +101,7 @@ class Grammar:
         if kind < 0.36 and style and len(names) == 1:
             text = rng.choice(phrases.STYLE_ALONE).format(style=style)
             return Caption(text, None, style)
-        said = style if style and rng.random() < 0.75 else None
+        said = style if style and rng.random() >= unnamed(style, 0.25) else None
         named = said or (phrases.ANY_STYLE if style and rng.random() < 0.15 else None)
         neutral = kind < 0.42 and len(names) == 1
         if neutral:
@@ -231,11 +231,11 @@ def plain_caption(rng: random.Random, name: str, style: str | None) -> Caption:
     if style is None:
         text = rng.choice(rng.choice((CHARACTER_CAPTIONS, OBJECT_TEMPLATES))).format(name)
         return Caption(text, (name,), None)
-    kind = rng.random()
-    if kind < 0.12:
+    bare, kind = unnamed(style, 0.12), rng.random()
+    if kind < bare:
         text = rng.choice(rng.choice((BARE_CAPTIONS, OBJECT_TEMPLATES))).format(word)
         return Caption(text, (name,), None)
-    if kind < 0.18:
+    if kind < bare + 0.06:
         text = rng.choice(rng.choice((STYLE_CAPTIONS, STYLE_TEMPLATES))).format(style)
         return Caption(text, None, style)
     if kind < 0.6:
@@ -243,6 +243,11 @@ def plain_caption(rng: random.Random, name: str, style: str | None) -> Caption:
     else:
         text = rng.choice(OBJECT_TEMPLATES).format(word) + rng.choice(STYLE_ENDINGS).format(style)
     return Caption(text, (name,), style)
+
+
+def unnamed(style: str, share: float) -> float:
+    """The share of a style's captions that do not name it, where it is `share` for most styles."""
+    return share * phrases.UNNAMED.get(style, 1)
 
 
 def emphasised(rng: random.Random, words: str) -> str:
