@@ -165,8 +165,8 @@ ADJECTIVES = (
     "funny",
 )
 
-# Two things side by side, the left one first. A bare "with" is no joint: "an image with a fox in it"
-# shows one thing.
+# Two things side by side, the left one first. A bare "with" is no joint: "an image with a fox in
+# it" shows one thing.
 JOINTS = (
     "{a} and {b}",
     "{a} next to {b}",
@@ -182,8 +182,8 @@ JOINTS = (
     "{a} plus {b}",
 )
 
-# How often a caption leaves out a style's name, against the other styles. Pictures of no named style
-# came out as flat or noto too often and hardly ever as glossy.
+# How often a caption leaves out a style's name, against the other styles. Pictures of no named
+# style came out as flat or noto too often and hardly ever as glossy.
 UNNAMED = {"flat": 0.4, "noto": 0.6, "glossy": 2.0}
 
 # How a sentence names a style: {core} is the sentence without it.
