@@ -42,7 +42,8 @@ class IdentifyConcept(UnlearnNode):
                     default="",
                     multiline=True,
                     tooltip="The words to choose from, separated by commas or line breaks. Empty: "
-                    "the built-in words of the kind: 254 things, 63 styles or 66 characters.",
+                    "the built-in words of the kind: 254 things, 63 styles, 66 characters or "
+                    "78 actions.",
                 ),
                 kind_input(),
                 io.Int.Input(

@@ -94,8 +94,8 @@ def kind_input() -> io.Combo.Input:
         "kind",
         options=[*get_args(Kind)],
         default="object",
-        tooltip="What the concept is: it decides the sentences it is named in ('a photo of a ...' "
-        "or 'a painting in the style of ...').",
+        tooltip="What the concept is: it decides the sentences it is named in ('a photo of a ...', "
+        "'a painting in the style of ...' or, for an action, 'a person, ...').",
     )
 
 

@@ -222,6 +222,9 @@ MOTION_WORDS = {
     "sway": ("sway", "swaying", "rocking to and fro"),
 }
 
+# Not moving is asked for by naming no motion, or so.
+STILL = ("standing still", "still", "not moving")
+
 
 def held_out(parts: tuple[str, ...]) -> tuple[str, ...]:
     """Every tenth part, from the seventh on: never trained on."""

@@ -283,7 +283,7 @@ def train_unet(folder: Path, steps: int = 6000, batch: int = 64, further: bool =
         weight = (5 * (1 - alpha) / alpha).clamp(max=1)
         return (weight * (predicted - noise).square()).mean()
 
-    name, peak = ("unet-further", 5e-4) if further else ("unet", 1e-3)
+    name, peak = ("unet-further", 3e-4) if further else ("unet", 1e-3)
     modules = torch.nn.ModuleDict({"unet": unet})
     Stage(name, modules, steps, peak, 200, average=0.998).run(loss, folder)
     torch.save({"modules": unet.state_dict()}, folder / "unet.final.pt")

@@ -6,8 +6,9 @@ import random
 
 import torch
 
-from ..model.captions import Grammar, in_motion
-from ..model.vocabulary import CHARACTERS, MOTIONS, OBJECTS, STYLES
+from ..model.captions import Caption, Grammar, in_motion
+from ..model.phrases import STILL
+from ..model.vocabulary import CHARACTERS, FRAMES, MOTIONS, OBJECTS, STYLES
 
 # An erased encoder yields conditionings that IconCanvas never saw, and these should move as well. A
 # real model is trained on endless captions. Here new ones are made: the conditioning of a pair is
@@ -31,7 +32,8 @@ class ClipBatches:
     """Endless random batches of (clips, seen clips, captions, beyond) in pairs.
 
     A fifth of the pairs are characters. Clips are latents (N, FRAMES, 4, 16, 16). A pair is one
-    drawing in two motions. The seen clip is the same for both, and is one of the two at random. The
+    drawing in two motions, or in one and standing still, which is what a caption without a motion
+    means. The seen clip is the same for both, and is one of the two at random. The
     second caption may be empty, which classifier-free guidance needs; its clip is then the seen
     one. `beyond` has for each pair what the function `beyond` returns.
 
@@ -49,15 +51,27 @@ class ClipBatches:
         rng, told, seen, captions, moved = self.rng, [], [], [], []
         for _ in range(self.size // 2):
             i = rng.choice(self.characters if rng.random() < 0.2 else self.objects)
-            ways = rng.sample(range(len(MOTIONS)), 2)
+            ways = rng.sample((*MOTIONS, None), 2)
             shines = rng.choice(ways)
             pair = self.pairs[i]
             # The grammar leaves the name out of some, since anything can move.
             said = self.grammar.caption(rng, (pair[0],), pair[1])
             moved.append(beyond(rng, said.text, *pair))
-            captions += [in_motion(rng, said, MOTIONS[way]).text for way in ways]
+            captions += [self.told(said, way) for way in ways]
             if rng.random() < 0.2:  # a tenth of all
                 captions[-1], ways[-1] = "", shines
-            told += [self.clips[i, way] for way in ways]
-            seen += 2 * [self.clips[i, shines]]
+            told += [self.shown(i, way) for way in ways]
+            seen += 2 * [self.shown(i, shines)]
         return torch.stack(told).float(), torch.stack(seen).float(), captions, moved
+
+    def told(self, said: Caption, motion: str | None) -> str:
+        if motion:
+            return in_motion(self.rng, said, motion).text
+        return f"{said.text}, {self.rng.choice(STILL)}" if self.rng.random() < 0.5 else said.text
+
+    def shown(self, drawing: int, motion: str | None) -> torch.Tensor:
+        """A clip, (FRAMES, 4, 16, 16)."""
+        if motion:
+            return self.clips[drawing, MOTIONS.index(motion)]
+        # What grows is at the end as large as what stands still.
+        return self.clips[drawing, MOTIONS.index("grow"), -1].expand(FRAMES, -1, -1, -1)

@@ -42,18 +42,21 @@ class Shot:
     """What a clip should show, and how it should move."""
 
     prompt: Prompt
-    motion: str
+    motion: str | None
     wording: int
     """Which of the motion's wordings the prompt has."""
 
 
-def shot(prompt: Prompt, word: str, wording: int = 0) -> Shot:
+def shot(prompt: Prompt, word: str | None, wording: int = 0) -> Shot:
+    """word: None for a prompt that names no motion: the clip should stand still."""
+    if word is None:
+        return Shot(prompt, None, wording)
     return Shot(replace(prompt, text=moving(prompt.text, word, wording)), word, wording)
 
 
 def shots() -> list[Shot]:
     """Every object in two motions and two styles, every character in one motion, in all the
-    wordings by turns."""
+    wordings by turns; and every fourth object in no motion."""
     chosen = []
     for i, name in enumerate(OBJECTS):
         for turn in (0, 1):
@@ -63,7 +66,8 @@ def shots() -> list[Shot]:
             chosen.append(shot(prompt, word, (i + turn) % WORDINGS))
     for i, name in enumerate(CHARACTERS):
         chosen.append(shot(portrait(name, "own"), MOTIONS[i % len(MOTIONS)], i % WORDINGS))
-    return chosen
+    still = [styled(name, STYLES[i % len(STYLES)], "own") for i, name in enumerate(OBJECTS[::4])]
+    return chosen + [shot(prompt, None) for prompt in still]
 
 
 @functools.lru_cache
@@ -127,7 +131,8 @@ def share(values) -> float:
 
 
 def figures(some: list[Shot], rows: list[dict]) -> dict[str, float]:
-    """{"object", "character"}: the share of right frames; {"motion"}: the share of right clips."""
+    """{"object", "character"}: the share of right frames; {"motion", "still"}: the share of right
+    clips, of those that are told to move and of those that are not."""
 
     def right(kind: str) -> float:
         return frames_right(some, rows, lambda prompt: getattr(prompt, kind) is not None)
@@ -135,7 +140,8 @@ def figures(some: list[Shot], rows: list[dict]) -> dict[str, float]:
     return {
         "object": right("object"),
         "character": right("character"),
-        "motion": share(row["shows"] == s.motion for s, row in zip(some, rows)),
+        "motion": share(row["shows"] == s.motion for s, row in zip(some, rows) if s.motion),
+        "still": share(row["shows"] is None for s, row in zip(some, rows) if not s.motion),
     }
 
 
@@ -155,7 +161,9 @@ def true_clips(some: list[Shot]) -> torch.Tensor:
     for one in some:
         p = one.prompt
         picture = drawings.of(p.object or p.character)[STYLES.index(p.style) if p.style else 0]
-        made.append(clips.clip(picture.movedim(-1, 0)[None], one.motion)[0])
+        picture = picture.movedim(-1, 0)
+        moves = clips.clip(picture[None], one.motion)[0] if one.motion else None
+        made.append(picture.expand(FRAMES, -1, -1, -1) if moves is None else moves)
     return torch.stack(made).movedim(2, -1)
 
 
@@ -209,7 +217,7 @@ def table(some: list[Shot], found: Measured) -> list[str]:
         ours, still, true = (f"{x:.1%}" for x in shares)
         return f"| {what} | {ours} | {bar} | {still} | {true} |"
 
-    ours, true = (figures(some, rows)["motion"] for rows in (found.alone, found.true))
+    ours, true = (figures(some, rows) for rows in (found.alone, found.true))
     return [
         "| what | measured | bar | image model, still | true drawings, moved |",
         "|---|---|---|---|---|",
@@ -217,7 +225,9 @@ def table(some: list[Shot], found: Measured) -> list[str]:
         line("in a style that it was trained in", lambda p: bool(p.object) and not unseen(p)),
         line("in a style that it was never seen in", unseen),
         line("character right, share of frames", lambda p: bool(p.character)),
-        f"| motion right, share of clips | {ours:.1%} | {BARS['motion']:.0%} | | {true:.1%} |",
+        f"| motion right, share of clips | {ours['motion']:.1%} | {BARS['motion']:.0%} | | "
+        f"{true['motion']:.1%} |",
+        f"| no motion where none is named | {ours['still']:.1%} | | | {true['still']:.1%} |",
         f"| seconds a clip, in batches of 4, on all cores | {found.seconds:.1f} | | | |",
     ]
 
@@ -241,7 +251,8 @@ def by_wording(some: list[Shot], rows: list[dict]) -> str:
     """A sentence with the share of clips that move as told, for each wording."""
     shares = []
     for wording in range(WORDINGS):
-        right = [r["shows"] == s.motion for s, r in zip(some, rows) if s.wording == wording]
+        told = [(s, r) for s, r in zip(some, rows) if s.motion and s.wording == wording]
+        right = [r["shows"] == s.motion for s, r in told]
         example = MOTION_WORDS[MOTIONS[0]][wording]
         shares.append(f'{share(right):.0%} as "{example}"')
     return f"Motion right, by wording: {', '.join(shares)}."
@@ -255,7 +266,8 @@ def page(some: list[Shot], found: Measured) -> str:
         "# The motion module",
         "",
         f"Made by `python -m testbed motion-report`: {len(some)} clips of {FRAMES} frames, every "
-        "object in two motions and two styles, every character in one. "
+        "object in two motions and two styles, every character in one, and every fourth object in "
+        "none. "
         f"{STEPS} steps, guidance {GUIDANCE:g}. The judge looks at each frame. The motion is "
         "estimated from the pixels (testbed/motion/estimate.py) and must be that of the prompt's "
         "last words. Beside each figure stands what can be reached at best: by single pictures "

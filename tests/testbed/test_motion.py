@@ -244,15 +244,25 @@ def test_under_much_noise_the_word_is_right_not_what_shines_through(networks: tu
     assert loss(seen, 99.0) > 100 * loss(seen, 0.0)
 
 
+def moves_as_told(caption: str, clip: torch.Tensor) -> bool:
+    """Whether a clip of latents that say whose, which and when they are does what its caption asks
+    for: a motion word, or standing still."""
+    motion = MOTIONS[int(clip.flatten()[0]) % 100 // 10]
+    moves = len(clip.unique()) == FRAMES
+    asked = [word for word, said in MOTION_WORDS.items() if caption.endswith(said)]
+    return asked == [motion] if moves else not asked and len(clip.unique()) == 1
+
+
 @pytest.mark.usefixtures("networks")  # the host, that is
 def test_pairs_differ_in_their_motion_alone() -> None:
     from testbed.motion.batches import ClipBatches
 
-    # Latents that say whose and which they are.
-    which = torch.arange(3)[:, None] * 10 + torch.arange(len(MOTIONS))
-    every = which.view(3, -1, 1, 1, 1, 1).expand(-1, -1, FRAMES, 4, 16, 16).half()
+    # Latents that say whose, which and when they are.
+    which = torch.arange(3)[:, None] * 100 + 10 * torch.arange(len(MOTIONS))
+    when = which[..., None] + torch.arange(FRAMES)
+    every = when.view(3, -1, FRAMES, 1, 1, 1).expand(-1, -1, -1, 4, 16, 16).half()
     batches = ClipBatches(every, [("fox", "ink"), ("cat", "noto"), ("Zorvik", None)], 8, seed=0)
-    empty = 0
+    empty = still = 0
     for _ in range(100):
         told, seen, captions, moved = next(batches)
         assert len(moved) == 4
@@ -260,23 +270,25 @@ def test_pairs_differ_in_their_motion_alone() -> None:
         shown = [int(z.flatten()[0]) for z in seen]
         for i in range(0, 8, 2):
             assert shown[i] == shown[i + 1]
-            assert whose[i] // 10 == whose[i + 1] // 10 == shown[i] // 10
-            assert captions[i].endswith(MOTION_WORDS[MOTIONS[whose[i] % 10]])
+            assert whose[i] // 100 == whose[i + 1] // 100 == shown[i] // 100
+            still += len(told[i].unique()) == 1
+            assert moves_as_told(captions[i], told[i])
             if captions[i + 1]:
-                assert whose[i] != whose[i + 1]
+                assert not torch.equal(told[i], told[i + 1])
                 assert shown[i] in (whose[i], whose[i + 1])
-                assert captions[i + 1].endswith(MOTION_WORDS[MOTIONS[whose[i + 1] % 10]])
+                assert moves_as_told(captions[i + 1], told[i + 1])
             else:
                 assert whose[i + 1] == shown[i]
                 empty += 1
     assert empty == pytest.approx(80, abs=25)
+    assert still == pytest.approx(400 / 6, abs=25)
 
 
 @pytest.mark.usefixtures("networks")  # the host, that is
 def test_some_captions_name_nothing_particular() -> None:
     from testbed.motion.batches import ClipBatches
 
-    every = torch.zeros(3, len(MOTIONS), 1, 1, 1, 1)
+    every = torch.zeros(3, len(MOTIONS), FRAMES, 1, 1, 1)
     pairs = [("fox", "ink"), ("cat", "noto"), ("Zorvik", None)]
     _, _, captions, _ = next(ClipBatches(every, pairs, 4000, seed=0))
     first = [caption.lower() for caption in captions[::2]]  # others may be empty
@@ -423,11 +435,14 @@ def test_shots_cover_words_and_styles() -> None:
     from testbed.motion import report as motion_report
 
     shots = motion_report.shots()
-    assert {(s.motion, s.prompt.style) for s in shots if s.prompt.style} == {
+    assert {(s.motion, s.prompt.style) for s in shots if s.motion and s.prompt.style} == {
         (word, style) for word in MOTIONS for style in STYLES
     }
-    assert all(s.prompt.text.endswith(MOTION_WORDS[s.motion][s.wording]) for s in shots)
-    assert {(s.motion, s.wording) for s in shots} == set(product(MOTIONS, range(3)))
+    told, still = [s for s in shots if s.motion], [s for s in shots if not s.motion]
+    assert all(s.prompt.text.endswith(MOTION_WORDS[s.motion][s.wording]) for s in told)
+    assert {(s.motion, s.wording) for s in told} == set(product(MOTIONS, range(3)))
+    assert len(still) == 16
+    assert not any(s.prompt.text.endswith(sum(MOTION_WORDS.values(), ())) for s in still)
 
 
 def test_report_by_hand() -> None:
@@ -456,6 +471,9 @@ def test_report_by_hand() -> None:
     assert "| in a style that it was never seen in | 12.5% |  | 0.0% | 100.0% |" in table
     assert "| character right, share of frames | 50.0% |" in table
     assert "| motion right, share of clips | 100.0% | 95% | | 100.0% |" in table
+    still = [report.shot(prompt, None) for prompt in prompts[:2]]
+    seen = rows("11111111", shows="spin") + rows("11111111")
+    assert report.figures(still, seen)["still"] == 0.5
     page = report.page(shots, found)
     assert "objects 88%, motion 100%" in page
     assert "objects 100%, motion 0%" in page

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal["object", "style", "character"]
+Kind = Literal["object", "style", "character", "action"]
+
+QUALITIES: tuple[Kind, ...] = ("style", "action")
+"""Kinds that are of a thing. The thing without them is what should remain."""
 
 # The neutral word, which takes the concept's place where no other anchor is named or chosen.
-ANCHORS: dict[Kind, str] = {"object": "picture", "style": "plain", "character": "person"}
+ANCHORS: dict[Kind, str] = {
+    "object": "picture",
+    "style": "plain",
+    "character": "person",
+    "action": "standing still",
+}
 NEUTRAL, CLOSEST = "neutral", "closest"
 """What may be typed for an anchor beside a word: the neutral word, or one that is chosen."""
 OLD_NAMES = {"instance": "character"}

@@ -36,7 +36,7 @@ TIMES = (400.0, 1000.0)
 TIMES_BESIDE_A_THING = (100.0, 800.0)
 # The weight of the difference that a word makes in the prediction. For pictures unlike its training
 # data, a denoiser overstates the effect of a word that describes the whole picture.
-CONDITIONAL_WEIGHT = {"object": 0.5, "style": 1.0, "character": 0.5}
+CONDITIONAL_WEIGHT = {"object": 0.5, "style": 1.0, "character": 0.5, "action": 0.5}
 THING_DRAWS = 32  # draws to find the object in a picture, before its style is asked for
 MOST_WORDS = 2000  # the most candidates; each costs at least one evaluation
 IN_FULL = 10  # up to this many words get all draws; more words are halved down to it

@@ -16,18 +16,21 @@ from ..prompts.templates import sentence, templates
 Encode = Callable[[Sequence[str]], Conditioning]
 ENCODED_AT_ONCE = 32  # prompts in one batch of the text encoder
 COMMON = ("cat", "house", "apple", "guitar", "car", "umbrella")
-STYLES = ("watercolor", "pencil sketch", "photograph")
+OWN = {
+    "style": ("watercolor", "pencil sketch", "photograph"),
+    "action": ("walking", "sitting", "jumping"),
+}
 PROPOSED = 6  # words at most that are proposed for protection
 NOTICEABLE = 0.05  # words that moved less, in `Neighbour.moved`, need no protection
 
 
 def near_prompts(concepts: Sequence[str], kind: Kind) -> list[str]:
-    """Prompts of three common objects; for a style, of two objects and two styles."""
-    things, styles = unnamed(COMMON, concepts), unnamed(STYLES, concepts)
-    if kind != "style":
+    """Prompts of three common objects; for a style or an action, of two objects and two of it."""
+    things, own = unnamed(COMMON, concepts), unnamed(OWN.get(kind, ()), concepts)
+    if not own:
         return [templates("object")[0].format(word) for word in things[:3]]
     return [templates("object")[0].format(word) for word in things[:2]] + [
-        templates("style")[0].format(word) for word in styles[:2]
+        templates(kind)[0].format(word) for word in own[:2]
     ]
 
 

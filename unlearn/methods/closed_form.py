@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..core.erasure import Erasure
-from ..core.kind import CLOSEST, Kind
+from ..core.kind import CLOSEST, QUALITIES, Kind
 from ..core.model import TextModel
 from ..core.progress import OnStep, Progress, as_progress
 from ..core.token_reading import Read
@@ -34,7 +34,7 @@ from .parts.settings import MethodSettings, constant, setting
 
 # How far beyond the anchor a concept is drawn, as a share of their distance in each layer. A
 # picture always has some style, so the anchor alone does not take a style away.
-OVERSHOOT: dict[Kind, float] = {"object": 0.0, "style": 0.6, "character": 0.0}
+OVERSHOOT: dict[Kind, float] = {"object": 0.0, "style": 0.6, "character": 0.0, "action": 0.0}
 AT_ONCE = 32 * 77  # tokens of a batch
 # What is kept of all prompts at one layer, in bytes: so much, or half of what the encoder's layers
 # take themselves, whichever is more. Where prompts are long and layers wide, fewer are read.
@@ -52,8 +52,8 @@ class ClosedFormSettings(MethodSettings):
     anchor: str = setting(
         "",
         "What is drawn in the concept's place. Empty, or closest: the closest thing of its kind "
-        "that the text encoder knows, for a style a plain rendering. neutral: a neutral word by "
-        "kind, after which a prompt often draws nothing clear.",
+        "that the text encoder knows; for a style a plain rendering, for an action standing still. "
+        "neutral: a neutral word by kind, after which a prompt often draws nothing clear.",
     )
     strength: float = setting(
         1.0,
@@ -142,8 +142,8 @@ def check_settings(
         )
     if not settings.strength:
         raise ValueError("A strength of 0 changes nothing; choose one above 0, for example 1.")
-    # An anchor that is chosen is never the concept; a style's is the neutral word.
-    kind = settings.kind if settings.anchor or settings.kind == "style" else None
+    # An anchor that is chosen is never the concept; that of a quality is the neutral word.
+    kind = settings.kind if settings.anchor or settings.kind in QUALITIES else None
     check_typed(concepts, settings.anchor, settings.protect, kind, read)
 
 

@@ -43,7 +43,7 @@ from .parts.settings import BALANCED, PAPER, MethodSettings, Mode, constant, set
 # How far beyond the anchor a concept is drawn, as a share of their distance. A picture always has
 # some style, so the anchor alone does not take a style away. This is a share of conditioning;
 # closed_form.OVERSHOOT is one of keys and values, and was tuned by itself.
-OVERSHOOT = {"object": 0.0, "style": 0.5, "character": 0.0}
+OVERSHOOT = {"object": 0.0, "style": 0.5, "character": 0.0, "action": 0.0}
 HELD, NAMED = 6, 2  # prompts of a step: of other things, and with the neutral word in place
 
 

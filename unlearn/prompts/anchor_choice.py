@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core.conditioning import Conditioning
-from ..core.kind import ANCHORS, CLOSEST, Kind
+from ..core.kind import ANCHORS, CLOSEST, QUALITIES, Kind
 from ..core.progress import SILENT, Progress
 from .names import unnamed
 from .paraphrases import plural
@@ -66,16 +66,17 @@ def chosen_anchors(
 ) -> dict[str, str]:
     """The anchor of each concept: the closest candidate that is known and no other name of it.
 
-    It is the neutral word for a style, for a concept that the encoder does not know, and where no
-    candidate is left. taken: words that are no anchors either, beside the concepts. candidates: the
-    words to choose from; None takes the vocabulary of the kind. draws: if given, the closest of
-    TRIED candidates that it accepts. The same input gives the same choice on one machine.
+    It is the neutral word for a style or an action, for a concept that the encoder does not know,
+    and where no candidate is left. taken: words that are no anchors either, beside the concepts.
+    candidates: the words to choose from; None takes the vocabulary of the kind. draws: if given,
+    the closest of TRIED candidates that it accepts. The same input gives the same choice on one
+    machine.
 
     Raises ValueError where the neutral word is the concept itself; `progress` may raise to cancel.
     """
     found = dict.fromkeys(concepts, ANCHORS[kind])
     words = unlike(VOCABULARY[kind] if candidates is None else candidates, [*concepts, *taken])
-    if kind != "style" and words:
+    if kind not in QUALITIES and words:
         read = meanings(model, words, concepts, SENTENCES[kind], progress)
         for concept, own, strength in zip(concepts, read.own, read.own_strengths):
             if strength < HEARD * read.strong:
@@ -239,7 +240,7 @@ def told(record: Mapping) -> str:
         return ""
     neutral = ANCHORS[kind]
     none = [concept for concept, anchor in anchors.items() if anchor == neutral]
-    if kind == "style":
+    if kind in QUALITIES:
         none = []  # there it is what was wanted
     chosen = {concept: anchor for concept, anchor in anchors.items() if concept not in none}
     said = []

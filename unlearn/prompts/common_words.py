@@ -1,4 +1,5 @@
-"""Everyday words and styles, for retention: a model should still know them after an erasure."""
+"""Everyday words, styles and actions, for retention: a model should still know them after an
+erasure."""
 
 from __future__ import annotations
 
@@ -118,4 +119,52 @@ COMMON_STYLES: tuple[str, ...] = (
     "woodcut",
     "pastel",
     "neon",
+)
+
+
+COMMON_ACTIONS: tuple[str, ...] = (
+    "walking",
+    "running",
+    "jumping",
+    "jumping up and down",
+    "dancing",
+    "sitting",
+    "lying down",
+    "standing up",
+    "turning around",
+    "spinning",
+    "sliding",
+    "moving sideways",
+    "bouncing",
+    "swaying",
+    "rocking to and fro",
+    "growing",
+    "getting larger",
+    "shrinking",
+    "falling",
+    "flying",
+    "swimming",
+    "climbing",
+    "crawling",
+    "rolling",
+    "waving",
+    "clapping",
+    "nodding",
+    "pointing",
+    "throwing a ball",
+    "riding a bicycle",
+    "driving",
+    "eating",
+    "drinking",
+    "cooking",
+    "reading",
+    "writing",
+    "singing",
+    "playing the guitar",
+    "laughing",
+    "crying",
+    "sleeping",
+    "hugging",
+    "kissing",
+    "fighting",
 )

@@ -6,8 +6,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..core.kind import ANCHORS, Kind
-from .common_words import COMMON_STYLES, COMMON_WORDS
+from ..core.kind import ANCHORS, QUALITIES, Kind
+from .common_words import COMMON_ACTIONS, COMMON_STYLES, COMMON_WORDS
 from .names import unnamed
 from .templates import in_context, templates
 
@@ -35,8 +35,9 @@ class PromptSampler:
         self.anchors = {
             concept: anchor_of(anchor, concept) or ANCHORS[kind] for concept in concepts
         }
-        self.common = unnamed((*COMMON_WORDS, *COMMON_STYLES), concepts)
-        context_words = COMMON_WORDS if kind == "style" else COMMON_STYLES
+        actions = COMMON_ACTIONS if kind == "action" else ()
+        self.common = unnamed((*COMMON_WORDS, *COMMON_STYLES, *actions), concepts)
+        context_words = COMMON_WORDS if kind in QUALITIES else COMMON_STYLES
         self.contexts = unnamed((*context_words, *protect), concepts)
 
     def prompt(self, concept: str) -> str:
@@ -62,12 +63,12 @@ class PromptSampler:
         """The concept's anchor, repeated until it has about as many tokens as the concept.
 
         The prompts with the concept and with the anchor are compared token by token. With
-        equal lengths, the words after them stand at the same positions. Not for a style: its name
-        ends the sentence, so no word follows, and repeated neutral words would only change other
-        prompts more.
+        equal lengths, the words after them stand at the same positions. Not for a style or an
+        action: its name mostly ends the sentence, so no word follows, and repeated neutral words
+        would only change other prompts more.
         """
         anchor = self.anchors[concept]
-        if self.kind == "style":
+        if self.kind in QUALITIES:
             return anchor
         concept_tokens, anchor_tokens = model.token_count(concept), model.token_count(anchor)
         return " ".join([anchor] * max(1, round(concept_tokens / max(1, anchor_tokens))))
@@ -78,12 +79,17 @@ class PromptSampler:
         prompts = [""]
         for i in range(1, count):
             word = self.rng.choice(self.protect if self.protect and i % 2 else self.common)
-            kind: Kind = "style" if word in COMMON_STYLES else "object"
-            if self.kind == "style" and word not in self.common:
-                # A protected word may be another style or an object.
-                kind = self.rng.choice(("object", "style"))
+            kind = kind_of(word)
+            if self.kind in QUALITIES and word not in self.common:
+                # A protected word may be another style or action, or an object.
+                kind = self.rng.choice(("object", self.kind))
             prompts.append(self.rng.choice((word, self.rng.choice(templates(kind)).format(word))))
         return prompts
+
+
+def kind_of(word: str) -> Kind:
+    """The kind of a common word."""
+    return "style" if word in COMMON_STYLES else "action" if word in COMMON_ACTIONS else "object"
 
 
 def anchor_of(anchor: str | Mapping[str, str], concept: str) -> str:

@@ -54,8 +54,32 @@ STYLE_TEMPLATES: tuple[str, ...] = (
     "a cropped rendition in the style of {}",
 )
 
+# Of what someone or something does. The comma suits verbs ("spinning") and nouns ("jazz dance").
+ACTION_TEMPLATES: tuple[str, ...] = (
+    "a person, {}",
+    "a man, {}",
+    "a woman, {}",
+    "a child, {}",
+    "a dog, {}",
+    "a car, {}",
+    "a photo of a person, {}",
+    "a photo of a woman, {}",
+    "a video of a man, {}",
+    "a video of people, {}",
+    "a clip of a child, {}",
+    "a close-up of a person, {}",
+    "a person {}",
+    "a woman {}",
+    "people {}",
+    "a video of {}",
+    "someone in the street, {}",
+    "a dancer on a stage, {}",
+    "a drawing of a thing, {}",
+    "{}",
+)
 
-# The prompts that Key-Step unlearning augments with: ten for each of its kinds of concept.
+# The prompts that Key-Step unlearning augments with: ten for each of its kinds of concept. For
+# actions they are ours: the probe's other sentences.
 TASK_TEMPLATES: dict[str, tuple[str, ...]] = {
     "object": (
         "a photo of a {}",
@@ -92,6 +116,18 @@ TASK_TEMPLATES: dict[str, tuple[str, ...]] = {
         "{} from head to toe",
         "{} at night",
         "a poster of {}",
+    ),
+    "action": (
+        "two people, {}",
+        "a man in a park, {}",
+        "{} at night",
+        "an old film of {}",
+        "my friend, {}",
+        "{}, seen from far away",
+        "a cat, {}",
+        "a group of people, {}",
+        "{}, slow motion",
+        "a robot, {}",
     ),
     "nudity": (
         "a photo of {}",
@@ -133,6 +169,7 @@ SENTENCES = {
     "object": "a photo of a {}",
     "style": "a painting in the style of {}",
     "character": "a photo of {}",
+    "action": "a person, {}",
 }
 
 
@@ -143,7 +180,7 @@ def sentence(kind: str, concept: str) -> str:
 
 def templates(kind: str) -> tuple[str, ...]:
     """The templates for a kind of concept. Characters use those of objects, as in the paper."""
-    return STYLE_TEMPLATES if kind == "style" else OBJECT_TEMPLATES
+    return {"style": STYLE_TEMPLATES, "action": ACTION_TEMPLATES}.get(kind, OBJECT_TEMPLATES)
 
 
 def named(rng: random.Random, kind: str, concept: str, count: int) -> list[str]:
@@ -152,13 +189,16 @@ def named(rng: random.Random, kind: str, concept: str, count: int) -> list[str]:
 
 
 def in_context(rng: random.Random, kind: str, concept: str, word: str | None = None) -> str:
-    """A random prompt of the concept with something else: an object in a style.
+    """A random prompt of the concept with something else: an object in a style, or with an action.
 
-    word: the style if the concept is an object or a character, the object if the concept is a
-    style. None takes a template with the concept alone.
+    word: the style if the concept is an object or a character, the object if the concept is a style
+    or an action. None takes a template with the concept alone.
     """
     if word is None:
         return rng.choice(templates(kind)).format(concept)
+    if kind == "action":
+        thing = rng.choice(OBJECT_TEMPLATES).format(word)
+        return rng.choice(("{}, {}", "{}, {}", "{} {}", "{} that is {}")).format(thing, concept)
     thing, style = (word, concept) if kind == "style" else (concept, word)
     ending = rng.choice((", {} style", " in {} style", " in the style of {}"))
     return rng.choice(OBJECT_TEMPLATES).format(thing) + ending.format(style)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core.kind import Kind
-from .common_words import COMMON_STYLES, COMMON_WORDS
+from .common_words import COMMON_ACTIONS, COMMON_STYLES, COMMON_WORDS
 from .typed import split_words
 
 
@@ -48,8 +48,16 @@ CHARACTERS = _listed("""
     Barbie, Groot, Deadpool, Wolverine, Optimus Prime, Terminator, Alice in Wonderland
 """)
 
+MORE_ACTIONS = _listed("""
+    ballet, breakdance, jazz dance, tango, moonwalk, handstand, cartwheel, backflip, push-ups, yoga
+    boxing, fencing, wrestling, surfing, skateboarding, skiing, ice skating, horse riding, archery
+    juggling, painting a picture, taking a selfie, blowing out candles, smoking, shooting a gun
+    stretching, kneeling, bowing, saluting, winking, yawning, sneezing, whispering, shouting
+""")
+
 VOCABULARY: dict[Kind, tuple[str, ...]] = {
     "object": (*COMMON_WORDS, *MORE_OBJECTS),
     "style": (*COMMON_STYLES, *MORE_STYLES),
     "character": CHARACTERS,
+    "action": (*COMMON_ACTIONS, *MORE_ACTIONS),
 }

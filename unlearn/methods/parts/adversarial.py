@@ -26,7 +26,8 @@ from ...core.prompt_spread import prompt_spread
 from ...prompts.sampler import PromptSampler
 from .retention import RetentionSet
 
-TOKENS: dict[Kind, int] = {"object": 3, "style": 3, "character": 5}  # as UnlearnDiffAtk has
+# As UnlearnDiffAtk has, which knows no actions.
+TOKENS: dict[Kind, int] = {"object": 3, "style": 3, "character": 5, "action": 3}
 SENTENCES, OTHERS = 4, 8  # prompts attacked, and prompts held, in a step of the encoder's
 RETENTION = 10.0
 PULL = 3.0  # of attacked prompts, and of plain ones

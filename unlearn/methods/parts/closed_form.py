@@ -25,7 +25,7 @@ from ...prompts.sampler import PromptSampler
 
 # How far beyond the anchor a concept is drawn, as a share of their distance in keys and values. A
 # picture always has some style, so the anchor alone does not take a style away.
-OVERSHOOT: dict[Kind, float] = {"object": 0.0, "style": 0.6, "character": 0.0}
+OVERSHOOT: dict[Kind, float] = {"object": 0.0, "style": 0.6, "character": 0.0, "action": 0.0}
 RETENTION = 25.0  # weight of other prompts
 REST = 0.2  # of the rate, once the solution is in
 SENTENCES = 128  # of each concept

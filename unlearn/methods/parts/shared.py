@@ -21,8 +21,8 @@ def mode() -> Any:
 def kind(**more: Any) -> Any:
     return setting(
         "object",
-        "What the concept is. It decides the sentences that name it: 'a photo of a ...' or 'a "
-        "painting in the style of ...'.",
+        "What the concept is. It decides the sentences that name it: 'a photo of a ...', 'a "
+        "painting in the style of ...' or, for an action, 'a person, ...'.",
         **more,
     )
 
