@@ -21,6 +21,7 @@ from ..unlearn.core.resume import Resume
 from ..unlearn.evaluate import verdict as verdicts
 from ..unlearn.evaluate.anchor_check import drawable
 from ..unlearn.evaluate.picture_check import check_pictures
+from ..unlearn.methods.parts import way_left
 from ..unlearn.methods.parts.method import Method
 from ..unlearn.prompts.anchor_choice import anchored, recorded, to_choose, told
 from ..unlearn.prompts.templates import sentence
@@ -251,6 +252,7 @@ class TrainingRun:
                 if save(erasure, file):
                     said += " It could not be written into the file."
         lines = [said, *verdicts.doubts(erasure.record), told(erasure.record)]
+        lines.append(way_left.told(erasure.record))
         if has_hooks(self.clip):
             lines.append("The hooks on this CLIP were left out: it is learnt without them.")
         return erasure, "".join(f"{line}\n" for line in lines if line)

@@ -107,6 +107,25 @@ def test_each_concept_may_name_its_anchor(pack: ModuleType, parts: tuple, output
         assert (now - other).norm() < 0.5 * (own - other).norm(), concept
 
 
+def test_it_tells_who_stayed_back_beside_the_others(
+    pack: ModuleType, parts: tuple, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way_left = pack.unlearn.methods.parts.way_left
+    monkeypatch.setattr(way_left, "BEHIND", 0.0)
+    monkeypatch.setattr(way_left, "median", lambda values: 0.0)  # both are behind, then
+    both = {"concept": "fox -> koala, castle -> house", "anchor": ""}
+    *_, summary = run(pack, clip=parts[1], **both)
+    (file,) = output.rglob("*.safetensors")
+    record = pack.unlearn.core.erasure.Erasure.load(file).record
+    left, alone = record["left"], record["left_alone"]
+    assert set(left) == set(alone) == {"fox", "castle"}
+    shares = [share**2 for share in left.values()]
+    assert min(shares) <= record["loss"][-1] <= max(shares)
+    assert all(0 < alone[one] < 0.5 for one in left), (left, alone)
+    assert "Not all the way at their anchors: " in summary
+    assert f"fox {1 - left['fox']:.0%} of the way, alone {1 - alone['fox']:.0%}" in summary
+
+
 def test_with_a_model_a_chosen_anchor_is_looked_at(
     pack: ModuleType, parts: tuple, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from ..evaluate import verdict
 from ..evaluate.anchor_check import drawable
 from ..evaluate.picture_check import check_pictures
 from ..files import writing
+from ..methods.parts import way_left
 from ..methods.parts.method import Method
 from ..methods.registry import METHODS
 from ..prompts.anchor_choice import anchored, recorded, told
@@ -167,7 +168,8 @@ def run(args: argparse.Namespace) -> None:
             erasure.save(args.output, precision)
         except writing.ERRORS:
             said += " It could not be written into the file."
-    print(" ".join(filter(None, (told(record), said, verdict.advice(erasure.record)))))
+    facts = (told(record), way_left.told(record), said, verdict.advice(erasure.record))
+    print(" ".join(filter(None, facts)))
 
 
 def looked_at(args: argparse.Namespace, settings: Any, model, images) -> list[str]:

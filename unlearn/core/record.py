@@ -340,6 +340,8 @@ RECORD = {
     "moved": entries(others=number()),
     "key_steps": fields({"points": list_of(number(0.0, 1e6)), "left": list_of(number())}),
     "anchors": entries(others=text()),
+    "left": entries(others=number(0.0, 1e6)),
+    "left_alone": entries(others=number(0.0, 1e6)),
     "settings": entries({"mode": text(), "anchor": anchor, "protect": list_of(text())}),
     "measured": MEASURED,
     "strengths": list_of(number()),

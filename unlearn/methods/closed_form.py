@@ -23,7 +23,7 @@ from ..core.token_reading import Read
 from ..prompts.anchor_choice import anchored
 from ..prompts.sampler import PromptSampler
 from ..prompts.word_checks import as_read, check_typed
-from .parts import shared
+from .parts import shared, way_left
 from .parts.concepts import check_concepts
 from .parts.encoder_solver import Solver
 from .parts.layer_ends import Place, places, read_together
@@ -113,10 +113,14 @@ def closed_form(
     check_settings(concepts, settings, model.readings)
     concepts, settings = as_read(concepts, settings, model.readings)
     settings, chosen = anchored(model, concepts, settings, progress=progress)
-    prompts = Prompts.of(model, list(concepts), settings)
-    layers = len(model.encoder_layers())
-    solver = Solver(prompts, settings, layers, progress)
-    walk(model, prompts.batches, prompts.places, solver.at, prompts.still)
+    solver = _solved(model, list(concepts), settings, progress)
+    left = solver.left_of
+    alone = {
+        one: _solved(model, [one], settings, progress).left_of[one]
+        for one in way_left.compared(left)
+    }
+    if alone:
+        chosen["left_alone"] = alone
     base = model.fingerprints(solver.deltas)
     record = made(
         "closed_form",
@@ -125,9 +129,19 @@ def closed_form(
         base,
         solver.left,
         kind=settings.kind,
+        left=left,
         **chosen,
     )
     return Erasure(solver.deltas, record)
+
+
+def _solved(
+    model: TextModel, concepts: list[str], settings: ClosedFormSettings, progress: Progress
+) -> Solver:
+    prompts = Prompts.of(model, concepts, settings)
+    solver = Solver(prompts, settings, len(model.encoder_layers()), progress)
+    walk(model, prompts.batches, prompts.places, solver.at, prompts.still)
+    return solver
 
 
 def check_settings(
@@ -159,6 +173,8 @@ class Prompts:
     numbers: list[list[int]] = field(default_factory=list)
     """Of each batch, the numbers of its prompts in their part. "neutral" has the number of its
     prompt with the concept."""
+    owners: list[str] = field(default_factory=list)
+    """Of each prompt with a concept, which one."""
 
     @staticmethod
     def of(model: TextModel, concepts: list[str], settings: ClosedFormSettings) -> Prompts:
@@ -180,6 +196,7 @@ class Prompts:
         named, neutral = [], []
         for concept, some in zip(concepts, sentences):
             anchor = words.neutral(concept, model)
+            found.owners += [concept] * len(some[:few])
             named += [sentence.format(concept) for sentence in some[:few]]
             neutral += [sentence.format(anchor) for sentence in some[:few]]
         for part, prompts in zip(PARTS, (named, neutral, named, others[:rest])):

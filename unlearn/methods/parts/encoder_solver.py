@@ -13,6 +13,7 @@ from .layer_ends import Place
 from .layers import Change, Waiting
 from .least_squares import compressed, solve
 from .norm_gain import NormGain
+from .way_left import share_left
 
 if TYPE_CHECKING:
     from ..closed_form import ClosedFormSettings, Prompts
@@ -38,6 +39,9 @@ class Solver:
         self.left: list[float] = []
         """Of each layer: the squared distance of the concept's prompts from their aim, as a share
         of how far they were from the anchor's."""
+        self.left_of: dict[str, float] = {}
+        """Of each concept: the share of its way to the anchor that is left after the last layer; in
+        several encoders, that of the one where most is left."""
         self.counterparts: dict[int, torch.Tensor | None] = {}
         """Of each named prompt, its tokens' counterparts in the stack of layers that it passes."""
         self.counting: list[torch.Tensor] = []
@@ -59,7 +63,7 @@ class Solver:
             name: half.float().cpu().contiguous()
             for name, half in zip(("lora_up", "lora_down"), change)
         }
-        self.left.append(_left(place, change, self.prompts.split(waiting)["named"], pairs))
+        self._note_left(place, change, self.prompts.split(waiting)["named"], pairs)
         return [None if i in self.prompts.still else change for i in range(len(waiting))]
 
     def _align(self, entering: list[torch.Tensor]) -> None:
@@ -147,6 +151,25 @@ class Solver:
             up, down = torch.cat([up, -out], 1), torch.cat([down, edited])
         return up, down
 
+    def _note_left(
+        self, place: Place, change: Change, named: list[Waiting], pairs: list[tuple]
+    ) -> None:
+        """Note what is left. pairs: of `_pairs`."""
+        sums: dict[str, torch.Tensor] = {}
+        batches = self.prompts.split(self.prompts.numbers)["named"]
+        for one, (wanted, apart), numbers in zip(named, pairs, batches):
+            missing = wanted - flat(one.gain(place, change))
+            squares = torch.stack([missing, apart]).square().double()
+            for number, own in zip(numbers, squares.view(2, len(numbers), -1).sum(2).T):
+                owner = self.prompts.owners[number]
+                sums[owner] = sums.get(owner, 0) + own
+        rest, whole = sum(sums.values()).tolist()
+        self.left.append(rest / max(whole, 1e-30))
+        if not place.left:
+            for owner, own in sums.items():
+                share = round(share_left(*own.tolist()), 4)
+                self.left_of[owner] = max(share, self.left_of.get(owner, 0.0))
+
     def _sampled(self, part: str, enough: int | None, words_first: bool) -> list[torch.Tensor]:
         """Random tokens of each batch of a part: about `enough` in all. None: all of them.
 
@@ -169,15 +192,6 @@ class Solver:
             shares = torch.where(pads, rest, share)
             chosen.append(own[torch.rand(len(own), generator=draw) < shares])
         return chosen
-
-
-def _left(place: Place, change: Change, named: list[Waiting], pairs: list) -> float:
-    """See `Solver.left`. pairs: of `Solver._pairs`."""
-    rest = whole = 0.0
-    for one, (wanted, apart) in zip(named, pairs):
-        rest += float((wanted - flat(one.gain(place, change))).square().sum())
-        whole += float(apart.square().sum())
-    return rest / max(whole, 1e-30)
 
 
 def _of_size(one: Waiting, gain: NormGain | None, chosen: torch.Tensor) -> torch.Tensor:
