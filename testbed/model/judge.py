@@ -107,11 +107,14 @@ class JudgeNetwork(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """(N, 2 * last * width): the mean and the maximum of the trunk's last maps."""
-        return _summary(self.maps(x)[-1])
+        return summary(self.maps(x)[-1])
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        maps = self.maps(x)
-        features = styles = _summary(maps[-1])
+        return self.logits(self.maps(x))
+
+    def logits(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The logits of each head, from `maps`."""
+        features = styles = summary(maps[-1])
         if self.early:
             parts = [statistic for k in (-4, -2) for statistic in _statistics(maps[k])]
             styles = torch.cat([features, *parts], 1)
@@ -120,7 +123,8 @@ class JudgeNetwork(nn.Module):
         }
 
 
-def _summary(maps: torch.Tensor) -> torch.Tensor:
+def summary(maps: torch.Tensor) -> torch.Tensor:
+    """(N, 2 * channels): the mean and the maximum of maps (N, channels, H, W)."""
     return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
 
 

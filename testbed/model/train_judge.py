@@ -15,7 +15,7 @@ from ..host.precision import fast
 from . import data
 from .augment import augmented, smeared, to_images
 from .examples import halved
-from .judge import HEADS, SIZE, WEIGHTS, Judge, JudgeNetwork, labels
+from .judge import HEADS, IGNORED, SIZE, WEIGHTS, Judge, JudgeNetwork, labels, summary
 from .stage import DEVICE, WORKERS, Stage
 from .vocabulary import CHARACTERS, HELD_OUT, OBJECTS, STYLES, other_drawing, resembles
 from .worn import Worn, worn
@@ -38,6 +38,11 @@ SHARES = {
 # Of each head's loss: the weight, and the smoothing of the right answers. A style is the hardest to
 # tell, and its answers must be sure enough to separate sets that look alike.
 LOSSES = {"object": (1.0, 0.05), "style": (2.0, 0.0), "character": (1.0, 0.05), "count": (1.0, 0.0)}
+
+
+# A thing's name is also asked for by a head that is not kept. It knows the names of all icons, so
+# what it learns of drawings of one thing in other styles holds for things that it has seen in few.
+NAME = 1.0  # its weight
 
 
 def examples(trial: bool = False) -> tuple[np.ndarray, list[tuple]]:
@@ -88,7 +93,8 @@ def kind_of_example(names: tuple[str, ...]) -> str:
 
 
 class JudgeBatches:
-    """Endless random batches of (augmented pictures (N, 3, SIZE, SIZE), right answers by head).
+    """Endless random batches of (augmented pictures (N, 3, SIZE, SIZE), right answers by head, and
+    as "name" the number of what they show in `names`).
 
     images, pairs: the drawings, and the (name, style) of each.
     """
@@ -99,6 +105,8 @@ class JudgeBatches:
         self.images, self.pairs, self.worn = images, pairs, worn
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
+        self.names = sorted({name.replace("-", " ") for name, _ in pairs})
+        self.number = {name: i for i, name in enumerate(self.names)}
         self.counts = {
             what: tuple(round(share * size) for share in shares) for what, shares in SHARES.items()
         }
@@ -121,11 +129,11 @@ class JudgeBatches:
         for kind in ("object", "character", "other"):
             for i in self.rng.choices(self.of_kind[kind], k=self.counts[kind][0]):
                 pictures.append(self.images[i])
-                answers.append(labels((self.pairs[i][0],), self.pairs[i][1]))
+                answers.append(self.answer((self.pairs[i][0],), self.pairs[i][1]))
         for _ in range(self.counts["two"][0]):
             picture, names, style = self.two()
             pictures.append(picture)
-            answers.append(labels(names, style))
+            answers.append(self.answer(names, style))
         smears = self.rng.choices(range(len(self.images)), k=max(4, self.counts["smear"][0]))
         drawn = torch.cat(
             [
@@ -133,16 +141,25 @@ class JudgeBatches:
                 smeared(to_images(self.images[smears]), self.generator),
             ]
         )
-        answers += [labels((), None, smear=True) for _ in smears]
+        answers += [self.answer((), None) for _ in smears]
         chosen = [
             i
             for kind, (_, count) in self.counts.items()
             for i in self.rng.choices(self.worn_of_kind[kind], k=count)
         ]
-        answers += [labels(*self.worn.shown[i], smear=not self.worn.shown[i][0]) for i in chosen]
+        answers += [self.answer(*self.worn.shown[i]) for i in chosen]
         sets = drawn, to_images(self.worn.images[chosen])
         x = torch.cat([augmented(some, self.generator) for some in sets])
-        return x, {head: torch.tensor([answer[head] for answer in answers]) for head in HEADS}
+        heads = (*HEADS, "name")
+        return x, {head: torch.tensor([answer[head] for answer in answers]) for head in heads}
+
+    def answer(self, names: tuple[str, ...], style: str | None) -> dict[str, int]:
+        """The right answers of a picture of these things; no name means a smear."""
+        shown = names[0].replace("-", " ") if len(names) == 1 else ""
+        return {
+            **labels(names, style, smear=not names),
+            "name": self.number.get(shown, IGNORED),
+        }
 
     def two(self) -> tuple[np.ndarray, tuple[str, str], str | None]:
         """A picture of two things, their names and their style."""
@@ -165,7 +182,7 @@ def train_judge(
     """
     amounts, tried = AMOUNTS[DEVICE.type], folder / "judge-trial.safetensors"
     further = not trial and tried.is_file()
-    name = "judge-trial" if trial else "judge-further" if further else "judge"
+    stage = "judge-trial" if trial else "judge-further" if further else "judge"
     network = JudgeNetwork()
     if further:
         network.load_state_dict({k: v.float() for k, v in load_file(tried).items()})
@@ -177,21 +194,24 @@ def train_judge(
     size = (batch or amounts["batch"]) // WORKERS
     seen = pictures.made_of(left_out, wanted=False) if trial else pictures
     batches = [JudgeBatches(images, pairs, seen, size, worker) for worker in range(WORKERS)]
+    width = network.heads["object"].in_features
+    name = torch.nn.Linear(width, len(batches[0].names)).to(DEVICE)
 
     def loss(worker: int) -> torch.Tensor:
         x, right = next(batches[worker])
         with fast(DEVICE):
-            logits = network(x.to(DEVICE, memory_format=torch.channels_last))
+            maps = network.maps(x.to(DEVICE, memory_format=torch.channels_last))
+            logits = {**network.logits(maps), "name": name(summary(maps[-1]))}
         return sum(
             weight
             * F.cross_entropy(logits[head].float(), right[head].to(DEVICE), label_smoothing=smooth)
-            for head, (weight, smooth) in LOSSES.items()
+            for head, (weight, smooth) in {**LOSSES, "name": (NAME, 0.0)}.items()
         )
 
-    modules = torch.nn.ModuleDict({"judge": network})
+    modules = torch.nn.ModuleDict({"judge": network, "name": name})
     steps = steps or amounts["further" if further else "first"]
     peak = 7e-4 if further else 2e-3
-    Stage(name, modules, steps, peak, decay=0.03, average=0.99).run(loss, folder)
+    Stage(stage, modules, steps, peak, decay=0.03, average=0.99).run(loss, folder)
     file = tried if trial else WEIGHTS
     file.parent.mkdir(exist_ok=True)
     with whole_file(file) as new:

@@ -216,7 +216,8 @@ def test_batches_show_every_kind_as_drawn_and_worn() -> None:
     names = [("fox",), ("Zorvik",), ("ogre",), ("fox", "owl"), ()]
     styles = ["noto", None, "ink", "noto", None]
     worn = Worn(np.full((5, SIZE, SIZE, 3), 100, np.uint8), list(zip(names, styles)), [()] * 5)
-    x, right = next(JudgeBatches(images, pairs, worn, 48, seed=0))
+    batches = JudgeBatches(images, pairs, worn, 48, seed=0)
+    x, right = next(batches)
     assert x.shape == (len(right["count"]), 3, SIZE, SIZE)
     assert 46 <= len(x) <= 52
     is_worn = x.mean((1, 2, 3)) < 0.75  # the dark ones, though their corners are white
@@ -227,6 +228,12 @@ def test_batches_show_every_kind_as_drawn_and_worn() -> None:
     assert {OBJECTS.index("fox"), len(OBJECTS)} <= named
     smears = right["count"] == len(COUNTS)
     assert (right["style"][smears] == len(STYLES)).all()
+    assert batches.names == ["Mirabo", "Zorvik", "fox", "ogre", "owl"]
+    assert (right["name"][right["count"] != 0] == IGNORED).all(), "two things, or nothing"
+    asked = right["name"][right["count"] == 0]
+    assert set(asked.tolist()) == set(range(5))
+    foxes = right["object"][right["count"] == 0] == OBJECTS.index("fox")
+    assert ((asked == 2) == foxes).all()
 
 
 @pytest.mark.usefixtures("host")
@@ -275,6 +282,7 @@ def test_the_judge_goes_on_from_the_trial_judge(
     for name, weight in judge.network.named_parameters():
         start = trial.network.get_parameter(name)
         assert (weight - start).abs().max() < 2e-3, f"one step of warm-up moves {name} little"
+    assert set(judge.network.heads) == set(HEADS), "the head for all names is not kept"
     assert sorted(file.name for file in tmp_path.glob("*.pt")) == [
         "judge-further.pt",
         "judge-trial.pt",
