@@ -96,7 +96,7 @@ def test_the_command_has_the_options_that_it_had(parser: Parser) -> None:
     assert now["--start"] == {**before["--start"], "metavar": "N"}
     assert set(now["--method"]["choices"]) >= set(before["--method"]["choices"])
     assert now["--method"]["default"] == before["--method"]["default"]
-    assert now["--kind"]["choices"] == [*before["--kind"]["choices"], "nudity"]
+    assert now["--kind"]["choices"] == [*before["--kind"]["choices"], "action", "nudity"]
 
 
 @pytest.mark.parametrize("line", before_registry.COMMAND_LINES)
@@ -145,10 +145,14 @@ def test_an_option_has_the_limit_of_its_own_method(parser: Parser) -> None:
         method_options.chosen({"warm": shots}, SimpleNamespace(method="warm", shots=2))
 
 
-def test_nudity_is_a_kind_of_key_step_alone(parser: Parser) -> None:
+def test_key_step_has_nudity_and_the_others_have_actions(parser: Parser) -> None:
     assert asked(parser, "--method key_step --kind nudity")["settings"]["kind"] == "nudity"
+    assert asked(parser, "--kind action")["settings"]["kind"] == "action"
     assert asked(parser, "--kind nudity") == (
-        "few_shot takes one of object, style, character; correct --kind."
+        "few_shot takes one of object, style, character, action; correct --kind."
+    )
+    assert asked(parser, "--method key_step --kind action") == (
+        "key_step takes one of object, style, character, nudity; correct --kind."
     )
 
 
