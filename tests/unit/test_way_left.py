@@ -10,6 +10,7 @@ MANY = {"fox": 0.1, "owl": 0.12, "bus": 0.08, "cat": 0.6, "dog": 0.45}
 def test_behind_are_those_with_much_left_and_more_than_the_others() -> None:
     assert way_left.behind(MANY) == ["cat", "dog"]
     assert way_left.behind(dict.fromkeys(MANY, 0.3)) == []
+    assert way_left.behind({**dict.fromkeys(MANY, 0.01), "cat": 0.3}) == [], "that is little"
     # All stayed back alike: none is behind the others.
     assert way_left.behind({**dict.fromkeys(MANY, 0.5), "cat": 0.9}) == []
     assert way_left.behind({**dict.fromkeys(MANY, 0.5), "cat": 1.0}) == ["cat"]

@@ -21,7 +21,7 @@ def share_left(rest: float, whole: float) -> float:
 
 def behind(left: Mapping[str, float]) -> list[str]:
     """The concepts that stayed back, the furthest first. left: of each the share that is left."""
-    if len(left) < 2:
+    if not left:
         return []
     least = max(BEHIND, 2 * median(left.values()))
     return sorted((one for one in left if left[one] >= least), key=lambda one: -left[one])
