@@ -38,7 +38,7 @@ def test_the_node_has_the_methods_widgets(extended: ModuleType) -> None:
     assert inputs["steps"][1]["tooltip"] == "How many steps."
     limits = {name: inputs["steps"][1][name] for name in ("default", "min", "max")}
     assert limits == {"default": 40, "min": 1, "max": 1000}
-    assert inputs["kind"][1]["options"] == ["object", "style", "character"]
+    assert inputs["kind"][1]["options"] == ["object", "style", "character", "action"]
     assert "rate" not in inputs, "a constant has no widget"
     assert info["output"][:2] == ["CLIP", "ERASURE"]
 

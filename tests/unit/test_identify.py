@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import islice
+from typing import get_args
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from testbed.model import drawings
 from testbed.model.vocabulary import HELD_OUT, OBJECTS, STYLES
 from testbed.studies.identify import objects, styles, views
 from unlearn.core.conditioning import Conditioning
+from unlearn.core.kind import Kind
 from unlearn.evaluate.classifier import TIMES, Ranking, Word, identify, parse_words, rounds
 from unlearn.evaluate.classifier_report import verdict
 from unlearn.evaluate.collateral import neighbours
@@ -246,10 +248,10 @@ def promised(file: str, sentence: str) -> list[int]:
 
 
 def test_there_are_as_many_words_as_is_promised() -> None:
-    counts = [len(VOCABULARY[kind]) for kind in ("object", "style", "character")]
-    page = r"(\d+) things, (\d+) styles and artists or (\d+) well-known characters"
+    counts = [len(VOCABULARY[kind]) for kind in get_args(Kind)]
+    page = r"(\d+) things, (\d+) styles and artists, (\d+) well-known characters or (\d+) actions"
     assert promised("nodes/web/docs/IdentifyConcept.md", page) == counts
-    tooltip = r"(\d+) things, (\d+) styles or (\d+) characters"
+    tooltip = r'(\d+) things, (\d+) styles, (\d+) characters or "\s+"(\d+) actions'
     assert promised("nodes/identify.py", tooltip) == counts
     assert promised("unlearn/cli/identify.py", r"among (\d+) everyday words") == counts[:1]
     page = r"for (\d+) common things the German, French, Spanish and Italian names"

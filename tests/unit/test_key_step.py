@@ -573,7 +573,7 @@ def test_record_says_how_it_was_made() -> None:
     assert record["steps"] == len(record["loss"]) == 3
     assert set(record["base"]) == set(key_step(TinyNetworkModel(), ["cat"], settings).deltas)
     assert set(record["moved"]) == {"Zorvik"}
-    assert set(TASK_TEMPLATES) == set(BY_KIND)
+    assert set(TASK_TEMPLATES) == {*BY_KIND, "action"}
 
 
 @pytest.mark.parametrize("settings", MODES)
