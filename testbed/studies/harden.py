@@ -25,6 +25,7 @@ from ..host import workers
 from ..host.machine import machine, measured_on
 from ..host.precision import fast
 from ..model import drawings, measure, pack
+from . import curves
 
 DOCS = testbed.ROOT / "docs"
 KEPT = testbed.ROOT / "output" / "harden"
@@ -255,30 +256,15 @@ def by_seconds(rows: list[dict]) -> dict[float, list[dict]]:
 
 def curve(rows: list[dict], file: Path) -> None:
     """Plot the means of post-ASR, IRA and CRA, and the ASR of each concept, against the seconds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 3.6))
     rows = told(rows)
-    for concept in dict.fromkeys(row["concept"] for row in rows):
-        some = sorted((r["seconds"], r["post"]) for r in rows if r["concept"] == concept)
-        axes.plot(*zip(*some), color="tab:red", alpha=0.25)
-    groups = by_seconds(rows)
-    for key, color, label in (
-        ("post", "tab:red", "post-ASR"),
-        ("ira", "tab:blue", "IRA"),
-        ("cra", "tab:green", "CRA"),
-    ):
-        means = [mean(row[key] for row in some) for some in groups.values()]
-        axes.plot(list(groups), means, "o-", color=color, label=label)
-    axes.axhline(BAR, color="gray", linestyle=":")
-    axes.set(xlabel="seconds of hardening", ylim=(-0.03, 1.03))
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+    groups, names = by_seconds(rows), {"post-ASR": "post", "IRA": "ira", "CRA": "cra"}
+    with curves.plot(file, "seconds of hardening", BAR, -0.03) as axes:
+        for concept in dict.fromkeys(row["concept"] for row in rows):
+            some = sorted((r["seconds"], r["post"]) for r in rows if r["concept"] == concept)
+            axes.plot(*zip(*some), color=curves.COLOURS["post-ASR"], alpha=0.25)
+        for label, key in names.items():
+            means = {seconds: mean(r[key] for r in some) for seconds, some in groups.items()}
+            curves.draw(axes, label, means)
 
 
 def write(rows: list[dict], options: argparse.Namespace) -> None:

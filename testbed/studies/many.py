@@ -26,6 +26,7 @@ from ..host.machine import machine, measured_on
 from ..model import drawings, measure, pack
 from ..model.measure import Prompt, portrait, styled
 from ..model.vocabulary import CHARACTERS, OBJECTS, STYLES
+from . import curves
 
 DOCS = testbed.ROOT / "docs"
 KEPT = testbed.ROOT / "output" / "many"
@@ -184,28 +185,14 @@ def page(rows: list[dict]) -> str:
 
 def curve(rows: list[dict], file: Path) -> None:
     """Plot UA, IRA, CRA and the style kept against the number of concepts."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 3.6))
     means = by_count(rows)
-    for key, color, label in (
-        ("ua", "tab:red", "UA"),
-        ("ira", "tab:blue", "IRA"),
-        ("cra", "tab:green", "CRA"),
-        ("style_kept", "tab:orange", "style kept"),
-    ):
-        axes.plot(list(means), [one[key] for one in means.values()], "o-", color=color, label=label)
-    axes.axhline(BAR, color="gray", linestyle=":")
-    axes.set(xlabel="concepts in one encoder", xscale="log", ylim=(0.45, 1.02))
-    axes.set_xticks(list(means), [str(count) for count in means])
-    axes.minorticks_off()
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+    names = {"UA": "ua", "IRA": "ira", "CRA": "cra", "style kept": "style_kept"}
+    with curves.plot(file, "concepts in one encoder", BAR, 0.45) as axes:
+        for label, key in names.items():
+            curves.draw(axes, label, {count: one[key] for count, one in means.items()})
+        axes.set_xscale("log")
+        axes.set_xticks(list(means), [str(count) for count in means])
+        axes.minorticks_off()
 
 
 def write(rows: list[dict], options: argparse.Namespace) -> None:
