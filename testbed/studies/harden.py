@@ -11,7 +11,6 @@ measured again, so a stopped run continues.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from statistics import mean
@@ -25,9 +24,8 @@ from ..host import workers
 from ..host.machine import machine, measured_on
 from ..host.precision import fast
 from ..model import drawings, measure, pack
-from . import curves
+from . import curves, options
 
-DOCS = testbed.ROOT / "docs"
 KEPT = testbed.ROOT / "output" / "harden"
 CONCEPTS = ("fox", "guitar", "flat", "ink", "Zorvik")
 SECONDS = (0, 30, 60, 120)
@@ -267,48 +265,40 @@ def curve(rows: list[dict], file: Path) -> None:
             curves.draw(axes, label, means)
 
 
-def write(rows: list[dict], options: argparse.Namespace) -> None:
+def write(rows: list[dict], asked: argparse.Namespace) -> None:
     rows.sort(key=lambda row: (row["concept"], row["seconds"]))
-    workers.write_rows(options.json, rows)
-    options.page.write_text(page(rows), encoding="utf-8")
-    curve(rows, options.page.with_suffix(".png"))
+    workers.write_rows(asked.json, rows)
+    asked.page.write_text(page(rows), encoding="utf-8")
+    curve(rows, asked.page.with_suffix(".png"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m testbed.studies.harden",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options.parser("harden", __doc__)
     parser.add_argument("--concept", nargs="+", type=measure.known, default=list(CONCEPTS))
     parser.add_argument("--seconds", nargs="+", type=float, default=list(SECONDS))
-    parser.add_argument("--json", type=Path, default=DOCS / "harden.json")
-    parser.add_argument("--page", type=Path, default=DOCS / "harden.md")
-    parser.add_argument("--jobs", type=int, help=workers.JOBS_HELP)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        work(json.loads(options.worker))
+    asked = parser.parse_args()
+    if asked.worker is not None:
+        work(asked.worker)
         return
-    rows = json.loads(options.json.read_text("utf-8")) if options.json.exists() else []
+    rows = options.kept_rows(asked.json)
     done = {(row["concept"], row["seconds"]) for row in rows}
     # Few seconds first, for all concepts, so that a stopped run leaves complete groups.
     missing = [
         (concept, seconds)
-        for seconds in options.seconds
-        for concept in options.concept
+        for seconds in asked.seconds
+        for concept in asked.concept
         if (concept, seconds) not in done
     ]
     by_itself = {row["concept"]: row["unasked"] for row in rows if "unasked" in row}
-    for concept in {*options.concept, *(row["concept"] for row in rows)} - by_itself.keys():
+    for concept in {*asked.concept, *(row["concept"] for row in rows)} - by_itself.keys():
         by_itself[concept] = unasked(concept)
     for row in rows:
         row["unasked"] = by_itself[row["concept"]]
-    shares = workers.shared(missing, [concept for concept, _ in missing], options.jobs)
+    shares = workers.shared(missing, [concept for concept, _ in missing], asked.jobs)
     for row in workers.results("testbed.studies.harden", shares):
         rows.append({**row, "unasked": by_itself[row["concept"]]})
-        write(rows, options)
-    write(rows, options)
+        write(rows, asked)
+    write(rows, asked)
     print(page(rows))
 
 

@@ -11,7 +11,6 @@ stopped run continues.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from pathlib import Path
@@ -26,9 +25,8 @@ from ..host.machine import machine, measured_on
 from ..model import drawings, measure, pack
 from ..model.measure import Prompt, portrait, styled
 from ..model.vocabulary import CHARACTERS, OBJECTS, STYLES
-from . import curves
+from . import curves, options
 
-DOCS = testbed.ROOT / "docs"
 KEPT = testbed.ROOT / "output" / "many"
 COUNTS, SEEDS = (1, 2, 4, 8, 16, 32, 48), (0, 1)
 JUDGED = 8  # erased concepts that are drawn, in all styles
@@ -195,44 +193,33 @@ def curve(rows: list[dict], file: Path) -> None:
         axes.minorticks_off()
 
 
-def write(rows: list[dict], options: argparse.Namespace) -> None:
+def write(rows: list[dict], asked: argparse.Namespace) -> None:
     rows.sort(key=lambda row: (row["count"], row["seed"]))
-    workers.write_rows(options.json, rows)
-    options.page.write_text(page(rows), encoding="utf-8")
-    curve(rows, options.page.with_suffix(".png"))
+    workers.write_rows(asked.json, rows)
+    asked.page.write_text(page(rows), encoding="utf-8")
+    curve(rows, asked.page.with_suffix(".png"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m testbed.studies.many",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options.parser("many", __doc__)
     parser.add_argument("--count", nargs="+", type=int, default=list(COUNTS))
     parser.add_argument("--seed", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--json", type=Path, default=DOCS / "many.json")
-    parser.add_argument("--page", type=Path, default=DOCS / "many.md")
-    parser.add_argument("--jobs", type=int, help=workers.JOBS_HELP)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        work(json.loads(options.worker))
+    asked = parser.parse_args()
+    if asked.worker is not None:
+        work(asked.worker)
         return
-    if wrong := [count for count in options.count if not 0 < count < len(OBJECTS)]:
+    if wrong := [count for count in asked.count if not 0 < count < len(OBJECTS)]:
         parser.error(f"{wrong[0]} concepts cannot be erased: take 1 to {len(OBJECTS) - 1}.")
-    rows = json.loads(options.json.read_text("utf-8")) if options.json.exists() else []
+    rows = options.kept_rows(asked.json)
     done = {(row["count"], row["seed"]) for row in rows}
     missing = [
-        (count, seed)
-        for seed in options.seed
-        for count in options.count
-        if (count, seed) not in done
+        (count, seed) for seed in asked.seed for count in asked.count if (count, seed) not in done
     ]
-    jobs = workers.shared(missing, missing, options.jobs, cost=lambda job: 40 + job[0])
+    jobs = workers.shared(missing, missing, asked.jobs, cost=lambda job: 40 + job[0])
     for row in workers.results("testbed.studies.many", jobs):
         rows.append(row)
-        write(rows, options)
-    write(rows, options)
+        write(rows, asked)
+    write(rows, asked)
     print(page(rows))
 
 

@@ -13,10 +13,8 @@ measured again, so a stopped run continues. Erasures and pictures are kept in ou
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from pathlib import Path
 from statistics import mean
 
 import torch
@@ -29,8 +27,8 @@ from ..host import workers
 from ..host.machine import machine, measured_on
 from ..model import drawings, pack
 from ..model.measure import kind_of, known
+from . import options
 
-DOCS = testbed.ROOT / "docs"
 KEPT = testbed.ROOT / "output" / "probe"
 CONCEPTS = ("fox", "guitar", "pizza", "castle", "flat", "ink", "noto", "Zorvik", "Quillon")
 EDITS = ("none", "random", "few_shot")
@@ -202,51 +200,43 @@ def page(rows: list[dict], plain: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m testbed.studies.probe",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options.parser("probe", __doc__)
     parser.add_argument(
         "--concept", nargs="+", type=known, help="concepts (default: those of the level)"
     )
     parser.add_argument("--edit", nargs="+", choices=EDITS, default=list(EDITS))
     parser.add_argument("--level", choices=("quick", "full", PLAIN), default="quick")
-    parser.add_argument("--json", type=Path, default=DOCS / "probe.json")
-    parser.add_argument("--page", type=Path, default=DOCS / "probe.md")
-    parser.add_argument("--jobs", type=int, help=workers.JOBS_HELP)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        work(json.loads(options.worker))
+    asked = parser.parse_args()
+    if asked.worker is not None:
+        work(asked.worker)
         return
-    plain = options.level == PLAIN
-    rows = json.loads(options.json.read_text("utf-8")) if options.json.exists() else []
+    plain = asked.level == PLAIN
+    rows = options.kept_rows(asked.json)
     done = {(row["concept"], row["edit"], row["level"]) for row in rows}
     missing = [
-        (concept, edit, options.level)
-        for concept in options.concept or (BENCH_CONCEPTS if plain else CONCEPTS)
-        for edit in options.edit
-        if (concept, edit, options.level) not in done
+        (concept, edit, asked.level)
+        for concept in asked.concept or (BENCH_CONCEPTS if plain else CONCEPTS)
+        for edit in asked.edit
+        if (concept, edit, asked.level) not in done
     ]
     # A concept's edits share its erasure, so they stay in one process.
-    shares = workers.shared(missing, [concept for concept, *_ in missing], options.jobs)
+    shares = workers.shared(missing, [concept for concept, *_ in missing], asked.jobs)
     for row in workers.results("testbed.studies.probe", shares):
         rows.append(row)
-        write(rows, options)
-    write(rows, options)
-    if options.page.exists():
-        print(options.page.read_text("utf-8"))
+        write(rows, asked)
+    write(rows, asked)
+    if asked.page.exists():
+        print(asked.page.read_text("utf-8"))
 
 
-def write(rows: list[dict], options: argparse.Namespace) -> None:
+def write(rows: list[dict], asked: argparse.Namespace) -> None:
     rows.sort(key=lambda row: (row["level"], row["concept"], EDITS.index(row["edit"])))
-    workers.write_rows(options.json, rows)
+    workers.write_rows(asked.json, rows)
     # Each level has its own budgets, so the page's table has rows of one level.
-    level = "quick" if options.level == PLAIN else options.level
+    level = "quick" if asked.level == PLAIN else asked.level
     some, plain = ([row for row in rows if row["level"] == one] for one in (level, PLAIN))
     if some:
-        options.page.write_text(page(some, plain), encoding="utf-8")
+        asked.page.write_text(page(some, plain), encoding="utf-8")
 
 
 def work(jobs: list[tuple[str, str, str]]) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 Kind = Literal["object", "style", "character", "action"]
 
 QUALITIES: tuple[Kind, ...] = ("style", "action")
-"""Kinds that are of a thing. The thing without them is what should remain."""
+"""Kinds that a thing has, as it has a style. Where one is erased, the thing should remain."""
 
 # The neutral word, which takes the concept's place where no other anchor is named or chosen.
 ANCHORS: dict[Kind, str] = {

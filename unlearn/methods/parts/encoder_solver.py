@@ -158,9 +158,11 @@ class Solver:
         sums: dict[str, torch.Tensor] = {}
         batches = self.prompts.split(self.prompts.numbers)["named"]
         for one, (wanted, apart), numbers in zip(named, pairs, batches):
-            missing = wanted - flat(one.gain(place, change))
-            squares = torch.stack([missing, apart]).square().double()
-            for number, own in zip(numbers, squares.view(2, len(numbers), -1).sum(2).T):
+            ways = wanted - flat(one.gain(place, change)), apart
+            squares = [
+                way.square().view(len(numbers), -1).sum(1, dtype=torch.float64) for way in ways
+            ]
+            for number, own in zip(numbers, torch.stack(squares, 1)):
                 owner = self.prompts.owners[number]
                 sums[owner] = sums.get(owner, 0) + own
         rest, whole = sum(sums.values()).tolist()
