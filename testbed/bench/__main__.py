@@ -6,8 +6,8 @@
     python dev.py bench --method few_shot --concept fox --json rows.json
 
 Rows, table, plot and pictures are written to output/bench, unless you name files. Rows that the
-JSON file already has are not measured again, so a stopped run continues. Delete the file to measure
-everything again.
+JSON file already has for the same weights and judge are not measured again, so a stopped run
+continues. Delete the file to measure everything again.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ def main() -> None:
         rows = run_parallel(missing, options.jobs, options.json, rows)
     wanted = {job_key(job) for job in jobs}
     shown = [row for row in rows if job_key(row) in wanted]
+    if not shown:
+        raise SystemExit("bench: no such row is measured yet; run it without --no-run.")
     print(table(shown))
     for file in options.table or ():
         write_table(file, shown)
@@ -103,7 +105,11 @@ def main() -> None:
 
 
 def read_rows(file: Path | None) -> list[dict]:
-    return json.loads(file.read_text("utf-8")) if file and file.exists() else []
+    """The file's rows of the repository's weights."""
+    from ..model.fingerprint import of_these_weights
+
+    rows = json.loads(file.read_text("utf-8")) if file and file.exists() else []
+    return of_these_weights(rows, file)
 
 
 def run_parallel(

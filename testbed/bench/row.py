@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..host.machine import machine
 from ..host.precision import fast
 from ..model import drawings, measure, sentences, vocabulary
+from ..model.fingerprint import made_with
 from ..model.vocabulary import CHARACTERS, STYLES
 from .attacks import attacked
 from .pictures import save_strip, save_typed, strip_file, typed_file
@@ -187,7 +187,7 @@ def measure_job(package, parts, judge, before: Drawn, job: dict) -> list[dict]:
                 "seconds": round(one.seconds, 2),
                 "peak_mb": one.peak_mb,
                 "file_bytes": size,
-                "machine": machine(),
+                **made_with(),
             }
         )
         if job.get("attack"):

@@ -21,9 +21,10 @@ import testbed
 
 from ..bench.row import SHOTS, draw_before
 from ..host import workers
-from ..host.machine import machine, measured_on
+from ..host.machine import measured_on
 from ..host.precision import fast
 from ..model import drawings, measure, pack
+from ..model.fingerprint import made_with
 from . import curves, options
 
 KEPT = testbed.ROOT / "output" / "harden"
@@ -137,7 +138,7 @@ def row_of(package, parts, judge, before: torch.Tensor, concept: str, seconds: f
         **{key: scores[key] for key in ("ua", "ira", "cra", "style_kept")},
         "pre": mean(plain),
         "post": mean(either),
-        "machine": machine(),
+        **made_with(),
     }
 
 

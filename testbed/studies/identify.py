@@ -23,10 +23,12 @@ import torch.nn.functional as F
 import testbed
 
 from ..host import workers
-from ..host.machine import machine, measured_on
+from ..host.machine import measured_on
 from ..host.precision import fast
 from ..model import drawings, pack
+from ..model.fingerprint import made_with
 from ..model.vocabulary import DRAWINGS, HELD_OUT, OBJECTS, STYLES
+from .options import kept_rows
 
 DOCS = testbed.ROOT / "docs"
 SHOTS = 4
@@ -182,7 +184,7 @@ def measure(package, model, one: Set, draws: int | None = None) -> dict:
         "explained": round(ranking.words[0].explained, 4),
         "evaluations": ranking.evaluations,
         "seconds": round(time.perf_counter() - started, 2),
-        "machine": machine(),
+        **made_with(),
     }
 
 
@@ -286,7 +288,7 @@ def main() -> None:
     torch.set_num_threads(1)
     package = pack.load()
     model = package.nodes.backend.model.ComfyModel(*pack.checkpoint(), size=(drawings.SIZE,) * 2)
-    rows = json.loads(options.json.read_text("utf-8")) if options.json.exists() else []
+    rows = kept_rows(options.json)
     dearer = cost(package.unlearn.evaluate.classifier.rounds)
     jobs, totals = [], {}
     for name, sets in SETS.items():

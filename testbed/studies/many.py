@@ -21,8 +21,9 @@ import torch
 import testbed
 
 from ..host import workers
-from ..host.machine import machine, measured_on
+from ..host.machine import measured_on
 from ..model import drawings, measure, pack
+from ..model.fingerprint import made_with
 from ..model.measure import Prompt, portrait, styled
 from ..model.vocabulary import CHARACTERS, OBJECTS, STYLES
 from . import curves, options
@@ -104,7 +105,7 @@ def row_of(package, parts, judge, count: int, seed: int) -> dict:
         "seconds": round(took, 2),
         "cpu_seconds": round(cpu, 2),
         "file_bytes": sum(t.numel() * 2 for t in erasure.state_dict().values()),
-        "machine": machine(),
+        **made_with(),
     }
 
 

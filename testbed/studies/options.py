@@ -10,6 +10,7 @@ from typing import Any
 import testbed
 
 from ..host import workers
+from ..model.fingerprint import of_these_weights
 
 DOCS = testbed.ROOT / "docs"
 
@@ -30,5 +31,5 @@ def parser(study: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def kept_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of an earlier run; none if there was none."""
-    return json.loads(file.read_text("utf-8")) if file.exists() else []
+    """The rows of an earlier run on the same weights; none if there was none."""
+    return of_these_weights(json.loads(file.read_text("utf-8")) if file.exists() else [], file)

@@ -24,8 +24,9 @@ import testbed
 from ..bench.attacks import posts, probed
 from ..bench.plan import CONCEPTS as BENCH_CONCEPTS
 from ..host import workers
-from ..host.machine import machine, measured_on
+from ..host.machine import measured_on
 from ..model import drawings, pack
+from ..model.fingerprint import made_with
 from ..model.measure import kind_of, known
 from . import options
 
@@ -83,7 +84,7 @@ def measure(package, parts, judge, concept: str, edit: str, level: str):
         )
     how = {"attack": False, "phrasings": 0} if level == PLAIN else {}
     found = probed(package, parts, edited, judge, concept, "quick" if how else level, **how)
-    row = {"concept": concept, "edit": edit, "level": level, "norm": norm, "machine": machine()}
+    row = {"concept": concept, "edit": edit, "level": level, "norm": norm, **made_with()}
     row |= {"judge_pre": found.rate(judged=True), "judge_post": posts(found)}
     return row | found.record(), found
 

@@ -16,7 +16,6 @@ measured again, so a stopped run continues.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import time
 from concurrent.futures import as_completed
@@ -39,6 +38,7 @@ from ..host.precision import fast
 from ..host.workers import JOBS_HELP, processes
 from ..model import checkpoint, drawings
 from ..model.captions import moving
+from ..model.fingerprint import fingerprint
 from ..model.judge import Judge
 from ..model.measure import GUIDANCE, STEPS, Prompt, kind_of, known, prompts_for
 from ..model.vocabulary import FRAMES, MOTIONS
@@ -230,12 +230,9 @@ def save_strip(job: Job, clips: list[Clip], made: torch.Tensor) -> None:
     grid(torch.cat([made[0], made[near]]), FRAMES).save(STRIPS / f"{job.name}.png")
 
 
-def fingerprint(modules: Path, effort: Effort = FULL) -> str:
+def weights_of(modules: Path, effort: Effort = FULL) -> str:
     """A hash of the measured weights and the effort. Rows with another hash do not count."""
-    digest = hashlib.sha256(repr(effort).encode())
-    for file in (checkpoint.WEIGHTS, modules):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
+    return fingerprint(checkpoint.WEIGHTS, modules, also=repr(effort))
 
 
 def read_rows(file: Path, weights: str) -> list[dict]:
@@ -261,7 +258,7 @@ def run(
     """Measure the missing jobs in processes of one thread each; add them to `rows` and the file."""
     if not missing:
         return
-    weights = fingerprint(modules, effort)
+    weights = weights_of(modules, effort)
     with processes(workers) as pool:
         waiting = [pool.submit(measure, job, modules, effort) for job in missing]
         for done in tqdm(as_completed(waiting), total=len(waiting), desc="transfer"):
@@ -316,7 +313,7 @@ def main(arguments: list[str]) -> None:
         GROUPS if options.groups == "all" and not options.concept else (),
     )
     effort = QUICK if options.quick else FULL
-    rows = read_rows(options.json, fingerprint(options.motion, effort))
+    rows = read_rows(options.json, weights_of(options.motion, effort))
     have = {job_of(row) for row in rows}
     missing = [] if options.no_run else [job for job in wanted if job not in have]
     run(missing, rows, options.json, options.motion, effort, options.jobs)

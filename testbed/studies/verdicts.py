@@ -11,7 +11,6 @@ file already has are not measured again. Erasures and pictures are kept in outpu
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 from contextlib import contextmanager
@@ -21,12 +20,13 @@ import torch
 
 import testbed
 
-from ..host.machine import machine
 from ..host.workers import write_rows
 from ..model import drawings, pack
+from ..model.fingerprint import made_with
 from ..model.measure import kind_of
 from ..model.vocabulary import CHARACTERS
 from ..model.vocabulary import OBJECTS as THINGS
+from .options import kept_rows
 from .verdicts_page import page, table
 from .verdicts_plan import (
     ANCHORS,
@@ -161,7 +161,7 @@ def measure(package, parts, judge, case: Case, step: int, erasure, end) -> dict:
         "cpu": round(count.cpu, 2),
         "training_rows": end.record["measured"]["rows"],
         "training_cpu": end.record["measured"]["cpu"],
-        "machine": machine(),
+        **made_with(),
     }
     prompts = [p for p in ways[0].drawn if case.concept in p]
     sides = []
@@ -215,7 +215,7 @@ def check(package, parts, concept: str, against: str) -> dict:
         "said": said,
         "rows": count.rows,
         "cpu": round(count.cpu, 2),
-        "machine": machine(),
+        **made_with(),
     }
 
 
@@ -257,7 +257,7 @@ def main(arguments: list[str]) -> None:
     from ..model.judge import Judge
 
     parts, judge = pack.checkpoint(), Judge()
-    rows = json.loads(options.json.read_text("utf-8")) if options.json.exists() else []
+    rows = kept_rows(options.json)
     done = {(row["case"], row["step"]) for row in rows if "case" in row}
     done |= {(row["pictures"], row["against"]) for row in rows if "against" in row}
     chosen = options.case or [*names, "pictures"]

@@ -18,7 +18,14 @@ from testbed.studies import many
 
 ROW = {
     **{"count": 8, "seed": 0, "ua": 1.0, "ira": 0.98, "cra": 0.96, "style_kept": 0.9},
-    **{"behind": 1, "seconds": 4.2, "cpu_seconds": 4.0, "file_bytes": 900_000, "machine": "one"},
+    **{
+        "behind": 1,
+        "seconds": 4.2,
+        "cpu_seconds": 4.0,
+        "file_bytes": 900_000,
+        "weights": "0",
+        "machine": "one",
+    },
 }
 
 
