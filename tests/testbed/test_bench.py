@@ -1,6 +1,6 @@
 """The benchmark's jobs and tables; what a job measures the demo's test and the erasures' cover."""
 
-from __future__ import json
+from __future__ import annotations
 
 import argparse
 import json
