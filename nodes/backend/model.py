@@ -18,6 +18,7 @@ from ...unlearn.core.first_token import first_token_detached
 from ...unlearn.core.model import Part
 from ...unlearn.core.trainable import encoder_weights, network_weights
 from .aliasing import aliased
+from .autoencoder import drawn_from
 from .checks import (
     autoencoder,
     check_clip,
@@ -188,9 +189,15 @@ class ComfyModel(TextPart):
         leaves = tree_leaves([cond.cond for cond in conds.values()])
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
-    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+    @property
+    def has_autoencoder(self) -> bool:
+        return self.vae is not None
+
+    def encode_images(
+        self, images: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
         check_vae(self.vae)
-        with torch.no_grad(), untracked():
+        with torch.no_grad(), untracked(), drawn_from(self.vae, generator):
             # One by one: a video model's VAE would take several for the frames of one video.
             parts = [self.vae.encode(one[..., :3]) for one in images.split(1)]
             self.residency.make_room()

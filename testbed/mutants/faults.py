@@ -144,12 +144,29 @@ FAULTS: list[Fault] = [
         ("weight decay reversed", "weight_decay=1e-8", "weight_decay=-1e-8"),
         ("the paper's betas are Adam's usual ones", "(0.9, 0.98), 1e-6", "(0.9, 0.999), 1e-6"),
         ("the paper's eps is Adam's usual one", "(0.9, 0.98), 1e-6", "(0.9, 0.98), 1e-8"),
-        ("no picture is flipped", "rng.random() < 0.5 else x0)", "rng.random() < 0.0 else x0)"),
-        ("flipped upside down", "x0.flip(-1)", "x0.flip(-2)"),
         (
             "one template for all",
-            "named(prompt_rng, settings.kind",
-            "named(random.Random(0), settings.kind",
+            "prompt_rng.choice(paper_templates(",
+            "random.Random(0).choice(paper_templates(",
+        ),
+    ),
+    *faults(
+        "few-shot",
+        PARTS + "few_shot_pictures.py",
+        ["few_shot"],
+        ("no picture is flipped", "rng.random() < 0.5 else one", "rng.random() < 0.0 else one"),
+        ("flipped upside down", "one.flip(1)", "one.flip(0)"),
+        ("drawn pictures are not loaded", "if not model.has_autoencoder:", "if True:"),
+        ("latents are the mean", "torch.stack(pictures), noise)", "torch.stack(pictures))"),
+    ),
+    *faults(
+        "few-shot",
+        "unlearn/prompts/templates.py",
+        ["few_shot"],
+        (
+            "styles in our own templates",
+            'PAPER_STYLE_TEMPLATES if kind == "style" else templates(kind)',
+            "templates(kind)",
         ),
     ),
     *faults(

@@ -2,7 +2,9 @@
 
 import random
 
-# The templates of Textual Inversion (Gal et al., arXiv 2208.01618), which few-shot unlearning uses.
+# The object templates of Textual Inversion (Gal et al., arXiv 2208.01618), which few-shot
+# unlearning uses, and 17 of its style templates. Textual Inversion has 19: two of these 17 stand in
+# it twice. In their place are the last two here, which are ours.
 OBJECT_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}",
     "a rendering of a {}",
@@ -52,6 +54,13 @@ STYLE_TEMPLATES: tuple[str, ...] = (
     "a large painting in the style of {}",
     "a close-up picture in the style of {}",
     "a cropped rendition in the style of {}",
+)
+
+# As Textual Inversion and the authors of few-shot unlearning have them.
+PAPER_STYLE_TEMPLATES: tuple[str, ...] = (
+    *STYLE_TEMPLATES[:-2],
+    "a cropped painting in the style of {}",
+    "a close-up painting in the style of {}",
 )
 
 # Of what someone or something does. The comma suits verbs ("spinning") and nouns ("jazz dance").
@@ -181,6 +190,12 @@ def sentence(kind: str, concept: str) -> str:
 def templates(kind: str) -> tuple[str, ...]:
     """The templates for a kind of concept. Characters use those of objects, as in the paper."""
     return {"style": STYLE_TEMPLATES, "action": ACTION_TEMPLATES}.get(kind, OBJECT_TEMPLATES)
+
+
+def paper_templates(kind: str) -> tuple[str, ...]:
+    """The templates of few-shot unlearning's authors (arXiv 2405.07288): 27 for objects, and 19 for
+    styles, of which two are there twice. They have none for actions; those are ours."""
+    return PAPER_STYLE_TEMPLATES if kind == "style" else templates(kind)
 
 
 def named(rng: random.Random, kind: str, concept: str, count: int) -> list[str]:
