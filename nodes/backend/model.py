@@ -16,7 +16,7 @@ from ...unlearn.core.edit import Edit
 from ...unlearn.core.erasure import NETWORK
 from ...unlearn.core.first_token import first_token_detached
 from ...unlearn.core.model import Part
-from ...unlearn.core.trainable import encoder_weights, network_weights
+from ...unlearn.core.trainable import encoder_weights, network_rows, network_weights
 from .aliasing import aliased
 from .autoencoder import drawn_from
 from .checks import (
@@ -83,6 +83,11 @@ class ComfyModel(TextPart):
     @property
     def layers(self) -> torch.nn.Module:
         return self.network.diffusion_model
+
+    def rows(self, part: Part, select: str) -> dict[str, slice]:
+        """Of weights that `select` means in part, which rows."""
+        found = network_rows(self.layers, select) if part == "denoiser" else {}
+        return {NETWORK + key: rows for key, rows in found.items()}
 
     def selected(self, part: Part, select: str) -> dict[str, torch.Tensor]:
         """What `select` means in a part, by the host's names."""
@@ -190,6 +195,10 @@ class ComfyModel(TextPart):
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     @property
+    def told_guidance(self) -> bool:
+        return getattr(getattr(self.layers, "params", None), "guidance_embed", False)
+
+    @property
     def has_autoencoder(self) -> bool:
         return self.vae is not None
 
@@ -257,7 +266,8 @@ class ComfyModel(TextPart):
             patcher, root, prefix = self.clip.patcher, self.encoder, ""
         else:
             patcher, root, prefix = self.patcher, self.layers, NETWORK
-        edit = Edit(self.selected(part, select), rank, seed, self.device)
+        rows = self.rows(part, select)
+        edit = Edit(self.selected(part, select), rank, seed, self.device, rows)
         edit.after_step = self.release_saved_tensors
         if part == "denoiser":
             edit.gradient_scale = 1 / self.denoiser.gradient_scale

@@ -141,6 +141,7 @@ class TinyModel:
     def release_saved_tensors(self) -> None:
         pass
 
+    told_guidance = False
     has_autoencoder = True
     deviation = 0.0
     """Of what the autoencoder says of a picture."""

@@ -75,6 +75,11 @@ class DiffusionModel(TextModel, Protocol):
         """The denoiser's modules, under the names of their weights. For reading only."""
 
     @property
+    def told_guidance(self) -> bool:
+        """Whether the denoiser is told the guidance as a number and draws by that alone, as Flux
+        dev and HunyuanVideo 1 do. Classifier-free guidance on top oversaturates its pictures."""
+
+    @property
     def has_autoencoder(self) -> bool:
         """Whether it can encode and decode images. ComfyUI may have no VAE connected."""
 

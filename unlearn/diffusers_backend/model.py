@@ -193,6 +193,10 @@ class DiffusersModel:
         return Conditioning(cross, None if pooled is None else pooled.float())
 
     @property
+    def told_guidance(self) -> bool:
+        return False
+
+    @property
     def has_autoencoder(self) -> bool:
         return True
 

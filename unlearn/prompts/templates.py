@@ -87,8 +87,8 @@ ACTION_TEMPLATES: tuple[str, ...] = (
     "{}",
 )
 
-# The prompts that Key-Step unlearning augments with: ten for each of its kinds of concept. For
-# actions they are ours: the probe's other sentences.
+# The prompts that Key-Step unlearning augments with: ten for each of its kinds of concept, as many
+# as the authors have, in our own words. For actions: the probe's other sentences.
 TASK_TEMPLATES: dict[str, tuple[str, ...]] = {
     "object": (
         "a photo of a {}",
@@ -153,24 +153,28 @@ TASK_TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
-def augmented(rng: random.Random, kind: str, concept: str) -> str:
-    """A random prompt for the concept, as KSCU augments late in training (arXiv 2507.06526).
+def augmented(rng: random.Random, kind: str, concept: str) -> list[str]:
+    """Ten other prompts for the concept, with which KSCU augments late in training (arXiv
+    2507.06526): one from each template of its kind, every one altered. KSCU draws them once, and
+    its templates are not these."""
+    return [altered(rng, template).replace("{}", concept) for template in TASK_TEMPLATES[kind]]
 
-    It takes one of ten templates. Then it changes nothing, shuffles the words, drops a word or adds
-    a few letters. The concept's own words stay together.
-    """
-    template = rng.choice(TASK_TEMPLATES[kind])
+
+def altered(rng: random.Random, template: str) -> str:
+    """A template with its words in another order, without one of them, or with a few letters before
+    or behind it. The slot stays, so the concept's own words stay together."""
     words = template.split()
-    change = rng.choice(("none", "shuffle", "drop", "characters"))
     others = [i for i, word in enumerate(words) if "{}" not in word]
-    if change == "shuffle":
-        rng.shuffle(words)
-    elif change == "drop" and others:
+    change = rng.choice(("shuffle", "drop", "characters") if others else ("characters",))
+    if change == "drop":
         del words[rng.choice(others)]
     elif change == "characters":
         letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(1, 4)))
         words.insert(rng.choice((0, len(words))), letters)
-    return " ".join(words).replace("{}", concept)
+    else:
+        while " ".join(words) == template:
+            rng.shuffle(words)
+    return " ".join(words)
 
 
 # The sentence that names a concept alone, for previews and measurements.
