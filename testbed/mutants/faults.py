@@ -1163,6 +1163,11 @@ FAULTS: list[Fault] = [
         METHODS + "baselines/weight_pruning.py",
         ["cpdm_baselines"],
         ("weights are doubled", "-edit.weights[key].float() *", "edit.weights[key].float() *"),
+        (
+            "pruned after the last draw alone",
+            "for key, rows in cut.items():",
+            "for key, rows in cut.items() if number + 1 == settings.draws else ():",
+        ),
         ("cuts the smallest", "rows.topk(count, 1)", "rows.topk(count, 1, largest=False)"),
         ("cuts in silent channels", "(one >= least)", "(one < least)"),
         ("share of channels", "int(share * every.numel())", "int(2 * share * every.numel())"),
