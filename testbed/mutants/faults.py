@@ -295,7 +295,7 @@ FAULTS: list[Fault] = [
         ),
         (
             "balanced walk without guidance",
-            "settings.guidance, noise, settings.batch",
+            "guidance, noise, settings.batch",
             "1.0, noise, settings.batch",
         ),
         ("the paper's betas are ours", "(0.9, 0.999), 1e-8", "(0.9, 0.98), 1e-8"),
@@ -427,12 +427,12 @@ FAULTS: list[Fault] = [
         (
             "all of a fused layer is trained",
             "found[name] = 3 * width",
-            "found[name] = first.out_features",
+            "found[name] = given",
         ),
         (
             "plain feed-forward counts as fused",
-            "width < second.in_features < first",
-            "width < first",
+            "width < read < given",
+            "width < given",
         ),
         ("a block's own q, k and v are left out", " | _bare_attention(layers)", ""),
     ),

@@ -213,7 +213,7 @@ def network_rows(root: torch.nn.Module, trainable: str) -> dict[str, slice]:
     for name, end in _attention(layers)[2].items():
         part = {
             "cross-attention": slice(0, end),
-            "outside-cross-attention": slice(end, layers[name].out_features),
+            "outside-cross-attention": slice(end, _sides(layers[name])[1]),
         }.get(trainable)
         if part is not None:
             rows |= {f"{name}.{kind}": part for kind in ("weight", "bias")}
@@ -245,12 +245,16 @@ def _fused(layers: Mapping[str, torch.nn.Module]) -> dict[str, int]:
         second = layers.get(f"{path}.linear2")
         if last != "linear1" or second is None:
             continue
-        width = first.in_features
+        (width, given), (read, out) = _sides(first), _sides(second)
         # A plain feed-forward part has a second layer that reads all that the first one gives.
-        reads_both = second.out_features == width < second.in_features < first.out_features
-        if reads_both and first.out_features > 3 * width:
+        if out == width < read < given and given > 3 * width:
             found[name] = 3 * width
     return found
+
+
+def _sides(layer: torch.nn.Module) -> tuple[int, int]:
+    """How many numbers a linear layer takes and gives."""
+    return getattr(layer, "in_features", 0), getattr(layer, "out_features", 0)
 
 
 def _bare_attention(layers: Mapping[str, torch.nn.Module]) -> set[str]:

@@ -134,9 +134,11 @@ def guidance_of(model: DiffusionModel, settings: KeyStepSettings) -> tuple[float
 
     By Flux's recipe a denoiser that is told its guidance, as Flux dev is, draws by that alone.
     """
+    guidance = settings.guidance
+    assert guidance is not None  # `fitted` has decided it
     if settings.mode == "paper" and settings.recipe == "flux" and model.told_guidance:
-        return 1.0, {"guidance": settings.guidance}
-    return settings.guidance, {}
+        return 1.0, {"guidance": guidance}
+    return guidance, {}
 
 
 def paper(
@@ -152,6 +154,7 @@ def paper(
     guidance, told = guidance_of(model, settings)
     trajectory = Trajectory(model, settings.steps, guidance, noise)
     edit.kept_as = torch.bfloat16 if settings.precision == "bfloat16" else None
+    assert settings.learning_rate is not None  # `fitted` has decided it
     optimiser = edit.adam((0.9, 0.999), 1e-8, rate=settings.learning_rate)
     rng = random.Random(settings.seed)
     total, times = settings.length(len(concepts)), timesteps(settings.steps)
@@ -212,7 +215,8 @@ def balanced(
     pictures that the original model drew of them, at the same noise.
     """
     noise = torch.Generator().manual_seed(settings.seed)
-    trajectory = Trajectory(model, settings.steps, settings.guidance, noise, settings.batch)
+    guidance, _ = guidance_of(model, settings)
+    trajectory = Trajectory(model, settings.steps, guidance, noise, settings.batch)
     optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=settings.rate)
     rng = random.Random(settings.seed)
     total, times = settings.length(len(concepts)), timesteps(settings.steps)
