@@ -120,8 +120,9 @@ class TrainingRun:
             return kept, file, f"{said}Trained before with these inputs; read from the file.\n"
         check_writable(file)
         host = self._host()
+        asked = settings if method.encoder_alone else settings.fitted(host)
         planned = host.prepare(
-            method.part, settings.weights, settings.rank, settings.rows, settings.prompts_kept
+            method.part, asked.weights, asked.rank, asked.rows, asked.prompts_kept
         )
         resume.reserved = file_bytes(planned)
         check_space(file, resume.reserved)

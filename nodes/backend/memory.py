@@ -39,7 +39,7 @@ def plan_training(
     model.check_encoder()
     model.residency.load()  # what is free is beside them
     weights = model.selected(part, select)
-    trained = trained_values(weights, rank)
+    trained = trained_values(weights, rank, model.rows(part, select))
     # Autograd keeps each edited weight as it was used: an encoder's in float32.
     used = model.network.get_dtype_inference().itemsize if part == "denoiser" else 4
     copies = _cast_bytes(model) + sum(w.numel() * used for w in weights.values())

@@ -16,8 +16,9 @@ from ...unlearn.core.edit import Edit
 from ...unlearn.core.erasure import NETWORK
 from ...unlearn.core.first_token import first_token_detached
 from ...unlearn.core.model import Part
-from ...unlearn.core.trainable import encoder_weights, network_weights
+from ...unlearn.core.trainable import encoder_weights, network_rows, network_weights
 from .aliasing import aliased
+from .autoencoder import drawn_from
 from .checks import (
     autoencoder,
     check_clip,
@@ -82,6 +83,11 @@ class ComfyModel(TextPart):
     @property
     def layers(self) -> torch.nn.Module:
         return self.network.diffusion_model
+
+    def rows(self, part: Part, select: str) -> dict[str, slice]:
+        """Of weights that `select` means in part, which rows."""
+        found = network_rows(self.layers, select) if part == "denoiser" else {}
+        return {NETWORK + key: rows for key, rows in found.items()}
 
     def selected(self, part: Part, select: str) -> dict[str, torch.Tensor]:
         """What `select` means in a part, by the host's names."""
@@ -188,9 +194,19 @@ class ComfyModel(TextPart):
         leaves = tree_leaves([cond.cond for cond in conds.values()])
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
-    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+    @property
+    def told_guidance(self) -> bool:
+        return getattr(getattr(self.layers, "params", None), "guidance_embed", False)
+
+    @property
+    def has_autoencoder(self) -> bool:
+        return self.vae is not None
+
+    def encode_images(
+        self, images: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
         check_vae(self.vae)
-        with torch.no_grad(), untracked():
+        with torch.no_grad(), untracked(), drawn_from(self.vae, generator):
             # One by one: a video model's VAE would take several for the frames of one video.
             parts = [self.vae.encode(one[..., :3]) for one in images.split(1)]
             self.residency.make_room()
@@ -250,7 +266,8 @@ class ComfyModel(TextPart):
             patcher, root, prefix = self.clip.patcher, self.encoder, ""
         else:
             patcher, root, prefix = self.patcher, self.layers, NETWORK
-        edit = Edit(self.selected(part, select), rank, seed, self.device)
+        rows = self.rows(part, select)
+        edit = Edit(self.selected(part, select), rank, seed, self.device, rows)
         edit.after_step = self.release_saved_tensors
         if part == "denoiser":
             edit.gradient_scale = 1 / self.denoiser.gradient_scale

@@ -29,7 +29,7 @@ def sampled(
     guidance as a number, such as Flux dev and HunyuanVideo 1, draw without classifier-free
     guidance, since both together oversaturate the pictures.
     """
-    if getattr(getattr(model.layers, "params", None), "guidance_embed", False):
+    if model.told_guidance:
         guidance = 1.0
     with torch.no_grad():
         positive = prompts if isinstance(prompts, Conditioning) else model.encode(prompts)

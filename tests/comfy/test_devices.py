@@ -119,6 +119,29 @@ def test_text_encoder_is_trained_and_probed_there(
         )
 
 
+@pytest.mark.slow
+def test_the_papers_modes_run_there(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With pictures that are flipped, resized, encoded and drawn there."""
+    methods = pack.unlearn.methods
+    with elsewhere(monkeypatch) as device, torch.inference_mode():
+        original = host_model(pack, *testbed.model.pack.checkpoint())
+        assert original.device == device
+        with original.training():
+            few = methods.few_shot.FewShotSettings(mode="paper", epochs=1, shots=2)
+            key = methods.key_step.KeyStepSettings(
+                mode="paper", steps=6, start=4, iterations=2, augment=1.0, precision="bfloat16"
+            )
+            domain = methods.domain_correction.DomainCorrectionSettings(
+                mode="paper", pictures=2, iterations=2, alone=1, batch=2, as_released=True
+            )
+            for erasure in (
+                methods.few_shot.few_shot(original, ["fox"], None, few),
+                methods.key_step.key_step(original, ["fox"], key),
+                methods.domain_correction.domain_correction(original, ["fox"], domain),
+            ):
+                assert 0 < erasure.norm() < torch.inf
+
+
 def values(weight: torch.Tensor) -> torch.Tensor:
     """A copy; what the checkpoint lacks is uninitialised memory, which may be no number."""
     return weight.to("cpu", torch.float32, copy=True).nan_to_num()

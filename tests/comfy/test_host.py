@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -250,6 +250,28 @@ def test_latents_are_the_stock_autoencoders(pack: ModuleType, loaded: Loaded) ->
         latents = model.encode_images(images)
     stock = loaded.model.model.process_latent_in(loaded.vae.encode(images[..., :3]))
     assert torch.allclose(latents, stock, atol=1e-5)  # it encodes both at once
+
+
+def test_a_drawn_latent_is_the_hosts_mean_and_its_deviation_times_noise(pack: ModuleType) -> None:
+    """IconCanvas's autoencoder says no variance, so this is Stable Diffusion's kind, made small."""
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    sizes = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 4, "double_z": True}
+    fixed = {"in_channels": 3, "out_ch": 3, "resolution": 16, "attn_resolutions": [], "dropout": 0}
+    network = AutoencoderKL(ddconfig={**sizes, **fixed}, embed_dim=4)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    drawn_from = pack.nodes.backend.autoencoder.drawn_from
+    vae, picture = SimpleNamespace(first_stage_model=network), torch.rand(1, 3, 16, 16)
+    moments = network.quant_conv(network.encoder(picture))
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    by_hand = moments[:, :4] + (moments[:, 4:] / 2).exp() * noise
+    with drawn_from(vae, torch.Generator().manual_seed(3)):
+        assert torch.allclose(network.encode(picture), by_hand, atol=1e-5)
+    with drawn_from(vae, None):
+        assert torch.equal(network.encode(picture), moments[:, :4])
+    assert torch.equal(network.encode(picture), moments[:, :4])
 
 
 def test_encoder_with_a_lora_trains_as_it_is(

@@ -615,6 +615,18 @@ def xl(xl_pipeline: StableDiffusionXLPipeline) -> DiffusersModel:
     return DiffusersModel(xl_pipeline)
 
 
+def test_a_drawn_latent_is_the_mean_and_the_deviation_times_noise(xl: DiffusersModel) -> None:
+    picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        said = xl.vae.encode(picture.movedim(-1, 1) * 2 - 1).latent_dist
+    by_hand = 0.13025 * (said.mean + (said.logvar / 2).exp() * noise)
+    drawn = xl.encode_images(picture, torch.Generator().manual_seed(3))
+    assert torch.allclose(drawn, by_hand, atol=1e-6)
+    assert torch.allclose(xl.encode_images(picture), 0.13025 * said.mean, atol=1e-6)
+    assert not torch.allclose(drawn, xl.encode_images(picture), atol=1e-2)
+
+
 def test_xl_conditioning_is_the_pipelines_own(
     xl_pipeline: StableDiffusionXLPipeline, xl: DiffusersModel
 ) -> None:
@@ -780,6 +792,9 @@ def test_both_predict_and_draw_alike(pair: Pair, pictures: torch.Tensor) -> None
         assert relative(ours.predict_x0(x, t, wanted), comfy.predict_x0(x, t, wanted)) < 1e-6
         latents = comfy.encode_images(pictures)
         assert relative(ours.encode_images(pictures), latents) < 1e-7
+        # IconCanvas's autoencoder says no variance, so there is nothing to draw.
+        seeded = torch.Generator().manual_seed(5)
+        assert torch.equal(ours.encode_images(pictures, seeded), ours.encode_images(pictures))
         assert relative(ours.decode_latents(latents), comfy.decode_latents(latents)) < 1e-4
         drawn = comfy.sample(PROMPTS, seed=3, steps=6)
         assert relative(ours.sample(PROMPTS, seed=3, steps=6), drawn) < 1e-4

@@ -141,7 +141,20 @@ class TinyModel:
     def release_saved_tensors(self) -> None:
         pass
 
-    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+    told_guidance = False
+    has_autoencoder = True
+    deviation = 0.0
+    """Of what the autoencoder says of a picture."""
+
+    def encode_images(
+        self, images: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        mean = self._mean_latents(images)
+        if generator is None:
+            return mean
+        return mean + self.deviation * torch.randn(mean.shape, generator=generator)
+
+    def _mean_latents(self, images: torch.Tensor) -> torch.Tensor:
         return images[..., :1].mean((1, 2), keepdim=True).movedim(-1, 1)
 
     def decode_latents(self, x0: torch.Tensor) -> torch.Tensor:
@@ -331,7 +344,7 @@ class TinyNetworkModel(TinyModel):
             rows.append(self._layers(torch.cat(parts)))
         return Conditioning(nn.utils.rnn.pad_sequence(rows, batch_first=True))
 
-    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+    def _mean_latents(self, images: torch.Tensor) -> torch.Tensor:
         return nn.functional.adaptive_avg_pool2d(images.movedim(-1, 1), self.SHAPE[1:])
 
     def decode_latents(self, x0: torch.Tensor) -> torch.Tensor:

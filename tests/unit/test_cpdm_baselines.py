@@ -164,6 +164,53 @@ def test_what_is_cut_is_what_the_gradient_names() -> None:
         assert torch.equal(left[~cut], weight.detach()[~cut]), "all others stay"
 
 
+@pytest.mark.parametrize("concepts", [["fox"], ["fox", "owl"]])
+def test_each_draw_prunes_the_network_that_is_pruned_already(concepts: list[str]) -> None:
+    """Three draws by plain PyTorch, with all channels: a weight that was set to zero is zero in the
+    next pass, and counts among the largest gradients there as any other."""
+    settings = WeightPruningSettings(draws=3, channels=1.0, weights=0.25)
+    erasure = weight_pruning(TinyNetworkModel(), concepts, IMAGES, settings)
+    wanted, losses = pruned_by_hand(concepts, settings, stepwise=True)
+    for key, left in wanted.items():
+        change = erasure.delta(NETWORK + key)
+        assert torch.equal(TinyNetworkModel().network.get_parameter(key) + change, left), key
+    assert erasure.record["loss"] == pytest.approx(losses, abs=1e-5)
+    # All in all that is not what gradients of the unpruned network name.
+    other, _ = pruned_by_hand(concepts, settings, stepwise=False)
+    assert not all(torch.equal(wanted[key], other[key]) for key in wanted)
+
+
+def pruned_by_hand(
+    concepts: list[str], settings: WeightPruningSettings, stepwise: bool
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    model = TinyNetworkModel()
+    network = model.network.requires_grad_(True)
+    rng, words = random.Random(settings.seed), random.Random(settings.seed)
+    draw, losses = NoiseSampler(model, settings.seed), []
+    pictures = model.encode_images(IMAGES).chunk(len(concepts))
+    masks = {key: torch.zeros_like(network.get_parameter(key)) for key in PRUNED}
+    for i in range(settings.draws):
+        one = i % len(concepts)
+        latents = pictures[one][[rng.randrange(len(pictures[one])) for _ in range(settings.batch)]]
+        x_t, t, target = draw.add_noise(latents)
+        prompts = model.encode(named(words, "object", concepts[one], settings.batch))
+        network.zero_grad()
+        loss = denoising_loss(model, x_t, t, target, prompts).mean()
+        loss.backward()
+        losses.append(loss.item())
+        for key, mask in masks.items():
+            slope = network.get_parameter(key).grad.abs().flatten(1)
+            best = slope.topk(int(0.25 * slope.shape[1]), 1).indices
+            mask.view_as(slope).scatter_(1, best, 1.0)
+            if stepwise:
+                network.get_parameter(key).data[mask.bool()] = 0
+    left = {key: network.get_parameter(key).detach().clone() for key in PRUNED}
+    return {key: torch.where(masks[key].bool(), 0.0, left[key]) for key in PRUNED}, losses
+
+
+PRUNED = ("conv_in.weight", "conv_out.weight")
+
+
 def first_draw(model: TinyNetworkModel, settings: WeightPruningSettings) -> tuple:
     """As the method draws it."""
     latents = model.encode_images(IMAGES)
@@ -280,8 +327,9 @@ def test_both_backends_learn_the_same(backends: tuple, method: str) -> None:
     assert one.norm() > 0
     apart = sum((one.delta(key) - two.delta(key)).square().sum() for key in one.deltas) ** 0.5
     # Adam divides each gradient by its own size: the smallest, which rounding decides, weigh as
-    # much as the others. And rounding decides which of two like weights is cut.
-    assert apart < {"gradient_ascent": 0.15, "weight_pruning": 0.05}[method] * one.norm()
+    # much as the others. And rounding decides which of two like weights is cut, so that the second
+    # draw finds two networks that are not quite the same.
+    assert apart < {"gradient_ascent": 0.15, "weight_pruning": 0.2}[method] * one.norm()
     assert one.record["loss"] == pytest.approx(two.record["loss"], rel=1e-3)
     if method == "weight_pruning":
         for key in two.deltas:

@@ -23,6 +23,7 @@ from unlearn.methods.domain_correction import DomainCorrectionSettings, domain_c
 from unlearn.methods.parts.anchor_pictures import Anchors, paired_prompts
 from unlearn.methods.parts.concepts import STOP_WINDOW
 from unlearn.methods.parts.discriminator import Discriminator, discriminator_loss, generator_loss
+from unlearn.methods.parts.doco_pictures import Pictures, drawn_size, prefix, resized
 from unlearn.methods.parts.retention import RetentionSet
 from unlearn.prompts.sampler import PromptSampler
 
@@ -42,6 +43,17 @@ def left(model: TinyNetworkModel, erasure: Erasure) -> float:
     original = TinyNetworkModel(model.parameterisation)
     x0 = original.sample(["a photo of a thing"] * 4, 9)
     return tiny.left(original.erased(erasure), x0, "a photo of a cat", "a photo of a thing")
+
+
+class Quick(TinyNetworkModel):
+    """Draws noise at once, and notes what it was asked for."""
+
+    def sample(
+        self, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = 7.5
+    ) -> torch.Tensor:
+        self.drawn.append([*prompts])
+        self.how = steps, guidance
+        return self.noise(len(prompts), torch.Generator().manual_seed(seed))
 
 
 # The discriminator
@@ -65,10 +77,34 @@ def test_the_discriminator_has_the_papers_layers() -> None:
     assert slopes == {0.2}
 
 
+def test_the_last_padding_is_the_released_codes_in_the_paper_mode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of latents of 64, 4 x 4 places come to the last convolution: 3 x 3 patches, or 5 x 5."""
+    for padding, patches in ((1, 3), (2, 5)):
+        scores = Discriminator(4, 64, padding)(torch.randn(2, 4, 64, 64))
+        assert scores.shape == (2, 1, patches, patches)
+    made: list[int] = []
+
+    class Noted(Discriminator):
+        def __init__(self, channels: int, side: int, padding: int = 2) -> None:
+            super().__init__(channels, side, padding)
+            made.append(self[-1].padding[0])
+
+    monkeypatch.setattr("unlearn.methods.domain_correction.Discriminator", Noted)
+    for settings in (PAPER, BALANCED):
+        with pytest.raises(Cancelled):
+            domain_correction(Quick(), ["cat"], settings, cancel_at(1))
+    assert made == [1, 2]
+
+
+@pytest.mark.parametrize("padding", [1, 2])
 @pytest.mark.parametrize("side", [4, 8, 12, 16, 32, 64, (8, 24)])
-def test_there_is_a_patch_whatever_the_latents_side(side: int | tuple[int, int]) -> None:
+def test_there_is_a_patch_whatever_the_latents_side(
+    side: int | tuple[int, int], padding: int
+) -> None:
     height, width = side if isinstance(side, tuple) else (side, side)
-    scores = Discriminator(4, min(height, width))(torch.randn(2, 4, height, width))
+    scores = Discriminator(4, min(height, width), padding)(torch.randn(2, 4, height, width))
     assert scores.shape[:2] == (2, 1)
     assert min(scores.shape[2:]) >= 1
 
@@ -186,6 +222,210 @@ def test_the_paper_adds_a_style_to_the_sentence() -> None:
     assert {anchor for anchor, _ in named} == {"a painting of a house"}
 
 
+def test_two_thirds_of_the_papers_prompts_of_a_style_begin_with_it() -> None:
+    settings, rng = DomainCorrectionSettings(mode="paper", kind="style"), random.Random(0)
+    words = PromptSampler(["Van Gogh"], "style", rng)
+    found = [paired_prompts(rng, words, settings, "Van Gogh")[1] for _ in range(600)]
+    assert sum(prompt.startswith("in Van Gogh's style") for prompt in found) == pytest.approx(
+        400, abs=40
+    )
+
+
+# The pictures of the paper's steps
+
+
+def test_a_picture_is_made_smaller_on_grey() -> None:
+    picture = torch.rand(6, 6, 3)
+    found = resized(picture, 3, random.Random(0))
+    inside = (found != 0.5).any(-1)
+    assert found.shape == picture.shape
+    assert inside.sum() == 9
+    rows, columns = inside.nonzero().T
+    assert rows.max() - rows.min() == columns.max() - columns.min() == 2
+    by_torch = torch.nn.functional.interpolate(
+        picture.movedim(-1, 0)[None], (3, 3), mode="bilinear", antialias=True
+    )[0].movedim(0, -1)
+    assert torch.equal(found[inside], by_torch.flatten(0, 1))
+    corners = {
+        tuple((resized(picture, 3, random.Random(i)) != 0.5).any(-1).nonzero()[0].tolist())
+        for i in range(40)
+    }
+    assert {row for row, _ in corners} == {column for _, column in corners} == {0, 1, 2, 3}
+
+
+def test_a_picture_is_made_larger_and_cut() -> None:
+    picture = torch.linspace(0, 1, 10)[None, :, None].expand(10, 10, 3)
+    found = resized(picture, 14, random.Random(0))
+    assert found.shape == picture.shape
+    # Its slope from left to right is that of a picture 1.4 times as large.
+    steps = found[0, 3:7, 0].diff()
+    assert torch.allclose(steps, torch.full((3,), 1 / 9 / 1.4), atol=1e-3)
+    assert torch.equal(resized(picture, 10, random.Random(0)), picture)
+
+
+def test_how_large_a_picture_becomes() -> None:
+    """By hand, of 100 rows: 33 to 100 with p = 0.66, else 120 to 139."""
+    rng = random.Random(0)
+    found = [drawn_size(rng, 100) for _ in range(6000)]
+    smaller = [rows for rows in found if rows <= 100]
+    larger = [rows for rows in found if rows > 100]
+    assert len(smaller) / len(found) == pytest.approx(0.66, abs=0.02)
+    assert (min(smaller), max(smaller)) == (33, 100)
+    assert (min(larger), max(larger)) == (120, 139)
+    assert sum(smaller) / len(smaller) == pytest.approx(66.5, abs=1.5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (33, {"a far away ", "very small "}),
+        (59, {"a far away ", "very small "}),
+        (60, {""}),
+        (100, {""}),
+        (120, {"zoomed in ", "close up "}),
+    ],
+)
+def test_the_prompt_tells_of_a_picture_that_is_much_smaller_or_larger(
+    rows: int, words: set[str]
+) -> None:
+    rng = random.Random(0)
+    assert {prefix(rng, rows, 100) for _ in range(40)} == words
+
+
+class Wide(Quick):
+    """Pictures of 2 x 4, in whose latents each column is multiplied by its number."""
+
+    def _mean_latents(self, images: torch.Tensor) -> torch.Tensor:
+        return (images * torch.arange(1.0, images.shape[2] + 1)[:, None]).movedim(-1, 1)
+
+    def decode_latents(self, x0: torch.Tensor) -> torch.Tensor:
+        return x0.movedim(1, -1) / torch.arange(1.0, x0.shape[-1] + 1)[:, None]
+
+
+def test_pictures_are_flipped_before_they_are_encoded_and_drawn_anew_each_time() -> None:
+    model, shown = Wide(), torch.randint(0, 256, (8, 2, 4, 3)) / 255
+    pictures = Pictures(model, model.encode_images(shown))
+    rng, noise = random.Random(0), torch.Generator().manual_seed(0)
+    ways = []
+    for _ in range(4):
+        x0, prefixes = pictures.encoded(range(8), rng, noise, resize=False)
+        assert prefixes == [""] * 8
+        ways.append([])
+        for latent, picture in zip(x0, shown, strict=True):
+            plain, flipped = (
+                model.encode_images(some[None])[0] for some in (picture, picture.flip(1))
+            )
+            ways[-1].append(torch.allclose(latent, flipped, atol=1e-5))
+            assert ways[-1][-1] or torch.allclose(latent, plain, atol=1e-5)
+    assert 8 <= sum(map(sum, ways)) <= 24
+    assert ways[0] != ways[1]
+    model.deviation = 0.1
+    first, again = (pictures.encoded([0], random.Random(1), noise, False)[0] for _ in range(2))
+    assert not torch.allclose(first, again, atol=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "prefixed"), [("object", True), ("style", False)])
+def test_things_are_resized_and_their_prompts_say_so_and_styles_are_not(
+    kind: str, prefixed: bool
+) -> None:
+    model = TinyNetworkModel()
+    settings = replace(PAPER, kind=kind, iterations=12, alone=11, batch=4, anchor="thing")
+    domain_correction(model, ["cat"], settings)
+    # Its last prompt measures how far the concept moved.
+    named = {p for some in model.encoded for p in some if "cat" in p}
+    begun = ("a far away ", "very small ", "zoomed in ", "close up ")
+    found = {prompt for prompt in named if prompt.startswith(begun)}
+    assert bool(found) == prefixed
+    anchors_said = {p for some in model.encoded for p in some if "thing" in p and "cat" not in p}
+    assert anchors_said
+    assert not any(prompt.startswith(begun) for prompt in anchors_said)
+
+
+def test_without_an_autoencoder_the_pictures_are_those_that_were_drawn() -> None:
+    model = TinyNetworkModel()
+    model.has_autoencoder = False
+    x0 = torch.rand(5, 3, 4, 4)
+    found = Pictures(model, x0).encoded([4, 0], random.Random(0), torch.Generator(), resize=True)
+    assert torch.equal(found[0], x0[[4, 0]])
+    assert found[1] == ["", ""]
+
+
+@pytest.mark.parametrize("leak", [False, True], ids=["as in the paper", "as released"])
+@pytest.mark.parametrize("projection", ["orthogonal", "as_released"])
+def test_an_iteration_of_the_paper_by_plain_pytorch(
+    leak: bool, projection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The denoiser's step comes first; what it should keep is of other pictures, noise and
+    timesteps; as released, the discriminator also takes the gradient of deceiving it."""
+    judges: list[Discriminator] = []
+
+    class Kept(Discriminator):
+        def __init__(self, *sizes: int) -> None:
+            super().__init__(*sizes)
+            judges.append(self)
+
+    monkeypatch.setattr("unlearn.methods.domain_correction.Discriminator", Kept)
+    own = {"kind": "style", "iterations": 1, "alone": 0, "as_released": leak, "prompts": 6}
+    rates = {"learning_rate": 1e-2, "discriminator_rate": 1e-3, "projection": projection}
+    model = TinyNetworkModel()
+    model.has_autoencoder = False
+    erasure = domain_correction(model, ["ink"], replace(PAPER, **own, **rates))
+
+    plain = TinyNetworkModel()
+    known = anchors(plain, ["ink"], **own, **rates)
+    rng, noise = random.Random(0), torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        judge = Discriminator(3, 4, 1)
+    bce = nn.functional.binary_cross_entropy_with_logits
+
+    def drawn() -> tuple:
+        chosen = [rng.randrange(6) for _ in range(3)]
+        fresh = torch.randn(3, 3, 4, 4, generator=noise)
+        t = torch.randint(0, 1000, (3,), generator=noise).float()
+        prompts = zip(*(known.pair(i, 0) for i in chosen))
+        return plain.add_noise(known.x0[chosen], fresh, t), t, fresh, *map(list, prompts)
+
+    def said(score: torch.Tensor, truth: float) -> torch.Tensor:
+        return bce(score, torch.full_like(score, truth))
+
+    with plain.edit("denoiser", "cross-attention-kv") as edit:
+        x_t, t, _, wanted, asked = drawn()
+        fake = plain.predict_x0(x_t, t, plain.predict(x_t, t, plain.encode(asked)))
+        with edit.off():
+            real = plain.predict_x0(x_t, t, plain.predict(x_t, t, plain.encode(wanted)))
+        weights, own_weights = list(edit.parameters()), list(judge.parameters())
+        erase = torch.autograd.grad(said(judge(fake), 1.0), weights, retain_graph=True)
+        leaked = torch.autograd.grad(said(judge(fake), 1.0), own_weights)
+        # In the authors' loader the second batch follows the first.
+        x_t, t, fresh, wanted, _ = drawn()
+        kept = (plain.predict(x_t, t, plain.encode(wanted)) - fresh).square().mean()
+        keep = torch.autograd.grad(kept, weights)
+    judged = said(judge(real), 1.0) + said(judge(fake.detach()), 0.0)
+    judged = torch.autograd.grad(judged, own_weights)
+
+    def clipped(gradients: tuple) -> list[torch.Tensor]:
+        norm = torch.cat([g.flatten() for g in gradients]).norm()
+        return [g / max(1.0, norm) for g in gradients]
+
+    for key, one, other in zip(edit.deltas, clipped(erase), clipped(keep), strict=True):
+        cosine = (one * other).sum() / one.norm() / other.norm()
+        if cosine < 0:
+            length = one.norm() if projection == "orthogonal" else 1.0
+            one = one - cosine * length * other / other.norm()
+        moved = -1e-2 * 1e-2 * plain.original(key) - 1e-2 * one / (one.abs() + 1e-8)
+        assert torch.allclose(erasure.delta(key), moved, rtol=1e-3, atol=2e-5), key
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        before = Discriminator(3, 4, 1)
+    for was, now, gradient, more in zip(
+        before.parameters(), judges[0].parameters(), judged, leaked, strict=True
+    ):
+        gradient = gradient + more if leak else gradient
+        moved = -1e-3 * gradient / (gradient.abs() + 1e-8)
+        assert torch.allclose(now - was, moved, rtol=1e-2, atol=2e-6)
+
+
 def test_balanced_puts_a_neutral_style_in_the_styles_place() -> None:
     for anchor, concept in pairs(DomainCorrectionSettings(kind="style"), "Van Gogh"):
         assert anchor.replace("plain", "Van Gogh") == concept
@@ -233,17 +473,6 @@ def test_the_anchors_are_drawn_by_the_original_model() -> None:
 # The settings
 
 
-class Quick(TinyNetworkModel):
-    """Draws noise at once, and notes what it was asked for."""
-
-    def sample(
-        self, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = 7.5
-    ) -> torch.Tensor:
-        self.drawn.append([*prompts])
-        self.how = steps, guidance
-        return self.noise(len(prompts), torch.Generator().manual_seed(seed))
-
-
 @pytest.mark.parametrize(
     ("mode", "pictures", "prompts", "batch", "iterations", "alone"),
     [("paper", 1000, 200, 8, 2000, 1000), ("balanced", 32, 200, 4, 240, 24)],
@@ -275,7 +504,29 @@ def test_the_papers_rates_and_sampling() -> None:
     anchors(model, ["cat"])
     assert model.how == (25, 6.0)
     settings = DomainCorrectionSettings(mode="paper")
-    assert (settings.learning_rate, settings.discriminator_rate) == (4.8e-5, 1e-4)
+    assert (settings.learning_rate, settings.judging_rate) == (4.8e-5, 1e-4)
+    assert not settings.as_released
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "rate"),
+    [
+        ("paper", "style", 5e-4),
+        ("paper", "object", 1e-4),
+        ("paper", "character", 1e-4),
+        ("balanced", "style", 1e-4),
+    ],
+)
+def test_the_discriminators_rate_is_the_released_recipes(
+    mode: str, kind: str, rate: float, tmp_path: Path
+) -> None:
+    settings = DomainCorrectionSettings(mode, kind, pictures=2, batch=2, iterations=4, alone=3)
+    assert settings.judging_rate == rate
+    assert replace(settings, discriminator_rate=2e-4).judging_rate == 2e-4
+    resume = Resume(tmp_path / "run", every=0)
+    with pytest.raises(Cancelled):
+        domain_correction(Quick(), ["cat"], settings, cancel_at(2), resume)
+    assert resume.load()["judging"]["param_groups"][0]["lr"] == rate
 
 
 @pytest.mark.parametrize("settings", MODES)
@@ -380,13 +631,11 @@ def test_the_papers_step_decays_the_weights_as_adamw_does() -> None:
 
 
 @pytest.mark.parametrize("projection", ["off", "orthogonal"])
-def test_the_papers_gradient_is_clipped_to_one(projection: str) -> None:
-    class Steep(TinyNetworkModel):
-        def predict_x0(
-            self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor
-        ) -> torch.Tensor:
-            return 1e3 * super().predict_x0(x_t, t, prediction)
-
+def test_the_papers_gradient_is_clipped_to_one(
+    projection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steep = "unlearn.methods.domain_correction.generator_loss"
+    monkeypatch.setattr(steep, lambda fake: 1e4 * generator_loss(fake))
     norms = []
 
     def on_step(step: int, total: int, loss: float, edit: Edit) -> None:
@@ -394,7 +643,7 @@ def test_the_papers_gradient_is_clipped_to_one(projection: str) -> None:
         norms.append(gradients.norm().item())
 
     settings = replace(PAPER, iterations=4, alone=0, projection=projection)
-    domain_correction(Steep(), ["cat"], settings, on_step)
+    domain_correction(TinyNetworkModel(), ["cat"], settings, on_step)
     assert all(0 < norm <= 1 + 1e-5 for norm in norms)
     if projection == "off":
         assert norms == pytest.approx([1.0] * 4, rel=1e-4)

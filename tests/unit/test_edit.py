@@ -103,6 +103,63 @@ def test_rank_of_a_convolution_counts_all_its_inputs() -> None:
     assert delta.value().shape == (8, 4, 3, 3)
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_of_a_weight_that_is_trained_in_part_only_its_rows_change(rank: int) -> None:
+    own = weights()
+    rows = {"fc.weight": slice(1, 4), "fc.bias": slice(1, 4)}
+    edit = Edit(own, rank, rows=rows)
+    optimiser = torch.optim.SGD(edit.parameters(), lr=0.1)
+    for _ in range(2):  # the first step of a low-rank delta moves `up` alone
+        loss = sum(edit.changed(key, own[key]).square().sum() for key in own)
+        edit.step(optimiser, loss)
+    for key, weight in own.items():
+        change = edit.changed(key, weight) - weight
+        assert change[1:4].abs().min() > 0
+        assert not change[[0, 4, 5]].any()
+        parts = edit.tensors()[key]
+        stored = parts["diff"] if "diff" in parts else parts["lora_up"] @ parts["lora_down"]
+        assert torch.allclose(stored, change, atol=1e-6)
+    count = 3 * 2 + 2 * 4 if rank else 3 * 4
+    assert trained_values(own, rank, rows) == count + 3
+    assert trained_values(own, rank, rows) == sum(p.numel() for p in edit.parameters())
+
+
+def test_rows_are_trained_as_a_weight_of_their_own_would_be() -> None:
+    own = weights()["fc.weight"]
+    part, whole = Edit({"w": own[2:5]}, rank=0), Edit({"w": own}, rank=0, rows={"w": slice(2, 5)})
+    for edit in (part, whole):
+        (optimiser,) = (edit.adam((0.9, 0.98), 1e-12, relative_rate=0.1),)
+        for _ in range(3):
+            edit.shrink(0.01)
+            changed = edit.changed("w", edit.weights["w"])
+            rows = changed if edit is part else changed[2:5]
+            edit.step(optimiser, rows.pow(3).sum(), weight_decay=0.1)
+    assert torch.allclose(whole.deltas["w"].value()[2:5], part.deltas["w"].value(), atol=1e-7)
+    value = torch.arange(24.0).view(6, 4)
+    whole.deltas["w"].assign(value)
+    assert torch.equal(whole.deltas["w"].value()[2:5], value[2:5])
+    assert not whole.deltas["w"].value()[[0, 1, 5]].any()
+
+
+def test_weights_kept_in_bfloat16_move_as_bfloat16_weights_do() -> None:
+    """By hand: beside 1, bfloat16 has 1 + 1/128 next. A step of 1/300 is lost, one of 1/200 is
+    rounded up; the original need not be such a number itself."""
+    own = {"w": torch.tensor([1.0, 1.0, 1.0 + 1 / 1000])}
+    edit = Edit(own, rank=0)
+    edit.kept_as = torch.bfloat16
+    optimiser = torch.optim.SGD(edit.parameters(), lr=1.0)
+    steps = torch.tensor([1 / 300, 1 / 200, 1 / 200])
+    edit.step(optimiser, -(edit.changed("w", own["w"]) * steps).sum())
+    assert edit.deltas["w"].full.tolist() == [0.0, 1 / 128, 1 / 128]
+    # The same by PyTorch: a weight of that type under the same optimiser.
+    plain = torch.nn.Parameter(own["w"].bfloat16())
+    theirs = torch.optim.SGD([plain], lr=1.0)
+    before = plain.detach().clone()
+    (-(plain * steps.bfloat16()).sum()).backward()
+    theirs.step()
+    assert torch.equal(edit.deltas["w"].full, plain.detach().float() - before.float())
+
+
 def test_low_rank_start_follows_the_seed() -> None:
     first, again, other = (Edit(weights(), 2, seed).deltas["fc.weight"].down for seed in (1, 1, 2))
     assert torch.equal(first, again)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import deque
+from collections import Counter, deque
 
 import pytest
 import torch
@@ -22,8 +22,9 @@ from unlearn.methods.few_shot import (
     reached,
 )
 from unlearn.methods.parts.concepts import STOP_WINDOW, concept_latents
+from unlearn.methods.parts.few_shot_pictures import paper_latents
 from unlearn.prompts.sampler import PromptSampler
-from unlearn.prompts.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
+from unlearn.prompts.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES, paper_templates
 
 PAPER = FewShotSettings(mode="paper")
 IMAGES = torch.linspace(0, 1, 4).view(4, 1, 1, 1).expand(4, 2, 2, 3).contiguous()
@@ -124,6 +125,58 @@ def test_the_papers_weight_decay_and_eps_by_hand(w: float) -> None:
     assert delta == pytest.approx(-0.1 * 1e-8 * w / (1e-6 + 1e-6), rel=1e-4)
 
 
+class PairsOfPixels(TinyModel):
+    """An autoencoder in which a mirrored latent is not the mirrored picture, as in real ones: it
+    multiplies the pixels of a row by 1, 2, 3 and so on."""
+
+    def _mean_latents(self, images: torch.Tensor) -> torch.Tensor:
+        return (images[..., :1] * torch.arange(1.0, images.shape[2] + 1)[:, None]).movedim(-1, 1)
+
+    def decode_latents(self, x0: torch.Tensor) -> torch.Tensor:
+        pixels = x0.movedim(1, -1) / torch.arange(1.0, x0.shape[-1] + 1)[:, None]
+        return pixels.expand(-1, -1, -1, 3).clamp(0, 1)
+
+    def sample(self, prompts, seed, steps=20, guidance=7.5) -> torch.Tensor:
+        return torch.rand(len(prompts), 1, 2, 4, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "drawn"])
+def test_a_picture_is_flipped_before_it_is_encoded_and_not_its_latent(given: bool) -> None:
+    model = PairsOfPixels()
+    images = torch.rand(8, 2, 4, 3, generator=torch.Generator().manual_seed(1))
+    (x0,) = paper_latents(model, ["cat"], images if given else None, "object", 8, 0)
+    if not given:
+        images = torch.cat([model.decode_latents(model.sample([""] * 4, i)) for i in (0, 4)])
+    ways = []
+    for latent, picture in zip(x0, images, strict=True):
+        # By hand: the first number is the first pixel once, the last the last pixel four times.
+        row = picture[0, :, 0].tolist()
+        plain, flipped = ([a * i for i, a in enumerate(one, 1)] for one in (row, row[::-1]))
+        found = latent[0, 0].tolist()
+        ways.append(found == pytest.approx(flipped))
+        assert ways[-1] or found == pytest.approx(plain)
+    assert 1 <= sum(ways) <= 7
+
+
+def test_without_an_autoencoder_what_the_model_draws_stays_as_it_was_drawn() -> None:
+    model = PairsOfPixels()
+    model.has_autoencoder = False
+    (x0,) = paper_latents(model, ["cat"], None, "object", 4, 0)
+    assert torch.equal(x0, model.sample([""] * 4, 0))
+
+
+def test_latents_are_drawn_from_what_the_autoencoder_says_once_for_all_epochs() -> None:
+    model = TinyModel()
+    model.deviation = 1.0
+    settings = FewShotSettings(mode="paper", epochs=3, batch=64)
+    few_shot(model, ["cat"], torch.full((64, 2, 2, 3), 0.5), settings)
+    drawn = [x0.flatten().sort().values - 0.5 for x0, _, _ in model.asked]
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+    assert drawn[0].mean().item() == pytest.approx(0, abs=0.4)
+    assert drawn[0].std().item() == pytest.approx(1, abs=0.3)
+
+
 def test_half_of_the_pictures_are_flipped_from_left_to_right_once_for_all_epochs() -> None:
     images = torch.rand(8, 4, 4, 3, generator=torch.Generator().manual_seed(1))
     model = TinyNetworkModel()
@@ -179,6 +232,12 @@ def test_prompts_come_from_the_kinds_templates(kind: str, templates: tuple[str, 
 def test_the_papers_template_sets_are_complete() -> None:
     assert len(set(OBJECT_TEMPLATES)) == 27
     assert len(set(STYLE_TEMPLATES)) == 19
+    own = {"a close-up picture in the style of {}", "a cropped rendition in the style of {}"}
+    counts = Counter(paper_templates("style"))
+    assert counts.keys() == set(STYLE_TEMPLATES) - own
+    twice = {template for template, count in counts.items() if count == 2}
+    assert twice == {f"a {view} painting in the style of {{}}" for view in ("cropped", "close-up")}
+    assert counts.total() == 19
 
 
 def test_each_concept_keeps_its_own_pictures() -> None:

@@ -11,7 +11,7 @@ from tiny import Encoder
 from torch import nn
 
 import testbed.host.process
-from unlearn.core.trainable import encoder_weights, network_weights
+from unlearn.core.trainable import encoder_weights, network_rows, network_weights
 
 FEED_FORWARD = {
     f"layers.{i}.mlp.{name}.{kind}"
@@ -241,6 +241,44 @@ def test_in_joint_attention_all_of_it_is_cross_attention() -> None:
 def test_in_joint_attention_the_words_own_projections_make_keys_and_values() -> None:
     """Not what comes behind the attention."""
     assert chosen(network(*FLUX), "cross-attention-kv") == {"double_blocks.0.txt_attn.qkv"}
+
+
+@pytest.mark.parametrize("gate", [1, 2], ids=["one half", "two halves"])
+def test_of_a_layer_for_attention_and_feed_forward_the_attentions_rows_are_trained(
+    gate: int,
+) -> None:
+    """Flux's single-stream blocks: 8 wide, with a feed-forward of 12, whose gate is 12 more."""
+    single = {
+        "single_blocks__1__linear1": nn.Linear(8, 3 * 8 + gate * 12),
+        "single_blocks__1__linear2": nn.Linear(8 + 12, 8),
+        "plain__linear1": nn.Linear(8, 32),
+        "plain__linear2": nn.Linear(32, 8),
+    }
+    root = network(*FLUX, **single)
+    fused = "single_blocks.1.linear1"
+    assert chosen(root, "cross-attention") == JOINT | {fused}
+    outside = {name.replace("__", ".") for name in single} | set(FLUX) - JOINT
+    assert chosen(root, "outside-cross-attention") == outside
+    for trainable, rows in (
+        ("cross-attention", slice(0, 24)),
+        ("outside-cross-attention", slice(24, 24 + gate * 12)),
+    ):
+        assert network_rows(root, trainable) == {
+            f"{fused}.{kind}": rows for kind in ("weight", "bias")
+        }
+    for trainable in ("cross-attention-kv", "all"):
+        assert not network_rows(root, trainable)
+    # Beside a cross-attention it is none of the prompt's.
+    root = network(*CROSS, **single)
+    assert chosen(root, "cross-attention") == CROSS
+    assert not network_rows(root, "outside-cross-attention")
+
+
+def test_queries_keys_and_values_of_a_block_itself_are_its_attention() -> None:
+    """CogVideoX's. A q elsewhere is no attention's."""
+    block = {f"blocks.0.{name}" for name in ("q", "k", "v", "attn_out")}
+    root = network(*block, "blocks.0.ff_out", "other.q")
+    assert chosen(root, "cross-attention") == block
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 Tsai et al., arXiv 2310.10012 (ICLR 2024). The attacker has only the original text encoder. What
 sentences with the concept have before sentences without it is a direction v; words are sought whose
 conditioning is near that of a prompt moved three times v further. The denoiser is not asked.
-Ours are the search among words (token_search.py, the paper has a genetic one) and that the words of
-the name are left out, since an erasure has dealt with those.
+Ours are the search among words (token_search.py, the paper has a genetic one, with a population of
+200 and 3000 generations) and that the words of the name are left out, since an erasure has dealt
+with those.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
     model = given_model(args)
     method.check_inputs(args.concepts, settings, shown, model.readings)
     args.concepts = words_read(args.concepts, model.readings)
-    weights = model.selected(method.part, settings.weights)
+    weights = model.selected(method.part, settings.fitted(model).weights)
     count = trained_values(weights, settings.rank)
     check_space(args.output, 2 * count * getattr(torch, args.precision).itemsize)
     images = None if pictures is None else batch(pictures, model.size)

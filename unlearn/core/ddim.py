@@ -34,6 +34,8 @@ def guided(
 
     x: (N, ...); prompt and empty: N prompts each; scale: 1 is no guidance.
     """
+    if scale == 1.0:
+        return model.predict(x, at(t, x), prompt)
     both = Conditioning.cat([prompt, empty])
     doubled = torch.cat([x, x])
     conditional, unconditional = model.predict(doubled, at(t, doubled), both).chunk(2)
@@ -92,6 +94,10 @@ class Trajectory:
             self.x = ddim_step(self.model, self.x, t, prediction, self.times[self.step + 1])
             self.step += 1
         return self.x
+
+    def forget(self) -> None:
+        """Start the next step from fresh noise, whichever it is."""
+        self.x, self.step = None, -2
 
     def state(self) -> dict:
         """The state to save, for `restore`."""

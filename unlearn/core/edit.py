@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 from ..files import state_checks
 from .gradient_projection import Projection, project_gradients
@@ -27,19 +28,28 @@ def rank_of(key: str, shape: Sequence[int], rank: int) -> int:
     return rank if is_matrix and rank < min(shape[0], math.prod(shape[1:])) else 0
 
 
-def trained_values(weights: Mapping[str, torch.Tensor], rank: int) -> int:
-    """How many numbers an Edit of these weights trains."""
+def trained_values(
+    weights: Mapping[str, torch.Tensor], rank: int, rows: Mapping[str, slice] | None = None
+) -> int:
+    """How many numbers an Edit of these weights trains. rows: as for the Edit."""
     total = 0
     for key, weight in weights.items():
-        rows, columns = weight.shape[0], math.prod(weight.shape[1:])
-        total += rank_of(key, weight.shape, rank) * (rows + columns) or rows * columns
+        shape = trained_shape(weight.shape, (rows or {}).get(key))
+        count, columns = shape[0], math.prod(shape[1:])
+        total += rank_of(key, shape, rank) * (count + columns) or count * columns
     return total
+
+
+def trained_shape(shape: Sequence[int], rows: slice | None) -> tuple[int, ...]:
+    """The shape of what is trained of a weight. rows: those that are; None: all."""
+    return tuple(shape) if rows is None else (rows.stop - rows.start, *shape[1:])
 
 
 class Delta:
     """The change of one weight: a full tensor, or a low-rank product `up @ down`.
 
-    A weight of any shape is treated as a matrix: its first dimension by all the others.
+    A weight of any shape is treated as a matrix: its first dimension by all the others. rows: those
+    that are trained, where it is not all of them; the change of the others is zero.
     """
 
     def __init__(
@@ -48,28 +58,44 @@ class Delta:
         rank: int,
         generator: torch.Generator,
         device: torch.device | None = None,
+        rows: slice | None = None,
     ) -> None:
-        self.shape, device = weight.shape, device or weight.device
-        rows, columns = weight.shape[0], math.prod(weight.shape[1:])
-        self.scale = spectral_scale(weight)
-        if rank := rank_of("", weight.shape, rank):
+        self.whole, self.rows, device = weight.shape, rows, device or weight.device
+        self.shape = trained_shape(weight.shape, rows)
+        columns = math.prod(self.shape[1:])
+        self.scale = spectral_scale(weight, rows)
+        if rank := rank_of("", self.shape, rank):
             down = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
             self.down = down.to(device).requires_grad_()
-            self.up = torch.zeros(rows, rank, device=device).requires_grad_()
+            self.up = torch.zeros(self.shape[0], rank, device=device).requires_grad_()
             self.full = None
         else:
-            self.full = torch.zeros(weight.shape, device=device).requires_grad_()
+            self.full = torch.zeros(self.shape, device=device).requires_grad_()
 
     def parameters(self) -> list[torch.Tensor]:
         return [self.full] if self.full is not None else [self.up, self.down]
 
     def value(self) -> torch.Tensor:
         """The change as one tensor, float32, in the weight's shape."""
-        return self.full if self.full is not None else (self.up @ self.down).view(self.shape)
+        part = self.full if self.full is not None else (self.up @ self.down).view(self.shape)
+        return self.in_place(part)
+
+    def in_place(self, part: torch.Tensor) -> torch.Tensor:
+        """What is trained, between rows of zeros for what is not."""
+        if self.rows is None:
+            return part
+        after = self.whole[0] - self.rows.stop
+        return F.pad(part, [0, 0] * (part.ndim - 1) + [self.rows.start, after])
+
+    def part_of(self, weight: torch.Tensor) -> torch.Tensor:
+        """Those rows of a weight that are trained."""
+        return weight if self.rows is None else weight[self.rows]
 
     @torch.no_grad()
     def assign(self, value: torch.Tensor) -> None:
-        """Set the change to `value`. A low-rank delta takes the nearest one of its rank."""
+        """Set the change to `value`, in the weight's shape; rows that are not trained stay zero.
+        A low-rank delta takes the nearest one of its rank."""
+        value = self.part_of(value)
         if self.full is not None:
             self.full.copy_(value)
         else:
@@ -84,25 +110,28 @@ class Delta:
     def tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
         """Copies on the CPU for an Erasure: {"diff"} or {"lora_up", "lora_down"}."""
         if self.full is not None:
-            parts = {"diff": self.full}
+            parts = {"diff": self.in_place(self.full)}
         else:
-            parts = {"lora_up": self.up, "lora_down": self.down}
+            parts = {"lora_up": self.in_place(self.up), "lora_down": self.down}
         return {name: part.detach().to("cpu", dtype, copy=True) for name, part in parts.items()}
 
 
-def spectral_scale(weight: torch.Tensor) -> float:
+def spectral_scale(weight: torch.Tensor, rows: slice | None = None) -> float:
     """The learning rate at which one Adam step has the spectral norm of `weight` itself.
 
     Adam moves every element by about the learning rate, and its first steps all point in one
     direction: a rank-one matrix of spectral norm lr * sqrt(m n). A random m x n matrix of root mean
     square s has a spectral norm near s (sqrt(m) + sqrt(n)). The two are equal at
     lr = s (1/sqrt(m) + 1/sqrt(n)). A rate relative to this value suits encoders of every width.
+    rows: those of the weight that are meant, where it is not all of them.
     """
-    rms = weight.detach().float().square().mean().sqrt().item()
-    if len(weight.shape) < 2:
+    values = weight.detach().float()
+    values = values if rows is None else values[rows]
+    rms = values.square().mean().sqrt().item()
+    if len(values.shape) < 2:
         return max(rms, 1e-3)
-    rows, columns = weight.shape[0], math.prod(weight.shape[1:])
-    return max(rms, 1e-3) * (rows**-0.5 + columns**-0.5)
+    count, columns = values.shape[0], math.prod(values.shape[1:])
+    return max(rms, 1e-3) * (count**-0.5 + columns**-0.5)
 
 
 # Gradients inside a half-precision network are multiplied by this, or small ones become zero.
@@ -153,17 +182,21 @@ class Edit:
         rank: int,
         seed: int = 0,
         device: torch.device | None = None,
+        rows: Mapping[str, slice] | None = None,
     ) -> None:
         """weights: the originals by name. rank: 0 for full deltas, else the rank of low-rank ones.
-        device: where to keep the deltas; None keeps each beside its weight."""
+        device: where to keep the deltas; None keeps each beside its weight. rows: of weights that
+        are trained in part, which rows."""
         generator = torch.Generator().manual_seed(seed)
         self.weights = weights
         self.history: list[float] = []
         """The loss at each step so far."""
         self._good: dict[str, dict[str, torch.Tensor]] = {}
         self._good_at = 0
+        parts = {key: (rows or {}).get(key) for key in weights}
+        shapes = {key: trained_shape(weights[key].shape, part) for key, part in parts.items()}
         self.deltas = {
-            key: Delta(weight, rank_of(key, weight.shape, rank), generator, device)
+            key: Delta(weight, rank_of(key, shapes[key], rank), generator, device, parts[key])
             for key, weight in weights.items()
         }
         self._overflows = 0
@@ -171,6 +204,9 @@ class Edit:
         self.gradient_scale = 1.0
         """The factor on the deltas' gradients. A backend that scales gradients up for half
         precision sets its inverse here."""
+        self.kept_as: torch.dtype | None = None
+        """The edited weights are rounded to this type after each step; None: they stay float32.
+        Full deltas only."""
         self.after_step: Callable[[], object] = lambda: None
         """Called after each step. A backend may free what it saved for the backward pass."""
 
@@ -257,6 +293,8 @@ class Edit:
             if weight_decay:
                 self._decay(weight_decay)
             optimiser.step()
+            if self.kept_as is not None:
+                self._round(self.kept_as)
         self.history.append(value)
         self.after_step()
         return value
@@ -293,7 +331,7 @@ class Edit:
         """
         for key, delta in self.deltas.items():
             if delta.full is not None and delta.full.grad is not None:
-                weight = self.weights[key].to(delta.full)
+                weight = delta.part_of(self.weights[key].to(delta.full))
                 delta.full.grad.add_((weight + delta.full.detach()) * rate)
 
     @torch.no_grad()
@@ -301,7 +339,16 @@ class Edit:
         """AdamW's weight decay: multiply each edited weight by (1 - share). Full deltas only."""
         for key, delta in self.deltas.items():
             if delta.full is not None:
-                delta.full.sub_((self.weights[key].to(delta.full) + delta.full) * share)
+                weight = delta.part_of(self.weights[key].to(delta.full))
+                delta.full.sub_((weight + delta.full) * share)
+
+    @torch.no_grad()
+    def _round(self, dtype: torch.dtype) -> None:
+        """Each edited weight as a training whose weights are of this type would have it."""
+        for key, delta in self.deltas.items():
+            if delta.full is not None:
+                weight = delta.part_of(self.weights[key].to(delta.full)).to(dtype).float()
+                delta.full.copy_((weight + delta.full).to(dtype).float() - weight)
 
     @contextmanager
     def off(self) -> Iterator[None]:

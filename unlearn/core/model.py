@@ -74,8 +74,23 @@ class DiffusionModel(TextModel, Protocol):
     def layers(self) -> torch.nn.Module:
         """The denoiser's modules, under the names of their weights. For reading only."""
 
-    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """The clean latents x0 of images, (N, ...)."""
+    @property
+    def told_guidance(self) -> bool:
+        """Whether the denoiser is told the guidance as a number and draws by that alone, as Flux
+        dev and HunyuanVideo 1 do. Classifier-free guidance on top oversaturates its pictures."""
+
+    @property
+    def has_autoencoder(self) -> bool:
+        """Whether it can encode and decode images. ComfyUI may have no VAE connected."""
+
+    def encode_images(
+        self, images: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """The clean latents x0 of images, (N, ...).
+
+        generator: one on the CPU, from which they are drawn where the autoencoder says a mean and
+        a variance of them. None, and where it says no variance: the mean.
+        """
 
     def decode_latents(self, x0: torch.Tensor) -> torch.Tensor:
         """The images of clean latents, (N, H, W, 3) in 0..1, on the CPU."""

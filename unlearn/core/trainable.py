@@ -3,7 +3,8 @@
 In an encoder the rule is that of arXiv 2405.07288, section 3: the feed-forward layers hold the
 knowledge, and the last layer's attention decides how it is read. It is applied to any encoder that
 is a stack of layers. In a denoiser it is the layers that read the prompt: its cross-attention, or,
-where text and image share one attention (SD 3, Flux), that attention.
+where text and image share one attention (SD 3, Flux), that attention, also where one layer computes
+it beside something else (`network_rows`).
 """
 
 from __future__ import annotations
@@ -155,7 +156,8 @@ def network_weights(root: torch.nn.Module, trainable: str) -> dict[str, torch.Te
     trainable: one of `NetworkTrainable` or `Baseline`.
     "cross-attention": its linear layers. "cross-attention-kv": only those that make keys and values
     of the prompt. "outside-cross-attention": all other linear layers and the convolutions. "all":
-    both. "convolution": every convolution.
+    both. "convolution": every convolution. A layer that computes attention and feed-forward at once
+    is in both of the first and the third; `network_rows` says which part of it.
 
     Raises ValueError when `trainable` is none of these, when the denoiser has no cross-attention,
     for "cross-attention-kv" when text and image share one projection, and for "convolution" when it
@@ -166,14 +168,9 @@ def network_weights(root: torch.nn.Module, trainable: str) -> dict[str, torch.Te
             f"trainable must be one of {', '.join(get_args(NetworkTrainable))}, not {trainable!r}."
         )
     layers = {name: module for name, module in root.named_modules() if _multiplies(module)}
-    cross = {name for name in layers if CROSS & set(name.lower().split("."))}
-    keys_and_values = {name for name in cross if name.rpartition(".")[2] in KEYS_AND_VALUES}
-    if not keys_and_values:
-        # Joint attention: text and image in one sequence, mostly with a projection for each.
-        cross = {name for name in layers if _is_attention(name)}
-        keys_and_values = {name for name in cross if _is_of_text(name)}
+    cross, keys_and_values, fused = _attention(layers)
     chosen = {
-        "cross-attention": cross,
+        "cross-attention": cross | fused.keys(),
         "cross-attention-kv": keys_and_values,
         "outside-cross-attention": layers.keys() - cross,
         "all": layers.keys(),
@@ -202,6 +199,69 @@ def network_weights(root: torch.nn.Module, trainable: str) -> dict[str, torch.Te
         if isinstance(tensor := getattr(module, kind, None), torch.Tensor)
         and tensor.is_floating_point()
     }
+
+
+def network_rows(root: torch.nn.Module, trainable: str) -> dict[str, slice]:
+    """Which rows are trained of those weights of `network_weights` that are trained in part.
+
+    In the single-stream blocks of Flux and its kin, one layer computes the queries, keys and values
+    and, in its last rows, the feed-forward part. In diffusers these are layers of their own, and
+    what trains "attention" there (as KSCU's code does on Flux) trains the first rows here.
+    """
+    layers = {name: module for name, module in root.named_modules() if _multiplies(module)}
+    rows = {}
+    for name, end in _attention(layers)[2].items():
+        part = {
+            "cross-attention": slice(0, end),
+            "outside-cross-attention": slice(end, _sides(layers[name])[1]),
+        }.get(trainable)
+        if part is not None:
+            rows |= {f"{name}.{kind}": part for kind in ("weight", "bias")}
+    return rows
+
+
+def _attention(
+    layers: Mapping[str, torch.nn.Module],
+) -> tuple[set[str], set[str], dict[str, int]]:
+    """(those layers through which the prompt is read, those of them that make its keys and values,
+    the rows of layers that do it in part): the cross-attention or, where there is none, the
+    attention that text and image share."""
+    cross = {name for name in layers if CROSS & set(name.lower().split("."))}
+    keys_and_values = {name for name in cross if name.rpartition(".")[2] in KEYS_AND_VALUES}
+    if keys_and_values:
+        return cross, keys_and_values, {}
+    # Joint attention: text and image in one sequence, mostly with a projection for each.
+    cross = {name for name in layers if _is_attention(name)} | _bare_attention(layers)
+    return cross, {name for name in cross if _is_of_text(name)}, _fused(layers)
+
+
+def _fused(layers: Mapping[str, torch.nn.Module]) -> dict[str, int]:
+    """The layers that compute queries, keys, values and feed-forward at once, and how many of their
+    rows are the first three's: linear1 of Flux's single-stream blocks, whose linear2 reads what the
+    attention and the feed-forward part come to, side by side."""
+    found = {}
+    for name, first in layers.items():
+        path, _, last = name.rpartition(".")
+        second = layers.get(f"{path}.linear2")
+        if last != "linear1" or second is None:
+            continue
+        (width, given), (read, out) = _sides(first), _sides(second)
+        # A plain feed-forward part has a second layer that reads all that the first one gives.
+        if out == width < read < given and given > 3 * width:
+            found[name] = 3 * width
+    return found
+
+
+def _sides(layer: torch.nn.Module) -> tuple[int, int]:
+    """How many numbers a linear layer takes and gives."""
+    return getattr(layer, "in_features", 0), getattr(layer, "out_features", 0)
+
+
+def _bare_attention(layers: Mapping[str, torch.nn.Module]) -> set[str]:
+    """Queries, keys and values that stand in a block beside its attention's output, with no name of
+    an attention around them: CogVideoX's q, k, v and attn_out."""
+    blocks = {name.rpartition(".")[0] for name in layers if name.endswith(".attn_out")}
+    return {f"{block}.{one}" for block in blocks for one in "qkv" if f"{block}.{one}" in layers}
 
 
 def reads_prompt(name: str, weight: torch.Tensor, width: int) -> bool:

@@ -192,8 +192,18 @@ class DiffusersModel:
         cross = torch.cat(crosses, -1).float()
         return Conditioning(cross, None if pooled is None else pooled.float())
 
+    @property
+    def told_guidance(self) -> bool:
+        return False
+
+    @property
+    def has_autoencoder(self) -> bool:
+        return True
+
     @torch.no_grad()
-    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_images(
+        self, images: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
         height, width = (side // SIDE * SIDE for side in images.shape[1:3])
         if not height or not width:
             raise ValueError(
@@ -203,13 +213,20 @@ class DiffusersModel:
         top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
         pixels = images[:, top : top + height, left : left + width, :3].movedim(-1, 1) * 2 - 1
         # One by one: the autoencoder needs more memory than the rest of the model.
-        parts = [self._encoded(one) for one in pixels.to(self.device, self.vae.dtype).split(1)]
+        pixels = pixels.to(self.device, self.vae.dtype)
+        parts = [self._encoded(one, generator) for one in pixels.split(1)]
         config = self.vae.config
         return (torch.cat(parts).float() - (config.shift_factor or 0.0)) * config.scaling_factor
 
-    def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _encoded(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         output = self.vae.encode(pixels)
-        return output.latents if "latents" in output else output.latent_dist.mode()
+        if "latents" in output:
+            return output.latents
+        said = output.latent_dist
+        if generator is None:
+            return said.mode()
+        noise = torch.randn(said.mean.shape, generator=generator)
+        return said.mean + said.std * noise.to(said.mean)
 
     @torch.no_grad()
     def decode_latents(self, x0: torch.Tensor) -> torch.Tensor:

@@ -33,6 +33,7 @@ from .parts import closed_form, shared
 from .parts.anchor_pictures import Anchors
 from .parts.concepts import STOP_WINDOW, check_concepts
 from .parts.discriminator import Discriminator, discriminator_loss, generator_loss
+from .parts.doco_paper import Batch, Paper
 from .parts.method import Method
 from .parts.retention import EncodeCache, RetentionSet
 from .parts.run import run_method
@@ -87,7 +88,11 @@ class DomainCorrectionSettings(MethodSettings):
     )
     projection: Projection = shared.projection("orthogonal")
     learning_rate: float = constant(4.8e-5, "AdamW's.", modes=PAPER)
-    discriminator_rate: float = constant(1e-4, "Adam's, of the discriminator.")
+    discriminator_rate: float | None = constant(
+        None,
+        "Adam's, of the discriminator.",
+        own="1e-4, in mode paper for a style 5e-4",
+    )
     rate: float = constant(
         0.1,
         "The size of a step relative to the weights (core.edit.spectral_scale).",
@@ -104,6 +109,21 @@ class DomainCorrectionSettings(MethodSettings):
         0.2, "Stop once this share of the distance from the anchor is left.", modes=BALANCED
     )
     protect: tuple[str, ...] = shared.protect()
+    as_released: bool = setting(
+        False,
+        "The discriminator also takes the gradient of deceiving it, which the authors' code leaves "
+        "in it.",
+        modes=PAPER,
+        optional=True,
+        advanced=True,
+    )
+
+    @property
+    def judging_rate(self) -> float:
+        """The discriminator's."""
+        if self.discriminator_rate is not None:
+            return self.discriminator_rate
+        return 5e-4 if self.mode == "paper" and self.kind == "style" else 1e-4
 
     @property
     def uses_anchor(self) -> bool:
@@ -181,10 +201,11 @@ def correct(
     anchors = Anchors(model, edit, concepts, settings, resume, progress)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        judge = Discriminator(anchors.x0.shape[1], min(anchors.x0.shape[-2:])).to(model.device)
-    judging = torch.optim.Adam(judge.parameters(), settings.discriminator_rate, betas=(0.5, 0.999))
+        side, padding = min(anchors.x0.shape[-2:]), 1 if settings.mode == "paper" else 2
+        judge = Discriminator(anchors.x0.shape[1], side, padding).to(model.device)
+    judging = torch.optim.Adam(judge.parameters(), settings.judging_rate, betas=(0.5, 0.999))
     mode = Paper if settings.mode == "paper" else Balanced
-    erasing = mode(model, edit, concepts, settings, resume, progress)
+    erasing = mode(model, edit, anchors, concepts, settings, resume, progress)
     optimiser = erasing.optimiser
 
     def check(more: dict) -> None:
@@ -202,24 +223,29 @@ def correct(
     for number in range(run.more.get("number", 0), total):
         chosen = [rng.randrange(anchors.count) for _ in range(size)]
         pairs = [anchors.pair(i, number) for i in chosen]
-        x0 = anchors.x0[chosen]
+        x0, named = erasing.shown(chosen, [c for _, c in pairs], rng, noise)
         fresh = torch.randn(x0.shape, generator=noise).to(x0)
         t = torch.randint(0, 1000, (size,), generator=noise).float().to(x0.device)
         x_t = model.add_noise(x0, fresh, t)
-        wanted, asked = encoded(*(a for a, _ in pairs)), encoded(*(c for _, c in pairs))
+        wanted, asked = encoded(*(a for a, _ in pairs)), encoded(*named)
         with edit.off():
             anchor = model.predict(x_t, t, wanted)
             real = model.predict_x0(x_t, t, anchor)
         with torch.set_grad_enabled(number >= alone):
             student = model.predict(x_t, t, asked)
             fake = model.predict_x0(x_t, t, student)
-        judged = discriminator_loss(judge(real), judge(fake.detach()))
+        batch = Batch(number, x_t, t, wanted, asked, anchor, student)
         judging.zero_grad()
+        if erasing.FIRST and number >= alone:
+            value = erasing.step(batch, generator_loss(judge(fake)), rng, noise)
+            if not settings.as_released:
+                judging.zero_grad()  # in the released code the gradient of deceiving it stays there
+        judged = erasing.JUDGED * discriminator_loss(judge(real), judge(fake.detach()))
         judged.backward()
         judging.step()
-        value = judged.item()
-        if number >= alone:
-            batch = Batch(x0, fresh, x_t, t, wanted, asked, anchor, student)
+        if number < alone:
+            value = judged.item()
+        elif not erasing.FIRST:
             value = erasing.step(batch, generator_loss(judge(fake)), rng, noise)
         run.more["number"] = number + 1
         progress.step(number + 1, total, value, edit)
@@ -228,54 +254,13 @@ def correct(
         run.offer()
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Noised anchor pictures and what was predicted for them; all (N, ...)."""
-
-    x0: torch.Tensor
-    noise: torch.Tensor
-    x_t: torch.Tensor
-    t: torch.Tensor
-    wanted: Conditioning
-    """Of the anchor's prompts."""
-    asked: Conditioning
-    """Of the same with the concept in them."""
-    anchor: torch.Tensor
-    """The original's prediction for the anchor's prompts."""
-    student: torch.Tensor
-    """The tuned denoiser's for the concept's."""
-
-
-class Paper:
-    """The paper's step: deceive the discriminator without harm to the anchor's own pictures."""
-
-    WEIGHT_DECAY, CLIP = 1e-2, 1.0
-
-    def __init__(self, model, edit, concepts, settings, resume, progress) -> None:
-        self.model, self.edit, self.settings = model, edit, settings
-        self.optimiser = edit.adam((0.9, 0.999), 1e-8, rate=settings.learning_rate)
-
-    def step(self, batch: Batch, deceived: torch.Tensor, rng, noise) -> float:
-        projection, keep = self.settings.projection, None
-        if projection != "off":
-            denoised = self.model.predict(batch.x_t, batch.t, batch.wanted)
-            keep = (denoised - self.model.target(batch.x0, batch.noise, batch.t)).square().mean()
-        self.edit.shrink(self.settings.learning_rate * self.WEIGHT_DECAY)
-        return self.edit.step(
-            self.optimiser, deceived, keep=keep, projection=projection, clip=self.CLIP
-        )
-
-    def begin(self) -> None:
-        """It begins from nothing."""
-
-    def reached(self, more: dict) -> bool:
-        return False
-
-
 class Balanced:
     """Ours: to the anchor's prediction itself, too, with other prompts and the anchor's held."""
 
-    def __init__(self, model, edit, concepts, settings, resume, progress) -> None:
+    FIRST = False  # the discriminator learns before the denoiser
+    JUDGED = 1.0
+
+    def __init__(self, model, edit, anchors, concepts, settings, resume, progress) -> None:
         self.model, self.edit, self.settings = model, edit, settings
         self.optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=settings.rate)
         around = concepts, settings.kind
@@ -283,7 +268,7 @@ class Balanced:
             model, edit, around, settings.protect, settings.seed, resume, progress
         )
         self.left = 1.0
-        self.around = around
+        self.around, self.x0 = around, anchors.x0
 
     def begin(self) -> None:
         """What can be solved is done before the first step."""
@@ -294,6 +279,10 @@ class Balanced:
             closed_form.start(
                 self.model, self.edit, self.optimiser, words, concepts, closed_form.OVERSHOOT[kind]
             )
+
+    def shown(self, chosen, named, rng, noise) -> tuple[torch.Tensor, list[str]]:
+        """The latents and the prompts as they were drawn."""
+        return self.x0[chosen], named
 
     def step(self, batch: Batch, deceived: torch.Tensor, rng, noise) -> float:
         t = torch.randint(0, 1000, (RetentionSet.AT_ONCE,), generator=noise).float().to(batch.t)

@@ -31,11 +31,12 @@ from ..core.token_slots import check_takes_vectors
 from ..core.trainable import Trainable
 from ..prompts.anchor_choice import anchored
 from ..prompts.sampler import PromptSampler
-from ..prompts.templates import named
+from ..prompts.templates import paper_templates
 from ..prompts.word_checks import as_read, check_typed
 from .parts import shared
 from .parts.adversarial import OTHERS, SECONDS, SENTENCES, Hardening, check_hardening
 from .parts.concepts import STOP_WINDOW, check_concepts, concept_latents, pictures_record
+from .parts.few_shot_pictures import paper_latents
 from .parts.method import Method
 from .parts.run import run_method
 from .parts.settings import BALANCED, PAPER, MethodSettings, Mode, constant, setting
@@ -53,8 +54,8 @@ class FewShotSettings(MethodSettings):
     kind: Kind = shared.kind()
     trainable: Trainable = setting(
         "mlp-final-attn",
-        "Which weights are trained. The paper describes mlp-final-attn; its released code trained "
-        "all.",
+        "Which weights are trained. The paper describes mlp-final-attn; the first releases of its "
+        "code trained all.",
     )
     rank: int = shared.rank()
     shots: int = setting(
@@ -160,7 +161,8 @@ def few_shot(
     settings, chosen = anchored(model, concepts, settings, progress=progress)
     if settings.harden:
         check_takes_vectors(model)
-    pictures = concept_latents(
+    loaded = paper_latents if settings.mode == "paper" else concept_latents
+    pictures = loaded(
         model, concepts, images, settings.kind, settings.shots, settings.seed, progress
     )
     run = paper if settings.mode == "paper" else balanced
@@ -209,20 +211,12 @@ def paper(
     settings: FewShotSettings,
     progress: Progress,
 ) -> None:
-    """The paper's loop: every picture once an epoch, in batches, each with a template drawn anew.
-
-    Its latents are the mean of what the autoencoder says of it, where the authors draw a sample.
-    """
+    """The paper's loop: every picture once an epoch, in batches, each in a template drawn anew."""
     rng, prompt_rng = random.Random(settings.seed), random.Random(settings.seed)
     draw = NoiseSampler(model, settings.seed)
     words = PromptSampler(concepts, settings.kind, random.Random(settings.seed))
     optimiser = edit.adam((0.9, 0.98), 1e-6, rate=settings.learning_rate)
-    # Flipped with p = 0.5, once, as the authors' loader does (a flip of latents, here).
-    items = [
-        (concept, x0.flip(-1) if rng.random() < 0.5 else x0)
-        for concept, latents in zip(concepts, pictures)
-        for x0 in latents
-    ]
+    items = [(concept, x0) for concept, latents in zip(concepts, pictures) for x0 in latents]
     per_epoch = -(-len(items) // settings.batch)
     total = settings.epochs * per_epoch
     for _ in range(settings.epochs):
@@ -230,7 +224,10 @@ def paper(
         for i in range(0, len(items), settings.batch):
             batch = items[i : i + settings.batch]
             x_t, t, target = draw.add_noise(torch.stack([x0 for _, x0 in batch]))
-            prompts = [named(prompt_rng, settings.kind, concept, 1)[0] for concept, _ in batch]
+            prompts = [
+                prompt_rng.choice(paper_templates(settings.kind)).format(concept)
+                for concept, _ in batch
+            ]
             loss = ascent_loss(denoising_loss(model, x_t, t, target, model.encode(prompts)))
             keep = None
             if settings.projection != "off":

@@ -46,7 +46,7 @@ from .parts.key_step_terms import (
 from .parts.method import Method
 from .parts.retention import EncodeCache, RetentionSet, drawn
 from .parts.run import run_method
-from .parts.walk import Reached, check_walk, schedule, walk
+from .parts.walk import Reached, check_walk, latest_start, schedule, walk
 
 HARDENED_ON = 4  # pictures of each concept
 
@@ -69,6 +69,7 @@ def key_step(
     progress = as_progress(progress)
     check_settings(concepts, settings, model.readings)
     concepts, settings = as_read(concepts, settings, model.readings)
+    settings = settings.fitted(model)
     resume = resume or Resume()
     settings, chosen = anchored(model, concepts, settings, progress=progress)
     record: dict[str, Any] = {"kind": settings.named_as, **chosen}
@@ -81,7 +82,7 @@ def key_step(
             concepts,
             (settings.named_as, settings.anchor),
             settings.steps,
-            settings.guidance,
+            guidance_of(model, settings)[0],
             settings.seed,
             resume,
             progress,
@@ -112,6 +113,11 @@ def check_settings(
     check_typed(concepts, settings.anchor, settings.protect, kind, read)
     check_hardening(settings.mode, settings.harden)
     check_start(settings.first, settings.steps)
+    if settings.mode == "paper" and settings.precision == "bfloat16" and settings.rank:
+        raise ValueError(
+            "Precision bfloat16 rounds whole weights, which a rank does not have: choose rank 0, "
+            "or precision float32."
+        )
 
 
 def check_start(first: int, steps: int) -> None:
@@ -121,6 +127,18 @@ def check_start(first: int, steps: int) -> None:
             f"The first key step is {first}, but a trajectory of {steps} steps "
             f"has steps 0 to {steps - 1}; choose one of these or the kind's own."
         )
+
+
+def guidance_of(model: DiffusionModel, settings: KeyStepSettings) -> tuple[float, dict]:
+    """(classifier-free guidance of the trajectories, what the denoiser is told of it instead).
+
+    By Flux's recipe a denoiser that is told its guidance, as Flux dev is, draws by that alone.
+    """
+    guidance = settings.guidance
+    assert guidance is not None  # `fitted` has decided it
+    if settings.mode == "paper" and settings.recipe == "flux" and model.told_guidance:
+        return 1.0, {"guidance": guidance}
+    return guidance, {}
 
 
 def paper(
@@ -133,7 +151,10 @@ def paper(
 ) -> None:
     """The paper's loop."""
     noise = torch.Generator().manual_seed(settings.seed)
-    trajectory = Trajectory(model, settings.steps, settings.guidance, noise)
+    guidance, told = guidance_of(model, settings)
+    trajectory = Trajectory(model, settings.steps, guidance, noise)
+    edit.kept_as = torch.bfloat16 if settings.precision == "bfloat16" else None
+    assert settings.learning_rate is not None  # `fitted` has decided it
     optimiser = edit.adam((0.9, 0.999), 1e-8, rate=settings.learning_rate)
     rng = random.Random(settings.seed)
     total, times = settings.length(len(concepts)), timesteps(settings.steps)
@@ -147,22 +168,24 @@ def paper(
         rng=rng,
     )
     words = PromptSampler(concepts, settings.named_as, rng)
-    shares, encoded = [noise_share(model, t) for t in times], EncodeCache(model)
+    shares, encoded = [noise_share(model, t) for t in times], EncodeCache(model, told)
+    pools = {one: augmented(random.Random(settings.seed), settings.kind, one) for one in concepts}
+    latest = settings.steps - 1 if settings.is_older else latest_start(settings.steps)
 
     def iteration(number: int, which: int, step: int) -> None:
         concept, t = concepts[which], times[step]
         prompt, empty = encoded(concept), encoded("")
         anchor = encoded(anchor_of(settings.anchor, concept))
+        if settings.is_older:
+            trajectory.forget()
         x = trajectory.to(step, prompt, empty)
         asked = prompt
         if number >= (1 - settings.augment) * total:
-            asked = noisy(
-                encoded(augmented(rng, settings.kind, concept)), settings.embedding_noise, noise
-            )
+            asked = noisy(encoded(rng.choice(pools[concept])), settings.embedding_noise, noise)
         with edit.off():
             own, none, neutral = predictions(model, x, t, prompt, empty, anchor)
         student, student_none = predictions(model, x, t, asked, empty)
-        weight, turn = empty_weights(settings.empty_term, shares[step], number)
+        weight, turn = empty_weights(settings.empty_term, shares[step], step)
         loss = erase_term(student, own, neutral, settings.negative)
         loss = loss + weight * empty_term(student_none, own, none, turn)
         keep = None
@@ -174,7 +197,8 @@ def paper(
         value = edit.step(optimiser, loss, keep=keep, projection=settings.projection)
         progress.step(number + 1, total, value, edit)
 
-    walk(run, schedule(settings.first, settings.steps, total, len(concepts)), iteration)
+    order = schedule(settings.first, settings.steps, total, len(concepts), latest)
+    walk(run, order, iteration)
 
 
 def balanced(
@@ -191,7 +215,8 @@ def balanced(
     pictures that the original model drew of them, at the same noise.
     """
     noise = torch.Generator().manual_seed(settings.seed)
-    trajectory = Trajectory(model, settings.steps, settings.guidance, noise, settings.batch)
+    guidance, _ = guidance_of(model, settings)
+    trajectory = Trajectory(model, settings.steps, guidance, noise, settings.batch)
     optimiser = edit.adam((0.9, 0.98), 1e-12, relative_rate=settings.rate)
     rng = random.Random(settings.seed)
     total, times = settings.length(len(concepts)), timesteps(settings.steps)
@@ -246,8 +271,11 @@ def balanced(
         if all(len(some) == window and mean(some) <= settings.near for some in recent):
             raise Reached
 
+    # Ours may begin at nine tenths of the steps, the paper's only before.
+    latest = 9 * settings.steps // 10
+    order = schedule(settings.first, settings.steps, total, len(concepts), latest)
     with suppress(Reached):
-        walk(run, schedule(settings.first, settings.steps, total, len(concepts)), iteration)
+        walk(run, order, iteration)
     if settings.harden:
         prompts = [s.format(c) for c in concepts for s in words.sentences(HARDENED_ON)]
         with edit.off():

@@ -2,7 +2,9 @@
 
 import random
 
-# The templates of Textual Inversion (Gal et al., arXiv 2208.01618), which few-shot unlearning uses.
+# The object templates of Textual Inversion (Gal et al., arXiv 2208.01618), which few-shot
+# unlearning uses, and 17 of its style templates. Textual Inversion has 19: two of these 17 stand in
+# it twice. In their place are the last two here, which are ours.
 OBJECT_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}",
     "a rendering of a {}",
@@ -54,6 +56,13 @@ STYLE_TEMPLATES: tuple[str, ...] = (
     "a cropped rendition in the style of {}",
 )
 
+# As Textual Inversion and the authors of few-shot unlearning have them.
+PAPER_STYLE_TEMPLATES: tuple[str, ...] = (
+    *STYLE_TEMPLATES[:-2],
+    "a cropped painting in the style of {}",
+    "a close-up painting in the style of {}",
+)
+
 # Of what someone or something does. The comma suits verbs ("spinning") and nouns ("jazz dance").
 ACTION_TEMPLATES: tuple[str, ...] = (
     "a person, {}",
@@ -78,8 +87,8 @@ ACTION_TEMPLATES: tuple[str, ...] = (
     "{}",
 )
 
-# The prompts that Key-Step unlearning augments with: ten for each of its kinds of concept. For
-# actions they are ours: the probe's other sentences.
+# The prompts that Key-Step unlearning augments with: ten for each of its kinds of concept, as many
+# as the authors have, in our own words. For actions: the probe's other sentences.
 TASK_TEMPLATES: dict[str, tuple[str, ...]] = {
     "object": (
         "a photo of a {}",
@@ -144,24 +153,28 @@ TASK_TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
-def augmented(rng: random.Random, kind: str, concept: str) -> str:
-    """A random prompt for the concept, as KSCU augments late in training (arXiv 2507.06526).
+def augmented(rng: random.Random, kind: str, concept: str) -> list[str]:
+    """Ten other prompts for the concept, with which KSCU augments late in training (arXiv
+    2507.06526): one from each template of its kind, every one altered. KSCU draws them once, and
+    its templates are not these."""
+    return [altered(rng, template).replace("{}", concept) for template in TASK_TEMPLATES[kind]]
 
-    It takes one of ten templates. Then it changes nothing, shuffles the words, drops a word or adds
-    a few letters. The concept's own words stay together.
-    """
-    template = rng.choice(TASK_TEMPLATES[kind])
+
+def altered(rng: random.Random, template: str) -> str:
+    """A template with its words in another order, without one of them, or with a few letters before
+    or behind it. The slot stays, so the concept's own words stay together."""
     words = template.split()
-    change = rng.choice(("none", "shuffle", "drop", "characters"))
     others = [i for i, word in enumerate(words) if "{}" not in word]
-    if change == "shuffle":
-        rng.shuffle(words)
-    elif change == "drop" and others:
+    change = rng.choice(("shuffle", "drop", "characters") if others else ("characters",))
+    if change == "drop":
         del words[rng.choice(others)]
     elif change == "characters":
         letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(1, 4)))
         words.insert(rng.choice((0, len(words))), letters)
-    return " ".join(words).replace("{}", concept)
+    else:
+        while " ".join(words) == template:
+            rng.shuffle(words)
+    return " ".join(words)
 
 
 # The sentence that names a concept alone, for previews and measurements.
@@ -181,6 +194,12 @@ def sentence(kind: str, concept: str) -> str:
 def templates(kind: str) -> tuple[str, ...]:
     """The templates for a kind of concept. Characters use those of objects, as in the paper."""
     return {"style": STYLE_TEMPLATES, "action": ACTION_TEMPLATES}.get(kind, OBJECT_TEMPLATES)
+
+
+def paper_templates(kind: str) -> tuple[str, ...]:
+    """The templates of few-shot unlearning's authors (arXiv 2405.07288): 27 for objects, and 19 for
+    styles, of which two are there twice. They have none for actions; those are ours."""
+    return PAPER_STYLE_TEMPLATES if kind == "style" else templates(kind)
 
 
 def named(rng: random.Random, kind: str, concept: str, count: int) -> list[str]:

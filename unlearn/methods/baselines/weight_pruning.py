@@ -2,7 +2,8 @@
 
 Of the denoiser's convolutions, the channels that answer most to noised pictures of the concept are
 looked up, and in their filters the weights with the largest gradient of the denoising loss are set
-to zero. That is the released code's; which shares it took was not released, and is ours.
+to zero; the next draw finds the network pruned like this. That is the released code's; which shares
+it took was not released, and is ours. So are the stages: the released code's are off by one layer.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class WeightPruningSettings:
         "What stands for a channel's answer: the mean of its size over the places, or the largest.",
     )
     draws: int = setting(
-        10, "Draws of noise and timestep. What any of them names is set to zero.", at_least=1
+        10, "Draws of noise and timestep. What one names is zero in the next.", at_least=1
     )
     shots: int = setting(
         4,
@@ -117,7 +118,7 @@ def prune(
     settings: WeightPruningSettings,
     progress: Progress,
 ) -> None:
-    """Look up what to set to zero, in all draws, then set it; of several concepts in turn."""
+    """Look up what to set to zero, and set it, draw by draw; of several concepts in turn."""
     draw, encoded = NoiseSampler(model, settings.seed), EncodeCache(model)
     rng, prompt_rng = random.Random(settings.seed), random.Random(settings.seed)
     filters = {key: delta for key, delta in edit.deltas.items() if key.endswith(".weight")}
@@ -138,12 +139,12 @@ def prune(
                 cut[key][channels] |= largest(gradient.abs().flatten(1), settings.weights).view_as(
                     gradient
                 )
+        for key, rows in cut.items():
+            filters[key].assign(-edit.weights[key].float() * rows)
         edit.history.append(loss.item())
         progress.step(number + 1, settings.draws, loss.item(), edit)
     for key, delta in edit.deltas.items():
-        if key in cut and cut[key].any():
-            delta.assign(-edit.weights[key].float() * cut[key])
-        else:
+        if key not in cut or not cut[key].any():
             for parameter in delta.parameters():
                 parameter.grad = None  # nothing to write of it
 

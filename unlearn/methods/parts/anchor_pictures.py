@@ -24,10 +24,9 @@ def paired_prompts(
     """
     if settings.kind == "style" and settings.mode == "paper":
         sentence = f"a painting of a {settings.anchor or rng.choice(words.contexts)}"
-        behind = rng.choice(
-            (f"{sentence}, in the style of {concept}", f"in {concept}'s style, {sentence}")
-        )
-        return sentence, behind
+        # Two thirds begin with the style, as in the authors' code.
+        before = f"in {concept}'s style, {sentence}"
+        return sentence, rng.choice((f"{sentence}, in the style of {concept}", before, before))
     sentence = rng.choice(words.sentences())
     return sentence.format(words.anchors[concept]), sentence.format(concept)
 

@@ -10,12 +10,13 @@ class Discriminator(torch.nn.Sequential):
     """PatchGAN (Isola et al., arXiv 1611.07004) on latents: a score for each patch.
 
     Four halvings as in the paper for latents of 32 and more; fewer where they are smaller, so that
-    a patch remains. A video's frames count as pictures.
+    a patch remains. A video's frames count as pictures. padding: of the last convolution, 1 in the
+    released code; 2 where its input would be smaller than it looks at.
     """
 
     WIDTHS = (64, 128, 256, 512)
 
-    def __init__(self, channels: int, side: int) -> None:
+    def __init__(self, channels: int, side: int, padding: int = 2) -> None:
         layers: list[torch.nn.Module] = []
         for i, width in enumerate(self.WIDTHS):
             if i and side < 4:
@@ -25,7 +26,8 @@ class Discriminator(torch.nn.Sequential):
                 layers.append(torch.nn.BatchNorm2d(width))
             layers.append(torch.nn.LeakyReLU(0.2))
             channels, side = width, side // 2
-        super().__init__(*layers, torch.nn.Conv2d(channels, 1, 4, padding=2))
+        padding = padding if side + 2 * padding >= 4 else 2
+        super().__init__(*layers, torch.nn.Conv2d(channels, 1, 4, padding=padding))
 
     def forward(self, x0: torch.Tensor) -> torch.Tensor:
         if x0.ndim == 5:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, replace
 from typing import Literal
 
 from ...core.gradient_projection import Projection
 from ...core.kind import Kind, current_kind
+from ...core.model import DiffusionModel
 from ...core.trainable import NetworkTrainable
 from . import closed_form, shared
 from .adversarial import SECONDS
+from .key_step_terms import is_flow
 from .retention import RetentionSet
 from .settings import BALANCED, PAPER, MethodSettings, Mode, constant, setting
 
 KeyStepKind = Literal["object", "style", "character", "nudity"]
+Recipe = Literal["stable diffusion", "flux"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ BY_KIND: dict[KeyStepKind, KindSettings] = {
     "nudity": KindSettings(14, 750, "outside-cross-attention"),
 }
 PAPER_STEPS = 50
+OLDER_STARTS: dict[KeyStepKind, int] = {"object": 15, "nudity": 15}
+"""S in the authors' older script, where it is another."""
+FLUX_STEPS = 28
+FLUX_STARTS: dict[KeyStepKind, int] = {"object": 8, "style": 14, "character": 22, "nudity": 8}
+"""S of FLUX_STEPS in the authors' code for Flux, which trains the attention for every kind."""
 SEVERAL_CHARACTERS = 750  # L where more than one is unlearnt
 
 
@@ -79,14 +87,24 @@ class KeyStepSettings(MethodSettings):
         "kind. Empty: in mode balanced the neutral word, in mode paper nothing.",
         optional=True,
     )
-    guidance: float = constant(3.0, "Classifier-free guidance of the trajectories.")
+    guidance: float | None = constant(
+        None,
+        "Guidance of the trajectories: classifier-free, or the number that a denoiser is told.",
+        own="3, in mode paper with Flux's recipe 3.5",
+    )
     negative: float = constant(1.0, "How far beyond the anchor the concept is pushed.", modes=PAPER)
     empty_term: Literal["paper", "older script"] = constant(
         "paper",
-        "The weights of the second term; the authors' older script had others.",
+        "The authors' older script has other weights of the second term, another start for objects "
+        "and nudity, and a fresh trajectory for each iteration.",
         modes=PAPER,
     )
-    learning_rate: float = constant(1e-5, "Adam's, the same for every weight.", modes=PAPER)
+    learning_rate: float | None = constant(
+        None,
+        "Adam's, the same for every weight.",
+        modes=PAPER,
+        own="1e-5, with Flux's recipe 1e-4",
+    )
     augment: float = constant(
         0.05,
         "The share of the iterations, the last ones, whose prompts are augmented.",
@@ -120,6 +138,26 @@ class KeyStepSettings(MethodSettings):
     )
     protect: tuple[str, ...] = shared.protect()
     harden: float = shared.harden(SECONDS)
+    recipe: Recipe | None = setting(
+        None,
+        "Which of the authors' two scripts is followed: its rate, guidance, first key steps and "
+        "weights. Flux's is made for 28 steps.",
+        modes=PAPER,
+        own="flux for flow models, else stable diffusion",
+        own_choice="by model",
+        optional=True,
+        advanced=True,
+        option=None,  # the command knows no Flux
+    )
+    precision: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "bfloat16 rounds the trained weights after each step, as in the authors' training. Many "
+        "steps are then too small to move a weight.",
+        modes=PAPER,
+        optional=True,
+        advanced=True,
+        option=None,  # the command's --precision is that of the file
+    )
     task: InitVar = None
     """The old name of `kind`; "instance" was a character."""
 
@@ -135,7 +173,31 @@ class KeyStepSettings(MethodSettings):
         """S in steps of this run; the paper's where it is yet to be found."""
         if isinstance(self.start, int):
             return self.start
-        return round(BY_KIND[self.kind].start * self.steps / PAPER_STEPS)
+        if self.mode == "paper" and self.recipe == "flux":
+            return round(FLUX_STARTS[self.kind] * self.steps / FLUX_STEPS)
+        own = BY_KIND[self.kind].start
+        if self.mode == "paper" and self.is_older:
+            own = OLDER_STARTS.get(self.kind, own)
+        return round(own * self.steps / PAPER_STEPS)
+
+    @property
+    def is_older(self) -> bool:
+        """Whether it follows the authors' older script."""
+        return self.empty_term == "older script"
+
+    def fitted(self, model: DiffusionModel) -> KeyStepSettings:
+        """What is left to the model is decided: the recipe, and its guidance and rate."""
+        recipe = self.recipe
+        if self.mode == "paper" and recipe is None:
+            recipe = "flux" if is_flow(model) else "stable diffusion"
+        is_flux = self.mode == "paper" and recipe == "flux"
+        guidance, rate = (3.5, 1e-4) if is_flux else (3.0, 1e-5)
+        return replace(
+            self,
+            recipe=recipe,
+            guidance=guidance if self.guidance is None else self.guidance,
+            learning_rate=rate if self.learning_rate is None else self.learning_rate,
+        )
 
     def length(self, concepts: int) -> int:
         """L of this run."""
@@ -161,4 +223,5 @@ class KeyStepSettings(MethodSettings):
     def weights(self) -> NetworkTrainable:
         if self.trainable is not None:
             return self.trainable
-        return "cross-attention" if self.mode == "balanced" else BY_KIND[self.kind].trainable
+        is_attention = self.mode == "balanced" or self.recipe == "flux"
+        return "cross-attention" if is_attention else BY_KIND[self.kind].trainable

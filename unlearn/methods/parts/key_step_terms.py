@@ -25,14 +25,15 @@ def empty_term(
     return erase_term(student, own, empty, beyond)
 
 
-def empty_weights(variant: str, noise: float, iteration: int) -> tuple[float, float]:
+def empty_weights(variant: str, noise: float, step: int) -> tuple[float, float]:
     """(l2, l1): the second term's weight, and how far it turns.
 
-    noise: how far a latent is on its way to noise, in 0..1: the timestep, or a flow's sigma.
+    noise: how far a latent is on its way to noise, in 0..1: the timestep, or a flow's sigma. step:
+    of the trajectory, 0 the noisiest, by which the authors' older script goes.
     """
     if variant == "paper":
         return 1e-4, 0.02 * (1 - noise)
-    return 2e-5, iteration / 10000
+    return 2e-5, step / 10000
 
 
 def predictions(
@@ -49,11 +50,16 @@ def noise_share(model: DiffusionModel, t: float) -> float:
     Of a flow, which predicts noise less latents, the share that its own shift makes of the
     timestep; of diffusion the timestep's.
     """
+    if not is_flow(model):
+        return t / 1000
     one = torch.ones(1, 1, 1, 1, device=model.device)
-    none, middle = torch.zeros_like(one), at(500.0, one)
-    if abs(model.target(one, none, middle).item() + 1) < 1e-3:
-        return model.add_noise(none, one, at(t, one)).item()
-    return t / 1000
+    return model.add_noise(torch.zeros_like(one), one, at(t, one)).item()
+
+
+def is_flow(model: DiffusionModel) -> bool:
+    """Whether it is a flow: whether it predicts noise less latents."""
+    one = torch.ones(1, 1, 1, 1, device=model.device)
+    return abs(model.target(one, torch.zeros_like(one), at(500.0, one)).item() + 1) < 1e-3
 
 
 def noisy(prompt: Conditioning, deviation: float, generator: torch.Generator) -> Conditioning:

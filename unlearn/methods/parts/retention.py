@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -22,8 +23,9 @@ class EncodeCache:
 
     LARGEST = 2**28  # bytes kept: T5's of one prompt are eight million
 
-    def __init__(self, model: DiffusionModel) -> None:
-        self.model = model
+    def __init__(self, model: DiffusionModel, told: dict | None = None) -> None:
+        """told: what the denoiser is told beside each prompt, as in Conditioning.extra."""
+        self.model, self.told = model, told or {}
         self.kept: dict[str, Conditioning] = {}
         self.size = 0
 
@@ -32,7 +34,8 @@ class EncodeCache:
         found = []
         for prompt in prompts:
             if prompt not in self.kept:
-                self.kept[prompt] = self.model.encode([prompt])
+                found_now = self.model.encode([prompt])
+                self.kept[prompt] = replace(found_now, extra={**found_now.extra, **self.told})
                 self.size += self.kept[prompt].cross.nbytes
             found.append(self.kept[prompt])
         while self.size > self.LARGEST:

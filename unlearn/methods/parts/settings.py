@@ -12,6 +12,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ...core.kind import Kind
+from ...core.model import DiffusionModel
 
 Mode = Literal["balanced", "paper"]
 BALANCED, PAPER = ("balanced",), ("paper",)  # for `modes`
@@ -26,6 +27,10 @@ class MethodSettings:
     rank: int
     seed: int
     anchor: Any = ""
+
+    def fitted(self, model: DiffusionModel) -> Any:
+        """The settings with that decided which depends on the model."""
+        return self
 
     @property
     def weights(self) -> str:

@@ -14,7 +14,7 @@ def mode() -> Any:
     return setting(
         "balanced",
         "balanced: ours, which keeps other concepts and stops by itself. paper: the published "
-        "algorithm and settings, for comparison.",
+        "algorithm, with the settings of the released code, for comparison.",
     )
 
 

@@ -9,17 +9,22 @@ from ...core.resume import Run
 from ...files import state_checks
 
 WALKS_A_START = 8  # full walks after which the first key step moves on by one
-LATEST_START = 0.9  # of the steps
+
+
+def latest_start(steps: int) -> int:
+    """The last first step to which the paper's walk moves on: below nine tenths of the steps."""
+    return (9 * steps - 1) // 10
 
 
 def schedule(
-    start: int, steps: int, iterations: int, concepts: int = 1
+    start: int, steps: int, iterations: int, concepts: int = 1, latest: int | None = None
 ) -> Iterator[tuple[int, int]]:
     """(concept, step) of each iteration: the key steps walked in order, again and again.
 
     Every concept is walked in turn; after eight such rounds the walk begins one step later, never
-    past nine tenths of the steps.
+    later than at `latest` (None: as in the paper).
     """
+    latest = latest_start(steps) if latest is None else latest
     done, walks = 0, 0
     while True:
         for concept in range(concepts):
@@ -29,7 +34,7 @@ def schedule(
                 yield concept, step
                 done += 1
         walks += 1
-        if walks % WALKS_A_START == 0 and start + 1 <= LATEST_START * steps:
+        if walks % WALKS_A_START == 0 and start < latest:
             start += 1
 
 
