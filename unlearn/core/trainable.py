@@ -209,7 +209,7 @@ def network_rows(root: torch.nn.Module, trainable: str) -> dict[str, slice]:
     what trains "attention" there (as KSCU's code does on Flux) trains the first rows here.
     """
     layers = {name: module for name, module in root.named_modules() if _multiplies(module)}
-    rows = {}
+    rows: dict[str, slice] = {}
     for name, end in _attention(layers)[2].items():
         part = {
             "cross-attention": slice(0, end),
