@@ -1,4 +1,4 @@
-"""The plain published loops change the weights as the pack's paper modes do, from the same draws."""
+"""The plain loops change the weights as the paper modes do, from the same draws."""
 
 from __future__ import annotations
 
