@@ -1,10 +1,11 @@
 """The benchmark of speed: seconds and memory of each method, in phases, beside plain loops.
 
-    python dev.py perf                           everything; takes hours on a CPU
-    python dev.py perf --quick --sizes iconcanvas     a few minutes: only to see that it works
-    python dev.py perf --only few_shot machine drawing --sizes sd15
-    python dev.py perf --json docs/perf.json     the rows there, and the page beside it
-    python dev.py perf --json docs/perf.json --no-run    only the table and the page
+    python dev.py perf                              everything; takes hours on a CPU
+    python dev.py perf --quick --sizes iconcanvas   some minutes: only to see that it works
+    python dev.py perf --only machine few_shot --sizes sd15,sdxl
+    python dev.py perf --json docs/perf.json        the rows there, and the page beside it
+    python dev.py perf --json docs/perf.json --no-run
+                                                    only the table and the page
 
 Every case runs in a process of its own with a time limit, and the whole plan several times over: a
 row has the medians of these rounds, and its ratios are of the same round. Rows that the JSON file
@@ -34,6 +35,7 @@ from .plan import Case, cases_of, measure
 HERE = testbed.ROOT / "output" / "perf"
 ROUNDS = 3
 ROOM = 0.9  # of the free memory may be needed
+CAN_TELL = hasattr(os, "getloadavg")  # how busy the machine is
 
 
 def main() -> int:
@@ -103,7 +105,7 @@ def command() -> str:
 
 def run(kept: Kept, cases: list[Case], rounds: int) -> int:
     """Measure what is missing; the exit code."""
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    busy = os.getloadavg()[0] if CAN_TELL else 0.0
     if busy > 0.5:
         print(f"The machine is busy (load {busy:.1f}): seconds will be too many, ratios unsteady.")
     for number in range(1, rounds + 1):
@@ -119,7 +121,8 @@ def run(kept: Kept, cases: list[Case], rounds: int) -> int:
                 print("\nInterrupted. The same command goes on from here.")
                 return 130
             print(found.get("why") or f"{time.monotonic() - began:.0f} s", flush=True)
-            kept.add({"case": case.name, "size": case.size, "round": number, **found})
+            row = {"case": case.name, "size": case.size, "round": number, **found}
+            kept.add(row | ({"load": round(os.getloadavg()[0], 1)} if CAN_TELL else {}))
     return 0
 
 
@@ -140,11 +143,10 @@ def in_process(case: Case, quick: bool, threads: int) -> dict:
         text=True,
         cwd=testbed.ROOT,
     )
-    minutes = case.minutes(quick)
     try:
-        output, said = process.communicate(timeout=60 * minutes)
+        output, said = process.communicate(timeout=60 * case.minutes)
     except subprocess.TimeoutExpired:
-        return {"why": f"not measured: stopped after {minutes:.0f} minutes"}
+        return {"why": f"not measured: stopped after {case.minutes:.0f} minutes"}
     finally:
         if process.poll() is None:
             process.kill()

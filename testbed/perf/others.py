@@ -109,51 +109,56 @@ def measure_erasures(size: str, quick: bool) -> dict:
     random numbers.
     """
     package = pack.load()
-    science = package.unlearn.core.erasure
     model, clip, vae = parts_of(size)
     side = 8 * SIZES[size].side
     host = package.nodes.backend.model.ComfyModel(model, clip, vae, size=(side, side))
-    device, parts, generator = host.device, {}, torch.Generator().manual_seed(0)
     weights = host.selected("encoder", "mlp-final-attn")
+    shapes = {key: tuple(weight.shape) for key, weight in weights.items()}
     base = host.fingerprints(weights)
-    shapes = {key: weight.shape for key, weight in weights.items()}
+    parts = {}
     for kind in ("full", "rank 16"):
-        erasures = [
-            science.Erasure(
-                {key: random_delta(shape, kind, generator) for key, shape in shapes.items()},
-                {"method": "few_shot", "concepts": [f"thing {i}"], "base": base},
-            )
-            for i in range(4)
-        ]
-        with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder) / f"{i}.safetensors" for i in range(4)]
-
-            def taking(name: str, work: Callable[[], object], kind: str = kind) -> object:
-                synchronise(device)
-                began = time.perf_counter()
-                found = work()
-                synchronise(device)
-                parts[f"{kind}: {name}"] = time.perf_counter() - began
-                return found
-
-            erasures[0].save(files[0])  # the first one makes the disk's caches
-            taking("save one", lambda: erasures[0].save(files[0]))
-            for erasure, file in zip(erasures, files):
-                erasure.save(file)
-            taking("load one", lambda: science.Erasure.load(files[0]))
-            loaded = [science.Erasure.load(file) for file in files]
-            combined = taking("combine four", lambda: science.combine(loaded))
-            changed = taking(
-                "put on a CLIP", lambda: package.nodes.backend.apply.erased(model, clip, combined)
-            )
-
-            def first_prompt() -> None:
-                with torch.inference_mode():
-                    changed[1].encode_from_tokens(changed[1].tokenize("a photo of a cat"))
-
-            taking("first prompt after it", first_prompt)
-            taking("next prompt", first_prompt)
+        found = erasures_timed(package, (model, clip), shapes, base, kind)
+        parts |= {f"{kind}: {name}": seconds for name, seconds in found.items()}
     return {"parts": parts}
+
+
+def erasures_timed(package, models: tuple, shapes: dict, base: dict, kind: str) -> dict:
+    """Seconds of each thing that is done with erasures of one kind, by its name."""
+    science, generator = package.unlearn.core.erasure, torch.Generator().manual_seed(0)
+    device, seconds = models[0].load_device, {}
+
+    def taking(name: str, work: Callable[[], object]):
+        synchronise(device)
+        began = time.perf_counter()
+        found = work()
+        synchronise(device)
+        seconds[name] = time.perf_counter() - began
+        return found
+
+    erasures = [
+        science.Erasure(
+            {key: random_delta(shape, kind, generator) for key, shape in shapes.items()},
+            {"method": "few_shot", "concepts": [f"thing {i}"], "base": base},
+        )
+        for i in range(4)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{i}.safetensors" for i in range(4)]
+        for erasure, file in zip(erasures, files):
+            erasure.save(file)
+        taking("save one", lambda: erasures[0].save(files[0]))
+        taking("load one", lambda: science.Erasure.load(files[0]))
+        loaded = [science.Erasure.load(file) for file in files]
+    combined = taking("combine four", lambda: science.combine(loaded))
+    _, clip = taking("put on a CLIP", lambda: package.nodes.backend.apply.erased(*models, combined))
+
+    def one_prompt() -> None:
+        with torch.inference_mode():
+            clip.encode_from_tokens(clip.tokenize("a photo of a cat"))
+
+    taking("first prompt after it", one_prompt)
+    taking("next prompt", one_prompt)
+    return seconds
 
 
 def random_delta(
@@ -191,5 +196,3 @@ def measure_import(size: str, quick: bool) -> dict:
         "parts": {"ComfyUI with its own nodes": own - began, "the pack beyond it": ended - own},
         "modules": len(set(sys.modules) - before),
     }
-
-

@@ -102,9 +102,7 @@ class Phases:
         with ExitStack() as stack:
             for owner, attribute, name, whole in every:
                 stack.enter_context(
-                    replaced(
-                        owner, attribute, self.around(getattr(owner, attribute), name, whole)
-                    )
+                    replaced(owner, attribute, self.around(getattr(owner, attribute), name, whole))
                 )
             for hook in (
                 register_optimizer_step_pre_hook(lambda *_: self.enter("optimiser")),

@@ -15,8 +15,8 @@ METHODS = {
 }
 """The methods that take steps, and their modes. All but the closed form."""
 DENOISERS = ("iconcanvas", "sd15", "sdxl")
-MINUTES = {"iconcanvas": 10, "sd15": 20, "sdxl": 40, "wide": 20, "": 20}
-"""After which a case is stopped. --quick stops it after half of them."""
+MINUTES = {"iconcanvas": 20, "sd15": 40, "sdxl": 60, "wide": 20, "": 10}
+"""After which a case is stopped."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,10 @@ class Case:
         # The host's process itself, beside a GPU's memory.
         return weights + state + (0.0 if is_gpu else 0.7)
 
-    def minutes(self, quick: bool) -> float:
-        return MINUTES[self.size] / (2 if quick else 1)
+    @property
+    def minutes(self) -> float:
+        """After so many it is stopped."""
+        return MINUTES[self.size]
 
 
 PLAIN_ACTIVATIONS = {"iconcanvas": 0.5, "sd15": 5.0, "sdxl": 20.0}
