@@ -185,4 +185,6 @@ def in_this_process(name: str, size: str, quick: bool, threads: int) -> dict:
 
 
 if __name__ == "__main__":
+    # As Ctrl-C: what runs a case ends it, and keeps what was measured before.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
