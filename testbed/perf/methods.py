@@ -177,6 +177,7 @@ def measure_method(name: str, mode: str, size: str, quick: bool) -> dict:
         row |= Bare(host, part, settings.weights, step, tools).measured(amount)
     return {
         **row,
+        "bytes": least_bytes(host, part, settings, step),
         "batch": batch_of(name, settings),
         "rows": settings.rows,
         "passes": told_passes(step),
@@ -185,6 +186,17 @@ def measure_method(name: str, mode: str, size: str, quick: bool) -> dict:
         "precision": str(host.network.get_dtype_inference()).removeprefix("torch."),
         **whole_run(science, name, mode, amount.batch),
     }
+
+
+def least_bytes(host, part: str, settings: Any, step: list[tuple[str, int, bool]]) -> int:
+    """Bytes that a step reads and writes at the least: the weights once in each pass and twice on
+    the way back, and what Adam holds of each trained value: it reads four numbers and writes three.
+    """
+    sizes = {"predict": host.layers, "encode": host.encoder}
+    bytes_of = {what: sum(w.nbytes for w in m.parameters()) for what, m in sizes.items()}
+    passes = sum(bytes_of[what] * (3 if grad else 1) for what, _, grad in step)
+    trained = sum(w.numel() for w in host.selected(part, settings.weights).values())
+    return passes + 7 * 4 * trained
 
 
 def batch_of(name: str, settings: Any) -> int:

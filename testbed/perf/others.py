@@ -15,6 +15,7 @@ import torch
 import testbed
 
 from ..model import drawings, pack
+from . import wan
 from .methods import CONCEPT, Amount, watched
 from .models import SIZES, parts_of
 from .phases import places_of_pack
@@ -196,3 +197,10 @@ def measure_import(size: str, quick: bool) -> dict:
         "parts": {"ComfyUI with its own nodes": own - began, "the pack beyond it": ended - own},
         "modules": len(set(sys.modules) - before),
     }
+
+
+def measure_wan(size: str, quick: bool) -> dict:
+    """MiB of each part of unlearning in UMT5-XXL for Wan 2.1, of which no small machine holds all
+    (wan.py)."""
+    found = wan.measure_wan()
+    return {"parts": {name: mib for name, mib in found.items() if name != "case"}}

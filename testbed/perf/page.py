@@ -57,7 +57,8 @@ EXPLAINED = """\
 * **bare**: the passes that a step must make, the same prompts and latents with nothing around \
 them, one backward pass, in the step's precision. **x bare**: how many times as long the step takes.
 * **floor**: the operations of the bare passes at the rate of matrix products that the machine was \
-measured at, in their precision. No step can take less. **x floor**: as above.
+measured at, in their precision; or the weights that they read, and what Adam reads and writes, at \
+its bandwidth, where that takes longer. No step can take less. **x floor**: as above.
 * **first**: the first step and what comes before it: choosing an anchor, solving, encoding, \
 drawing. Where a model is random, what it would draw are random latents, which take no time.
 * **whole run**: the first step, all other steps that a run may take by default, and the pictures \
@@ -92,7 +93,8 @@ def ratio(kept: Kept, case: Case, other: Case) -> float | None:
 
 
 def floor_of(kept: Kept, row: Row) -> float | None:
-    """Seconds that a step's operations take at the machine's rates."""
+    """Seconds that a step's operations take at the machine's rates, or its bytes at its bandwidth,
+    whichever are more."""
     machines = measured(kept, Case("machine"))
     if not machines or "operations" not in row:
         return None
@@ -103,7 +105,8 @@ def floor_of(kept: Kept, row: Row) -> float | None:
         return None
     # Rates are of as many threads as the machine's row had.
     share = row.get("threads", 1) / same[0].get("threads", 1)
-    return sum(count / rates[dtype] for dtype, count in counts.items()) / share
+    seconds = sum(count / rates[dtype] for dtype, count in counts.items()) / share
+    return max(seconds, row.get("bytes", 0) / same[0]["bandwidth"])
 
 
 def machine_table(kept: Kept) -> str:
@@ -259,13 +262,13 @@ def part_tables(kept: Kept) -> list[str]:
     """The cases that have several figures each: files of erasures, and the import."""
     found = []
     sizes = ["", *SIZES]
-    for name, title in (("erasures", "Erasures"), ("import", "Start of ComfyUI")):
+    for name, title, unit in PARTS:
         cases = [Case(name, size) for size in sizes]
         rows = {case: measured(kept, case) for case in cases}
         rows = {case: some for case, some in rows.items() if some}
         if not rows:
             continue
-        heads = [SIZES[case.size].title if case.size else "seconds" for case in rows]
+        heads = [SIZES[case.size].title if case.size else unit for case in rows]
         lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
         for part in next(iter(rows.values()))[0]["parts"]:
             cells = [
@@ -275,6 +278,14 @@ def part_tables(kept: Kept) -> list[str]:
             lines.append(f"| {part} | {' | '.join(cells)} |")
         found += [f"## {title}", "\n".join(lines)]
     return found
+
+
+PARTS = (
+    ("erasures", "Erasures, in seconds", ""),
+    ("import", "Start of ComfyUI", "seconds"),
+    ("wan", "Memory of Few-Shot Encoder Unlearn on Wan 2.1 1.3B with UMT5-XXL, estimated", "MiB"),
+)
+"""The cases with several figures each: their titles, and what the figures are."""
 
 
 def short(seconds: float | None) -> str:

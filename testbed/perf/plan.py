@@ -52,7 +52,7 @@ class Case:
         """
         size = SIZES.get(self.size)
         if size is None:
-            return 0.5
+            return 8.0 if self.name == "wan" else 0.5
         weights = size.gib
         trained = size.text / 2 if self.method == "few_shot" else size.network / 10
         state = 0.0
@@ -99,6 +99,8 @@ def every(sizes: tuple[str, ...], quick: bool) -> Iterator[Case]:
                 for mode in modes:
                     yield Case(f"{method} {mode}", size)
         yield Case("closed_form", size)
+        if size == "wide":
+            yield Case("wan")
         if size in DENOISERS:
             yield Case("identify", size)
             yield Case("erasures", size)
@@ -128,5 +130,6 @@ def measure(case: Case, quick: bool) -> dict:
         "probe": others.measure_probe,
         "erasures": others.measure_erasures,
         "import": others.measure_import,
+        "wan": others.measure_wan,
     }
     return named[case.name](case.size, quick)
