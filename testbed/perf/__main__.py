@@ -21,6 +21,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -28,6 +29,7 @@ import testbed
 
 from ..host import workers
 from ..host.machine import machine
+from ..host.tether import end_with
 from .kept import Kept, OtherRun
 from .models import SIZES
 from .plan import Case, cases_of, measure
@@ -58,12 +60,16 @@ def main() -> int:
         help="on a CPU; default: 1 for IconCanvas, for larger models as many as there are cores",
     )
     parser.add_argument(
-        "--again", action="store_true", help="measure again what the file has of these cases"
+        "--again",
+        action="store_true",
+        help="measure again what the file has of these cases, also what could not be measured",
     )
     parser.add_argument("--no-run", action="store_true", help="only show what the file has")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.case:
+        # It ends with the process that started it, also if that is killed.
+        threading.Thread(target=end_with, args=(os.dup(0),), daemon=True).start()
         workers.tell(in_this_process(**asked.case))
         return 0
     file = asked.json or HERE / ("quick.json" if asked.quick else "perf.json")
@@ -138,11 +144,14 @@ def in_process(case: Case, quick: bool, threads: int) -> dict:
     told = {"name": case.name, "size": case.size, "quick": quick, "threads": threads}
     process = subprocess.Popen(
         [sys.executable, "-m", "testbed.perf", "--case", json.dumps(told)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=testbed.ROOT,
     )
+    lifeline = process.stdin
+    process.stdin = None  # `communicate` would close it, and end the case
     try:
         output, said = process.communicate(timeout=60 * case.minutes)
     except subprocess.TimeoutExpired:
@@ -151,6 +160,7 @@ def in_process(case: Case, quick: bool, threads: int) -> dict:
         if process.poll() is None:
             process.kill()
             process.wait()
+        lifeline.close()
     if process.returncode == -getattr(signal, "SIGKILL", 9):
         return {"why": "not measured: the system ended the process, as it does for lack of memory"}
     lines = [line for line in output.splitlines() if line.startswith(workers.MARK)]
