@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from types import ModuleType
 from typing import Any
 
@@ -251,7 +252,8 @@ def watched(
         taken = steps.ended[amount.warm : amount.warm + amount.steps]
         seconds, of_phases = median_of(taken)
         if not row:
-            row = {"seconds": seconds, "all": [round(s, 4) for s, _ in taken]}
+            cpu = median(steps.cpu[amount.warm : amount.warm + amount.steps])
+            row = {"seconds": seconds, "all": [round(s, 4) for s, _ in taken], "cpu_seconds": cpu}
         if watches:
             row |= {"phases": of_phases, "phases_of": seconds}
             done = sum(one for one, _ in steps.ended)
@@ -296,17 +298,20 @@ class Bare:
     def measured(self, amount: Amount) -> dict:
         device = self.host.device
         times: list[float] = []
+        cpu: list[float] = []
         with self.trainable():
             with Operations() as operations:
                 self.run()
             for _ in range(amount.steps):
                 synchronise(device)
-                began = time.perf_counter()
+                began, before = time.perf_counter(), time.process_time()
                 self.run()
                 synchronise(device)
                 times.append(time.perf_counter() - began)
+                cpu.append(time.process_time() - before)
         return {
-            "bare_seconds": sorted(times)[(len(times) - 1) // 2],
+            "bare_cpu_seconds": median(cpu),
+            "bare_seconds": median(times),
             "operations": dict(operations.counts),
         }
 
@@ -380,18 +385,19 @@ def measure_closed_form(size: str, quick: bool) -> dict:
 
         row = watched(host.device, places_of_pack(package), run, times)
         prompts = science.Prompts.of(host, [CONCEPT], settings)
-        bare = []
+        bare, cpu = [], []
         with Operations() as operations:
             for some in prompts.batches:
                 host.read(some)
         for _ in range(times.steps):
             synchronise(host.device)
-            began = time.perf_counter()
+            began, before = time.perf_counter(), time.process_time()
             for some in prompts.batches:
                 host.read(some)
             synchronise(host.device)
             bare.append(time.perf_counter() - began)
-    row |= {"bare_seconds": sorted(bare)[(len(bare) - 1) // 2]}
+            cpu.append(time.process_time() - before)
+    row |= {"bare_seconds": median(bare), "bare_cpu_seconds": median(cpu)}
     return {
         **row,
         "operations": dict(operations.counts),

@@ -42,11 +42,19 @@ def measure_drawing(size: str, quick: bool) -> dict:
 
     with torch.inference_mode(), host.training(gradients=False):
         row = watched(host.device, places_of_pack(package), run, times)
-    for name in ("seconds", "phases_of"):
-        row[name] /= count
-    row["phases"] = {name: seconds / count for name, seconds in row["phases"].items()}
-    row["all"] = [seconds / count for seconds in row["all"]]
-    return {**row, "unit": "sampler step", "batch": 1}
+    return {**shared_out(row, count), "unit": "sampler step", "batch": 1}
+
+
+def shared_out(row: dict, count: int) -> dict:
+    """The row of one of so many equal parts of what was measured."""
+    phases = {name: seconds / count for name, seconds in row["phases"].items()}
+    names = ("seconds", "cpu_seconds", "phases_of")
+    return {
+        **row,
+        **{name: row[name] / count for name in names},
+        "phases": phases,
+        "all": [seconds / count for seconds in row["all"]],
+    }
 
 
 def measure_identify(size: str, quick: bool) -> dict:
@@ -72,10 +80,7 @@ def measure_identify(size: str, quick: bool) -> dict:
     with torch.inference_mode(), host.training(gradients=False):
         row = watched(host.device, places_of_pack(package), run, times)
     count = found[-1].evaluations
-    for name in ("seconds", "phases_of"):
-        row[name] /= count
-    row["phases"] = {name: seconds / count for name, seconds in row["phases"].items()}
-    row["all"] = [seconds / count for seconds in row["all"]]
+    row = shared_out(row, count)
     whole = classifier._evaluations(classifier.rounds(len(words), 64))
     return {**row, "unit": "evaluation", "batch": 1, "steps": whole, "drawn": 0}
 

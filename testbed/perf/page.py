@@ -59,6 +59,8 @@ them, one backward pass, in the step's precision. **x bare**: how many times as 
 * **floor**: the operations of the bare passes at the rate of matrix products that the machine was \
 measured at, in their precision; or the weights that they read, and what Adam reads and writes, at \
 its bandwidth, where that takes longer. No step can take less. **x floor**: as above.
+* **processor**: seconds of all cores, which other programs beside it hardly change; on a GPU what \
+the processor does beside it.
 * **first**: the first step and what comes before it: choosing an anchor, solving, encoding, \
 drawing. Where a model is random, what it would draw are random latents, which take no time.
 * **whole run**: the first step, all other steps that a run may take by default, and the pictures \
@@ -178,14 +180,17 @@ def whole_run(kept: Kept, case: Case, rows: list[Row]) -> str:
 def phase_table(kept: Kept, cases: Sequence[Case]) -> str:
     """Seconds of each phase in the step with the median time."""
     lines = [
-        f"| seconds of | {' | '.join(PHASES)} | the rest | whole |",
-        "|---" * (len(PHASES) + 3) + "|",
+        f"| seconds of | {' | '.join(PHASES)} | the rest | whole | processor | bare, processor |",
+        "|---" * (len(PHASES) + 5) + "|",
     ]
     for case in cases:
         rows = measured(kept, case)
         if rows:
             row = sorted(rows, key=lambda one: one["phases_of"])[(len(rows) - 1) // 2]
-            lines.append(f"| {case.name} | {cells_of(row['phases'], row['phases_of'])} |")
+            names = ("cpu_seconds", "bare_cpu_seconds")
+            cpu = [middle((o for o in rows if n in o), lambda o, n=n: o[n]) for n in names]
+            cells = cells_of(row["phases"], row["phases_of"])
+            lines.append(f"| {case.name} | {cells} | {' | '.join(map(short, cpu))} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 

@@ -176,17 +176,19 @@ class Steps:
     def __init__(self, phases: Phases) -> None:
         self.phases = phases
         self.ended: list[tuple[float, Counter[str]]] = []
-        self.begin()
-
-    def begin(self) -> None:
-        """What has been done so far belongs to no step."""
-        self._last = self.phases.clock(), Counter(self.phases.seconds)
+        self.cpu: list[float] = []
+        """Of each step the processor's seconds, which another program beside it hardly changes."""
+        self._last = phases.clock(), Counter(phases.seconds)
+        self._cpu = time.process_time()
 
     def on_step(self, *told: Any) -> None:
         now, seconds = self.phases.clock(), Counter(self.phases.seconds)
         since, before = self._last
         self.ended.append((now - since, seconds - before))
         self._last = now, seconds
+        cpu = time.process_time()
+        self.cpu.append(cpu - self._cpu)
+        self._cpu = cpu
 
 
 def median_of(steps: list[tuple[float, Counter[str]]]) -> tuple[float, dict[str, float]]:

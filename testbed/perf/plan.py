@@ -47,21 +47,22 @@ class Case:
         """GiB of memory that it takes at the least, by the weights alone and what is trained.
 
         A plain loop has its weights in float32, a gradient and two moments of each that it trains,
-        and for the denoiser's methods a second denoiser. A step's activations of the pack's are in
-        its own estimate, which it is refused by where they do not fit.
+        and for the denoiser's methods a second denoiser. The pack's has a delta, its gradient and
+        moments, and the changed weight that autograd keeps; its activations are in the estimate
+        that it makes itself, and is refused by where they do not fit.
         """
         size = SIZES.get(self.size)
         if size is None:
             return 8.0 if self.name == "wan" else 0.5
         weights = size.gib
-        trained = size.text / 2 if self.method == "few_shot" else size.network / 10
+        trained = 0.55 * size.text if self.method == "few_shot" else size.network / 10
         state = 0.0
         if self.is_plain:
             copies = 1 if self.method == "few_shot" else 2
             weights = 4 * (copies * size.network + size.text) / 1.074
             state = 12 * trained / 1.074 + PLAIN_ACTIVATIONS.get(self.size, 0.0)
         elif self.method in METHODS:
-            state = 16 * trained / 1.074
+            state = 20 * trained / 1.074
         # The host's process itself, beside a GPU's memory.
         return weights + state + (0.0 if is_gpu else 0.7)
 
