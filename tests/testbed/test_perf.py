@@ -158,6 +158,36 @@ def test_phases_add_up_to_at_most_the_whole() -> None:
     assert row["peak_mb"] >= row["base_mb"] > 0
 
 
+def test_on_a_gpu_the_seconds_are_of_a_run_without_phases(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pretended one: the clock is read when it has done all, and its driver tells the memory."""
+    waited: list[int] = []
+    figures = {
+        "reset_peak_memory_stats": lambda: None,
+        "memory_allocated": lambda: 1 << 20,
+        "max_memory_allocated": lambda: 5 << 20,
+        "mem_get_info": lambda device=None: (10 << 20, 80 << 20),
+        "synchronize": lambda device=None: waited.append(1),
+    }
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.cuda, name, figure)
+    loop, runs, waits = Loop(), [], []
+
+    def run(on_step) -> None:
+        before = len(waited)
+        loop.run(on_step)
+        runs.append(getattr(torch.Tensor.backward, "__wrapped__", None))
+        waits.append(len(waited) - before)
+
+    row = watched(torch.device("cuda"), [], run, Amount(steps=3, warm=1))
+    assert runs == [None, torch.Tensor.backward]
+    assert waits[0] == 5  # once a step: nothing else is waited for where the seconds are taken
+    assert waits[1] > waits[0]
+    assert set(row["phases"]) == {"backward", "optimiser"}
+    assert (row["peak_mb"], row["base_mb"], row["driver_mb"]) == (5, 1, 70)
+
+
 def test_operations_are_counted_by_dtype() -> None:
     with Operations() as operations:
         torch.randn(3, 5) @ torch.randn(5, 7)
