@@ -5,6 +5,7 @@
                            slow ones too; other options go to pytest: test -k few_shot
     python dev.py serve    start ComfyUI with the pack, for a browser: serve --port 8188
     python dev.py bench    run the benchmark: bench --quick
+    python dev.py perf     measure each method's seconds and memory: perf --quick --sizes iconcanvas
     python dev.py soak     erase 150 times in one ComfyUI; its memory must not grow: soak --runs 10
     python dev.py matrix   run the tests of the ComfyUI backend on older ComfyUIs: matrix 0.24.0
     python dev.py fuzz     give every reader of files bad ones: fuzz --inputs 5000 --seed 0
@@ -60,6 +61,7 @@ OTHER_HOSTS = {
 MODULES = {
     "demo": "testbed.showcase.demo",
     "bench": "testbed.bench",
+    "perf": "testbed.perf",
     "soak": "testbed.host.soak",
     "fuzz": "testbed.fuzz",
     "mutants": "testbed.mutants",
@@ -572,7 +574,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    tasks = ("setup", "demo", "test", "serve", "bench", "soak", "matrix", "fuzz", "mutants")
+    tasks = ("setup", "demo", "test", "serve", "matrix", *MODULES)
     parser.add_argument("task", choices=tasks)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the task")
     options = parser.parse_args()

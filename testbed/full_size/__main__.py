@@ -25,10 +25,10 @@ import testbed
 
 from ..host.machine import machine
 from ..model import pack
+from ..perf import wan as full_size_wan
+from ..perf.models import random_model
 from . import closed_form as full_size_closed_form
 from . import unet as full_size_unet
-from . import wan as full_size_wan
-from .model import random_model
 
 # Each case runs in a process of its own, so that it has its own memory peak.
 CASES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from ..model import pack
-from .model import random_model
+from ..perf.models import random_model
 
 CASES = ("closed_form", "closed_form on IconCanvas")
 

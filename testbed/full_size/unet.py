@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..model import pack
-from .model import random_model
+from ..perf.models import random_model
 
 SIDE = 64  # of the latents
 STEPS = 4  # the first is left out of the times, since it includes preparations

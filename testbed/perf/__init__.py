@@ -1,0 +1,1 @@
+"""The benchmark of speed: python dev.py perf."""
