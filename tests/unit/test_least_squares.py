@@ -50,6 +50,31 @@ def test_widths_and_tokens_give_the_same() -> None:
     torch.testing.assert_close(twice, in_tokens)
 
 
+@pytest.mark.parametrize("width", [3, 60])
+def test_a_token_may_count_several_times(width: int) -> None:
+    """In widths and in tokens, as if it were there so often."""
+    inputs, wanted, held = drawn(6, width), drawn(6, 4, seed=1), drawn(5, width, seed=2)
+    times, held_times = torch.tensor([1, 3, 1, 2, 5, 1]), torch.tensor([2, 1, 1, 4, 1])
+    often = [inputs.repeat_interleave(times, 0), wanted.repeat_interleave(times, 0)]
+    expected = solve([often[0]], [often[1]], [held.repeat_interleave(held_times, 0)], 3.0, 1e-4)
+    halves = [part.split(4) for part in (inputs, wanted, held)]
+    found = solve(*halves, 3.0, 1e-4, times.split(4), held_times.split(4))
+    torch.testing.assert_close(found, expected)
+    assert (solve(*halves, 3.0, 1e-4) - expected).norm() > 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("width", [3, 7])
+def test_the_effect_on_a_token_counts_as_often(width: int) -> None:
+    inputs, change = drawn(5, 9), drawn(9, width, seed=1)
+    times = torch.tensor([1, 30, 1, 2, 1])
+    expected = compressed(change, [inputs.repeat_interleave(times, 0)], 0.7)
+    up, down = compressed(change, inputs.split(3), 0.7, times.split(3))
+    assert up.shape == expected[0].shape
+    torch.testing.assert_close(up @ down, expected[0] @ expected[1])
+    once = compressed(change, [inputs], 0.7)
+    assert (once[0] @ once[1] - up @ down).norm() > 0.1 * (up @ down).norm()
+
+
 def test_in_tokens_the_inputs_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, wanted, held = drawn(6, 12), drawn(6, 4, seed=1), drawn(5, 12, seed=2)
     whole = solve([inputs], [wanted], [held], 3.0, 1e-4)

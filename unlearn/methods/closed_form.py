@@ -12,6 +12,7 @@ which is what attacks look for.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -163,7 +164,11 @@ def check_settings(
 
 @dataclass
 class Prompts:
-    """All prompts of a run in batches, and what each batch is."""
+    """All distinct prompts of a run in batches, and what each batch is.
+
+    Many a prompt is drawn several times. It is read once, and counts as often as it was drawn. Of
+    prompts with a concept the pair with the aim is what is distinct.
+    """
 
     places: list[Place]
     """The layers of the text encoder where they will wait for one another."""
@@ -171,10 +176,15 @@ class Prompts:
     parts: list[str] = field(default_factory=list)
     """Of each batch, one of PARTS. "named" and "origin" have the same batches."""
     numbers: list[list[int]] = field(default_factory=list)
-    """Of each batch, the numbers of its prompts in their part. "neutral" has the number of its
-    prompt with the concept."""
+    """Of each batch, the numbers of its prompts in their part."""
+    drawn: list[list[int]] = field(default_factory=list)
+    """Of each batch, how often each of its prompts was drawn."""
     owners: list[str] = field(default_factory=list)
     """Of each prompt with a concept, which one."""
+    aims: list[int] = field(default_factory=list)
+    """Of each prompt with a concept, the number of the same in "neutral"."""
+    begun: list[int] = field(default_factory=list)
+    """Of each of the others, how many batches it would begin if all were read as often as drawn."""
 
     @staticmethod
     def of(model: TextModel, concepts: list[str], settings: ClosedFormSettings) -> Prompts:
@@ -189,21 +199,29 @@ class Prompts:
         others = words.others(settings.others)
         found = Prompts(places(model, sentences[0][0].format(concepts[0])))
         # Two prompts that are equally long tell whether the encoder reads several at once.
-        pairs = (some[:2] for some in model.batches(others, AT_ONCE) if len(some) > 1)
-        pair = [others[i] for i in next(pairs, [])]
+        distinct = list(Counter(others))
+        pairs = (some[:2] for some in model.batches(distinct, AT_ONCE) if len(some) > 1)
+        pair = [distinct[i] for i in next(pairs, [])]
         at_once = AT_ONCE if pair and read_together(model, pair) else 1
         few, rest = _that_fit(model, found.places, len(concepts), settings, at_once)
-        named, neutral = [], []
+        drawn = []
         for concept, some in zip(concepts, sentences):
             anchor = words.neutral(concept, model)
-            found.owners += [concept] * len(some[:few])
-            named += [sentence.format(concept) for sentence in some[:few]]
-            neutral += [sentence.format(anchor) for sentence in some[:few]]
-        for part, prompts in zip(PARTS, (named, neutral, named, others[:rest])):
+            drawn += [(concept, s.format(concept), s.format(anchor)) for s in some[:few]]
+        own, kept = Counter(drawn), Counter(others[:rest])
+        found.owners = [owner for owner, _, _ in own]
+        named, neutral = [text for _, text, _ in own], Counter(aim for _, _, aim in drawn)
+        number = {aim: i for i, aim in enumerate(neutral)}
+        found.aims = [number[aim] for _, _, aim in own]
+        first = Counter(others[some[0]] for some in model.batches(others[:rest], at_once))
+        found.begun = [first[prompt] for prompt in kept]
+        counts = list(own.values()), list(neutral.values()), list(own.values()), list(kept.values())
+        for part, prompts, times in zip(PARTS, (named, list(neutral), named, list(kept)), counts):
             for numbers in model.batches(prompts, at_once):
                 found.batches.append([prompts[i] for i in numbers])
                 found.parts.append(part)
                 found.numbers.append(numbers)
+                found.drawn.append([times[i] for i in numbers])
         return found
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -11,7 +11,7 @@ from ...core.progress import Progress
 from .alignment import common_start, counterparts
 from .layer_ends import Place
 from .layers import Change, Waiting
-from .least_squares import compressed, solve
+from .least_squares import compressed, rooted, solve
 from .norm_gain import NormGain
 from .way_left import share_left
 
@@ -25,6 +25,14 @@ HELD = 12  # tokens of other prompts for each of a layer's inputs
 # the concept's.
 WIDE = 8192
 TOKENS = 8192
+
+
+class Chosen(NamedTuple):
+    """Tokens of a batch."""
+
+    numbers: torch.Tensor
+    times: torch.Tensor
+    """How often each of them counts."""
 
 
 class Solver:
@@ -44,8 +52,8 @@ class Solver:
         several encoders, that of the one where most is left."""
         self.counterparts: dict[int, torch.Tensor | None] = {}
         """Of each named prompt, its tokens' counterparts in the stack of layers that it passes."""
-        self.counting: list[torch.Tensor] = []
-        """Of each batch the numbers of its tokens that count, without what prompts begin with."""
+        self.counting: list[Chosen] = []
+        """Of each batch the tokens that count, without what prompts begin with."""
         self.repeated: list[torch.Tensor] = []
         """Of these, whether the token is the one before it again, as padding is."""
 
@@ -69,12 +77,14 @@ class Solver:
     def _align(self, entering: list[torch.Tensor]) -> None:
         neutral = dict(self._rows("neutral", entering))
         named = self._rows("named", entering)
-        self.counterparts = {i: counterparts(own, neutral[i]) for i, own in named}
+        aims = self.prompts.aims
+        self.counterparts = {i: counterparts(own, neutral[aims[i]]) for i, own in named}
 
     def _count(self, entering: list[torch.Tensor], pairs: list) -> None:
         """Find what the prompts of the concept and of the anchor begin with: the template of a
         language model. It does not count, or once in each batch of others: there is nothing to
-        change, and as the larger part of all tokens it would leave little weight to the words."""
+        change, and as the larger part of all tokens it would leave little weight to the words.
+        All else counts as often as its prompt was drawn."""
         part, numbers = self.prompts.parts, self.prompts.numbers
         start = entering[part.index("named")][0]
         for tensor, own in zip(entering, part):
@@ -87,16 +97,21 @@ class Solver:
         if shared < 2 or rows[:, :shared].abs().amax() > 1e-3 * rows.abs().amax():
             shared = 0
         self.counting, self.repeated = [], []
-        for tensor, own in zip(entering, part):
-            counts = torch.ones(tensor.shape[:2], dtype=torch.bool)
-            repeated = torch.zeros_like(counts)
+        for tensor, own, some, drawn in zip(entering, part, numbers, self.prompts.drawn):
+            times = _of_rows(drawn, tensor)[:, None].repeat(1, tensor.shape[1])
+            repeated = torch.zeros(tensor.shape[:2], dtype=torch.bool)
             repeated[:, 1:] = (tensor[:, 1:] == tensor[:, :-1]).all(-1).cpu()
             if shared:
                 same = [common_start(row, start) == shared for row in tensor]
-                same[0] = same[0] and own != "others"
-                counts[same, :shared] = False
-            self.counting.append(counts.flatten().nonzero()[:, 0])
-            self.repeated.append(repeated.flatten()[self.counting[-1]])
+                begun = torch.zeros(len(tensor), dtype=times.dtype)
+                if own == "others":  # of a prompt with several rows the first begins a batch
+                    begun[:: len(tensor) // len(some)] = torch.tensor(
+                        [self.prompts.begun[i] for i in some]
+                    )
+                times[same, :shared] = begun[same][:, None]
+            counting = times.flatten().nonzero()[:, 0]
+            self.counting.append(Chosen(counting, times.flatten()[counting]))
+            self.repeated.append(repeated.flatten()[counting])
 
     def _pairs(self, after: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Of each batch of named prompts (wanted, apart), (tokens of all prompts, width): how far
@@ -106,7 +121,8 @@ class Solver:
         by_part = self.prompts.split(list(zip(after, self.prompts.numbers)))
         pairs = []
         for (own, numbers), (origin, _) in zip(by_part["named"], by_part["origin"]):
-            aims = [_at(neutral[i], self.counterparts[i]).float() for i in numbers]
+            own_aims = [neutral[self.prompts.aims[i]] for i in numbers]
+            aims = [_at(aim, self.counterparts[i]).float() for i, aim in zip(numbers, own_aims)]
             aim, was = torch.cat(aims), flat(origin.float())
             away = aim - was
             aim = (aim + self.settings.further * away).lerp(was, 1 - self.settings.strength)
@@ -132,18 +148,22 @@ class Solver:
         is_wide = width > WIDE
         named = by_part["named"]
         chosen = self._sampled("named", TOKENS // 4 if is_wide else None, is_wide)
-        inputs = [_of_size(one, gain, some) for one, some in zip(named, chosen)]
-        wanted = [picked(pair[0], some) for pair, some in zip(pairs, chosen)]
+        times = [some.times for some in chosen]
+        inputs = [_of_size(one, gain, some.numbers) for one, some in zip(named, chosen)]
+        wanted = [picked(pair[0], some.numbers) for pair, some in zip(pairs, chosen)]
         if gain is not None:
-            before = [picked(one.normed, some) for one, some in zip(named, chosen)]
+            before = [picked(one.normed, some.numbers) for one, some in zip(named, chosen)]
             wanted = [gain.change(x, more) for x, more in zip(before, wanted)]
-        enough = TOKENS - sum(map(len, inputs)) if is_wide else HELD * width
+        enough = TOKENS - sum(int(own.sum()) for own in times) if is_wide else HELD * width
         chosen = self._sampled("others", enough, is_wide)
-        held = [_of_size(one, gain, some) for one, some in zip(by_part["others"], chosen)]
-        change = solve(inputs, wanted, held, settings.hold, settings.ridge)
-        up, down = compressed(change, inputs, settings.keep)
+        held = [_of_size(one, gain, some.numbers) for one, some in zip(by_part["others"], chosen)]
+        held_times = [some.times for some in chosen]
+        change = solve(inputs, wanted, held, settings.hold, settings.ridge, times, held_times)
+        up, down = compressed(change, inputs, settings.keep, times)
         if place.left < settings.last and settings.directions:
-            out = main_directions([apart for _, apart in pairs], settings.directions)
+            often = self.prompts.split(self.prompts.drawn)["named"]
+            apart = [rooted(away, _of_rows(own, away)) for (_, away), own in zip(pairs, often)]
+            out = main_directions(apart, settings.directions)
             if gain is not None:  # what the norm multiplies, so that these directions stay out
                 out = torch.linalg.qr(out * gain.gain.to(out)[:, None]).Q
             edited = from_the_left(place.linear, out, named[0].inputs) + (out.T @ up) @ down
@@ -156,15 +176,16 @@ class Solver:
     ) -> None:
         """Note what is left. pairs: of `_pairs`."""
         sums: dict[str, torch.Tensor] = {}
-        batches = self.prompts.split(self.prompts.numbers)["named"]
-        for one, (wanted, apart), numbers in zip(named, pairs, batches):
+        of_batches = list(zip(self.prompts.numbers, self.prompts.drawn))
+        batches = self.prompts.split(of_batches)["named"]
+        for one, (wanted, apart), (numbers, drawn) in zip(named, pairs, batches):
             ways = wanted - flat(one.gain(place, change)), apart
             squares = [
                 way.square().view(len(numbers), -1).sum(1, dtype=torch.float64) for way in ways
             ]
-            for number, own in zip(numbers, torch.stack(squares, 1)):
+            for number, own, times in zip(numbers, torch.stack(squares, 1), drawn):
                 owner = self.prompts.owners[number]
-                sums[owner] = sums.get(owner, 0) + own
+                sums[owner] = sums.get(owner, 0) + own * times
         rest, whole = sum(sums.values()).tolist()
         self.left.append(rest / max(whole, 1e-30))
         if not place.left:
@@ -172,17 +193,20 @@ class Solver:
                 share = round(share_left(*own.tolist()), 4)
                 self.left_of[owner] = max(share, self.left_of.get(owner, 0.0))
 
-    def _sampled(self, part: str, enough: int | None, words_first: bool) -> list[torch.Tensor]:
+    def _sampled(self, part: str, enough: int | None, words_first: bool) -> list[Chosen]:
         """Random tokens of each batch of a part: about `enough` in all. None: all of them.
 
-        Most tokens of a prompt are padding, each much like the next. words_first: as few of it as
-        the words leave room for.
+        Each is there as often as it counts: it may be picked several times. Most tokens of a prompt
+        are padding, each much like the next. words_first: as few of it as the words leave room for.
         """
         counting = self.prompts.split(self.counting)[part]
-        total = sum(map(len, counting))
+        total = sum(int(one.times.sum()) for one in counting)
         if enough is None or enough >= total:
             return counting
-        repeated = self.prompts.split(self.repeated)[part]
+        repeated = [
+            pads.repeat_interleave(one.times)
+            for pads, one in zip(self.prompts.split(self.repeated)[part], counting)
+        ]
         share = rest = enough / total
         if words_first:
             again = int(sum(one.sum() for one in repeated))
@@ -190,10 +214,17 @@ class Solver:
             rest = (enough - share * (total - again)) / max(1, again)
         draw = torch.Generator().manual_seed(self.settings.seed)
         chosen = []
-        for own, pads in zip(counting, repeated):
-            shares = torch.where(pads, rest, share)
-            chosen.append(own[torch.rand(len(own), generator=draw) < shares])
+        for one, pads in zip(counting, repeated):
+            own, shares = one.numbers.repeat_interleave(one.times), torch.where(pads, rest, share)
+            picks = own[torch.rand(len(own), generator=draw) < shares]
+            chosen.append(Chosen(*picks.unique(return_counts=True)))
         return chosen
+
+
+def _of_rows(drawn: Sequence[int], tensor: torch.Tensor) -> torch.Tensor:
+    """How often each row of a batch counts, of which a prompt may have several. drawn: how often
+    each prompt was drawn."""
+    return torch.tensor(drawn).repeat_interleave(len(tensor) // len(drawn))
 
 
 def _of_size(one: Waiting, gain: NormGain | None, chosen: torch.Tensor) -> torch.Tensor:

@@ -16,49 +16,69 @@ import torch
 
 Tokens = Sequence[torch.Tensor]
 """Parts of (tokens, width), each of any floating-point type."""
+Times = Sequence[torch.Tensor] | None
+"""Of each part, (tokens,), how often each token counts. None: once."""
 COLUMNS = 1024  # inputs at a time, where it is solved in the tokens
 
 
-def solve(inputs: Tokens, wanted: Tokens, held: Tokens, hold: float, ridge: float) -> torch.Tensor:
+def solve(
+    inputs: Tokens,
+    wanted: Tokens,
+    held: Tokens,
+    hold: float,
+    ridge: float,
+    times: Times = None,
+    held_times: Times = None,
+) -> torch.Tensor:
     """(width in, width out) D, float64.
 
     inputs, wanted: the pairs, of equal numbers of tokens. held: the inputs of what must not change.
+    times, held_times: how often each pair and each of what is held counts.
     It is solved in the widths or in the tokens, whichever are fewer.
     """
-    n, m = (sum(len(part) for part in parts) for parts in (inputs, held))
+    times, held_times = _times(inputs, times), _times(held, held_times)
+    n, m = (float(sum(own.sum() for own in some)) for some in (times, held_times))
     width = inputs[0].shape[1]
     share = hold / m if m else 0.0
-    energy = sum(_energy(part) / n for part in inputs) + sum(_energy(part) * share for part in held)
+    weighted = [(part, own / n) for part, own in zip(inputs, times, strict=True)]
+    weighted += [(part, own * share) for part, own in zip(held, held_times, strict=True)]
+    energy = sum(_energy(part, weight) for part, weight in weighted)
     scale = energy.sqrt().clamp(min=1e-6 * float(energy.max()) ** 0.5)
-    if n + m < width:
-        return _in_tokens(inputs, wanted, held, share, ridge, scale)
+    if sum(len(part) for part, _ in weighted) < width:
+        return _in_tokens(weighted, wanted, ridge, scale)
     # Added up in place: in a wide layer each such matrix takes gigabytes.
-    square = scale.new_zeros(width, width)
-    for parts, weight in ((inputs, 1 / n), (held, share)):
-        for part in parts:
-            square.add_(_product(part, part), alpha=weight)
+    square, across = scale.new_zeros(width, width), 0.0
+    for i, (part, weight) in enumerate(weighted):
+        part = rooted(part, weight)
+        square.add_(_product(part, part))
+        if i < len(inputs):
+            across = across + _product(part, rooted(wanted[i], weight)).double()
     square.div_(scale).div_(scale[:, None]).diagonal().add_(ridge)
-    across = sum(_product(p, r).double() for p, r in zip(inputs, wanted, strict=True)) / n
     return _solved(square, across / scale[:, None]).div_(scale[:, None])
 
 
 def _in_tokens(
-    inputs: Tokens, wanted: Tokens, held: Tokens, share: float, ridge: float, scale: torch.Tensor
+    weighted: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    wanted: Tokens,
+    ridge: float,
+    scale: torch.Tensor,
 ) -> torch.Tensor:
-    """The same by (A'A + c)^-1 A' = A' (A A' + c)^-1, where A has a row for each token."""
-    n = sum(len(part) for part in inputs)
-    weighted = [(part, n**-0.5) for part in inputs] + [(part, share**0.5) for part in held]
+    """The same by (A'A + c)^-1 A' = A' (A A' + c)^-1, where A has a row for each token.
+
+    weighted: all inputs, those with something wanted first, and the weight of each token.
+    """
+    roots = [weight.to(scale).sqrt()[:, None] for _, weight in weighted]
 
     def columns() -> Iterator[torch.Tensor]:
         """A in pieces, so that it is never there as a whole in float64."""
         for some in torch.arange(len(scale)).split(COLUMNS):
             own = slice(int(some[0]), int(some[-1]) + 1)
-            rows = [part[:, own].double() * weight for part, weight in weighted]
+            rows = [part[:, own].double() * root for (part, _), root in zip(weighted, roots)]
             yield torch.cat(rows) / scale[own]
 
-    right = torch.cat([part.double() for part in wanted]) * n**-0.5
+    right = torch.cat([part.double() * root for part, root in zip(wanted, roots)])
     rows = sum(len(part) for part, _ in weighted)
-    right = torch.cat([right, right.new_zeros(rows - n, right.shape[1])])
+    right = torch.cat([right, right.new_zeros(rows - len(right), right.shape[1])])
     square = scale.new_zeros(rows, rows)
     for piece in columns():
         square.addmm_(piece, piece.T)
@@ -75,8 +95,22 @@ def _solved(square: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return torch.cholesky_solve(right, factor)
 
 
-def _energy(part: torch.Tensor) -> torch.Tensor:
-    return _wide(part).square().sum(0).double()
+def _times(parts: Tokens, times: Times) -> Sequence[torch.Tensor]:
+    """(tokens,) float64 of each part."""
+    if times is None:
+        return [torch.ones(len(part), dtype=torch.float64, device=part.device) for part in parts]
+    return [own.double() for own in times]
+
+
+def rooted(part: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Each token times the root of its weight, which sums of products then have. In float32 at
+    least. part: (tokens, width). weight: (tokens,)."""
+    wide = _wide(part)
+    return wide * weight.to(wide).sqrt()[:, None]
+
+
+def _energy(part: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return rooted(part, weight).square().sum(0).double()
 
 
 def _product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -91,12 +125,16 @@ def _wide(part: torch.Tensor) -> torch.Tensor:
 
 
 def compressed(
-    change: torch.Tensor, inputs: Tokens, keep: float
+    change: torch.Tensor, inputs: Tokens, keep: float, times: Times = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(up, down): `change`, (width in, width out), as down.T @ up.T of the smallest rank that keeps
     the share `keep` of its effect, the sum of squares of what it adds to the outputs of `inputs`.
+    times: how often each of these counts.
     """
-    outputs = [_wide(part) @ change.to(_wide(part)) for part in inputs]
+    outputs = [
+        rooted(_wide(part) @ change.to(_wide(part)), own)
+        for part, own in zip(inputs, _times(inputs, times), strict=True)
+    ]
     tokens, width = sum(map(len, outputs)), change.shape[1]
     if tokens < width:  # from the smaller of the two products
         whole = torch.cat(outputs).double()
