@@ -171,7 +171,8 @@ def test_every_training_node_has_the_switch_behind_its_older_inputs(pack: Module
         nodes.key_step.KeyStepUNetUnlearn,
         nodes.domain_correction.DomainCorrectionUNetUnlearn,
     ):
-        names = [one.id for one in (inputs := node.define_schema().inputs)]
+        inputs = node.define_schema().inputs
+        names = [one.id for one in inputs]
         place = names.index("verdict")
         assert (inputs[place].default, inputs[place].optional) == (True, True)
         # Saved workflows have their values by place, so what came later stands behind it.
