@@ -16,6 +16,7 @@ from . import data, models, tokens
 from .captions import Caption
 from .examples import Batches, to_tensor
 from .stage import DEVICE, WORKERS, Stage
+from .traces import MotionTraces
 from .vocabulary import MOTIONS, STYLES
 
 # Steps and pictures a step, by the kind of device: a few hours on two cores. Those for a graphics
@@ -24,6 +25,9 @@ AMOUNTS = {
     "cpu": {"text": {"steps": 2000, "batch": 96}, "unet": {"steps": 6000, "batch": 64}},
     "cuda": {"text": {"steps": 2000, "batch": 256}, "unet": {"steps": 8000, "batch": 256}},
 }
+
+
+TRACES = 0.005  # the weight of naming the motion beside that of the noise prediction
 
 
 def shallow(modules: torch.nn.ModuleDict, on: bool) -> None:
@@ -250,8 +254,9 @@ def noise_schedule() -> torch.Tensor:
 def train_unet(folder: Path, steps: int = 6000, batch: int = 64, further: bool = False) -> None:
     """Train the UNet to predict noise, with the frozen text encoder.
 
-    The loss has min-SNR weights (Hang et al., arXiv 2303.09556). further: start from unet.final.pt
-    in the folder, at half the peak learning rate, instead of from random weights.
+    The loss has min-SNR weights (Hang et al., arXiv 2303.09556). Classifiers keep the motion words
+    readable, for the motion module. further: start from unet.final.pt in the folder, at half the
+    peak learning rate, instead of from random weights.
     """
     text = models.text_encoder().requires_grad_(False).to(DEVICE)
     text.load_state_dict(torch.load(folder / "text.final.pt", weights_only=True)["modules"])
@@ -260,18 +265,21 @@ def train_unet(folder: Path, steps: int = 6000, batch: int = 64, further: bool =
         unet.load_state_dict(torch.load(folder / "unet.final.pt", weights_only=True)["modules"])
     conditioner = Conditioner(text)
     size = batch // WORKERS
-    batches = [Batches(folder, size, worker, moving=0.05) for worker in range(WORKERS)]
+    batches = [Batches(folder, size, worker, moving=0.3) for worker in range(WORKERS)]
     alphas = noise_schedule().to(DEVICE)
+    traces = MotionTraces(unet).to(DEVICE)
 
     def loss(worker: int) -> torch.Tensor:
         z, captions, _ = next(batches[worker])
         # A tenth has the empty prompt, which classifier-free guidance needs.
         rng = batches[worker].rng
+        motions = [caption.motion for caption in captions]
         captions = ["" if rng.random() < 0.1 else caption.text for caption in captions]
         t = torch.randint(0, 1000, (len(z),), device=DEVICE)
         alpha = alphas[t].view(-1, 1, 1, 1)
         z = z.to(DEVICE)
         noise = torch.randn_like(z)
+        traces.start()
         with fast(DEVICE):
             context = conditioner(captions)
             predicted = unet(
@@ -281,9 +289,11 @@ def train_unet(folder: Path, steps: int = 6000, batch: int = 64, further: bool =
                 transformer_options={"optimized_attention_override": attention},
             ).float()
         weight = (5 * (1 - alpha) / alpha).clamp(max=1)
-        return (weight * (predicted - noise).square()).mean()
+        asked = torch.tensor([bool(caption) for caption in captions], device=DEVICE)
+        named = traces.loss(motions, asked)
+        return (weight * (predicted - noise).square()).mean() + TRACES * named
 
     name, peak = ("unet-further", 3e-4) if further else ("unet", 1e-3)
-    modules = torch.nn.ModuleDict({"unet": unet})
+    modules = torch.nn.ModuleDict({"unet": unet, "traces": traces})
     Stage(name, modules, steps, peak, 200, average=0.998).run(loss, folder)
     torch.save({"modules": unet.state_dict()}, folder / "unet.final.pt")

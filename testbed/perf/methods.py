@@ -442,10 +442,14 @@ def measure_plain(name: str, size: str, quick: bool) -> dict:
         else:
             batch = amount.batch or 8
             pairs = [(f"a photo of a {ANCHOR}", f"a photo of a {CONCEPT}")] * 4
+            # Where there is no autoencoder, the pack does not encode either.
+            shown = latents
+            if model.vae is not None:
+                shown = torch.rand(4, 3, 8 * side, 8 * side, generator=generator)
 
             def run(on_step: Callable[..., object]) -> None:
                 asked = {"iterations": steps, "alone": 0, "batch": batch, "on_step": on_step}
-                domain_correction.domain_correction(model, latents, pairs, **asked)
+                domain_correction.domain_correction(model, shown, pairs, **asked)
 
         stack.enter_context(torch.enable_grad())
         row = watched(model.device, places_of_plain(), run, amount)

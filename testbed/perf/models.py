@@ -164,8 +164,8 @@ def plain_pipeline(size: str):
     else:
         found = random_pipeline(size)
     if torch.cuda.is_available():
-        for part in (found.unet, found.text_encoder, getattr(found, "text_encoder_2", None)):
-            if part is not None:
+        for name in ("unet", "text_encoder", "text_encoder_2", "vae"):
+            if (part := getattr(found, name, None)) is not None:
                 part.to("cuda")
     return found
 

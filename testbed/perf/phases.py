@@ -165,6 +165,7 @@ def places_of_plain() -> list[tuple[Any, str, str, bool]]:
 
     return [
         (PlainModel, "encode", "encoding", False),
+        (PlainModel, "encode_pictures", "encoding", True),
         (PlainModel, "predict", "network forward", False),
         (Discriminator, "forward", "network forward", False),
     ]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from unlearn.prompts.templates import named
+from unlearn.prompts.templates import paper_templates
 
 from .model import OnStep, PlainModel, trainable
 
@@ -26,22 +26,23 @@ def few_shot(
 ) -> None:
     """Gradient ascent on the denoising loss of a few pictures, into the text encoder in place.
 
-    latents: of the pictures, (C, H, W) each.
+    latents: of the pictures, (C, H, W) each. The authors flip half of the pictures and draw the
+    latents once, before the loop.
     """
     rng, prompt_rng = random.Random(seed), random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     weights = [weight for encoder, _ in model.text for weight in mlp_and_final_attention(encoder)]
     optimiser = torch.optim.Adam(weights, rate, betas=(0.9, 0.98), eps=1e-6, weight_decay=1e-8)
-    latents = [x.flip(-1) if rng.random() < 0.5 else x for x in latents]
-    step = 0
+    latents, step = list(latents), 0
     for _ in range(epochs):
         rng.shuffle(latents)
         for first in range(0, len(latents), batch):
             x0 = torch.stack(latents[first : first + batch])
             t = torch.randint(0, 1000, (len(x0),), generator=generator).to(x0.device)
             noise = torch.randn(x0.shape, generator=generator).to(x0)
-            context = model.encode(named(prompt_rng, kind, concept, len(x0)))
-            predicted = model.predict(model.unet, model.add_noise(x0, noise, t), t, context)
+            prompts = [prompt_rng.choice(paper_templates(kind)).format(concept) for _ in x0]
+            x, context = model.add_noise(x0, noise, t), model.encode(prompts)
+            predicted = model.predict(model.unet, x, t, context)
             loss = -(predicted - noise).square().mean()
             optimiser.zero_grad()
             loss.backward()

@@ -39,6 +39,7 @@ def key_step(
     optimiser = torch.optim.Adam(weights, rate)
     with torch.no_grad():
         prompt, empty = model.encode([concept]), model.encode([""])
+    others = augmented(random.Random(seed), kind, concept)
     times = [1000 * (steps - 1 - i) / steps + 1 for i in range(steps)]
     done, walks = 0, 0
     while done < iterations:
@@ -50,7 +51,7 @@ def key_step(
                     break
                 asked = prompt
                 if done >= 0.95 * iterations:
-                    asked = noisy(model, augmented(rng, kind, concept), generator)
+                    asked = noisy(model, rng.choice(others), generator)
                 loss = loss_of(model, original, student, x, t, prompt, asked, empty)
                 optimiser.zero_grad()
                 loss.backward()
@@ -65,7 +66,7 @@ def key_step(
                     x0 = model.predict_x0(x, t, towards)
                     x = model.add_noise(x0, towards, torch.full_like(t, times[i + 1]))
         walks += 1
-        if walks % 8 == 0 and start + 1 <= 0.9 * steps:
+        if walks % 8 == 0 and 10 * (start + 1) < 9 * steps:
             start += 1
 
 

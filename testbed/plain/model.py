@@ -13,7 +13,10 @@ OnStep = Callable[[int, float], object]
 
 
 class PlainModel:
-    """Stable Diffusion 1.5 or XL that predicts noise. Nothing is trainable until a loop says so."""
+    """Stable Diffusion 1.5 or XL that predicts noise. Nothing is trainable until a loop says so.
+
+    An autoencoder may be missing (None), where no loop needs one.
+    """
 
     def __init__(self, pipeline) -> None:
         found = [getattr(pipeline, "text_encoder_2", None), getattr(pipeline, "tokenizer_2", None)]
@@ -21,11 +24,12 @@ class PlainModel:
         self.is_xl = found[0] is not None
         if self.is_xl:
             self.text.append(tuple(found))
-        self.unet = pipeline.unet
+        self.unet, self.vae = pipeline.unet, getattr(pipeline, "vae", None)
         self.device = self.unet.device
         self.signal = pipeline.scheduler.alphas_cumprod.to(self.device)
-        for module in (self.unet, *(encoder for encoder, _ in self.text)):
-            module.requires_grad_(False)
+        for module in (self.unet, self.vae, *(encoder for encoder, _ in self.text)):
+            if module is not None:
+                module.requires_grad_(False)
 
     def encode(self, prompts: Sequence[str]) -> Context:
         states, pooled = [], None
@@ -37,6 +41,14 @@ class PlainModel:
             states.append(output.hidden_states[-2] if self.is_xl else output.last_hidden_state)
             pooled = getattr(output, "text_embeds", None)
         return torch.cat(states, -1), pooled
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Latents of pictures (N, 3, H, W) in 0..1, drawn from what the autoencoder says."""
+        said = self.vae.encode(2 * pictures.to(self.device) - 1)
+        # A tiny autoencoder says the latents themselves.
+        x0 = said.latents if "latents" in said else said.latent_dist.sample(generator)
+        return (x0 - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
 
     def predict(
         self, unet: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, context: Context

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import testbed.model.pack
-from testbed.model.vocabulary import CHARACTERS, OBJECTS, SYNONYMS
+from testbed.model.vocabulary import ANIMALS, CHARACTERS, OBJECTS, SYNONYMS, known_words
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,17 @@ def test_fox_gets_another_thing(pack: ModuleType, chosen) -> None:
     assert chosen(["fox"]) == {"fox": anchor}
     assert chosen(["fox"], taken=[anchor])["fox"] not in {anchor, "fox"}
     assert chosen(["fox"], candidates=OBJECTS)["fox"] in set(OBJECTS) - {"fox"}
+
+
+def test_every_object_gets_another_one_that_the_encoder_knows(chosen) -> None:
+    """Three of four words of the vocabulary mean nothing to IconCanvas."""
+    concepts = list(ANIMALS)
+    found = chosen(concepts)
+    assert list(found) == concepts
+    for concept, anchor in found.items():
+        assert anchor not in {*concepts, *SYNONYMS.get(concept, ()), "picture"}
+    known = [anchor for anchor in found.values() if anchor in known_words()]
+    assert len(known) >= 0.9 * len(found), found
 
 
 def test_a_synonym_is_too_close(chosen) -> None:

@@ -332,7 +332,7 @@ def test_checkpointed_gradients_equal_unchecked_ones(
     for key, gradient in plain.items():
         assert (gradient is None) == (again[key] is None), key
         if gradient is not None:
-            assert torch.allclose(again[key], gradient, rtol=1e-3, atol=1e-5 * largest), key
+            assert torch.allclose(again[key], gradient, rtol=1e-3, atol=1e-4 * largest), key
 
 
 def test_all_trains_embeddings_and_norms(pack: ModuleType, loaded: Loaded) -> None:

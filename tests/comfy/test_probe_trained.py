@@ -43,10 +43,10 @@ def unedited(pack: ModuleType) -> tuple[Any, list, dict]:
         found = pack.unlearn.evaluate.probe.probe(
             model.training,
             model.training,
-            "guitar",
+            "owl",
             frozenset(),
             small_probe(pack),
-            pack.unlearn.prompts.paraphrases.Given(descriptions=("a wooden thing with strings",)),
+            pack.unlearn.prompts.paraphrases.Given(descriptions=("a bird of the night",)),
             judge=even,
             progress=Stages(lambda *event: told.append(event)),
         )
@@ -60,7 +60,7 @@ def unedited(pack: ModuleType) -> tuple[Any, list, dict]:
 def test_a_model_with_nothing_erased_shows_it(unedited: tuple) -> None:
     found = unedited[0]
     assert found.rate() == found.rate(before=True) == 1.0
-    assert found.sentences()[0].startswith("guitar is not suppressed")
+    assert found.sentences()[0].startswith("owl is not suppressed")
     own = found.asked[0]
     assert torch.equal(own.before, own.after), "the same prompts, seeds and weights"
 
@@ -99,7 +99,7 @@ def test_attacks_make_prompts_of_words(unedited: tuple) -> None:
         next(one.prompts for one in unedited[0].asked if one.name == name)
         for name in (OWN, RING, PREFIX, TOKEN)
     )
-    assert not any("guitar" in prompt for prompt in ring)
+    assert not any("owl" in prompt for prompt in ring)
     assert all(len(prompt.split()) == 4 for prompt in ring)
     assert all(a.endswith(f" {b}") and len(a) > len(b) + 3 for a, b in zip(prefix, own))
     assert all("<token>" in prompt for prompt in token)

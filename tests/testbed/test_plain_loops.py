@@ -15,13 +15,15 @@ from testbed.plain.few_shot import few_shot as plain_few_shot
 from testbed.plain.key_step import key_step as plain_key_step
 from testbed.plain.model import PlainModel
 from unlearn.core.erasure import NETWORK, Erasure
+from unlearn.core.kind import Kind
 from unlearn.core.resume import Resume
 from unlearn.diffusers_backend.model import DiffusersModel
 from unlearn.methods.domain_correction import DomainCorrectionSettings, domain_correction
 from unlearn.methods.few_shot import FewShotSettings, few_shot
 from unlearn.methods.key_step import key_step
 from unlearn.methods.parts.anchor_pictures import paired_prompts
-from unlearn.methods.parts.key_step_settings import KeyStepSettings
+from unlearn.methods.parts.few_shot_pictures import paper_latents
+from unlearn.methods.parts.key_step_settings import KeyStepKind, KeyStepSettings
 from unlearn.prompts.sampler import PromptSampler
 
 ROUNDING = 1e-3  # of the norm of the change
@@ -69,42 +71,49 @@ def is_of(key: str, part: str) -> bool:
     return key.startswith(NETWORK) == (part == "denoiser")
 
 
-@torch.no_grad()
-def test_few_shot(ours: DiffusersModel, plain: PlainModel, pipeline) -> None:
+@pytest.mark.parametrize("kind", ["object", "style"])
+def test_few_shot(kind: Kind, ours: DiffusersModel, plain: PlainModel, pipeline) -> None:
     images = torch.rand(4, 64, 64, 3, generator=torch.Generator().manual_seed(1))
-    latents = list(ours.encode_images(images))
-    with torch.enable_grad():
-        settings = FewShotSettings(mode="paper", epochs=2)
-        erasure = few_shot(ours, ["fox"], images, settings)
-        steps: list[int] = []
-        plain_few_shot(plain, latents, "fox", epochs=2, on_step=lambda n, loss: steps.append(n))
+    (latents,) = paper_latents(ours, ["fox"], images, kind, shots=4, seed=0)
+    settings = FewShotSettings(mode="paper", kind=kind, epochs=2)
+    erasure = few_shot(ours, ["fox"], images, settings)
+    steps: list[int] = []
+    plain_few_shot(
+        plain, list(latents), "fox", kind, epochs=2, on_step=lambda n, loss: steps.append(n)
+    )
     assert steps == [1, 2, 3, 4]
     check_same_change(erasure, ours, weights_of(plain, pipeline), "encoder")
 
 
-@pytest.mark.parametrize(("kind", "start"), [("style", 2), ("object", 1)])
-def test_key_step(kind: str, start: int, ours: DiffusersModel, plain: PlainModel, pipeline) -> None:
-    """Two walks and a half, the last of whose prompts is augmented."""
-    asked = {"start": start, "steps": 4, "iterations": 2 * (4 - start) + 2}
+@pytest.mark.parametrize(("kind", "start", "steps"), [("style", 8, 10), ("object", 2, 4)])
+def test_key_step(
+    kind: KeyStepKind, start: int, steps: int, ours: DiffusersModel, plain: PlainModel, pipeline
+) -> None:
+    """After eight walks the object's begin one step later, and the style's, which are at the latest
+    step, do not. The last prompt is augmented."""
+    asked = {"start": start, "steps": steps, "iterations": 20}
     settings = KeyStepSettings(mode="paper", kind=kind, **asked)
     erasure = key_step(ours, ["fox"], settings)
     plain_key_step(plain, "fox", kind, **asked)
     check_same_change(erasure, ours, weights_of(plain, pipeline), "denoiser")
 
 
+@pytest.mark.parametrize("kind", ["object", "style"])
 def test_domain_correction(
-    ours: DiffusersModel, plain: PlainModel, pipeline, tmp_path: Path
+    kind: Kind, ours: DiffusersModel, plain: PlainModel, pipeline, tmp_path: Path
 ) -> None:
     latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     resume = Resume(tmp_path / "run", every=3600)
     resume.once("anchors", lambda: latents)
     asked = {"iterations": 5, "alone": 2, "batch": 2}
     settings = DomainCorrectionSettings(
-        mode="paper", anchor="dog", pictures=3, prompts=2, seed=3, **asked
+        mode="paper", kind=kind, anchor="dog", pictures=3, prompts=2, seed=3, **asked
     )
     erasure = domain_correction(ours, ["fox"], settings, resume=resume)
     rng = random.Random(settings.seed)
-    words = PromptSampler(["fox"], "object", rng, "dog")
+    words = PromptSampler(["fox"], kind, rng, "dog")
     prompts = [paired_prompts(rng, words, settings, "fox") for _ in range(2)]
-    plain_domain_correction(plain, latents, prompts, seed=3, **asked)
+    # A picture has eight bits, as a file's.
+    pictures = (ours.decode_latents(latents).movedim(-1, 1) * 255).round() / 255
+    plain_domain_correction(plain, pictures, prompts, kind, seed=3, **asked)
     check_same_change(erasure, ours, weights_of(plain, pipeline), "denoiser")

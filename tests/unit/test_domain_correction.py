@@ -341,6 +341,30 @@ def test_things_are_resized_and_their_prompts_say_so_and_styles_are_not(
     assert not any(prompt.startswith(begun) for prompt in anchors_said)
 
 
+def test_the_pictures_of_the_preserving_loss_keep_their_size() -> None:
+    """In each step those of the erasing loss come first."""
+    shown: list[torch.Tensor] = []
+
+    class Watched(Quick):
+        def encode_images(self, images, generator=None):
+            shown.append(images)
+            return super().encode_images(images, generator)
+
+    model = Watched()
+    domain_correction(model, ["cat"], replace(PAPER, iterations=8, alone=0))
+    drawn = (model.decode_latents(anchors(Quick(), ["cat"]).x0) * 255).round() / 255
+    whole = torch.cat([drawn, drawn.flip(2)])
+
+    def are_whole(pictures: torch.Tensor) -> list[bool]:
+        apart = (pictures[:, None] - whole).abs().flatten(2).amax(2)
+        return (apart.amin(1) < 1e-6).tolist()
+
+    erasing, kept = (torch.cat(some) for some in (shown[::2], shown[1::2]))
+    assert len(erasing) == len(kept) == 8 * 3
+    assert all(are_whole(kept))
+    assert are_whole(erasing).count(False) > 8
+
+
 def test_without_an_autoencoder_the_pictures_are_those_that_were_drawn() -> None:
     model = TinyNetworkModel()
     model.has_autoencoder = False
