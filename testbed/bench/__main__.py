@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import testbed
@@ -91,7 +93,7 @@ def main() -> None:
         raise SystemExit("bench: no such row is measured yet; run it without --no-run.")
     print(table(shown))
     for file in options.table or ():
-        write_table(file, shown)
+        write_table(file, shown, command())
     if options.plot:
         save_plot(shown, options.plot)
     drawers = (page_of_pictures, page_of_modes, page_of_typed)
@@ -102,6 +104,12 @@ def main() -> None:
             page.save(file, optimize=True)
         elif file and named:
             raise SystemExit(f"bench: there are no pictures for {file}; use another --json file.")
+
+
+def command() -> str:
+    """What was asked for, as a user types it. A run that only writes the pages made nothing."""
+    told = (word for word in sys.argv[1:] if word != "--no-run")
+    return shlex.join(["python", "dev.py", "bench", *told])
 
 
 def read_rows(file: Path | None) -> list[dict]:

@@ -9,9 +9,9 @@ from ..host.machine import measured_on
 from .plan import EPOCHS, FEW, METHODS, SEEDS
 
 
-def write_table(file: Path, rows: list[dict]) -> None:
+def write_table(file: Path, rows: list[dict], command: str) -> None:
     """Write the table to a file. A file with marks keeps the rest of its text and gets a brief
-    table between the marks."""
+    table between the marks. command: what made it."""
     begin, end = "<!-- bench -->", "<!-- /bench -->"
     whole = file.read_text("utf-8") if file.exists() else ""
     text = table(rows)
@@ -19,14 +19,11 @@ def write_table(file: Path, rows: list[dict]) -> None:
         text = table(rows, brief=True)
         text = f"{whole.partition(begin)[0]}{begin}\n{text}\n{end}{whole.partition(end)[2]}"
     else:
-        text = f"# The benchmark\n\n{LEGEND}\n\n{text}\n\n{of_the_few(rows)}\n"
+        text = f"# The benchmark\n\nMade by `{command}`. {LEGEND}\n\n{text}\n\n{of_the_few(rows)}\n"
     file.write_text(text, encoding="utf-8")
 
 
-LEGEND = (
-    "Made by `python dev.py bench --full --json docs/bench.json --table docs/results.md "
-    "docs/bench.md`. What the columns and the modes mean: [results](results.md#the-columns)."
-)
+LEGEND = "What the columns and the modes mean: [results](results.md#the-columns)."
 
 
 def of_the_few(rows: list[dict]) -> str:

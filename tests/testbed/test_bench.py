@@ -134,7 +134,7 @@ def test_strips_that_were_not_kept_leave_a_page_out(monkeypatch, tmp_path) -> No
 def test_a_marked_file_gets_the_table_between_its_marks(tmp_path) -> None:
     file = tmp_path / "results.md"
     file.write_text("above\n<!-- bench -->\nold\n<!-- /bench -->\nbelow\n")
-    bench_table.write_table(file, [row("fox")])
+    bench_table.write_table(file, [row("fox")], "python dev.py bench")
     lines = file.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("above", "below")
     assert "old" not in lines
