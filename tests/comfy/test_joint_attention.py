@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from layouts import SIDE, build, is_absent
+from layouts import SIDE, build, where_present
 
 pytestmark = pytest.mark.usefixtures("node_body")
 
@@ -217,13 +217,8 @@ def family(request: pytest.FixtureRequest, host: ModuleType) -> tuple[Any, set[s
 
     make, selected, others = FAMILIES[request.param]
     options = {"dtype": torch.float32, "device": "meta"}
-    try:
-        with torch.inference_mode():
-            root = make({**options, "operations": comfy.ops.disable_weight_init})
-    except (ImportError, AttributeError) as error:
-        if not is_absent(error):
-            raise
-        pytest.skip(request.param)
+    with where_present(request.param), torch.inference_mode():
+        root = make({**options, "operations": comfy.ops.disable_weight_init})
     return root, selected, others
 
 
