@@ -300,7 +300,7 @@ def install_torch() -> None:
 
 def install_packages(host: Path) -> None:
     step = Step("ComfyUI's and the tests' packages")
-    wanted = host_requirements(host) + dev_requirements()
+    wanted = host_requirements(host) + group_requirements("dev")
     stamp = Stamp("packages", TORCH, *wanted)
     if stamp.is_set():
         step.skip()
@@ -321,11 +321,24 @@ def host_requirements(host: Path) -> list[str]:
     return [line for line in wanted if line and re.match(r"[\w.-]+", line).group() not in skipped]
 
 
-def dev_requirements() -> list[str]:
-    """The optional group `dev` of pyproject.toml. Python 3.10 has no parser for TOML."""
+def install_ray() -> None:
+    """What the sweeps need: only the slow tests start any."""
+    step = Step("Ray, for the slow tests")
+    wanted = group_requirements("sweep")
+    stamp = Stamp("sweep", TORCH, *wanted)
+    if stamp.is_set():
+        step.skip()
+        return
+    install(step, TORCH, *wanted)  # torch is there, and stays as it is
+    stamp.set()
+    step.done()
+
+
+def group_requirements(name: str) -> list[str]:
+    """An optional group of pyproject.toml. Python 3.10 has no parser for TOML."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (group,) = re.findall(r"^dev = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
-    return re.findall(r'"(.+?)"', group)
+    (group,) = re.findall(rf"^{name} = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r'"(.+?)",$', group, re.MULTILINE)
 
 
 def check_host(host: Path) -> None:
@@ -578,8 +591,12 @@ def main() -> int:
     parser.add_argument("task", choices=tasks)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the task")
     options = parser.parse_args()
+    with_ray = options.task == "test" and "--all" in options.arguments
+    Step.total = 7 if with_ray else 6
     try:
         host = set_up()
+        if with_ray:
+            install_ray()
     except SetupError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

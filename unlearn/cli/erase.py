@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,16 @@ class Chosen:
 
 
 def run(args: argparse.Namespace) -> None:
+    from .models import given_model
+
+    erased(args, given_model)
+
+
+def erased(args: argparse.Namespace, load: Callable[[argparse.Namespace], Any]) -> None:
+    """Train what the arguments ask for and write it to args.output.
+
+    load: opens the model that they name. Raises Failure or ValueError for what cannot be used.
+    """
     asked = chosen(args)
     method, settings = asked.method, asked.settings
     if args.output.suffix != ".safetensors":
@@ -122,9 +133,7 @@ def run(args: argparse.Namespace) -> None:
     shown = None if pictures is None else torch.zeros(len(pictures), 1, 1, 3)
     method.check_inputs(args.concepts, settings, shown)
 
-    from .models import given_model
-
-    model = given_model(args)
+    model = load(args)
     method.check_inputs(args.concepts, settings, shown, model.readings)
     args.concepts = words_read(args.concepts, model.readings)
     weights = model.selected(method.part, settings.fitted(model).weights)

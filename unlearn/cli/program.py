@@ -7,6 +7,7 @@
     python -m unlearn cpdm build|measure ...          measure how close a model draws to originals
     python -m unlearn apply MODEL FILE -o FOLDER      write a model with the erasure in its weights
     python -m unlearn export MODEL FILE -o PATH       write text encoders or a LoRA
+    python -m unlearn sweep PLAN -o FOLDER            train the erasures of a plan on many workers
 
 An erasure is a small file of weight deltas. It works here and in ComfyUI, and the model that it was
 made with is never changed. MODEL is a diffusers folder or a checkpoint file of Stable Diffusion
@@ -20,6 +21,7 @@ from typing import NoReturn
 
 from . import IN_PLACE, PROGRAM, apply, erase, export, identify, probe, show
 from .cpdm import command as cpdm
+from .sweep import command as sweep
 
 COMMANDS = {
     "identify": identify,
@@ -29,6 +31,7 @@ COMMANDS = {
     "cpdm": cpdm,
     "apply": apply,
     "export": export,
+    "sweep": sweep,
 }
 EPILOG = """
 "python -m unlearn COMMAND --help" explains a command with examples. The exit code is 0 for success,

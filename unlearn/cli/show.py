@@ -212,10 +212,24 @@ def base_model(args: argparse.Namespace, erasure: Erasure):
 
 def write_receipt(args: argparse.Namespace, model, erasure: Erasure) -> None:
     """Measure, and write the receipt into the file."""
-    from ..diffusers_backend.apply import ways
     from .models import device_of, place
 
     place(model, device_of(args.device), args.half)
+    found = receipt_of(model, erasure)
+    if args.json:
+        written = erasure.with_measured(receipt=found).record
+        print(json.dumps(written, indent=1, sort_keys=True), flush=True)
+    else:
+        print("\n".join(["", *_measured({"receipt": found})]), flush=True)
+    rewrite(args.file, lambda erasure: erasure.with_measured(receipt=found))
+    if not args.json:
+        print(f"Written into {args.file.name}.")
+
+
+def receipt_of(model, erasure: Erasure) -> dict:
+    """A receipt of an erasure: figures of pictures that its own base draws before and after."""
+    from ..diffusers_backend.apply import ways
+
     protect = erasure.record.get("settings", {}).get("protect", ())
     with Bar() as bar:
         found = receipt(
@@ -225,15 +239,7 @@ def write_receipt(args: argparse.Namespace, model, erasure: Erasure) -> None:
             protect,
             bar,
         )
-    found["clip_skip"] = model.clip_skip
-    if args.json:
-        written = erasure.with_measured(receipt=found).record
-        print(json.dumps(written, indent=1, sort_keys=True), flush=True)
-    else:
-        print("\n".join(["", *_measured({"receipt": found})]), flush=True)
-    rewrite(args.file, lambda erasure: erasure.with_measured(receipt=found))
-    if not args.json:
-        print(f"Written into {args.file.name}.")
+    return {**found, "clip_skip": model.clip_skip}
 
 
 def compare(args: argparse.Namespace, model, erasure: Erasure) -> None:

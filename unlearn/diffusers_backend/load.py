@@ -36,23 +36,7 @@ def load_pipeline(path: Path, config: Path | None = None, whole: bool = False):
 
     No code from the folder or file is run. Raises ModelError where the model cannot be loaded.
     """
-    if not path.exists():
-        raise ModelError(
-            f"There is no file or folder {path}; name a diffusers folder or a checkpoint file. "
-            "Models are not downloaded."
-        )
-    if not path.is_dir() and not path.is_file():
-        raise ModelError(f"{path} is neither a file nor a folder; name a model that is one.")
-    if config is not None and not (config / "model_index.json").is_file():
-        raise ModelError(
-            f"{config} is not a diffusers folder: it has no model_index.json; name one that has."
-        )
-    # Check before any library is imported.
-    if path.is_dir():
-        check_folder(path, whole)
-    if config is not None:
-        check_folder(config, weights=False)
-    content = None if path.is_dir() else CheckpointFile(path)
+    content = check_model(path, config, whole)
     try:
         silence_libraries()
         with warnings.catch_warnings():
@@ -70,6 +54,29 @@ def load_pipeline(path: Path, config: Path | None = None, whole: bool = False):
                 "small model, its settings are damaged: download or save it again."
             ) from error
         raise ModelError(_why(error, path, config)) from error
+
+
+def check_model(
+    path: Path, config: Path | None = None, whole: bool = False
+) -> CheckpointFile | None:
+    """The CheckpointFile of a file, None of a folder, after the checks of `load_pipeline` that load
+    no weights and import no library. Raises ModelError."""
+    if not path.exists():
+        raise ModelError(
+            f"There is no file or folder {path}; name a diffusers folder or a checkpoint file. "
+            "Models are not downloaded."
+        )
+    if not path.is_dir() and not path.is_file():
+        raise ModelError(f"{path} is neither a file nor a folder; name a model that is one.")
+    if config is not None and not (config / "model_index.json").is_file():
+        raise ModelError(
+            f"{config} is not a diffusers folder: it has no model_index.json; name one that has."
+        )
+    if path.is_dir():
+        check_folder(path, whole)
+    if config is not None:
+        check_folder(config, weights=False)
+    return None if path.is_dir() else CheckpointFile(path)
 
 
 def silence_libraries() -> None:
