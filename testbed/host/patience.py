@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import psutil
@@ -128,7 +129,11 @@ def _cpu_seconds(pid: int) -> float:
     """CPU time of a process and its children. Infinite if it has ended: then no wait is needed."""
     try:
         process = psutil.Process(pid)
-        every = [process, *process.children(recursive=True)]
-        return sum(sum(one.cpu_times()[:2]) for one in every)
+        used = sum(process.cpu_times()[:2])
+        children = process.children(recursive=True)
     except psutil.NoSuchProcess:
         return math.inf
+    for child in children:
+        with suppress(psutil.NoSuchProcess):  # it ended just now
+            used += sum(child.cpu_times()[:2])
+    return used

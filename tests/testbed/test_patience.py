@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 
+import psutil
 import pytest
 
 from testbed.host.patience import Patience, answer, finish, wait_for_end
@@ -42,6 +44,14 @@ def test_a_process_that_does_nothing_is_given_up_after_a_while() -> None:
     assert not patience.ran_out()
     process.pass_time(2, 0.01)
     assert patience.ran_out()
+
+
+def test_a_child_that_ends_while_it_is_asked_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    gone = psutil.Process(child.pid)
+    child.wait()
+    monkeypatch.setattr(psutil.Process, "children", lambda process, recursive: [gone])
+    assert not Patience(os.getpid()).ran_out()
 
 
 def test_a_word_renews_patience() -> None:

@@ -18,6 +18,8 @@ from testbed.host import matrix
 from testbed.host.patience import finish
 from testbed.host.workflow import api_prompt
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -457,6 +459,20 @@ def test_a_whole_tier_runs_on_two_cores(given: list[str], on_two_cores: bool) ->
 def test_the_page_of_cpu_seconds_is_no_file_of_tests() -> None:
     assert dev.joined(["--fast", "--cpu", "docs/tests.md"]) == ["--fast", "--cpu=docs/tests.md"]
     assert dev.joined(["--cpu=a.md"]) == ["--cpu=a.md"]
+
+
+def test_only_the_slow_tests_fetch_ray(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    (place / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    installed: list[str] = []
+    monkeypatch.setattr(dev, "set_up", lambda: dev.HOST)
+    monkeypatch.setattr(dev, "start", lambda host, command: 0)
+    monkeypatch.setattr(dev, "install", lambda step, *wanted: installed.extend(wanted))
+    for arguments in ([], ["--fast"], ["--all"], ["--all"]):
+        assert not installed or arguments == ["--all"]
+        monkeypatch.setattr(sys, "argv", ["dev.py", "test", *arguments])
+        assert dev.main() == 0
+    assert installed == [dev.TORCH, *dev.group_requirements("sweep")], "once, and torch stays"
+    assert installed[1].startswith("ray[default]>=")
 
 
 def test_pytest_is_started_with_what_a_tier_needs(monkeypatch: pytest.MonkeyPatch) -> None:

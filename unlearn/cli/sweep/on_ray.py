@@ -12,10 +12,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+import psutil
 
 from ..output import Failure
 from ..sentences import sentence_of
@@ -26,6 +28,8 @@ INSTALL = (
 )
 RETRIES = 3  # how often a job is started again after its worker was lost
 POLL = 0.5  # seconds between two looks at the workers
+STARTS = 3  # tries: Ray gives its own processes 30 s, which a busy machine may not keep...
+PATIENCE = 300  # ... and some of them less, if they are not given so many seconds
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STORE = 100 << 20  # bytes of Ray's object store: jobs and outcomes are small
 PACKAGE = Path(__file__).parents[2]
@@ -109,6 +113,7 @@ def connected(place: Place) -> Iterator[str]:
     # ever again where the memory is too small for it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
+    os.environ.setdefault("RAY_agent_register_timeout_ms", str(PATIENCE * 1000))
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
@@ -119,22 +124,43 @@ def connected(place: Place) -> Iterator[str]:
         count = place.workers and place.workers * place.cores
         options |= {"address": "local", "num_cpus": count, "object_store_memory": STORE}
         options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
-    hears = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        context = ray.init(**options)
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
-        what = f"Ray's cluster at {place.address}" if place.address else "Ray on this machine"
+        context = _joined(options)
+    except Exception as error:  # Ray raises many kinds, and plain Exception
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise Failure(
-            f"{what} cannot be used ({reason}); start it, or correct --address."
+            f"Ray's cluster at {place.address} cannot be used ({reason}); correct --address."
+            if place.address
+            else f"Ray cannot be started on this machine ({reason}); try it again."
         ) from error
-    finally:
-        for number, handler in hears.items():  # of which Ray takes some
-            signal.signal(number, handler)
     try:
         yield getattr(context, "dashboard_url", None) or ""
     finally:
         ray.shutdown()
+
+
+def _joined(options: Mapping[str, Any]) -> Any:
+    """Ray's context, after `ray.init`. On this machine several tries are made."""
+    import ray
+
+    hears = {number: signal.getsignal(number) for number in SIGNALS}
+    left = STARTS if options["address"] == "local" else 1
+    try:
+        while True:
+            before = set(psutil.Process().children(recursive=True))
+            try:
+                return ray.init(**options)
+            except Exception:
+                left -= 1
+                if not left:
+                    raise
+            for process in set(psutil.Process().children(recursive=True)) - before:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            options = {**options, "include_dashboard": False}  # half of what is started
+    finally:
+        for number, handler in hears.items():  # of which Ray takes some
+            signal.signal(number, handler)
 
 
 def outcomes(
