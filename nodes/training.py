@@ -24,6 +24,7 @@ from ..unlearn.evaluate.picture_check import check_pictures
 from ..unlearn.methods.parts import way_left
 from ..unlearn.methods.parts.method import Method
 from ..unlearn.prompts.anchor_choice import anchored, recorded, to_choose, told
+from ..unlearn.prompts.other_names import told_names
 from ..unlearn.prompts.templates import sentence
 from .backend.apply import erased, fits
 from .backend.checks import check_clip, check_patcher, check_vae
@@ -253,6 +254,7 @@ class TrainingRun:
                 if save(erasure, file):
                     said += " It could not be written into the file."
         lines = [said, *verdicts.doubts(erasure.record), told(erasure.record)]
+        lines.append(told_names(erasure.record))
         lines.append(way_left.told(erasure.record))
         if has_hooks(self.clip):
             lines.append("The hooks on this CLIP were left out: it is learnt without them.")

@@ -173,7 +173,7 @@ def test_cancelled_it_leaves_nothing(
     monkeypatch.setattr(pack.nodes.training.Progress, "stage", stage)
     with pytest.raises(management.InterruptProcessingException):
         run(pack, clip=clip)
-    assert seen == [("solving", i, 4) for i in range(3)]
+    assert seen[-3:] == [("solving", i, 4) for i in range(3)]
     assert not list(output.rglob("*.safetensors"))
     assert not any(one._forward_hooks for one in clip.cond_stage_model.modules())
     assert torch.equal(read(clip, "a photo of a fox"), before)

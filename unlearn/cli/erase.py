@@ -27,6 +27,7 @@ from ..methods.parts import way_left
 from ..methods.parts.method import Method
 from ..methods.registry import METHODS
 from ..prompts.anchor_choice import anchored, recorded, told
+from ..prompts.other_names import told_names
 from ..prompts.pairs import with_pairs
 from ..prompts.word_checks import words_read
 from . import method_options, options
@@ -168,7 +169,13 @@ def run(args: argparse.Namespace) -> None:
             erasure.save(args.output, precision)
         except writing.ERRORS:
             said += " It could not be written into the file."
-    facts = (told(record), way_left.told(record), said, verdict.advice(erasure.record))
+    facts = (
+        told(record),
+        told_names(record),
+        way_left.told(record),
+        said,
+        verdict.advice(erasure.record),
+    )
     print(" ".join(filter(None, facts)))
 
 

@@ -340,6 +340,7 @@ RECORD = {
     "moved": entries(others=number()),
     "key_steps": fields({"points": list_of(number(0.0, 1e6)), "left": list_of(number())}),
     "anchors": entries(others=text()),
+    "other_names": entries(others=list_of(text())),
     "left": entries(others=number(0.0, 1e6)),
     "left_alone": entries(others=number(0.0, 1e6)),
     "settings": entries({"mode": text(), "anchor": anchor, "protect": list_of(text())}),
