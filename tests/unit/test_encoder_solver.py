@@ -262,3 +262,16 @@ def test_a_large_encoder_may_keep_half_of_what_it_takes() -> None:
     model = SimpleNamespace(encoder_layers=lambda: [("0", layer)])
     places = [SimpleNamespace(floats=5 * 10**6)]
     assert that_fit(model, places, 1, ClosedFormSettings(), 2464) == (96, 500)
+
+
+@pytest.mark.parametrize(
+    ("concepts", "sentences", "others", "hold"),
+    [(1, 96, 512, 50.0), (8, 96, 743, 61.3), (32, 24, 1536, 100.0), (1000, 24, 1536, 100.0)],
+)
+def test_of_many_concepts_each_says_less_and_more_is_held(
+    concepts: int, sentences: int, others: int, hold: float
+) -> None:
+    found = ClosedFormSettings().solve.with_concepts(concepts)
+    assert (found.sentences, found.others) == (sentences, others)
+    assert found.hold == pytest.approx(hold, abs=0.1)
+    assert ClosedFormSettings(sentences=6).solve.with_concepts(concepts).sentences == 6

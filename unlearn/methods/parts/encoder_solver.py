@@ -38,6 +38,7 @@ def solved(
     names: other names of a concept. Raises ValueError for an encoder whose layers cannot be changed
     so; `progress` may raise to cancel.
     """
+    settings = settings.with_concepts(len(concepts))
     prompts = Prompts.of(model, concepts, settings, names)
     solver = Solver(prompts, settings, len(model.encoder_layers()), progress)
     walk(model, prompts.batches, prompts.places, solver.at, prompts.still)

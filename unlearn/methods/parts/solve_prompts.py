@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...core.kind import Kind
 from ...core.model import TextModel
@@ -24,6 +24,8 @@ KEPT = 2e9
 # Fewer, too, where each prompt is a pass of its own, and so a thread with helpers of its own.
 ALONE = 256
 LEAST = 8  # prompts of each concept
+# Of one of very many concepts, where there is room; and how many are very many.
+FEWEST, MANY = 24, 32
 OTHERWISE = 4  # of each of its other names, as a share: one of so many
 PARTS = ("named", "neutral", "origin", "others")
 
@@ -46,6 +48,21 @@ class SolveSettings:
     directions: int = 2
     last: int = 2
     keep: float = 0.99
+
+    def with_concepts(self, count: int) -> SolveSettings:
+        """The same for so many concepts at once.
+
+        Each gets fewer sentences, since they have much in common. There are more other prompts, and
+        they weigh more: together, many small changes move what none of them moves by itself.
+        """
+        more = (min(count, MANY) - 1) / (MANY - 1)
+        few = max(FEWEST, self.sentences * 8 // max(8, count))
+        return replace(
+            self,
+            sentences=min(self.sentences, few),
+            others=round(self.others * (1 + 2 * more)),
+            hold=self.hold * (1 + more),
+        )
 
 
 @dataclass
