@@ -153,7 +153,7 @@ def anchors_of(
     concepts: Sequence[str], names: Mapping[str, Sequence[str]], anchor: str | Mapping[str, str]
 ) -> dict[str, str]:
     """The anchor of each concept and of each of its other names: of a plural, the plural."""
-    found = {}
+    found: dict[str, str] = {}
     for concept in concepts:
         own, others = anchor_of(anchor, concept), names.get(concept, ())
         found |= dict.fromkeys((concept, *others), own)
