@@ -100,17 +100,18 @@ def those_that_fit(patcher, part: Part) -> str:
 
     "" if there are none.
     """
+    own = set(patcher.model.state_dict())
     names = [
         name
         for name in erasure_choices(part)
-        if name != NONE and _fits(patcher.model, part, header(find_file(name)))
+        if name != NONE and _fits(patcher.model, own, part, header(find_file(name)))
     ]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"These fit: {', '.join(names[:NAMED])}{more}." if names else ""
 
 
-def _fits(model, part: Part, found: Header) -> bool:
-    own = model.state_dict().keys()
+def _fits(model, own: set[str], part: Part, found: Header) -> bool:
+    """own: the names of the model's weights."""
     keys = [key for key in found.shapes if key.startswith(NETWORK) == (part == "denoiser")]
     return all(key in own and _size(model, key) == found.shapes[key] for key in keys)
 

@@ -31,8 +31,8 @@ def filename_input() -> io.String.Input:
         default="loras/erased",
         optional=True,
         tooltip="A folder in the output folder, where each run's erasure is kept as one file, such "
-        "as fox.closed_form.safetensors, with a number if that is taken. To name the file yourself, "
-        "end in .safetensors. The Load nodes and the stock Load LoRA find what is in output/loras.",
+        "as fox.closed_form.safetensors, with a number if that is taken. To name it yourself, end "
+        "in .safetensors. The Load nodes and the stock Load LoRA find what is in output/loras.",
     )
 
 
