@@ -19,8 +19,10 @@ from .erasures import (
 from .few_shot import FewShotEncoderUnlearn
 from .identify import IdentifyConcept
 from .key_step import KeyStepUNetUnlearn
+from .load_erased import LoadErased
 from .method_node import node_of
 from .probe import ProbeErasure
+from .show import ShowErasure
 
 TRAINING = [
     FewShotEncoderUnlearn,
@@ -39,9 +41,11 @@ class ConceptUnlearn(ComfyExtension):
             *TRAINING,
             LoadErasedClip,
             LoadErasedModel,
+            LoadErased,
             SaveErasedClip,
             SaveErasedModel,
             CombineErasedClip,
+            ShowErasure,
             CompareErasure,
             ProbeErasure,
             CopyrightMetric,

@@ -30,8 +30,9 @@ def filename_input() -> io.String.Input:
         "filename_prefix",
         default="loras/erased",
         optional=True,
-        tooltip="A folder in the output folder, where each run's erasure is kept under its concept "
-        "and a number. The stock Load LoRA node finds what lies in output/loras.",
+        tooltip="A folder in the output folder, where each run's erasure is kept as one file, such "
+        "as fox.closed_form.safetensors, with a number if that is taken. To name it yourself, end "
+        "in .safetensors. The Load nodes and the stock Load LoRA find what is in output/loras.",
     )
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ..unlearn.core.resume import Resume
 from ..unlearn.evaluate import verdict as verdicts
 from ..unlearn.evaluate.anchor_check import drawable
 from ..unlearn.evaluate.picture_check import check_pictures
+from ..unlearn.evaluate.thumbnails import Thumbnails, may_be_shown
 from ..unlearn.methods.parts import way_left
 from ..unlearn.methods.parts.method import Method
 from ..unlearn.prompts.anchor_choice import anchored, recorded, to_choose, told
@@ -30,10 +31,20 @@ from .backend.apply import erased, fits
 from .backend.checks import check_clip, check_patcher, check_vae
 from .backend.differentiable import untracked
 from .backend.encoder_model import ComfyEncoder
-from .backend.identity import has_hooks
+from .backend.identity import architecture, has_hooks
 from .backend.memory import TRAINING_STATE, MemoryPlan
 from .backend.model import ComfyModel
-from .cache import check_space, check_writable, erasure_file, save, trained_before, training_key
+from .cache import (
+    check_space,
+    check_writable,
+    erasure_file,
+    free_file,
+    save,
+    save_found,
+    state_file,
+    trained_before,
+    training_key,
+)
 from .progress import Progress, tell
 
 SAVE_EVERY = "CONCEPT_UNLEARN_SAVE_EVERY"
@@ -112,8 +123,9 @@ class TrainingRun:
             self.clip,
             self.vae,
         )
-        file = erasure_file(self.prefix, self.concepts, key)
-        resume = Resume(file.with_suffix(".resume"), save_every())
+        find = partial(erasure_file, self.prefix, self.concepts, method.name, key)
+        file, _ = find()
+        resume = Resume(state_file(self.prefix, self.concepts, key), save_every())
         kept = trained_before(file, key, method)
         socket = "CLIP" if method.part == "encoder" else "MODEL"
         if kept is not None and fits(self.model, self.clip, kept, socket):
@@ -148,13 +160,14 @@ class TrainingRun:
                         "learnt, so nothing is kept: look at the weights of the MODEL and the "
                         "CLIP, their precision and the LoRAs on them."
                     ) from error
-                aside = file.with_name(f"{file.stem}_unfinished.safetensors")
+                aside = free_file(file.parent, f"{file.stem}_unfinished")
                 lost = save(error.erasure, aside)
                 what = f"is lost: {lost}." if lost else f"is kept in {aside.name}."
                 raise RuntimeError(
                     f"{error} What was reached after step {len(error.history)} {what}"
                 ) from error
-        record = {**erasure.record, **chosen, "key": key}
+        made_with = {"architecture": architecture(self.model, self.clip), "key": key}
+        record = {**erasure.record, **chosen, **made_with}
         erasure = Erasure(erasure.deltas, record).with_measured(
             seconds=round(resume.before + time.monotonic() - started, 2),
             peak_mb=memory.peak >> 20,
@@ -162,7 +175,8 @@ class TrainingRun:
             estimated_mb=planned.needed >> 20,
             **({"doubts": doubts} if doubts else {}),
         )
-        if lost := save(erasure, file):
+        file, lost = save_found(erasure, find)
+        if lost:
             text = (
                 f"Not kept: {lost}. The erasure is handed on, but ComfyUI will forget it: make "
                 "room, then write it with a Save node."
@@ -245,7 +259,7 @@ class TrainingRun:
         said = verdicts.told(erasure.record)
         if self.verdict and not said and self.model is not None:
             try:
-                erasure = erasure.with_measured(verdict=self._measured(node_id, erasure))
+                erasure = self._measured(node_id, erasure)
             except verdicts.NOT_MEASURED as error:
                 soft_empty_cache()
                 said = verdicts.not_measured(error)
@@ -260,12 +274,14 @@ class TrainingRun:
             lines.append("The hooks on this CLIP were left out: it is learnt without them.")
         return erasure, "".join(f"{line}\n" for line in lines if line)
 
-    def _measured(self, node_id: str | None, erasure: Erasure) -> dict:
+    def _measured(self, node_id: str | None, erasure: Erasure) -> Erasure:
+        """The erasure with the verdict in its record, and with a few of its pictures."""
         changed = erased(self.model, self.clip, erasure)
         original = ComfyModel(self.model, self.clip, self.vae, self.sides)
         edited = ComfyModel(*changed, self.vae, self.sides)
         original.prepare_asking()
-        return verdicts.measured(
+        look = Thumbnails()
+        found = verdicts.measured(
             partial(original.training, gradients=False),
             partial(edited.training, gradients=False),
             self.concepts,
@@ -274,4 +290,6 @@ class TrainingRun:
             self.settings.seed,
             self.images is not None,
             Progress(node_id, "measuring what is left", None),
+            look if may_be_shown(self.settings) else None,
         )
+        return replace(erasure.with_measured(verdict=found), pictures=look.found)

@@ -147,18 +147,7 @@ def test_of_files_of_one_name_the_first_is_loaded_and_the_name_is_offered_once(
     for concept, place in reversed(list(zip(CONCEPTS, places))):
         of_the_encoder(pack, clip, concept).save(place / "same.safetensors")
         assert erased.find_file("same.safetensors") == place / "same.safetensors"
-        assert erased.erasure_choices() == ["same.safetensors"]
+        assert pack.nodes.listing.erasure_choices() == ["same.safetensors"]
         _, erasure, summary = run(erased.LoadErasedClip, clip, "same.safetensors", 1.0)
         assert erasure.concepts == [concept]
         assert summary.startswith(f"{concept}, strength 1.")
-
-
-def test_loras_are_offered_before_encoders(
-    pack: ModuleType, folders: dict[str, list[Path]]
-) -> None:
-    choices = pack.nodes.erasures.erasure_choices
-    for name in ("b.safetensors", "notes.txt"):
-        (folders["loras"][1] / name).touch()
-    (folders["text_encoders"][0] / "a.safetensors").touch()
-    assert choices() == ["b.safetensors", "a.safetensors"]
-    assert choices(("loras",)) == ["b.safetensors"]

@@ -432,9 +432,10 @@ def small_files() -> Iterator[None]:
 
 
 def test_a_date_in_the_prefix_is_todays_for_every_node(pack: ModuleType, output: Path) -> None:
-    file = pack.nodes.cache.erasure_file("a/%year%-%month%/b%day%", ["fox"], "0123456789")
+    given = "a/%year%-%month%/b%day%", ["fox"], "closed_form", "0123456789"
+    file, _ = pack.nodes.cache.erasure_file(*given)
     name = str(file.relative_to(output))
-    assert re.fullmatch(r"a/\d{4}-\d\d/b\d\d/fox_01234567.safetensors", name)
+    assert re.fullmatch(r"a/\d{4}-\d\d/b\d\d/fox\.closed_form\.safetensors", name)
     assert not list(output.iterdir()), "asking makes no folder"
     assert pack.nodes.cache.dated("../%x%/100%") == "../%x%/100%"
 

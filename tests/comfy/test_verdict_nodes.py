@@ -74,11 +74,18 @@ def test_summary_and_file_begin_with_what_was_measured(
     monkeypatch.setattr(
         pack.unlearn.evaluate.verdict, "measured", lambda *_: pytest.fail("it was there")
     )
-    *_, again, _ = unlearn(concept="cat", size=128)
+    _, kept, again, _ = unlearn(concept="cat", size=128)
     assert again.splitlines()[:2] == [
         first,
         "Trained before with these inputs; read from the file.",
     ]
+    # Small pictures of both sides are in the file, and they are of this cat.
+    assert kept.pictures == erasure.pictures
+    ((row,), unpacked) = pack.nodes.show.rows(kept), pack.unlearn.render.thumbnails.unpacked
+    assert row.label == "cat"
+    assert row.before.shape == row.after.shape == (2, 128, 128, 3)
+    assert torch.equal(unpacked(erasure.pictures["cat"]["before"]), row.before)
+    assert row.before.std() > 0.1
 
 
 def test_a_cancel_while_it_measures_loses_nothing(

@@ -180,7 +180,7 @@ def test_loss_curve_is_a_picture(server: Server, training: Training) -> None:
 
 
 def test_erasure_is_kept_and_says_where_it_came_from(server: Server, training: Training) -> None:
-    (kept,) = (server.output / "loras" / "nodes").glob(f"{CONCEPT}_*.safetensors")
+    (kept,) = (server.output / "loras" / "nodes").glob(f"{CONCEPT}.*.safetensors")
     record = Erasure.load(kept).record
     assert record["concepts"] == [CONCEPT]
     assert record["method"] == "few_shot"
@@ -212,7 +212,7 @@ def test_queueing_twice_trains_once(server: Server, training: Training) -> None:
 
 
 def test_forgotten_result_is_read_from_its_file(server: Server, training: Training) -> None:
-    (kept,) = (server.output / "loras" / "nodes").glob(f"{CONCEPT}_*.safetensors")
+    (kept,) = (server.output / "loras" / "nodes").glob(f"{CONCEPT}.*.safetensors")
     written = kept.stat().st_mtime_ns
     server.free()
     time.sleep(2)  # the server frees between two prompts

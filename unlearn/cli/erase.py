@@ -22,6 +22,7 @@ from ..core.resume import Resume
 from ..evaluate import verdict
 from ..evaluate.anchor_check import drawable
 from ..evaluate.picture_check import check_pictures
+from ..evaluate.thumbnails import Thumbnails, may_be_shown
 from ..files import writing
 from ..methods.parts import way_left
 from ..methods.parts.method import Method
@@ -146,7 +147,8 @@ def run(args: argparse.Namespace) -> None:
             raise
         print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
         raise SystemExit(130) from None
-    erasure = erasure.with_measured(
+    made_with = {**erasure.record, "architecture": type(model.pipeline).__name__}
+    erasure = replace(erasure, record=made_with).with_measured(
         seconds=round(resume.before + time.monotonic() - began, 2),
         peak_mb=memory.peak >> 20,
         recomputed=args.save_memory,
@@ -202,6 +204,7 @@ def judged(args: argparse.Namespace, settings: Any, model, erasure: Erasure) -> 
     """
     from ..diffusers_backend.apply import ways
 
+    look = Thumbnails()
     try:
         with Bar() as bar:
             found = verdict.measured(
@@ -212,6 +215,7 @@ def judged(args: argparse.Namespace, settings: Any, model, erasure: Erasure) -> 
                 settings.seed,
                 bool(args.images),
                 bar,
+                look if may_be_shown(settings) else None,
             )
     except verdict.NOT_MEASURED as error:
         return erasure, verdict.not_measured(error)
@@ -221,7 +225,7 @@ def judged(args: argparse.Namespace, settings: Any, model, erasure: Erasure) -> 
             file=sys.stderr,
         )
         raise SystemExit(130) from None
-    erasure = erasure.with_measured(verdict=found)
+    erasure = replace(erasure.with_measured(verdict=found), pictures=look.found)
     return erasure, verdict.told(erasure.record)
 
 

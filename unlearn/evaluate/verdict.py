@@ -54,6 +54,10 @@ SUPPRESSED = "Suppressed, not removed for good: probe it before you rely on it."
 UNMEASURED = "What is left was not measured: probe it before you rely on it."
 
 
+Look = Callable[[DiffusionModel, str, torch.Tensor, torch.Tensor], None]
+"""Called with the original model, a concept, and the latents drawn before and after."""
+
+
 def measured(
     original: Open,
     edited: Open,
@@ -63,11 +67,14 @@ def measured(
     seed: int = 0,
     given: bool = False,
     progress: Progress = SILENT,
+    look: Look | None = None,
 ) -> dict:
     """What is left of the concepts, as JSON for a record; `told` makes sentences of it.
 
     anchor: the word in their place, or of each the word in its. given: whether the user gave
     pictures of them. Only the first CONCEPTS concepts are measured. Neither model is changed.
+    look: is called for each concept that was drawn on both sides.
+
     Raises ValueError where a prediction or a latent is not finite; `progress` may raise to cancel.
     """
     began = time.monotonic()
@@ -75,10 +82,12 @@ def measured(
     asked = [Asked.of(concept, kind, anchor) for concept in list(concepts)[:CONCEPTS]]
     found: dict[str, dict] = {}
     shows: dict[str, float] = {}
+    was: dict[str, torch.Tensor] = {}
     with original() as model:
         least = LEAST * usually_explained(model, concepts, s, progress)
         for one in asked:
             x0 = drawn(model, one.prompts, s, f"drawing {one.concept}, original", progress)
+            was[one.concept] = x0
             seen = one.seen(model, x0, least, progress, SHOWS)
             shows[one.concept] = seen.least
             found[one.concept] = {
@@ -106,6 +115,8 @@ def measured(
                 entry["verdict"] = word(entry["before"], seen.shown)
                 entry["after"] = seen.shown
                 entry["explained_after"] = round(seen.explained, 4)
+                if look:
+                    look(model, one.concept, was[one.concept], x0)
     return {
         "judge": "the original model",
         "concepts": found,
