@@ -33,7 +33,8 @@ from .sockets import ErasureType
 
 FOLDERS = ("loras", "text_encoders")
 ENDING = ".safetensors"
-NOT_CONNECTED = object()  # not None: Probe Erasure outputs None if it has no erasure
+NONE = "none"
+"""What the loaders offer beside the files: the original goes through."""
 
 
 def erasure_choices(folders: tuple[str, ...] = FOLDERS) -> list[str]:
@@ -44,6 +45,12 @@ def erasure_choices(folders: tuple[str, ...] = FOLDERS) -> list[str]:
     """
     names = (name for folder in folders for name in folder_paths.get_filename_list(folder))
     return list(dict.fromkeys(name for name in names if name.endswith(ENDING)))
+
+
+def check_file(name: str) -> None:
+    """Raises ErasureError if no models folder has it and it is not NONE."""
+    if name != NONE:
+        find_file(name)
 
 
 def find_file(name: str) -> Path:
@@ -62,7 +69,7 @@ def find_file(name: str) -> Path:
 def changed_at(name: str | None) -> str:
     """The file's time: a file that changed is read again. name is None when it comes from another
     node; the host compares that itself."""
-    return "" if name is None else f"{find_file(name).stat().st_mtime_ns}"
+    return "" if name in (None, NONE) else f"{find_file(name).stat().st_mtime_ns}"
 
 
 class LoadErasedClip(UnlearnNode):
@@ -86,9 +93,10 @@ class LoadErasedClip(UnlearnNode):
                 ),
                 io.Combo.Input(
                     "erasure_name",
-                    options=erasure_choices(),
+                    options=[NONE, *erasure_choices()],
                     tooltip="A file in models/loras, output/loras or models/text_encoders. If "
-                    "several have the same name, the first of these folders counts.",
+                    "several have the same name, the first of these folders counts. none: the "
+                    "original goes through.",
                 ),
                 strength_input("CLIP"),
             ],
@@ -104,15 +112,16 @@ class LoadErasedClip(UnlearnNode):
 
     @classmethod
     def work(cls, clip, erasure_name, strength) -> io.NodeOutput:
-        file = find_file(erasure_name)
-        erasure = read(clip, file)
+        if erasure_name == NONE:
+            return _passed(cls.hidden.unique_id, clip)
+        erasure = read(clip, find_file(erasure_name))
         result, warning = erased_clip(clip, erasure, strength)
         return _loaded(cls.hidden.unique_id, result, erasure, erasure_name, strength, warning)
 
     @classmethod
     def validate_inputs(cls, erasure_name=None) -> bool:
         for name in cls.typed(erasure_name=erasure_name).values():
-            find_file(name)
+            check_file(name)
         return True
 
     @classmethod
@@ -141,9 +150,9 @@ class LoadErasedModel(UnlearnNode):
                 ),
                 io.Combo.Input(
                     "erasure_name",
-                    options=erasure_choices(("loras",)),
+                    options=[NONE, *erasure_choices(("loras",))],
                     tooltip="A file in models/loras or output/loras. If both have the same name, "
-                    "the first folder counts.",
+                    "the first folder counts. none: the original goes through.",
                 ),
                 strength_input("MODEL"),
             ],
@@ -159,6 +168,8 @@ class LoadErasedModel(UnlearnNode):
 
     @classmethod
     def work(cls, model, erasure_name, strength) -> io.NodeOutput:
+        if erasure_name == NONE:
+            return _passed(cls.hidden.unique_id, model)
         erasure = Erasure.load(find_file(erasure_name))
         result, warning = erased_model(model, erasure, strength)
         return _loaded(cls.hidden.unique_id, result, erasure, erasure_name, strength, warning)
@@ -166,7 +177,7 @@ class LoadErasedModel(UnlearnNode):
     @classmethod
     def validate_inputs(cls, erasure_name=None) -> bool:
         for name in cls.typed(erasure_name=erasure_name).values():
-            find_file(name)
+            check_file(name)
         return True
 
     @classmethod
@@ -185,6 +196,12 @@ def strength_input(socket: str) -> io.Float.Input:
         tooltip="1 is the erasure as trained, 0 is the original. -1 undoes an erasure that is "
         f"already on this {socket}.",
     )
+
+
+def _passed(node_id, original) -> io.NodeOutput:
+    text = "No erasure is chosen: the original goes through."
+    tell(node_id, text)
+    return io.NodeOutput(original, None, text, ui=ui.PreviewText(text))
 
 
 def _loaded(
@@ -259,10 +276,8 @@ class SaveErasedClip(UnlearnNode):
         )
 
     @classmethod
-    def work(
-        cls, erasure=NOT_CONNECTED, filename_prefix=None, precision="float16"
-    ) -> io.NodeOutput:
-        if erasure is NOT_CONNECTED:
+    def work(cls, erasure=None, filename_prefix=None, precision="float16") -> io.NodeOutput:
+        if erasure is None:  # also from a node that has none, as Probe Erasure without one
             text = "Nothing is saved: no ERASURE is connected, or its node is bypassed or muted."
             tell(cls.hidden.unique_id, text)
             return io.NodeOutput("", ui=ui.PreviewText(text))
@@ -344,6 +359,10 @@ class CombineErasedClip(UnlearnNode):
     @classmethod
     def work(cls, clip, model=None, **erasures) -> io.NodeOutput:
         parts = [erasure for _, erasure in sorted(erasures.items()) if erasure is not None]
+        if not parts:
+            text = "Nothing is combined: no ERASURE is connected, or their nodes are off."
+            tell(cls.hidden.unique_id, text)
+            return io.NodeOutput(clip, None, text, model, ui=ui.PreviewText(text))
         together = combine(parts)
         lines = []
         result, drawing = clip, model
