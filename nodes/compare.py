@@ -169,8 +169,9 @@ class CompareErasure(UnlearnNode):
 
     @classmethod
     def validate_inputs(cls, concept=None) -> bool:
-        for typed in cls.typed(concept=concept).values():
-            split_concepts(typed)
+        with cls.telling():
+            for typed in cls.typed(concept=concept).values():
+                split_concepts(typed)
         return True
 
 

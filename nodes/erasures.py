@@ -120,8 +120,9 @@ class LoadErasedClip(UnlearnNode):
 
     @classmethod
     def validate_inputs(cls, erasure_name=None) -> bool:
-        for name in cls.typed(erasure_name=erasure_name).values():
-            check_file(name)
+        with cls.telling():
+            for name in cls.typed(erasure_name=erasure_name).values():
+                check_file(name)
         return True
 
     @classmethod
@@ -176,8 +177,9 @@ class LoadErasedModel(UnlearnNode):
 
     @classmethod
     def validate_inputs(cls, erasure_name=None) -> bool:
-        for name in cls.typed(erasure_name=erasure_name).values():
-            check_file(name)
+        with cls.telling():
+            for name in cls.typed(erasure_name=erasure_name).values():
+                check_file(name)
         return True
 
     @classmethod
@@ -307,8 +309,9 @@ class SaveErasedClip(UnlearnNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix=None) -> bool:
-        for prefix in cls.typed(filename_prefix=filename_prefix).values():
-            check_name(prefix)
+        with cls.telling():
+            for prefix in cls.typed(filename_prefix=filename_prefix).values():
+                check_name(prefix)
         return True
 
 

@@ -10,7 +10,7 @@ from ..unlearn.attacks.registry import ATTACKS
 from ..unlearn.evaluate.probe import Probe, ProbeSettings, check_asked, probe, settings
 from ..unlearn.evaluate.probe_sheet import probe_sheet
 from ..unlearn.prompts.paraphrases import NOTHING, Given
-from ..unlearn.prompts.typed import split_words
+from ..unlearn.prompts.typed import split_concepts, split_words
 from ..unlearn.render.sheet import page
 from .backend.apply import alike, alike_clips, erased, other_base
 from .backend.checks import check_clip, check_vae
@@ -195,6 +195,16 @@ class ProbeErasure(UnlearnNode):
         picture = probe_sheet(probes)
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(picture, text, probed, json.dumps(records, indent=1), ui=shown)
+
+    @classmethod
+    def validate_inputs(cls, concept=None, synonyms=None, translations=None) -> bool:
+        with cls.telling():
+            typed = cls.typed(concept=concept, synonyms=synonyms, translations=translations)
+            if typed.get("concept", "").strip():  # empty: those of the erasure's record
+                split_concepts(typed["concept"])
+            split_words(typed.get("synonyms", ""), "synonym")
+            split_words(typed.get("translations", ""), "translation")
+        return True
 
     @classmethod
     def _nothing(cls) -> io.NodeOutput:
