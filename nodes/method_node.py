@@ -115,7 +115,7 @@ class MethodNode(TrainingNode):
         if images is not None and (warning := scaled(cls.hidden.prompt, node_id, "images")):
             said += f"{warning}\n"
         text = said + summary(erasure, file, method, moved)
-        return outputs(node_id, result, erasure, text, *cls.own_results(erasure, settings))
+        return outputs(node_id, method, result, erasure, text, *cls.own_results(erasure, settings))
 
 
 def node_of(method: Method) -> type[MethodNode]:

@@ -248,6 +248,7 @@ def correct(
         elif not erasing.FIRST:
             value = erasing.step(batch, generator_loss(judge(fake)), rng, noise)
         run.more["number"] = number + 1
+        progress.phase("warm-up" if number < alone else "erasing")
         progress.step(number + 1, total, value, edit)
         if erasing.reached(run.more):
             break
