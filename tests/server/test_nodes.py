@@ -181,7 +181,8 @@ def test_summary_says_what_was_done(training: Training) -> None:
 
 def test_loss_curve_is_a_picture(server: Server, training: Training) -> None:
     curve = shown(server, training.history, "curve")
-    assert curve.shape == (256, 512, 3)
+    assert curve.shape[1:] == (512, 3)
+    assert curve.shape[0] > 256, "what to expect stands below"
     assert curve.std() > 0.05
 
 
