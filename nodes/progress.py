@@ -72,6 +72,8 @@ class Progress(_Reporter, reports.Progress):
         """
         self.course.enter(phase, until, later)
         self._move(None)
+        if phase:
+            self.show(phase)
 
     def phase(self, what: str) -> None:
         self.course.phase = what

@@ -136,7 +136,8 @@ class TrainingRun:
                 draw = partial(host.preview, asked, settings.seed)
             progress = Progress(node_id, f"unlearning {', '.join(self.concepts)}", draw)
             judging = Judging(self)
-            progress.enter("looking first", LOOKED)
+            if self.verdict:
+                progress.enter("looking first", LOOKED)
             judging.before(host, progress)
             progress.enter("erasing", ERASED, judging.seconds)
             started = time.monotonic()
@@ -166,7 +167,6 @@ class TrainingRun:
             **({"doubts": judging.doubts} if judging.doubts else {}),
         )
         progress.enter("saving", SAVED)
-        progress.show("saving")
         if lost := save(erasure, file):
             text = (
                 f"Not kept: {lost}. The erasure is handed on, but ComfyUI will forget it: make "
@@ -178,7 +178,8 @@ class TrainingRun:
             return erasure, None, f"{resume.said}{text}\n"
         resume.close()
         progress.draw = None  # it would draw with the original
-        progress.enter("measuring what is left", 1.0)
+        if self.verdict and self.model is not None:
+            progress.enter("measuring what is left", 1.0)
         erasure, said = judging.after(erasure, file, progress)
         self._show(progress, erasure)
         progress.finish()

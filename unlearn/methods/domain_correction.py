@@ -323,8 +323,8 @@ METHOD = Method(
     check=check_settings,
     resumes=True,
     curve={
-        "balanced": "Without the warm-up, in which only the discriminator learns. It may stay flat, "
-        "since most is solved before the first step. The training ends by itself.",
+        "balanced": "Without the warm-up, in which only the discriminator learns. It may stay "
+        "flat, since most is solved before the first step. The training ends by itself.",
         "paper": "Without the warm-up, in which only the discriminator learns. It need not fall: "
         "the denoiser deceives a discriminator that goes on learning.",
     },
