@@ -26,11 +26,17 @@ from .backend.checks import check_socket
 from .backend.words import tokenized
 from .base import UnlearnNode
 from .cache import check_name
-from .listing import changed_at, erasure_input, find_file, naming_others
+from .listing import (
+    NONE,
+    changed_at,
+    check_file,
+    erasure_input,
+    find_file,
+    naming_others,
+    nothing_chosen,
+)
 from .progress import tell
 from .sockets import ErasureType
-
-NOT_CONNECTED = object()  # not None: Probe Erasure outputs None if it has no erasure
 
 
 class LoadErasedClip(UnlearnNode):
@@ -56,9 +62,10 @@ class LoadErasedClip(UnlearnNode):
                     "erasure_name",
                     "An erasure in models/loras or output/loras, newest first, or a whole text "
                     "encoder. If several have the same name, the first of these folders counts, "
-                    "then models/text_encoders.",
+                    "then models/text_encoders. none: the original goes through.",
                     "encoder",
                     with_encoders=True,
+                    lets_through=True,
                 ),
                 strength_input("CLIP"),
             ],
@@ -74,16 +81,18 @@ class LoadErasedClip(UnlearnNode):
 
     @classmethod
     def work(cls, clip, erasure_name, strength) -> io.NodeOutput:
-        file = find_file(erasure_name)
-        erasure = read(clip, file)
+        if erasure_name == NONE:
+            return _passed(cls.hidden.unique_id, clip)
+        erasure = read(clip, find_file(erasure_name))
         with naming_others(clip.patcher, "encoder"):
             result, warning = erased_clip(clip, erasure, strength)
         return _loaded(cls.hidden.unique_id, result, erasure, erasure_name, strength, warning)
 
     @classmethod
     def validate_inputs(cls, erasure_name=None) -> bool:
-        for name in cls.typed(erasure_name=erasure_name).values():
-            find_file(name)
+        with cls.telling():
+            for name in cls.typed(erasure_name=erasure_name).values():
+                check_file(name)
         return True
 
     @classmethod
@@ -113,8 +122,9 @@ class LoadErasedModel(UnlearnNode):
                 erasure_input(
                     "erasure_name",
                     "An erasure in models/loras or output/loras, newest first. If both have the "
-                    "same name, the first folder counts.",
+                    "same name, the first folder counts. none: the original goes through.",
                     "denoiser",
+                    lets_through=True,
                 ),
                 strength_input("MODEL"),
             ],
@@ -130,6 +140,8 @@ class LoadErasedModel(UnlearnNode):
 
     @classmethod
     def work(cls, model, erasure_name, strength) -> io.NodeOutput:
+        if erasure_name == NONE:
+            return _passed(cls.hidden.unique_id, model)
         erasure = Erasure.load(find_file(erasure_name))
         with naming_others(model, "denoiser"):
             result, warning = erased_model(model, erasure, strength)
@@ -137,8 +149,9 @@ class LoadErasedModel(UnlearnNode):
 
     @classmethod
     def validate_inputs(cls, erasure_name=None) -> bool:
-        for name in cls.typed(erasure_name=erasure_name).values():
-            find_file(name)
+        with cls.telling():
+            for name in cls.typed(erasure_name=erasure_name).values():
+                check_file(name)
         return True
 
     @classmethod
@@ -157,6 +170,12 @@ def strength_input(socket: str) -> io.Float.Input:
         tooltip="1 is the erasure as trained, 0 is the original. -1 undoes an erasure that is "
         f"already on this {socket}.",
     )
+
+
+def _passed(node_id, original) -> io.NodeOutput:
+    text = f"The original goes through. {nothing_chosen()}"
+    tell(node_id, text)
+    return io.NodeOutput(original, None, text, ui=ui.PreviewText(text))
 
 
 def _loaded(
@@ -231,10 +250,8 @@ class SaveErasedClip(UnlearnNode):
         )
 
     @classmethod
-    def work(
-        cls, erasure=NOT_CONNECTED, filename_prefix=None, precision="float16"
-    ) -> io.NodeOutput:
-        if erasure is NOT_CONNECTED:
+    def work(cls, erasure=None, filename_prefix=None, precision="float16") -> io.NodeOutput:
+        if erasure is None:  # also from a node that has none, as Probe Erasure without one
             text = "Nothing is saved: no ERASURE is connected, or its node is bypassed or muted."
             tell(cls.hidden.unique_id, text)
             return io.NodeOutput("", ui=ui.PreviewText(text))
@@ -264,8 +281,9 @@ class SaveErasedClip(UnlearnNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix=None) -> bool:
-        for prefix in cls.typed(filename_prefix=filename_prefix).values():
-            check_name(prefix)
+        with cls.telling():
+            for prefix in cls.typed(filename_prefix=filename_prefix).values():
+                check_name(prefix)
         return True
 
 
@@ -316,6 +334,10 @@ class CombineErasedClip(UnlearnNode):
     @classmethod
     def work(cls, clip, model=None, **erasures) -> io.NodeOutput:
         parts = [erasure for _, erasure in sorted(erasures.items()) if erasure is not None]
+        if not parts:
+            text = "Nothing is combined: no ERASURE is connected, or their nodes are off."
+            tell(cls.hidden.unique_id, text)
+            return io.NodeOutput(clip, None, text, model, ui=ui.PreviewText(text))
         together = combine(parts)
         lines = []
         result, drawing = clip, model

@@ -50,22 +50,37 @@ def erasure_input(
     part: Part | None = None,
     with_encoders: bool = False,
     may_be_none: bool = False,
+    lets_through: bool = False,
 ) -> io.Combo.Input:
-    """A widget that offers them. may_be_none: whether it begins with "none"."""
+    """A widget that offers them. may_be_none: whether it begins with "none". lets_through: whether
+    it ends with it."""
     options = erasure_choices(part, with_encoders)
     if options == [NONE]:
         tooltip = f"{MISSING} {tooltip}"
     elif may_be_none:
         options = [NONE, *options]
+    elif lets_through:
+        options = [*options, NONE]
     return io.Combo.Input(name, options=options, optional=may_be_none or None, tooltip=tooltip)
+
+
+def nothing_chosen() -> str:
+    """A sentence for a node with "none" in its list."""
+    if erasure_choices() == [NONE]:
+        return MISSING
+    return "No erasure is chosen: choose one, or press R to refresh the list."
+
+
+def check_file(name: str) -> None:
+    """Raises ErasureError if no models folder has it and it is not "none"."""
+    if name != NONE:
+        find_file(name)
 
 
 def find_file(name: str) -> Path:
     """The path of an erasure file. Raises ErasureError if no models folder has it."""
     if name == NONE:
-        if erasure_choices() == [NONE]:
-            raise ErasureError(MISSING)
-        raise ErasureError("No erasure is chosen: choose one, or press R to refresh the list.")
+        raise ErasureError(nothing_chosen())
     for folder in FOLDERS:
         # Never open what the list does not offer: files with other endings may run code.
         path = name.endswith(ENDING) and folder_paths.get_full_path(folder, name)

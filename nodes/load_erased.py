@@ -11,13 +11,13 @@ from .backend.apply import erased_clip, erased_model, has_part
 from .base import UnlearnNode
 from .erasures import strength_input
 from .listing import (
-    MISSING,
     NONE,
     changed_at,
-    erasure_choices,
+    check_file,
     erasure_input,
     find_file,
     naming_others,
+    nothing_chosen,
 )
 from .progress import tell
 from .sockets import ErasureType
@@ -77,7 +77,9 @@ class LoadErased(UnlearnNode):
             if (name := given.get(f"erasure_{row}", NONE)) != NONE
         ]
         if not chosen:
-            raise ErasureError(nothing_chosen())
+            text = f"The originals go through. {nothing_chosen()}"
+            tell(cls.hidden.unique_id, text)
+            return io.NodeOutput(model, clip, None, text, ui=ui.PreviewText(text))
         erasures, told = [], []
         for name, strength in chosen:
             erasure = Erasure.load(find_file(name))
@@ -104,9 +106,9 @@ class LoadErased(UnlearnNode):
         cls, erasure_1=None, erasure_2=None, erasure_3=None, erasure_4=None, erasure_5=None
     ) -> bool:
         names = dict(zip(cls.FILES, (erasure_1, erasure_2, erasure_3, erasure_4, erasure_5)))
-        for name in cls.typed(**names).values():
-            if name != NONE:
-                find_file(name)
+        with cls.telling():
+            for name in cls.typed(**names).values():
+                check_file(name)
         return True
 
     @classmethod
@@ -124,13 +126,6 @@ def _row(row: int) -> list[io.Input]:
     strength = strength_input("MODEL or CLIP")
     strength.id, strength.optional = f"strength_{row}", True
     return [file, strength] if row <= AT_ONCE else [advanced(file), advanced(strength)]
-
-
-def nothing_chosen() -> str:
-    """A sentence for a node whose rows are all empty."""
-    if erasure_choices() == [NONE]:
-        return MISSING
-    return "No erasure is chosen: choose one in erasure_1."
 
 
 def check_connected(name: str, erasure: Erasure, model, clip) -> None:

@@ -81,8 +81,9 @@ class ShowErasure(UnlearnNode):
     @classmethod
     def validate_inputs(cls, erasure_name=None, erasure=NOT_CONNECTED) -> bool:
         if erasure is NOT_CONNECTED:
-            for name in cls.typed(erasure_name=erasure_name).values():
-                find_file(name)
+            with cls.telling():
+                for name in cls.typed(erasure_name=erasure_name).values():
+                    find_file(name)
         return True
 
     @classmethod

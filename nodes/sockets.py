@@ -116,8 +116,8 @@ def verdict_input() -> io.Boolean.Input:
         "verdict",
         default=True,
         optional=True,
-        tooltip="Looks beforehand if connected pictures show the concept, and afterwards, in a few "
-        "quick pictures before and after, what is left of it. Off: neither is looked at.",
+        tooltip="Looks beforehand if the model draws the concept and connected pictures show it, "
+        "and afterwards, in a few quick pictures, what is left of it. Off: goes on all the same.",
     )
 
 

@@ -906,7 +906,7 @@ FAULTS: list[Fault] = [
     ),
     *faults(
         "verdict",
-        "unlearn/evaluate/verdict.py",
+        "unlearn/evaluate/known.py",
         ["classifier", "verdict"],
         ("anything counts as drawn", "LEAST = 0.4", "LEAST = 0.0"),
         ("hardly anything counts as drawn", "LEAST = 0.4", "LEAST = 1.5"),
@@ -914,12 +914,17 @@ FAULTS: list[Fault] = [
         ("only a clear picture shows it", "SHOWS = 0.35", "SHOWS = 0.9"),
         ("the first draws always tell", "SURE = 2.0", "SURE = 0.0"),
         ("the first draws never tell", "SURE = 2.0", "SURE = 1e9"),
-        ("half is not gone", "NOT_GONE if after > before / 2", "NOT_GONE if after >= before / 2"),
-        ("one picture is gone", "GONE if after == 0", "GONE if after <= 1"),
         ("a misspelt word is never known", "ALIKE = 0.8", "ALIKE = 1.0"),
         ("any word is misspelt", "ALIKE = 0.8", "ALIKE = 0.1"),
         ("rivals are not asked", "if shown and rivals:", "if False:"),
         ("drawn in a few pictures is enough", '["before"] > PICTURES / 2', '["before"] >= 0'),
+    ),
+    *faults(
+        "verdict",
+        "unlearn/evaluate/verdict.py",
+        ["classifier", "verdict"],
+        ("half is not gone", "NOT_GONE if after > before / 2", "NOT_GONE if after >= before / 2"),
+        ("one picture is gone", "GONE if after == 0", "GONE if after <= 1"),
     ),
     *faults(
         "CPDM",

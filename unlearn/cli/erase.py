@@ -215,7 +215,7 @@ def judged(args: argparse.Namespace, settings: Any, model, erasure: Erasure) -> 
                 settings.seed,
                 bool(args.images),
                 bar,
-                look if may_be_shown(settings) else None,
+                keep=look if may_be_shown(settings) else None,
             )
     except verdict.NOT_MEASURED as error:
         return erasure, verdict.not_measured(error)

@@ -13,7 +13,7 @@ KEPT = 2  # pictures of each concept, before and after
 
 
 class Thumbnails:
-    """To be given to `verdict.measured` as `look`."""
+    """To be given to `verdict.measured` as `keep`."""
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, list[str]]] = {}

@@ -340,4 +340,10 @@ METHOD = Method(
     train=few_shot,
     check=check_settings,
     takes_pictures=True,
+    curve={
+        "balanced": "It falls, and jumps, since each step draws other noise and sentences. The "
+        "training ends by itself once the concept is far enough gone.",
+        "paper": "Minus the error on the pictures, which is driven up: it falls, and has no lower "
+        "end. It jumps, since each step draws other noise.",
+    },
 )
