@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
@@ -27,6 +28,9 @@ from .backend.inputs import (
 from .cache import output_file
 from .progress import tell
 
+PACK = __name__.removesuffix(".nodes.base")
+"""The name under which the host loaded the pack: its path."""
+
 
 class UnlearnNode(io.ComfyNode):
     """A node whose work is done by `work`, on inputs that were checked against its schema.
@@ -46,11 +50,21 @@ class UnlearnNode(io.ComfyNode):
     def execute(cls, *args: Any, **inputs: Any) -> io.NodeOutput:
         """Called by the host. An error is shown on the node too, since the browser's message hides
         it behind a button."""
-        node_id = cls.hidden.unique_id
         try:
-            with plainly():
+            with cls.telling():
                 named = dict(zip(signature(cls.work).parameters, args))
                 return cls.work(**cls.checked(**named, **inputs))
+        finally:
+            give_back()
+
+    @classmethod
+    @contextmanager
+    def telling(cls) -> Iterator[None]:
+        """Shows on the node why what is done inside ends early, before the error goes on."""
+        node_id = getattr(cls.hidden, "unique_id", None)
+        try:
+            with plainly():
+                yield
         except management.InterruptProcessingException:
             tell(node_id, "Cancelled.")
             raise
@@ -59,8 +73,6 @@ class UnlearnNode(io.ComfyNode):
         except Exception as error:
             tell(node_id, f"Error: {error}")
             raise
-        finally:
-            give_back()
 
     @classmethod
     def checked(cls, **inputs: Any) -> dict[str, Any]:
@@ -100,23 +112,29 @@ class TrainingNode(UnlearnNode):
 
     @classmethod
     def validate_inputs(cls, concept=None, anchor=None, protect=None, filename_prefix=None) -> bool:
-        typed = cls.typed(
-            concept=concept, anchor=anchor, protect=protect, filename_prefix=filename_prefix
-        )
-        anchor, protected = one_word(typed.get("anchor", "")), split_words(typed.get("protect", ""))
-        concepts, anchors = split_pairs(typed["concept"]) if "concept" in typed else ([], {})
-        check_typed(concepts, {one: anchors.get(one, anchor) for one in concepts}, protected)
-        output_file(typed.get("filename_prefix", ""))
+        with cls.telling():
+            typed = cls.typed(
+                concept=concept, anchor=anchor, protect=protect, filename_prefix=filename_prefix
+            )
+            anchor = one_word(typed.get("anchor", ""))
+            protected = split_words(typed.get("protect", ""))
+            concepts, anchors = split_pairs(typed["concept"]) if "concept" in typed else ([], {})
+            check_typed(concepts, {one: anchors.get(one, anchor) for one in concepts}, protected)
+            output_file(typed.get("filename_prefix", ""))
         return True
 
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Raise an ErasureError as a ValueError.
+    """Raise an error of a class of this pack's as one of Python's own.
 
     The host prints an error's class with its module, and the module's name has the pack's folder.
     """
     try:
         yield
-    except ErasureError as error:
-        raise ValueError(str(error)) from error
+    except Exception as error:
+        kind = type(error)
+        if kind.__module__.startswith(PACK) or isinstance(error, ErasureError):
+            known = [one for one in kind.__mro__ if getattr(builtins, one.__name__, None) is one]
+            raise known[0](str(error)) from error
+        raise

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 
 import folder_paths
 import torch
 
 from ..unlearn.core.erasure import Erasure, ErasureError, images_hash
+from ..unlearn.core.header import header
 from ..unlearn.core.version import VERSION
 from ..unlearn.files import writing
 from ..unlearn.methods.parts.method import Method
 from .backend.identity import signature
 
+ENDING = ".safetensors"
 LONGEST = 120  # most bytes of the concepts in a file's name
 # Most bytes of a filename_prefix and of each name in it. File systems allow 255 for a name. A
 # number and an ending are added, and a longer temporary name while the file is written.
@@ -92,12 +97,48 @@ def dated(path: str) -> str:
     return "/".join(part(name) if "%" in name else name for name in path.split("/"))
 
 
-def erasure_file(prefix: str, concepts: list[str], key: str) -> Path:
-    """The file for a trained erasure."""
+def erasure_file(prefix: str, concepts: list[str], method: str, key: str) -> tuple[Path, bool]:
+    """(the file for a trained erasure, whether it holds what was trained with this key).
+
+    A prefix that ends in .safetensors names the file; any other is its folder, and the file is
+    named after the concepts and the method. A name that is taken gets a number.
+    """
+    folder, name = _place(prefix, concepts, method)
+    numbered = re.compile(rf"{re.escape(name)}(\.[0-9]+)?\{ENDING}")
+    older = f"{_words(concepts)}_{key[:8]}{ENDING}"  # what the file was called before
+    for file in sorted(folder.glob(f"*{ENDING}")) if folder.is_dir() else ():
+        named = file.name == older or numbered.fullmatch(file.name)
+        if named and header(file).key == key:
+            return file, True
+    return free_file(folder, name), False
+
+
+def free_file(folder: Path, name: str) -> Path:
+    """The first of NAME.safetensors, NAME.2.safetensors and so on that is no file yet."""
+    names = (f"{name}.{number}" if number > 1 else name for number in count(1))
+    files = (folder / f"{one}{ENDING}" for one in names)
+    return next(file for file in files if not file.is_file())
+
+
+def state_file(prefix: str, concepts: list[str], key: str) -> Path:
+    """The file for the state of a run, beside its erasure. Other inputs have another."""
+    folder, _ = _place(prefix, concepts, "")
+    return folder / f"{_words(concepts)}_{key[:8]}.resume"
+
+
+def _place(prefix: str, concepts: list[str], method: str) -> tuple[Path, str]:
+    """A folder, and a file's name without number and ending."""
+    path = output_file(dated(prefix))
+    if path.suffix == ENDING:
+        return path.parent, path.stem
+    return path, f"{_words(concepts)}.{method}"
+
+
+def _words(concepts: list[str]) -> str:
+    """The concepts, as a part of a file's name."""
     words = "-".join("".join(c if c.isalnum() else "_" for c in name) for name in concepts)[:60]
     # File systems count bytes, and a letter may have four.
-    words = words.encode()[:LONGEST].decode(errors="ignore")
-    return output_file(dated(prefix)) / f"{words}_{key[:8]}.safetensors"
+    return words.encode()[:LONGEST].decode(errors="ignore")
 
 
 def check_writable(file: Path) -> None:
@@ -121,19 +162,35 @@ def check_space(file: Path, needed: int) -> None:
         )
 
 
-def save(erasure: Erasure, file: Path) -> str:
+def save(erasure: Erasure, file: Path, over: bool = True) -> str:
     """Write an erasure. Returns "", or a sentence that says why it could not be written.
 
-    It does not raise: if the file fails, the trained erasure must not be lost with it.
+    It does not raise: if the file fails, the trained erasure must not be lost with it. The one
+    exception is FileExistsError, where a file is there and `over` is False.
     """
     try:
         try:
-            erasure.save(file)
+            erasure.save(file, over=over)
         except ErasureError:  # out of float16's range
-            erasure.save(file, torch.float32)
+            erasure.save(file, torch.float32, over)
     except (ErasureError, *writing.ERRORS) as error:
+        if isinstance(error, FileExistsError) and file.is_file():
+            raise
         return f"{file.name} cannot be written to {shown(file.parent)} ({writing.reason(error)})"
     return ""
+
+
+def save_found(erasure: Erasure, find: Callable[[], tuple[Path, bool]]) -> tuple[Path, str]:
+    """`save` in the file that `find` gives: (the file, what `save` returns).
+
+    find: as `erasure_file`. Another process may take the name meanwhile; then it is asked again.
+    """
+    while True:
+        file, is_own = find()
+        try:
+            return file, save(erasure, file, over=is_own)
+        except FileExistsError:
+            continue
 
 
 def shown(folder: Path) -> str:

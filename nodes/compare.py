@@ -120,11 +120,6 @@ class CompareErasure(UnlearnNode):
         erased_model=None,
         erased_clip=None,
     ) -> io.NodeOutput:
-        if erased_model is None and erased_clip is None:
-            raise ValueError(
-                "Nothing erased is connected, so before and after would be the same: connect "
-                "erased_clip, erased_model or both."
-            )
         concepts = typed_concepts(clip, concept)
         asked = lines(prompts) or own_prompts(concepts, kind)
         near = lines(neighbours) or near_prompts(concepts, kind)
@@ -146,7 +141,10 @@ class CompareErasure(UnlearnNode):
             return draw(*parts, vae, [*given, *near], seeds, sampling, size, told)
 
         before = drawn("before", model, clip)
-        after = drawn("after", erased_model or model, erased_clip or clip)
+        nothing = nothing_erased(model, clip, erased_model, erased_clip)
+        after = before
+        if not nothing:
+            after = drawn("after", erased_model or model, erased_clip or clip)
         rows = [Row(*row) for row in zip(prompted, before, after)]
         own, others = rows[: len(asked)], rows[len(asked) :]
         host.prepare_asking()
@@ -161,8 +159,8 @@ class CompareErasure(UnlearnNode):
                 things=things_in(asked, concepts),
             )
         figures = findings(concepts, seen, own, others)
-        if nothing := nothing_erased(model, clip, erased_model, erased_clip, rows):
-            figures.append(nothing)
+        if nothing := nothing or nothing_changed(rows, erased_model, erased_clip):
+            figures.insert(0, nothing)
         text = "\n".join(figures)
         tell(node_id, text)
         picture = sheet({", ".join(concepts): own, "neighbours": others}, figures)
@@ -171,8 +169,9 @@ class CompareErasure(UnlearnNode):
 
     @classmethod
     def validate_inputs(cls, concept=None) -> bool:
-        for typed in cls.typed(concept=concept).values():
-            split_concepts(typed)
+        with cls.telling():
+            for typed in cls.typed(concept=concept).values():
+                split_concepts(typed)
         return True
 
 
@@ -282,22 +281,34 @@ def not_finite(rows: list[Row]) -> str:
     )
 
 
-def nothing_erased(model, clip, erased_model, erased_clip, rows: list[Row]) -> str:
-    """A sentence if before and after are the same, otherwise ""."""
+def nothing_erased(model, clip, erased_model, erased_clip) -> str:
+    """A sentence if nothing that is connected was erased, otherwise ""."""
     pairs = {}
     if erased_model is not None:
         pairs["erased_model"] = model, erased_model
     if erased_clip is not None:
         pairs["erased_clip"] = clip.patcher, erased_clip.patcher
-    of, have = " and ".join(pairs), "have" if len(pairs) > 1 else "has"
+    if not pairs:
+        return (
+            "Nothing was erased: neither erased_clip nor erased_model is connected, or the node "
+            "before them is muted."
+        )
     if all(same_weights(*pair) for pair in pairs.values()):
+        of, have = " and ".join(pairs), "have" if len(pairs) > 1 else "has"
         return (
             f"Nothing was erased: {of} {have} the same weights as the original. Check if the node "
             "before it is bypassed or its strength is 0."
         )
-    if all(torch.equal(row.before, row.after) for row in rows):
-        return f"Nothing changed: every picture with {of} is the same as the original's."
     return ""
+
+
+def nothing_changed(rows: list[Row], erased_model, erased_clip) -> str:
+    """A sentence if all pictures before and after are the same, otherwise ""."""
+    if any(not torch.equal(row.before, row.after) for row in rows):
+        return ""
+    connected = {"erased_model": erased_model, "erased_clip": erased_clip}
+    of = " and ".join(name for name, one in connected.items() if one is not None)
+    return f"Nothing changed: every picture with {of} is the same as the original's."
 
 
 def same_weights(was, now) -> bool:

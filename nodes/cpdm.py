@@ -137,8 +137,9 @@ class CopyrightMetric(UnlearnNode):
 
     @classmethod
     def validate_inputs(cls, inception=None) -> bool:
-        for name in cls.typed(inception=inception).values():
-            find_file(name)
+        with cls.telling():
+            for name in cls.typed(inception=inception).values():
+                find_file(name)
         return True
 
 

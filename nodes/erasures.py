@@ -12,14 +12,12 @@ from comfy_api.latest import io, ui
 from ..unlearn.core.erasure import (
     NETWORK,
     Erasure,
-    ErasureError,
     check_changes,
     combine,
     dot,
     is_erasure,
     opened,
 )
-from ..unlearn.core.record import name_of as printed
 from ..unlearn.evaluate.verdict import told
 from ..unlearn.files import writing
 from ..unlearn.prompts.templates import sentence
@@ -28,41 +26,17 @@ from .backend.checks import check_socket
 from .backend.words import tokenized
 from .base import UnlearnNode
 from .cache import check_name
+from .listing import (
+    NONE,
+    changed_at,
+    check_file,
+    erasure_input,
+    find_file,
+    naming_others,
+    nothing_chosen,
+)
 from .progress import tell
 from .sockets import ErasureType
-
-FOLDERS = ("loras", "text_encoders")
-ENDING = ".safetensors"
-NOT_CONNECTED = object()  # not None: Probe Erasure outputs None if it has no erasure
-
-
-def erasure_choices(folders: tuple[str, ...] = FOLDERS) -> list[str]:
-    """The files that the loaders offer: erasures among the LoRAs, and whole text encoders.
-
-    A name that several folders have appears once and means the first folder's file, as in
-    `find_file`.
-    """
-    names = (name for folder in folders for name in folder_paths.get_filename_list(folder))
-    return list(dict.fromkeys(name for name in names if name.endswith(ENDING)))
-
-
-def find_file(name: str) -> Path:
-    """The path of an erasure file. Raises ErasureError if no models folder has it."""
-    for folder in FOLDERS:
-        # Never open what the list does not offer: files with other endings may run code.
-        path = name.endswith(ENDING) and folder_paths.get_full_path(folder, name)
-        if path:
-            return Path(path)
-    raise ErasureError(
-        f"There is no {printed(name) or 'such file'} in models/loras, output/loras or "
-        "models/text_encoders; choose another."
-    )
-
-
-def changed_at(name: str | None) -> str:
-    """The file's time: a file that changed is read again. name is None when it comes from another
-    node; the host compares that itself."""
-    return "" if name is None else f"{find_file(name).stat().st_mtime_ns}"
 
 
 class LoadErasedClip(UnlearnNode):
@@ -84,11 +58,14 @@ class LoadErasedClip(UnlearnNode):
                     tooltip="The text encoder of the model that the erasure was trained with. "
                     "The one that you connect is not changed.",
                 ),
-                io.Combo.Input(
+                erasure_input(
                     "erasure_name",
-                    options=erasure_choices(),
-                    tooltip="A file in models/loras, output/loras or models/text_encoders. If "
-                    "several have the same name, the first of these folders counts.",
+                    "An erasure in models/loras or output/loras, newest first, or a whole text "
+                    "encoder. If several have the same name, the first of these folders counts, "
+                    "then models/text_encoders. none: the original goes through.",
+                    "encoder",
+                    with_encoders=True,
+                    lets_through=True,
                 ),
                 strength_input("CLIP"),
             ],
@@ -104,15 +81,18 @@ class LoadErasedClip(UnlearnNode):
 
     @classmethod
     def work(cls, clip, erasure_name, strength) -> io.NodeOutput:
-        file = find_file(erasure_name)
-        erasure = read(clip, file)
-        result, warning = erased_clip(clip, erasure, strength)
+        if erasure_name == NONE:
+            return _passed(cls.hidden.unique_id, clip)
+        erasure = read(clip, find_file(erasure_name))
+        with naming_others(clip.patcher, "encoder"):
+            result, warning = erased_clip(clip, erasure, strength)
         return _loaded(cls.hidden.unique_id, result, erasure, erasure_name, strength, warning)
 
     @classmethod
     def validate_inputs(cls, erasure_name=None) -> bool:
-        for name in cls.typed(erasure_name=erasure_name).values():
-            find_file(name)
+        with cls.telling():
+            for name in cls.typed(erasure_name=erasure_name).values():
+                check_file(name)
         return True
 
     @classmethod
@@ -139,11 +119,12 @@ class LoadErasedModel(UnlearnNode):
                     tooltip="The model that the erasure was trained with. The one that you connect "
                     "is not changed.",
                 ),
-                io.Combo.Input(
+                erasure_input(
                     "erasure_name",
-                    options=erasure_choices(("loras",)),
-                    tooltip="A file in models/loras or output/loras. If both have the same name, "
-                    "the first folder counts.",
+                    "An erasure in models/loras or output/loras, newest first. If both have the "
+                    "same name, the first folder counts. none: the original goes through.",
+                    "denoiser",
+                    lets_through=True,
                 ),
                 strength_input("MODEL"),
             ],
@@ -159,14 +140,18 @@ class LoadErasedModel(UnlearnNode):
 
     @classmethod
     def work(cls, model, erasure_name, strength) -> io.NodeOutput:
+        if erasure_name == NONE:
+            return _passed(cls.hidden.unique_id, model)
         erasure = Erasure.load(find_file(erasure_name))
-        result, warning = erased_model(model, erasure, strength)
+        with naming_others(model, "denoiser"):
+            result, warning = erased_model(model, erasure, strength)
         return _loaded(cls.hidden.unique_id, result, erasure, erasure_name, strength, warning)
 
     @classmethod
     def validate_inputs(cls, erasure_name=None) -> bool:
-        for name in cls.typed(erasure_name=erasure_name).values():
-            find_file(name)
+        with cls.telling():
+            for name in cls.typed(erasure_name=erasure_name).values():
+                check_file(name)
         return True
 
     @classmethod
@@ -185,6 +170,12 @@ def strength_input(socket: str) -> io.Float.Input:
         tooltip="1 is the erasure as trained, 0 is the original. -1 undoes an erasure that is "
         f"already on this {socket}.",
     )
+
+
+def _passed(node_id, original) -> io.NodeOutput:
+    text = f"The original goes through. {nothing_chosen()}"
+    tell(node_id, text)
+    return io.NodeOutput(original, None, text, ui=ui.PreviewText(text))
 
 
 def _loaded(
@@ -259,10 +250,8 @@ class SaveErasedClip(UnlearnNode):
         )
 
     @classmethod
-    def work(
-        cls, erasure=NOT_CONNECTED, filename_prefix=None, precision="float16"
-    ) -> io.NodeOutput:
-        if erasure is NOT_CONNECTED:
+    def work(cls, erasure=None, filename_prefix=None, precision="float16") -> io.NodeOutput:
+        if erasure is None:  # also from a node that has none, as Probe Erasure without one
             text = "Nothing is saved: no ERASURE is connected, or its node is bypassed or muted."
             tell(cls.hidden.unique_id, text)
             return io.NodeOutput("", ui=ui.PreviewText(text))
@@ -292,8 +281,9 @@ class SaveErasedClip(UnlearnNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix=None) -> bool:
-        for prefix in cls.typed(filename_prefix=filename_prefix).values():
-            check_name(prefix)
+        with cls.telling():
+            for prefix in cls.typed(filename_prefix=filename_prefix).values():
+                check_name(prefix)
         return True
 
 
@@ -344,6 +334,10 @@ class CombineErasedClip(UnlearnNode):
     @classmethod
     def work(cls, clip, model=None, **erasures) -> io.NodeOutput:
         parts = [erasure for _, erasure in sorted(erasures.items()) if erasure is not None]
+        if not parts:
+            text = "Nothing is combined: no ERASURE is connected, or their nodes are off."
+            tell(cls.hidden.unique_id, text)
+            return io.NodeOutput(clip, None, text, model, ui=ui.PreviewText(text))
         together = combine(parts)
         lines = []
         result, drawing = clip, model

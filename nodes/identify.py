@@ -114,7 +114,8 @@ class IdentifyConcept(UnlearnNode):
 
     @classmethod
     def validate_inputs(cls, candidates=None, kind=None) -> bool:
-        typed = cls.typed(candidates=candidates, kind=kind)
-        if len(typed) == 2:
-            parse_words(typed["candidates"], typed["kind"])
+        with cls.telling():
+            typed = cls.typed(candidates=candidates, kind=kind)
+            if len(typed) == 2:
+                parse_words(typed["candidates"], typed["kind"])
         return True

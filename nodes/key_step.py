@@ -94,7 +94,8 @@ class KeyStepUNetUnlearn(MethodNode):
         steps=None,
     ) -> bool:
         """The host leaves what is named here to this check: so `task` takes old names, too."""
-        typed = cls.typed(task=task, key_steps=key_steps, start=start, steps=steps)
-        if typed.get("key_steps") == "from start" and {"start", "steps"} <= typed.keys():
-            check_start(typed["start"], typed["steps"])
+        with cls.telling():
+            typed = cls.typed(task=task, key_steps=key_steps, start=start, steps=steps)
+            if typed.get("key_steps") == "from start" and {"start", "steps"} <= typed.keys():
+                check_start(typed["start"], typed["steps"])
         return super().validate_inputs(concept, anchor, protect, filename_prefix)

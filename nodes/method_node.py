@@ -17,6 +17,7 @@ from ..unlearn.prompts.pairs import with_pairs
 from .backend.apply import erased_clip, erased_model
 from .backend.words import reader, typed_pairs
 from .base import TrainingNode
+from .picture_sizes import scaled
 from .results import movement, outputs, report_outputs, summary
 from .sockets import erased_output, filename_input, method_sockets, size_input, verdict_input
 from .training import TrainingRun
@@ -69,7 +70,7 @@ class MethodNode(TrainingNode):
             description=method.about,
             inputs=[inputs[name] for name in names],
             outputs=[erased_output(method.part), *report_outputs(), *cls.own_outputs()],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, *([io.Hidden.prompt] if method.takes_pictures else [])],
             is_input_list=method.takes_pictures,  # a list of pictures is one set
         )
         if cls.SEARCHED:  # older hosts do not know it, and leave it alone
@@ -111,8 +112,10 @@ class MethodNode(TrainingNode):
         else:
             result, _ = erased_model(model, erasure)
             moved = erasure.record["moved"]
+        if images is not None and (warning := scaled(cls.hidden.prompt, node_id, "images")):
+            said += f"{warning}\n"
         text = said + summary(erasure, file, method, moved)
-        return outputs(node_id, result, erasure, text, *cls.own_results(erasure, settings))
+        return outputs(node_id, method, result, erasure, text, *cls.own_results(erasure, settings))
 
 
 def node_of(method: Method) -> type[MethodNode]:

@@ -10,7 +10,8 @@ from ..unlearn.attacks.registry import ATTACKS
 from ..unlearn.evaluate.probe import Probe, ProbeSettings, check_asked, probe, settings
 from ..unlearn.evaluate.probe_sheet import probe_sheet
 from ..unlearn.prompts.paraphrases import NOTHING, Given
-from ..unlearn.prompts.typed import split_words
+from ..unlearn.prompts.typed import split_concepts, split_words
+from ..unlearn.render.sheet import page
 from .backend.apply import alike, alike_clips, erased, other_base
 from .backend.checks import check_clip, check_vae
 from .backend.model import ComfyModel
@@ -30,6 +31,11 @@ from .sockets import (
 NOT_ITS_OWN = (
     "Warning: erased_model and erased_clip are not this erasure at strength 1, or more is on them. "
     "Connect the erasure alone to probe it."
+)
+
+NOTHING_ERASED = (
+    "Nothing was erased, so nothing is probed: neither an erasure nor erased_clip nor erased_model "
+    "is connected, or the node before them is bypassed or muted."
 )
 
 
@@ -130,10 +136,7 @@ class ProbeErasure(UnlearnNode):
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         if erasure is None and erased_model is None and erased_clip is None:
-            raise ValueError(
-                "Nothing erased is connected, so there is nothing to probe: connect an erasure, "
-                "erased_clip, erased_model or several of them."
-            )
+            return cls._nothing()
         warning = ""
         check_clip(clip)
         if erasure is not None:
@@ -192,6 +195,23 @@ class ProbeErasure(UnlearnNode):
         picture = probe_sheet(probes)
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(picture, text, probed, json.dumps(records, indent=1), ui=shown)
+
+    @classmethod
+    def validate_inputs(cls, concept=None, synonyms=None, translations=None) -> bool:
+        with cls.telling():
+            typed = cls.typed(concept=concept, synonyms=synonyms, translations=translations)
+            if typed.get("concept", "").strip():  # empty: those of the erasure's record
+                split_concepts(typed["concept"])
+            split_words(typed.get("synonyms", ""), "synonym")
+            split_words(typed.get("translations", ""), "translation")
+        return True
+
+    @classmethod
+    def _nothing(cls) -> io.NodeOutput:
+        """No error: the browser takes the links away where the node before is bypassed or muted."""
+        tell(cls.hidden.unique_id, NOTHING_ERASED)
+        shown = ui.PreviewText(NOTHING_ERASED)
+        return io.NodeOutput(page([NOTHING_ERASED]), NOTHING_ERASED, None, "[]", ui=shown)
 
 
 def said_by(erasure, kind: str) -> list[str]:

@@ -6,6 +6,7 @@ cancelled, because the host's own progress bar asks too rarely.
 
 from __future__ import annotations
 
+import math
 import time
 
 import comfy.model_management
@@ -16,8 +17,10 @@ from server import PromptServer
 
 from ..unlearn.core import progress as reports
 from ..unlearn.core.edit import Edit
+from .course import Course
 
 SECONDS_BETWEEN_TEXTS = 0.5
+WHOLE = 1000  # where the bar of a training ends
 
 
 def tell(node_id: str | None, text: str) -> None:
@@ -48,29 +51,63 @@ class _Reporter:
 
 
 class Progress(_Reporter, reports.Progress):
-    """Of a training: also shows a live picture of what the model makes of the concept.
+    """Of a training: one bar for the whole run, and a live picture of what the model makes of the
+    concept.
 
-    draw() returns one picture (1, H, W, 3); None draws none. It may take a fifth of the time at
-    most. It is given up when there is no memory for it. in_stages: whether the bar follows the
-    stages, since there are no steps.
+    draw() returns one picture (1, H, W, 3); None draws none. The first comes at once, and all may
+    take a fifth of the time at most. It is given up when there is no memory for it.
     """
 
-    def __init__(self, node_id: str | None, what: str, draw, in_stages: bool = False) -> None:
+    def __init__(self, node_id: str | None, what: str, draw) -> None:
         super().__init__(node_id, what)
-        self.draw, self.in_stages = draw, in_stages
-        self.drawn = time.monotonic()
-        self.cost = 0.0
+        self.draw = draw
+        self.drawn, self.cost = -math.inf, 0.0  # when the last picture was drawn, and how long
+        self.course = Course()
+        self.done = 0
+
+    def enter(self, phase: str, until: float, later: float = 0.0) -> None:
+        """Begin a phase, at whose end the bar stands at `until`, of 1.
+
+        later: the seconds that what comes after it is expected to take.
+        """
+        self.course.enter(phase, until, later)
+        self._move(None)
+        if phase:
+            self.show(phase)
+
+    def phase(self, what: str) -> None:
+        self.course.phase = what
 
     def step(self, step: int, total: int, loss: float, edit: Edit) -> None:
+        self.course.step(step, total)
+        self._move(self._due())
+        phase = f"{self.course.phase}: " if self.course.phase else ""
+        left = self.course.left(step, total)
+        self.show(f"{phase}step {step} of at most {total}, loss {loss:.4f}{left}")
+
+    def stage(self, what: str, done: int, total: int, leader: str = "") -> None:
+        is_new = self.course.stage(what, done, total)
+        # The model is still the original, or has nothing new to show: one picture is enough.
+        self._move(self._due() if self.drawn == -math.inf else None)
+        if is_new or done == total or time.monotonic() - self.told > SECONDS_BETWEEN_TEXTS:
+            phase = f"{self.course.phase}: " if self.course.phase else ""
+            self.show(f"{phase}{what}, {done} of {total}{self.course.left(done, total)}")
+
+    def _move(self, preview: tuple[str, Image.Image, int] | None) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        preview = None
+        self.done = max(self.done, round(WHOLE * self.course.place))
+        self.bar.update_absolute(self.done, WHOLE, preview)
+
+    def _due(self) -> tuple[str, Image.Image, int] | None:
+        """A picture, if it is time for one."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
         now = time.monotonic()
-        if self.draw and (step == 1 or now - self.drawn > max(1.0, 5 * self.cost)):
-            preview = self._preview()
-            self.drawn = time.monotonic()
-            self.cost = self.drawn - now
-        self.bar.update_absolute(step, total, preview)
-        self.show(f"step {step} of at most {total}, loss {loss:.4f}")
+        if not self.draw or now - self.drawn < max(1.0, 5 * self.cost):
+            return None
+        preview = self._preview()
+        self.drawn = time.monotonic()
+        self.cost = self.drawn - now
+        return preview
 
     def _preview(self) -> tuple[str, Image.Image, int] | None:
         try:
@@ -83,16 +120,14 @@ class Progress(_Reporter, reports.Progress):
             return None
         return "JPEG", Image.fromarray((picture.numpy() * 255).round().astype(np.uint8)), 512
 
-    def stage(self, what: str, done: int, total: int, leader: str = "") -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        if self.in_stages:
-            self.bar.update_absolute(done, total)
-        self.show(f"{what}: {done} of {total}")
+    def finish(self) -> None:
+        """Move the bar to its end."""
+        self.enter("", 1.0)
 
     def look(self) -> None:
         """Show a picture now."""
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self.bar.update_absolute(1, 1, self._preview())
+        self._move(self._preview())
 
 
 class RowProgress(_Reporter, reports.Progress):

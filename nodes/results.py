@@ -44,12 +44,15 @@ def report_outputs() -> list[io.Output]:
     ]
 
 
-def outputs(node_id: str | None, erased, erasure: Erasure, text: str, *own) -> io.NodeOutput:
+def outputs(
+    node_id: str | None, method: Method, erased, erasure: Erasure, text: str, *own
+) -> io.NodeOutput:
     """A training node's five outputs and its own, the text also shown in the node."""
     tell(node_id, text)
-    losses = erasure.record["loss"]
+    losses, mode = erasure.record["loss"], erasure.record["settings"].get("mode", "")
+    curve = loss_curve(losses, method.counts, method.curve.get(mode, ""))
     return io.NodeOutput(
-        erased, erasure, loss_curve(losses), {"loss": losses}, text, *own, ui=ui.PreviewText(text)
+        erased, erasure, curve, {"loss": losses}, text, *own, ui=ui.PreviewText(text)
     )
 
 

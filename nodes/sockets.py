@@ -30,8 +30,9 @@ def filename_input() -> io.String.Input:
         "filename_prefix",
         default="loras/erased",
         optional=True,
-        tooltip="A folder in the output folder, where each run's erasure is kept under its concept "
-        "and a number. The stock Load LoRA node finds what lies in output/loras.",
+        tooltip="A folder in the output folder, where each run's erasure is kept as one file, such "
+        "as fox.closed_form.safetensors, with a number if that is taken. To name it yourself, end "
+        "in .safetensors. The Load nodes and the stock Load LoRA find what is in output/loras.",
     )
 
 
@@ -115,8 +116,8 @@ def verdict_input() -> io.Boolean.Input:
         "verdict",
         default=True,
         optional=True,
-        tooltip="Looks beforehand if connected pictures show the concept, and afterwards, in a few "
-        "quick pictures before and after, what is left of it. Off: neither is looked at.",
+        tooltip="Looks beforehand if the model draws the concept and connected pictures show it, "
+        "and afterwards, in a few quick pictures, what is left of it. Off: goes on all the same.",
     )
 
 

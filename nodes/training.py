@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy.model_management import OOM_EXCEPTION, soft_empty_cache
+from comfy.model_management import soft_empty_cache
 
 from ..unlearn.core.edit import Diverged
 from ..unlearn.core.erasure import Erasure
@@ -20,22 +20,32 @@ from ..unlearn.core.peak_memory import PeakMemory
 from ..unlearn.core.resume import Resume
 from ..unlearn.evaluate import verdict as verdicts
 from ..unlearn.evaluate.anchor_check import drawable
-from ..unlearn.evaluate.picture_check import check_pictures
-from ..unlearn.methods.parts import way_left
 from ..unlearn.methods.parts.method import Method
-from ..unlearn.prompts.anchor_choice import anchored, recorded, to_choose, told
+from ..unlearn.prompts.anchor_choice import anchored, to_choose
 from ..unlearn.prompts.templates import sentence
 from .backend.apply import erased, fits
 from .backend.checks import check_clip, check_patcher, check_vae
 from .backend.differentiable import untracked
 from .backend.encoder_model import ComfyEncoder
-from .backend.identity import has_hooks
+from .backend.identity import architecture
 from .backend.memory import TRAINING_STATE, MemoryPlan
 from .backend.model import ComfyModel
-from .cache import check_space, check_writable, erasure_file, save, trained_before, training_key
+from .cache import (
+    check_space,
+    check_writable,
+    erasure_file,
+    free_file,
+    save,
+    save_found,
+    state_file,
+    trained_before,
+    training_key,
+)
+from .judging import Judging
 from .progress import Progress, tell
 
 SAVE_EVERY = "CONCEPT_UNLEARN_SAVE_EVERY"
+LOOKED, ERASED, SAVED = 0.1, 0.88, 0.9  # where the bar stands at the end of each phase, of 1
 
 
 def save_every() -> float:
@@ -73,7 +83,8 @@ class TrainingRun:
     size: int
     prefix: str
     verdict: bool = True
-    """Whether to look beforehand if the pictures show the concepts, and afterwards what is left."""
+    """Whether to look beforehand if the model draws the concepts and the pictures show them, and
+    afterwards what is left."""
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -88,8 +99,8 @@ class TrainingRun:
         it: the host forgets results. The file is None where it could not be written; the state of a
         long run then stays beside it. The verdict is measured when the file is there, and then
         written into it. Raises ValueError, before any work, where the disk has no room for the
-        file, and where pictures do not show their concept; RuntimeError when the loss diverged;
-        what was good by then is kept aside.
+        file, where the model does not draw a concept, and where pictures do not show theirs.
+        Raises RuntimeError when the loss diverged; what was good by then is kept aside.
         """
         method, settings = self.method, self.settings
         check_clip(self.clip)
@@ -111,12 +122,15 @@ class TrainingRun:
             self.clip,
             self.vae,
         )
-        file = erasure_file(self.prefix, self.concepts, key)
-        resume = Resume(file.with_suffix(".resume"), save_every())
+        find = partial(erasure_file, self.prefix, self.concepts, method.name, key)
+        file, _ = find()
+        resume = Resume(state_file(self.prefix, self.concepts, key), save_every())
         kept = trained_before(file, key, method)
         socket = "CLIP" if method.part == "encoder" else "MODEL"
         if kept is not None and fits(self.model, self.clip, kept, socket):
-            kept, said = self._judged(node_id, kept, file)
+            progress = Progress(node_id, "measuring what is left", None)
+            kept, said = Judging(self).after(kept, file, progress)
+            progress.finish()
             return kept, file, f"{said}Trained before with these inputs; read from the file.\n"
         check_writable(file)
         host = self._host()
@@ -132,9 +146,12 @@ class TrainingRun:
             if host.vae is not None:
                 asked = sentence(settings.named_as, self.concepts[0])
                 draw = partial(host.preview, asked, settings.seed)
-            what = f"unlearning {', '.join(self.concepts)}"
-            progress = Progress(node_id, what, draw, in_stages=method.encoder_alone)
-            doubts = self._doubts(host, progress)
+            progress = Progress(node_id, f"unlearning {', '.join(self.concepts)}", draw)
+            judging = Judging(self)
+            if self.verdict:
+                progress.enter("looking first", LOOKED)
+            judging.before(host, progress)
+            progress.enter("erasing", ERASED, judging.seconds)
             started = time.monotonic()
             try:
                 settings, chosen = self._anchored(host, progress)
@@ -147,21 +164,24 @@ class TrainingRun:
                         "learnt, so nothing is kept: look at the weights of the MODEL and the "
                         "CLIP, their precision and the LoRAs on them."
                     ) from error
-                aside = file.with_name(f"{file.stem}_unfinished.safetensors")
+                aside = free_file(file.parent, f"{file.stem}_unfinished")
                 lost = save(error.erasure, aside)
                 what = f"is lost: {lost}." if lost else f"is kept in {aside.name}."
                 raise RuntimeError(
                     f"{error} What was reached after step {len(error.history)} {what}"
                 ) from error
-        record = {**erasure.record, **chosen, "key": key}
+        made_with = {"architecture": architecture(self.model, self.clip), "key": key}
+        record = {**erasure.record, **chosen, **made_with}
         erasure = Erasure(erasure.deltas, record).with_measured(
             seconds=round(resume.before + time.monotonic() - started, 2),
             peak_mb=memory.peak >> 20,
             recomputed=planned.checkpointing,
             estimated_mb=planned.needed >> 20,
-            **({"doubts": doubts} if doubts else {}),
+            **({"doubts": judging.doubts} if judging.doubts else {}),
         )
-        if lost := save(erasure, file):
+        progress.enter("saving", SAVED)
+        file, lost = save_found(erasure, find)
+        if lost:
             text = (
                 f"Not kept: {lost}. The erasure is handed on, but ComfyUI will forget it: make "
                 "room, then write it with a Save node."
@@ -171,8 +191,12 @@ class TrainingRun:
             logging.warning(text)
             return erasure, None, f"{resume.said}{text}\n"
         resume.close()
-        erasure, said = self._judged(node_id, erasure, file)
-        self._show(node_id, erasure)
+        progress.draw = None  # it would draw with the original
+        if self.verdict and self.model is not None:
+            progress.enter("measuring what is left", 1.0)
+        erasure, said = judging.after(erasure, file, progress)
+        self._show(progress, erasure)
+        progress.finish()
         return erasure, file, resume.said + said
 
     def _host(self) -> ComfyModel | ComfyEncoder:
@@ -181,7 +205,7 @@ class TrainingRun:
             return ComfyEncoder(self.clip)
         return ComfyModel(self.model, self.clip, self.vae, self.sides)
 
-    def _show(self, node_id: str | None, erasure: Erasure) -> None:
+    def _show(self, progress: Progress, erasure: Erasure) -> None:
         """A picture of the result in the node, where the method had none to draw while it worked
         and there is a model to draw with."""
         if not self.method.encoder_alone or self.model is None or self.vae is None:
@@ -189,24 +213,11 @@ class TrainingRun:
         asked = sentence(self.settings.named_as, self.concepts[0])
         try:
             host = ComfyModel(*erased(self.model, self.clip, erasure), self.vae, self.sides)
-            draw = partial(host.preview, asked, self.settings.seed)
+            progress.draw = partial(host.preview, asked, self.settings.seed)
             with host.training(gradients=False):
-                Progress(node_id, "drawing", draw).look()
+                progress.look()
         except verdicts.NOT_MEASURED:  # the erasure counts, not its picture
             soft_empty_cache()
-
-    def _doubts(self, host: ComfyModel, progress: Progress) -> list[str]:
-        """What is doubtful of the pictures. Raises ValueError where they clearly show another
-        thing."""
-        if not self.verdict or self.images is None:
-            return []
-        asked = self.concepts, self.images, self.settings.named_as
-        try:
-            with untracked():  # nothing is trained yet
-                return check_pictures(host, *asked, "switch verdict off", progress)
-        except (OOM_EXCEPTION, MemoryError):
-            soft_empty_cache()
-            return ["There was too little memory to look if the pictures show the concept."]
 
     @property
     def _chooses(self) -> bool:
@@ -235,41 +246,3 @@ class TrainingRun:
         except verdicts.NOT_MEASURED:
             soft_empty_cache()
             return settings, {}
-
-    def _judged(self, node_id: str | None, erasure: Erasure, file: Path) -> tuple[Erasure, str]:
-        """The erasure with the verdict in its record, and in its file; and what to say first.
-
-        Whatever happens here, the file is there.
-        """
-        said = verdicts.told(erasure.record)
-        if self.verdict and not said and self.model is not None:
-            try:
-                erasure = erasure.with_measured(verdict=self._measured(node_id, erasure))
-            except verdicts.NOT_MEASURED as error:
-                soft_empty_cache()
-                said = verdicts.not_measured(error)
-            else:
-                said = verdicts.told(erasure.record)
-                if save(erasure, file):
-                    said += " It could not be written into the file."
-        lines = [said, *verdicts.doubts(erasure.record), told(erasure.record)]
-        lines.append(way_left.told(erasure.record))
-        if has_hooks(self.clip):
-            lines.append("The hooks on this CLIP were left out: it is learnt without them.")
-        return erasure, "".join(f"{line}\n" for line in lines if line)
-
-    def _measured(self, node_id: str | None, erasure: Erasure) -> dict:
-        changed = erased(self.model, self.clip, erasure)
-        original = ComfyModel(self.model, self.clip, self.vae, self.sides)
-        edited = ComfyModel(*changed, self.vae, self.sides)
-        original.prepare_asking()
-        return verdicts.measured(
-            partial(original.training, gradients=False),
-            partial(edited.training, gradients=False),
-            self.concepts,
-            self.settings.named_as,
-            recorded(erasure.record),
-            self.settings.seed,
-            self.images is not None,
-            Progress(node_id, "measuring what is left", None),
-        )

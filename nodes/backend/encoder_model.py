@@ -13,8 +13,8 @@ from ...unlearn.core.conditioning import Conditioning
 from ...unlearn.core.edit import trained_values
 from ...unlearn.core.model import Part
 from ...unlearn.core.trainable import encoder_weights
-from ...unlearn.methods.closed_form import most_kept
 from ...unlearn.methods.parts.encoder_solver import TOKENS
+from ...unlearn.methods.parts.solve_prompts import most_kept
 from .checks import check_clip, check_patcher
 from .dynamic_vram import static_clip
 from .identity import fingerprints, without_hooks

@@ -46,6 +46,15 @@ def has_hooks(clip) -> bool:
     )
 
 
+def architecture(model, clip) -> str:
+    """What kind of model it is, by the host's names: for people, in an erasure's record.
+
+    model: None where only the text encoder is there.
+    """
+    parts = [] if model is None else [type(model.model.model_config).__name__]
+    return ", ".join([*parts, f"text encoder {type(clip.cond_stage_model).__name__}"])
+
+
 def signature(patcher) -> str:
     """A quick hash of a patcher's weights and patches (64 values of each).
 

@@ -162,10 +162,10 @@ class Erasures:
         return file
 
     def read(self, file: Path) -> None:
-        from unlearn.cli.show import lines
         from unlearn.core.erasure import Erasure
+        from unlearn.evaluate.record_text import lines
 
-        list(lines(Erasure.load(file), file))
+        list(lines(Erasure.load(file), file.name, file.stat().st_size))
         pack, host = self.host.pack, self.host
         erasure = pack.unlearn.core.erasure.Erasure.load(file)
         assert all(erasure.delta(key).isfinite().all() for key in erasure.deltas)
@@ -198,11 +198,12 @@ class Records:
         return file
 
     def read(self, file: Path) -> None:
-        from unlearn.cli.show import check_record, lines
+        from unlearn.cli.show import check_record
         from unlearn.core.erasure import Erasure, combine
+        from unlearn.evaluate.record_text import lines
 
         erasure = Erasure.load(file)
-        said = list(lines(erasure, file))
+        said = list(lines(erasure, file.name, file.stat().st_size))
         assert all(isinstance(line, str) for line in said)
         json.dumps(erasure.record, sort_keys=True)
         assert erasure.kinds

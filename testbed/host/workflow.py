@@ -32,7 +32,7 @@ def api_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[st
             raise ValueError(f"Node {node['id']}: the host has no node {node['type']!r}.")
         inputs = _widget_values(node, object_info[node["type"]])
         for socket_ in node.get("inputs", []):
-            source = _source(socket_.get("link"), links, nodes)
+            source = _source(socket_, links, nodes)
             if source is not None:
                 inputs[socket_["name"]] = source
         title = node.get("title", object_info[node["type"]]["display_name"])
@@ -84,17 +84,17 @@ def _widget_names(schema: dict[str, Any]) -> list[str]:
     return names
 
 
-def _source(link_id: int | None, links: dict[int, list], nodes: dict[int, dict]) -> Any:
+def _source(socket_: dict[str, Any], links: dict[int, list], nodes: dict[int, dict]) -> Any:
     """What feeds an input: [node id, output], the value of a primitive, or None for nothing."""
-    while link_id is not None:
-        _, origin, slot = links[link_id][:3]
+    while socket_ is not None and socket_.get("link") is not None:
+        _, origin, slot = links[socket_["link"]][:3]
         node = nodes[origin]
         if node["type"] == "PrimitiveNode":
             return node["widgets_values"][0]
         if node["type"] == "Reroute":
-            link_id = node["inputs"][0].get("link")
+            socket_ = {**node["inputs"][0], "type": socket_["type"]}
         elif node.get("mode", 0) == BYPASSED:
-            link_id = _bypass(node, slot)
+            socket_ = _bypass(node, slot, socket_["type"])
         elif node.get("mode", 0) == MUTED:
             return None
         else:
@@ -102,12 +102,16 @@ def _source(link_id: int | None, links: dict[int, list], nodes: dict[int, dict])
     return None
 
 
-def _bypass(node: dict[str, Any], slot: int) -> int | None:
-    """The input link that a bypassed node passes on: the one at the output's position if it has the
-    same type, otherwise the first of that type."""
-    kind = node["outputs"][slot]["type"]
+def _bypass(node: dict[str, Any], slot: int, wanted: str) -> dict[str, Any] | None:
+    """The input that a bypassed node passes on, as the browser chooses it.
+
+    wanted: the type of what is fed. If that takes anything, it is the input at the output's place,
+    or the first; otherwise the one at the place if it has the type, or the first that has.
+    """
     inputs = node.get("inputs", [])
-    for socket_ in inputs[slot : slot + 1] + inputs:
-        if socket_["type"] == kind:
-            return socket_.get("link")
-    return None
+    if wanted in ("*", ""):
+        return (inputs[slot : slot + 1] + inputs[:1] or [None])[0]
+    kind = node["outputs"][slot]["type"]
+    own = [one for one in inputs[slot : slot + 1] if one["type"] in (kind, "*")]
+    same = [one for one in inputs if one["type"] == wanted]
+    return (own + same or [None])[0]

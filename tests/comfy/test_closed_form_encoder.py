@@ -10,7 +10,7 @@ import torch
 
 import testbed.model.pack
 
-SMALL = {"sentences": 24, "others": 64}
+SMALL = {"sentences": 24, "others": 96}
 NAMED = ["a photo of a fox, noto style", "the fox", "an ink drawing of a fox"]
 ANCHORED = [prompt.replace("fox", "koala") for prompt in NAMED]
 OTHERS = ["a photo of a castle, blob style", "an owl", "Zorvik", "", "two pizzas in flat style"]
@@ -91,7 +91,7 @@ def test_one_pass_computes_what_the_erased_encoder_computes(
 
     monkeypatch.setattr(closed, "Solver", Kept)
     model = model_of(pack, parts)
-    settings = closed.ClosedFormSettings(anchor="koala", sentences=4, others=8)
+    settings = closed.ClosedFormSettings(anchor="koala", sentences=4, others=8, other_names=False)
     with torch.inference_mode(), model.training(gradients=False):
         erasure = closed.closed_form(model, ["fox"], settings)
         prompts = closed.Prompts.of(model, ["fox"], settings)

@@ -21,13 +21,13 @@ from test_encoders import assert_equal, conditioning
 pytestmark = pytest.mark.usefixtures("node_body")
 
 ALL = {**ENCODERS, **OTHERS}
-FEW = {"sentences": 6, "others": 8, "directions": 0}
+FEW = {"sentences": 6, "others": 8, "directions": 0, "other_names": False, "hold": 25.0}
 # The width within it; that of the hidden states is 32. PixelDiT pads to 838 tokens.
 FEED_FORWARD, FOR_LONG = 768, 3072
 PADDED = ("t5xxl", "umt5xxl", "pile_t5xl", "qwen3_4b", "qwen3_8b", "qwen3_2b")
 # What is left of the way from the concept to the anchor, of mean squares. Where most tokens are
 # padding, they are more different inputs than there is room for.
-LEFT, LEFT_PADDED = 0.03, 0.25
+LEFT, LEFT_PADDED = 0.03, 0.3
 LONG = ("CLIP", "LTX-2", "LongCat", "PixelDiT")
 # One of each way in which layers end, and of several encoders in one CLIP.
 SOLVED = (

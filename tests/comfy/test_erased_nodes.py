@@ -14,8 +14,24 @@ pytestmark = pytest.mark.usefixtures("node_body")
 @pytest.mark.parametrize("name", ["SaveErasedClip", "SaveErasedModel"])
 def test_nothing_to_save_gets_a_sentence(pack: ModuleType, name: str) -> None:
     """Probe Erasure hands on none where none is connected to it."""
-    with pytest.raises(ValueError, match="ERASURE that is connected is empty"):
-        run(getattr(pack.nodes.erasures, name), None, "loras/x", "float16")
+    node = getattr(pack.nodes.erasures, name).PREPARE_CLASS_CLONE(None)
+    result = node.execute(None, "loras/x", "float16")
+    assert result.result == ("",)
+    (text,) = result.ui.as_dict()["text"]
+    assert text.startswith("Nothing is saved: no ERASURE is connected")
+
+
+def test_none_chosen_passes_the_original_through(pack: ModuleType, parts: tuple) -> None:
+    for name, part in (("LoadErasedClip", parts[1]), ("LoadErasedModel", parts[0])):
+        node = getattr(pack.nodes.erasures, name)
+        (choices,) = [i.options for i in node.define_schema().inputs if i.id == "erasure_name"]
+        assert choices[0] == "none"  # so it is what a new node begins with
+        assert node.validate_inputs(erasure_name="none") is True
+        assert node.fingerprint_inputs("none") == ""
+        result, erasure, text = run(node, part, "none", 1.0)
+        assert result is part
+        assert erasure is None
+        assert text == "No erasure is chosen: the original goes through."
 
 
 def test_combining_says_which_model_is_wanted(pack: ModuleType, parts: tuple) -> None:
@@ -39,6 +55,12 @@ def test_a_name_that_another_node_hands_on_is_no_reason_to_run_again(pack: Modul
 
 
 # Combine
+
+
+def test_nothing_to_combine_passes_the_original_through(pack: ModuleType, parts: tuple) -> None:
+    clip, erasure, report, model = combined(pack, parts, None, None, model=parts[0])
+    assert (clip, erasure, model) == (parts[1], None, parts[0])
+    assert report.startswith("Nothing is combined")
 
 
 CONCEPTS = ("fox", "owl", "cat", "guitar", "mushroom")
@@ -147,18 +169,7 @@ def test_of_files_of_one_name_the_first_is_loaded_and_the_name_is_offered_once(
     for concept, place in reversed(list(zip(CONCEPTS, places))):
         of_the_encoder(pack, clip, concept).save(place / "same.safetensors")
         assert erased.find_file("same.safetensors") == place / "same.safetensors"
-        assert erased.erasure_choices() == ["same.safetensors"]
+        assert pack.nodes.listing.erasure_choices() == ["same.safetensors"]
         _, erasure, summary = run(erased.LoadErasedClip, clip, "same.safetensors", 1.0)
         assert erasure.concepts == [concept]
         assert summary.startswith(f"{concept}, strength 1.")
-
-
-def test_loras_are_offered_before_encoders(
-    pack: ModuleType, folders: dict[str, list[Path]]
-) -> None:
-    choices = pack.nodes.erasures.erasure_choices
-    for name in ("b.safetensors", "notes.txt"):
-        (folders["loras"][1] / name).touch()
-    (folders["text_encoders"][0] / "a.safetensors").touch()
-    assert choices() == ["b.safetensors", "a.safetensors"]
-    assert choices(("loras",)) == ["b.safetensors"]

@@ -815,7 +815,7 @@ def test_node_hands_on_all_its_outputs(pack: ModuleType, loaded: Loaded, output:
         clip, erasure, curve, losses, summary = execute(pack, loaded, images=None)  # it draws them
     assert not torch.equal(conditioning(clip), conditioning(loaded.clip))
     assert erasure.concepts == ["cat"]
-    assert curve.shape == (1, 256, 512, 3)
+    assert curve.shape[2:] == (512, 3)
     assert len(losses["loss"]) == 2
     for part in ("cat (object)", "2 steps", " s, peak memory ", ".safetensors", "moved by: cat "):
         assert part in summary

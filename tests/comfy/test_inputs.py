@@ -272,9 +272,11 @@ def test_what_is_typed_wrongly_is_said_before_the_prompt_is_queued(
         ),
     ]
     for inputs, sentence in cases:
+        said()
         (error,) = refused(base | training(**inputs) | SHOWS)["unlearn"]
         assert error.startswith("Exception when validating inner node: ")
         assert sentence in error
+        assert sentence in said()[-1], "on the node, too"
     assert not refused(base | training(concept=["word", 0]) | SHOWS | word("..."))
 
 
@@ -343,6 +345,39 @@ def test_an_error_is_said_on_the_node_and_its_class_has_no_folder(
     _, error = executed(base | {"other": other} | shows, "show")
     assert error["exception_type"] == "ValueError"
     assert said()[-1].startswith('Error: The erasure of "fox" is for another text encoder')
+
+
+def test_an_error_of_a_class_of_the_packs_own_has_no_folder_in_its_name(pack: ModuleType) -> None:
+    diverged = pack.unlearn.core.edit.Diverged
+
+    class Broken(pack.nodes.key_step.KeyStepUNetUnlearn):
+        @classmethod
+        def work(cls, **inputs: Any) -> None:
+            raise diverged(math.inf, 3, {}, [])
+
+    assert "/" in diverged.__module__ or "_x_" in diverged.__module__
+    with pytest.raises(FloatingPointError, match="The loss became inf after step 3") as error:
+        Broken.PREPARE_CLASS_CLONE(None).execute()
+    assert error.type is FloatingPointError
+
+
+def test_pictures_that_another_node_scaled_are_said(
+    pack: ModuleType, base: dict[str, Any], output: Path
+) -> None:
+    import folder_paths
+
+    folder = Path(folder_paths.get_input_directory())
+    for name, size in (("wide.png", (96, 64)), ("tall.png", (64, 96)), ("wider.png", (96, 64))):
+        Image.new("RGB", size, "red").save(folder / name)
+    loaded = {n: node("LoadImage", image=f"{n}.png") for n in ("wide", "tall", "wider")}
+    mixed = {"all": node("ImageBatch", image1=["wide", 0], image2=["tall", 0])}
+    alike = {"all": node("ImageBatch", image1=["wide", 0], image2=["wider", 0])}
+    for batch, is_said in ((mixed, True), (alike, False)):
+        prompt = base | loaded | batch | training(images=["all", 0]) | SHOWS
+        shown, error = executed(prompt, "show")
+        assert error is None
+        warning = "2 sizes (96 x 64, 64 x 96), and the node that puts them together scaled and cut"
+        assert (warning in str(shown)) is is_said
 
 
 def test_a_cancelled_node_says_so_and_the_host_knows(pack: ModuleType, parts: tuple) -> None:
@@ -432,9 +467,10 @@ def small_files() -> Iterator[None]:
 
 
 def test_a_date_in_the_prefix_is_todays_for_every_node(pack: ModuleType, output: Path) -> None:
-    file = pack.nodes.cache.erasure_file("a/%year%-%month%/b%day%", ["fox"], "0123456789")
+    given = "a/%year%-%month%/b%day%", ["fox"], "closed_form", "0123456789"
+    file, _ = pack.nodes.cache.erasure_file(*given)
     name = str(file.relative_to(output))
-    assert re.fullmatch(r"a/\d{4}-\d\d/b\d\d/fox_01234567.safetensors", name)
+    assert re.fullmatch(r"a/\d{4}-\d\d/b\d\d/fox\.closed_form\.safetensors", name)
     assert not list(output.iterdir()), "asking makes no folder"
     assert pack.nodes.cache.dated("../%x%/100%") == "../%x%/100%"
 

@@ -161,7 +161,8 @@ def line(plot: torch.Tensor) -> torch.Tensor:
 def test_the_line_is_what_was_left_at_each_point(pack: ModuleType) -> None:
     found = {"points": [0, 5, 10], "left": [0.0, 0.0, 1.0], "steps": 10}
     plot = pack.nodes.charts.key_steps_plot(4, 10, found)
-    assert plot.shape == (1, 256, 512, 3)
+    assert plot.shape[0] == 1
+    assert plot.shape[1] > 256, "what the band and the line are stands below"
     drawn = line(plot)
     columns = drawn.any(0).nonzero().flatten()
     assert (columns[0].item(), columns[-1].item()) == pytest.approx((34, 502), abs=2)

@@ -33,6 +33,7 @@ from unlearn.core.erasure import Erasure
 from unlearn.diffusers_backend.apply import applied
 from unlearn.diffusers_backend.load import load_pipeline
 from unlearn.diffusers_backend.model import DiffusersModel
+from unlearn.render.thumbnails import unpacked
 
 pytestmark = pytest.mark.costly
 
@@ -230,6 +231,35 @@ def test_erase_in_closed_form(
     record = Erasure.load(file).record
     assert record["concepts"] == ["fox", "owl"]
     assert record["settings"]["anchor"] == {"fox": "koala", "owl": "penguin"}
+
+
+def test_what_the_verdict_drew_is_kept_in_the_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But of nudity nothing is, since the file may be sent on."""
+    from unlearn.evaluate import verdict
+    from unlearn.evaluate.thumbnails import may_be_shown
+    from unlearn.methods.key_step import KeyStepSettings
+    from unlearn.methods.registry import METHODS
+
+    def measured(original, edited, concepts, *given) -> dict:
+        look = given[-1]
+        with original() as model:
+            noise = [model.noise(3, torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+            look(model, concepts[0], *noise)
+        return {}
+
+    monkeypatch.setattr(verdict, "measured", measured)
+    monkeypatch.setitem(METHODS, "closed_form", small_closed_form.few(unlearn))
+    file = tmp_path / "closed.safetensors"
+    arguments = ["erase", str(folder), "fox", "--method", "closed_form", "--anchor", "koala"]
+    assert main([*arguments, *CPU, "-o", str(file)]) == 0
+    erasure = Erasure.load(file)
+    before, after = (unpacked(erasure.pictures["fox"][name]) for name in ("before", "after"))
+    assert before.shape == after.shape == (2, *before.shape[1:])
+    assert not torch.equal(before, after)
+    assert erasure.record["architecture"] == "StableDiffusionPipeline"
+    assert [may_be_shown(KeyStepSettings(kind=kind)) for kind in ("object", "nudity")] == [1, 0]
 
 
 def test_a_list_that_cannot_be_read_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def test_a_base_cannot_be_told_without_fingerprints(
 ) -> None:
     file = make(model, tmp_path / "a.safetensors", FC1, concepts=["cat"])
     assert main(["show", str(file)]) == 0
-    assert "\n  base             fingerprints of 0 weights\n" in capsys.readouterr().out
+    assert "\n  base             unknown: the file has no fingerprints\n" in capsys.readouterr().out
     said = "a.safetensors has no fingerprints, so its base cannot be checked; leave out --base.\n"
     assert sentence(["show", file, "--base", folder, "--json", "--record"], capsys) == said
     assert main(["show", str(file), "--base", str(folder)]) == 1

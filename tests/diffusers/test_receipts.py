@@ -162,7 +162,9 @@ def test_a_receipt_is_written_once_and_holds(
 def test_show_says_what_was_measured(shaken: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(shaken)]) == 0
     said = capsys.readouterr().out
-    assert "\n  base             fingerprints of 1 weights\n" in said
+    assert re.search(
+        r"\n  base             fingerprints of 1 weights, together [0-9a-f]{8}\n", said
+    )
     assert re.search(r"\nmeasured\n", said)
     assert "\n    receipt        1 pictures of it, 3 others\n" in said
     for name, allowed in FIGURES.values():

@@ -247,13 +247,6 @@ def test_it_says_what_it_is_doing(compared: tuple) -> None:
     assert any(text.startswith("judging\n") for text in told)
 
 
-def test_nothing_erased_is_a_sentence(server: Server) -> None:
-    with pytest.raises(PromptError, match="Nothing erased is connected") as error:
-        server.run(comparing())
-    assert error.value.node_type == "CompareErasure"
-    assert "\n" not in str(error.value)
-
-
 def test_no_concept_is_a_sentence(server: Server) -> None:
     with pytest.raises(PromptError, match="No concept is named"):
         server.run(comparing(concept=" , ", erased_clip=["base", 1]))

@@ -145,9 +145,11 @@ def training(server: Server) -> Training:
 
 
 def test_training_reports_its_steps(training: Training) -> None:
-    steps = [e.value for e in training.events if e.node == "unlearn" and e.total == STEPS]
-    assert len(steps) > 3
-    assert steps == sorted(steps)
+    """One bar for the whole run, which never goes back."""
+    bar = [e.value for e in training.events if e.node == "unlearn" and e.total == 1000]
+    assert len(bar) > 3
+    assert bar == sorted(bar)
+    assert bar[-1] == 1000
 
 
 def test_training_shows_a_live_picture(training: Training) -> None:
@@ -160,8 +162,12 @@ def test_training_shows_a_live_picture(training: Training) -> None:
 def test_training_says_where_it_is(training: Training) -> None:
     lines = [e.text for e in training.events if e.node == "unlearn" and e.text]
     assert any(
-        re.search(rf"{CONCEPT}\nstep \d+ of at most {STEPS}, loss \d", line) for line in lines
+        re.search(rf"{CONCEPT}\nerasing: step \d+ of at most {STEPS}, loss \d", line)
+        for line in lines
     )
+    assert any(re.search(r"loss -?[\d.]+, at most \d+ (s|min) left", line) for line in lines)
+    assert any(line.endswith("\nerasing: drawing pictures of mushroom, 0 of 4") for line in lines)
+    assert any(line.endswith("\nsaving") for line in lines)
 
 
 def test_summary_says_what_was_done(training: Training) -> None:
@@ -175,12 +181,13 @@ def test_summary_says_what_was_done(training: Training) -> None:
 
 def test_loss_curve_is_a_picture(server: Server, training: Training) -> None:
     curve = shown(server, training.history, "curve")
-    assert curve.shape == (256, 512, 3)
+    assert curve.shape[1:] == (512, 3)
+    assert curve.shape[0] > 256, "what to expect stands below"
     assert curve.std() > 0.05
 
 
 def test_erasure_is_kept_and_says_where_it_came_from(server: Server, training: Training) -> None:
-    (kept,) = (server.output / "loras" / "nodes").glob(f"{CONCEPT}_*.safetensors")
+    (kept,) = (server.output / "loras" / "nodes").glob(f"{CONCEPT}.*.safetensors")
     record = Erasure.load(kept).record
     assert record["concepts"] == [CONCEPT]
     assert record["method"] == "few_shot"
@@ -212,7 +219,7 @@ def test_queueing_twice_trains_once(server: Server, training: Training) -> None:
 
 
 def test_forgotten_result_is_read_from_its_file(server: Server, training: Training) -> None:
-    (kept,) = (server.output / "loras" / "nodes").glob(f"{CONCEPT}_*.safetensors")
+    (kept,) = (server.output / "loras" / "nodes").glob(f"{CONCEPT}.*.safetensors")
     written = kept.stat().st_mtime_ns
     server.free()
     time.sleep(2)  # the server frees between two prompts

@@ -29,13 +29,6 @@ def probing(**inputs: Any) -> dict[str, Any]:
     return loader() | {"probe": node("ProbeErasure", **{**values, **inputs})}
 
 
-def test_nothing_erased_is_a_sentence(server: Server) -> None:
-    with pytest.raises(PromptError, match="Nothing erased is connected") as error:
-        server.run(probing())
-    assert error.value.node_type == "ProbeErasure"
-    assert "\n" not in str(error.value)
-
-
 def test_no_concept_is_a_sentence(server: Server) -> None:
     with pytest.raises(PromptError, match="No concept is named"):
         server.run(probing(concept=" , ", erased_clip=["base", 1]))

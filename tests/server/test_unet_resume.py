@@ -154,7 +154,8 @@ def test_cancelled_and_failed_runs_change_nothing_and_go_on(
 
     # Where the result is to be written there is now a folder: it is handed on all the same.
     state = states(server, prefix)["resume"]
-    (state.with_suffix(".safetensors") / "something").mkdir(parents=True)
+    concept = state.stem.rpartition("_")[0]
+    (state.with_name(f"{concept}.{method}.safetensors") / "something").mkdir(parents=True)
     events.clear()
     save = node("SaveErasedModel", erasure=["unlearn", 1], filename_prefix=f"{prefix}/mine")
     save["inputs"]["precision"] = "float16"

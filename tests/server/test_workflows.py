@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from templates import native
 
 from testbed.host.server import Server
 from testbed.host.workflow import NOT_EXECUTED, api_prompt
@@ -43,24 +44,6 @@ def load(file: Path) -> dict[str, Any]:
 
 def executed(workflow: dict[str, Any]) -> list[dict[str, Any]]:
     return [node for node in workflow["nodes"] if node["type"] not in NOT_EXECUTED]
-
-
-def native(workflow: dict[str, Any]) -> dict[str, Any]:
-    """Without the nodes of AnimateDiff-Evolved, which tests/server/test_evolved.py looks at."""
-    kept = [node for node in workflow["nodes"] if not node["type"].startswith("ADE_")]
-    ids = {node["id"] for node in kept}
-    cut = {link[0] for link in workflow["links"] if not {link[1], link[3]} <= ids}
-    nodes = [
-        {
-            **node,
-            "inputs": [
-                {**socket, "link": None if socket["link"] in cut else socket["link"]}
-                for socket in node["inputs"]
-            ],
-        }
-        for node in kept
-    ]
-    return {**workflow, "nodes": nodes}
 
 
 @pytest.fixture(scope="module")

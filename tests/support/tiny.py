@@ -105,6 +105,9 @@ class TinyModel:
     def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return nn.functional.linear(x, self._weight(f"{name}.weight"), self._weight(f"{name}.bias"))
 
+    def encoder_layers(self) -> list[tuple[str, nn.Module]]:
+        return []  # none that a solve could change
+
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         self.encoded.append(list(prompts))
         return Conditioning(self._layers(word_vectors(prompts, self.width))[:, None])

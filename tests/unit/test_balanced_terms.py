@@ -27,6 +27,7 @@ from unlearn.methods.few_shot import FewShotSettings, few_shot
 from unlearn.methods.key_step import key_step
 from unlearn.methods.parts import closed_form
 from unlearn.methods.parts.discriminator import Discriminator
+from unlearn.methods.parts.few_shot_end import far_enough
 from unlearn.methods.parts.key_step_settings import KeyStepSettings
 
 STOPS_AFTER = 10  # steps
@@ -96,13 +97,31 @@ def test_few_shot_loss_by_hand(kind: str, push: float, anchor: str, steps: list[
 )
 def test_few_shot_stops_at_its_own_bounds(ratio: float, distance: float, expected: bool) -> None:
     recent = deque([(ratio, distance)] * STOPS_AFTER)
-    assert shots.reached(recent, FewShotSettings()) is expected
+    settings = FewShotSettings()
+    assert far_enough(recent, settings.target, settings.near) is expected
     too_few = deque([(99.0, 0.0)] * (STOPS_AFTER - 1))
-    assert not shots.reached(too_few, FewShotSettings())
+    assert not far_enough(too_few, settings.target, settings.near)
+
+
+@pytest.mark.parametrize(
+    ("before", "ratio", "distance", "expected"),
+    [
+        (1.2, 1.31, 0.1, True),  # it grew by less than a tenth
+        (1.2, 1.33, 0.1, False),
+        (1.2, 1.31, 0.13, False),  # too far from its aim
+        (1.0, 1.41, 0.1, True),  # as without a start
+    ],
+)
+def test_after_a_solved_start_few_shot_stops_where_its_loss_settles(
+    before: float, ratio: float, distance: float, expected: bool
+) -> None:
+    recent = [(before, 9.0)] * STOPS_AFTER + [(ratio, distance)] * STOPS_AFTER
+    assert far_enough(recent, 1.4, 0.12, begins_solved=True) is expected
+    assert not far_enough(recent[STOPS_AFTER:], 1.5, 0.12, begins_solved=True)
 
 
 def test_few_shot_goes_on_until_each_of_several_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shots, "reached", lambda recent, _: len(recent) == 3)
+    monkeypatch.setattr(shots, "far_enough", lambda recent, *_: len(recent) == 3)
     record = few_shot(TinyModel(), ["cat", "dog"], torch.rand(2, 2, 2, 3)).record
     assert record["steps"] == 6, "the first of them has had three after the fifth"
 

@@ -9,7 +9,7 @@ import torch
 from tiny import TinyModel
 
 from unlearn.core.conditioning import Conditioning
-from unlearn.evaluate import verdict
+from unlearn.evaluate import known
 from unlearn.evaluate.classifier import _ordered, alone, explained, identify
 
 
@@ -69,4 +69,4 @@ def test_more_draws_are_asked_for_within_two_standard_errors(mean: float, sure: 
     """Of four margins with a standard deviation of 1, two standard errors are 1."""
     spread = (3 / 4) ** 0.5 * torch.tensor([-1.0, -1.0, 1.0, 1.0])
     assert spread.std().item() == pytest.approx(1.0)
-    assert verdict.is_sure(mean + spread) is sure
+    assert known.is_sure(mean + spread) is sure

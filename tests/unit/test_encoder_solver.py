@@ -12,12 +12,13 @@ from tiny import word_vector
 from torch import nn
 
 from unlearn.core.progress import Progress
-from unlearn.methods import closed_form
-from unlearn.methods.closed_form import PARTS, ClosedFormSettings, Prompts, _that_fit
-from unlearn.methods.parts import encoder_solver
+from unlearn.methods.closed_form import ClosedFormSettings
+from unlearn.methods.parts import encoder_solver, solve_prompts
 from unlearn.methods.parts.encoder_solver import Solver, from_the_left
 from unlearn.methods.parts.layer_ends import places
 from unlearn.methods.parts.layers import walk
+from unlearn.methods.parts.solve_prompts import PARTS, Prompts, that_fit
+from unlearn.prompts.retained import Retained
 from unlearn.prompts.sampler import PromptSampler
 
 # < begins a prompt and _ pads it; t is a template.
@@ -176,19 +177,18 @@ class Model:
 
 def as_drawn(model: Model, concepts: list[str], settings: ClosedFormSettings) -> Prompts:
     """All prompts as often as they are drawn."""
-    words = PromptSampler(
-        concepts, settings.kind, random.Random(settings.seed), settings.anchor, settings.protect
-    )
+    words = PromptSampler(concepts, settings.kind, random.Random(settings.seed), settings.anchor)
     sentences = [(c, s) for c in concepts for s in words.sentences(settings.sentences)]
     named, neutral = (
         [s.format(name(c)) for c, s in sentences]
         for name in (str, lambda c: words.neutral(c, model))
     )
-    others = words.others(settings.others)
+    kept = Retained(concepts, settings.kind, words.rng, settings.protect)
+    others = kept.prompts(settings.others)
     found = Prompts(places(model, named[0]), owners=[c for c, _ in sentences])
     found.aims, found.begun = list(range(len(named))), [0] * len(others)
     for part, prompts in zip(PARTS, (named, neutral, named, others)):
-        for numbers in model.batches(prompts, closed_form.AT_ONCE):
+        for numbers in model.batches(prompts, solve_prompts.AT_ONCE):
             found.batches.append([prompts[i] for i in numbers])
             found.parts.append(part)
             found.numbers.append(numbers)
@@ -203,7 +203,7 @@ def as_drawn(model: Model, concepts: list[str], settings: ClosedFormSettings) ->
 def test_distinct_prompts_give_what_all_as_drawn_give(
     template: str, concepts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(closed_form, "AT_ONCE", 120)
+    monkeypatch.setattr(solve_prompts, "AT_ONCE", 120)
     monkeypatch.setattr(encoder_solver, "HELD", 10**6)  # all tokens of others
     settings = ClosedFormSettings(anchor="koala", sentences=40, others=150, protect=("bear", "owl"))
     model = Model(template)
@@ -254,11 +254,24 @@ def test_fewer_prompts_are_read_where_each_takes_much(
 ) -> None:
     model = SimpleNamespace(encoder_layers=lambda: [("0", nn.Linear(3, 4))])
     places = [SimpleNamespace(floats=10), SimpleNamespace(floats=floats)]
-    assert _that_fit(model, places, concepts, ClosedFormSettings(), at_once) == found
+    assert that_fit(model, places, concepts, ClosedFormSettings(), at_once) == found
 
 
 def test_a_large_encoder_may_keep_half_of_what_it_takes() -> None:
     layer = nn.Linear(10**5, 10**5, bias=False, device="meta")  # 40 GB
     model = SimpleNamespace(encoder_layers=lambda: [("0", layer)])
     places = [SimpleNamespace(floats=5 * 10**6)]
-    assert _that_fit(model, places, 1, ClosedFormSettings(), 2464) == (96, 500)
+    assert that_fit(model, places, 1, ClosedFormSettings(), 2464) == (96, 500)
+
+
+@pytest.mark.parametrize(
+    ("concepts", "sentences", "others", "hold"),
+    [(1, 96, 512, 50.0), (8, 96, 743, 61.3), (32, 24, 1536, 100.0), (1000, 24, 1536, 100.0)],
+)
+def test_of_many_concepts_each_says_less_and_more_is_held(
+    concepts: int, sentences: int, others: int, hold: float
+) -> None:
+    found = ClosedFormSettings().solve.with_concepts(concepts)
+    assert (found.sentences, found.others) == (sentences, others)
+    assert found.hold == pytest.approx(hold, abs=0.1)
+    assert ClosedFormSettings(sentences=6).solve.with_concepts(concepts).sentences == 6

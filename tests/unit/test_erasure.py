@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -338,6 +339,21 @@ def test_combination_survives_the_file(tmp_path: Path) -> None:
     again = Erasure.load(tmp_path / "both.safetensors")
     assert_same(again, both)
     assert json.dumps(again.record, sort_keys=True) == json.dumps(both.record, sort_keys=True)
+
+
+def test_small_pictures_survive_the_file_a_measurement_and_a_combination(tmp_path: Path) -> None:
+    """Each concept keeps those of the first erasure that has some; the record holds none."""
+    sides = [{"before": [f"b{i}"], "after": [f"a{i}", "x"]} for i in range(3)]
+    one = replace(full_erasure("cat", 0), pictures={"cat": sides[0]})
+    other = replace(full_erasure("dog", 1), pictures={"dog": sides[1], "cat": sides[2]})
+    both = combine([one.with_measured(seconds=1.0), other, full_erasure("owl", 2)])
+    both.save(tmp_path / "both.safetensors", torch.float32)
+    again = Erasure.load(tmp_path / "both.safetensors")
+    assert again.pictures == {"cat": sides[0], "dog": sides[1]}
+    assert not again.unread
+    assert "pictures" not in json.dumps(again.record)
+    full_erasure().save(tmp_path / "none.safetensors")
+    assert Erasure.load(tmp_path / "none.safetensors").pictures == {}
 
 
 def test_combining_refuses_another_base() -> None:

@@ -19,9 +19,9 @@ from unlearn.methods.few_shot import (
     bounded_loss,
     check_settings,
     few_shot,
-    reached,
 )
 from unlearn.methods.parts.concepts import STOP_WINDOW, concept_latents
+from unlearn.methods.parts.few_shot_end import far_enough
 from unlearn.methods.parts.few_shot_pictures import paper_latents
 from unlearn.prompts.sampler import PromptSampler
 from unlearn.prompts.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES, paper_templates
@@ -278,9 +278,9 @@ def test_gone_means_a_grown_loss_and_neutral_prompts(
     ratio: float, distance: float, expected: bool
 ) -> None:
     recent = deque([(ratio, distance)] * STOP_WINDOW, maxlen=STOP_WINDOW)
-    assert reached(recent, FewShotSettings(target=1.4, near=0.12)) is expected
+    assert far_enough(recent, 1.4, 0.12) is expected
     recent.popleft()
-    assert not reached(recent, FewShotSettings(target=1.4, near=0.12))
+    assert not far_enough(recent, 1.4, 0.12)
 
 
 def test_balanced_ends_at_max_steps() -> None:

@@ -9,8 +9,8 @@ from unlearn.core.kind import ANCHORS, QUALITIES, Kind
 from unlearn.evaluate.classifier import CONDITIONAL_WEIGHT
 from unlearn.evaluate.collateral import near_prompts
 from unlearn.evaluate.detection import rivals
-from unlearn.methods import closed_form, few_shot
-from unlearn.methods.parts import adversarial
+from unlearn.methods import few_shot
+from unlearn.methods.parts import adversarial, solve_prompts
 from unlearn.methods.parts import closed_form as closed_form_part
 from unlearn.prompts.anchor_choice import chosen_anchors
 from unlearn.prompts.common_words import COMMON_ACTIONS, COMMON_WORDS
@@ -29,7 +29,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
         SENTENCES,
         VOCABULARY,
         adversarial.TOKENS,
-        closed_form.OVERSHOOT,
+        solve_prompts.OVERSHOOT,
         closed_form_part.OVERSHOOT,
         few_shot.OVERSHOOT,
     ],

@@ -21,8 +21,8 @@ from unlearn.__main__ import main
 from unlearn.cli import erase
 from unlearn.core.conditioning import Conditioning
 from unlearn.core.erasure import Erasure
+from unlearn.evaluate import known, verdict
 from unlearn.evaluate import picture_check as pictured
-from unlearn.evaluate import verdict
 from unlearn.evaluate.collateral import COMMON
 from unlearn.evaluate.picture_check import check_pictures
 from unlearn.methods.key_step import key_step
@@ -229,9 +229,9 @@ def test_misspelt_word_that_the_model_understands_is_measured() -> None:
 
 
 def test_word_with_a_token_of_its_own_is_not_misspelt() -> None:
-    assert verdict.spelt_like(Drawer(), "bench") == ""
-    assert verdict.spelt_like(Drawer(), "Zorvik") == ""
-    assert verdict.spelt_like(Drawer(), "red mushrom") == "red mushroom"
+    assert known.spelt_like(Drawer(), "bench") == ""
+    assert known.spelt_like(Drawer(), "Zorvik") == ""
+    assert known.spelt_like(Drawer(), "red mushrom") == "red mushroom"
 
 
 def test_style_is_asked_for_beside_things_and_by_its_own_sentence() -> None:
@@ -275,7 +275,7 @@ def test_picture_of_something_else_is_weighed_against_no_rivals() -> None:
     shown, gone = Drawer(), Drawer()
     measured(Drawer(), original=shown)
     measured(Drawer({"mushroom": "flower"}), original=gone)
-    rivals = verdict.RIVALS * verdict.DRAWS[0] * verdict.PICTURES
+    rivals = known.RIVALS * known.DRAWS[0] * known.PICTURES
     assert shown.rows - gone.rows == rivals
 
 

@@ -23,11 +23,13 @@ from ..core.resume import Resume
 from ..evaluate import verdict
 from ..evaluate.anchor_check import drawable
 from ..evaluate.picture_check import check_pictures
+from ..evaluate.thumbnails import Thumbnails, may_be_shown
 from ..files import writing
 from ..methods.parts import way_left
 from ..methods.parts.method import Method
 from ..methods.registry import METHODS
 from ..prompts.anchor_choice import anchored, recorded, told
+from ..prompts.other_names import told_names
 from ..prompts.pairs import with_pairs
 from ..prompts.word_checks import words_read
 from . import method_options, options
@@ -154,7 +156,8 @@ def erased(args: argparse.Namespace, load: Callable[[argparse.Namespace], Any]) 
             raise
         print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
         raise SystemExit(130) from None
-    erasure = erasure.with_measured(
+    made_with = {**erasure.record, "architecture": type(model.pipeline).__name__}
+    erasure = replace(erasure, record=made_with).with_measured(
         seconds=round(resume.before + time.monotonic() - began, 2),
         peak_mb=memory.peak >> 20,
         recomputed=args.save_memory,
@@ -177,7 +180,13 @@ def erased(args: argparse.Namespace, load: Callable[[argparse.Namespace], Any]) 
             erasure.save(args.output, precision)
         except writing.ERRORS:
             said += " It could not be written into the file."
-    facts = (told(record), way_left.told(record), said, verdict.advice(erasure.record))
+    facts = (
+        told(record),
+        told_names(record),
+        way_left.told(record),
+        said,
+        verdict.advice(erasure.record),
+    )
     print(" ".join(filter(None, facts)))
 
 
@@ -204,6 +213,7 @@ def judged(args: argparse.Namespace, settings: Any, model, erasure: Erasure) -> 
     """
     from ..diffusers_backend.apply import ways
 
+    look = Thumbnails()
     try:
         with Bar() as bar:
             found = verdict.measured(
@@ -214,6 +224,7 @@ def judged(args: argparse.Namespace, settings: Any, model, erasure: Erasure) -> 
                 settings.seed,
                 bool(args.images),
                 bar,
+                keep=look if may_be_shown(settings) else None,
             )
     except verdict.NOT_MEASURED as error:
         return erasure, verdict.not_measured(error)
@@ -223,7 +234,7 @@ def judged(args: argparse.Namespace, settings: Any, model, erasure: Erasure) -> 
             file=sys.stderr,
         )
         raise SystemExit(130) from None
-    erasure = erasure.with_measured(verdict=found)
+    erasure = replace(erasure.with_measured(verdict=found), pictures=look.found)
     return erasure, verdict.told(erasure.record)
 
 

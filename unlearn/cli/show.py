@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from itertools import zip_longest
 from pathlib import Path
 
-from ..core.erasure import NETWORK, Erasure
+from ..core.erasure import Erasure
 from ..evaluate.probe import settings
-from ..evaluate.receipt import FIGURES, Figure, measured_again, probed_again, receipt, recorded
-from ..evaluate.verdict import told
+from ..evaluate.receipt import Figure, measured_again, probed_again, receipt, recorded
+from ..evaluate.record_text import figure_text, lines, measured_lines
 from ..render.text_table import columns
 from . import options
 from .output import Failure, rewrite
@@ -37,12 +35,6 @@ examples:
 Machines round differently. So a count may differ by one picture in eight, a share of the loss by
 0.02 and a change of pixels by 0.01; --measure prints this tolerance beside each figure.
 """
-SHOWN = 20  # the most unreadable entries that are printed
-# The entries of a record that have their own lines.
-SHOWN_APART = (
-    *("method", "concepts", "kind", "date", "version", "base", "loss", "settings", "key"),
-    *("measured", "parts", "strengths"),
-)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         if erasure.remark:
             print(erasure.remark, file=sys.stderr)
     elif not args.json:
-        print("\n".join(lines(erasure, args.file)), flush=True)
+        print("\n".join(lines(erasure, args.file.name, args.file.stat().st_size)), flush=True)
     if args.base is None:
         return
     model = base_model(args, erasure)
@@ -100,88 +92,6 @@ def check_record(args: argparse.Namespace, erasure: Erasure) -> None:
             f"{args.file.name} does not name its concept, so nothing can be measured; use probe "
             "with --concept."
         )
-
-
-def lines(erasure: Erasure, file: Path) -> Iterator[str]:
-    """The record as text, one fact per line."""
-    record = erasure.record
-    kind = f" ({record['kind']})" if "kind" in record else ""
-    yield f"{', '.join(erasure.concepts) or 'An unnamed concept'}{kind}"
-    made = f"{record.get('method', 'unknown method')}, {record.get('date', 'undated')}"
-    yield _line("made by", f"{made}, Concept Unlearn {record.get('version', 'of unknown version')}")
-    for part, strength in zip_longest(record.get("parts", []), record.get("strengths", [])):
-        part = part or {}
-        at = "unknown strength" if strength is None else f"strength {strength:g}"
-        concepts = ", ".join(part.get("concepts", [])) or "an unnamed concept"
-        made = f"{part.get('method', 'unknown method')}, {part.get('date', 'undated')}"
-        yield _line("  of", f"{concepts} at {at}: {made}")
-    yield _line("changes", _changes(erasure))
-    yield _line("file", f"{file.name}, {file.stat().st_size / 1e6:.1f} MB")
-    yield _line("base", f"fingerprints of {len(record.get('base', {}))} weights")
-    loss = record.get("loss")
-    if loss:
-        yield _line("loss", f"{loss[0]:.4g} at first, {loss[-1]:.4g} at last")
-    for name, value in record.items():
-        if name not in SHOWN_APART:
-            yield _line(name.replace("_", " "), _text(value))
-    for name, value in record.get("settings", {}).items():
-        yield _line(f"  {name}", _text(value))
-    yield from _measured(record.get("measured", {}))
-    if erasure.unread:
-        yield "cannot be read and is ignored"
-        yield from (f"  {entry}" for entry in erasure.unread[:SHOWN])
-    if len(erasure.unread) > SHOWN:
-        yield f"  and {len(erasure.unread) - SHOWN} more"
-
-
-def _measured(measured: Mapping) -> Iterator[str]:
-    if measured:
-        yield "measured"
-    for name, value in measured.items():
-        if name == "probe":
-            for probe in value:
-                level = probe.get("settings", {}).get("level", "unknown")
-                yield _line("  probe", f"{probe.get('concept', '')}, {level}")
-                yield from (f"      {sentence}" for sentence in probe.get("sentences", []))
-        elif name == "verdict":
-            yield _line("  verdict", told({"measured": measured}) or _text(value))
-        elif name == "receipt":
-            count = len(value.get("own", []))
-            rows = [
-                [f"      {what}", _figure(value[key], count if tolerance is None else 0)]
-                for key, (what, tolerance) in FIGURES.items()
-                if key in value
-            ]
-            yield _line("  receipt", f"{count} pictures of it, {len(value.get('near', []))} others")
-            yield from columns(rows).splitlines() if rows else ()
-        elif isinstance(value, list):
-            yield _line(f"  {name.replace('_', ' ')}", "")
-            yield from (f"      {_text(item)}" for item in value)
-        else:
-            yield _line(f"  {name.replace('_', ' ')}", _text(value))
-
-
-def _changes(erasure: Erasure) -> str:
-    network = sum(key.startswith(NETWORK) for key in erasure.deltas)
-    encoder = len(erasure.deltas) - network
-    parts = [(encoder, "the text encoder"), (network, "the denoiser")]
-    where = " and ".join(f"{count} weights of {part}" for count, part in parts if count)
-    ranks = {d["lora_up"].shape[1] for d in erasure.deltas.values() if "lora_up" in d}
-    rank = f", rank {'/'.join(map(str, sorted(ranks)))}" if ranks else ", full"
-    return f"{where or 'nothing'}{rank}, norm {erasure.norm():.4g}"
-
-
-def _line(name: str, text: str) -> str:
-    return f"  {name:<16} {text}".rstrip()
-
-
-def _text(value) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _figure(value: float, count: int) -> str:
-    """A figure as text. count: the number of pictures if it counts pictures, 0 if it is a share."""
-    return f"{value:g} of {count}" if count else f"{value:.1%}"
 
 
 def base_model(args: argparse.Namespace, erasure: Erasure):
@@ -220,7 +130,7 @@ def write_receipt(args: argparse.Namespace, model, erasure: Erasure) -> None:
         written = erasure.with_measured(receipt=found).record
         print(json.dumps(written, indent=1, sort_keys=True), flush=True)
     else:
-        print("\n".join(["", *_measured({"receipt": found})]), flush=True)
+        print("\n".join(["", *measured_lines({"receipt": found})]), flush=True)
     rewrite(args.file, lambda erasure: erasure.with_measured(receipt=found))
     if not args.json:
         print(f"Written into {args.file.name}.")
@@ -280,7 +190,7 @@ def table(figures: list[Figure]) -> str:
     """The figures as a text table."""
     rows = [["", "recorded", "measured", "tolerance", ""]]
     for figure in figures:
-        both = (_figure(value, figure.of) for value in (figure.recorded, figure.measured))
+        both = (figure_text(value, figure.of) for value in (figure.recorded, figure.measured))
         tolerance = f"{figure.tolerance:g}" if figure.of else f"{figure.tolerance:.1%}"
         rows.append([figure.name, *both, tolerance, "" if figure.agrees else "differs"])
     return columns(rows)

@@ -2,7 +2,8 @@
 
 The file uses ComfyUI's key names (`<weight>.diff`, or `.lora_up.weight`, `.lora_down.weight` and
 `.alpha`), so the stock Load LoRA node loads it too. Its metadata says, as JSON, how it was made and
-what was measured. It holds nothing personal and no paths.
+what was measured, and may hold a few small pictures that the model drew before and after. It holds
+nothing personal and no paths.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ class Erasure:
     """Provenance as JSON: concepts, kind, method, settings, seed, images, base, measured, date."""
     unread: tuple[str, ...] = ()
     """The entries of a file's record that could not be read. `record` lacks them (record.py)."""
+    pictures: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
+    """By concept {"before", "after"}: small pictures that the model drew, from the same prompts and
+    seeds, as JPEG in base64 (render/thumbnails.py)."""
 
     @property
     def concepts(self) -> list[str]:
@@ -107,11 +111,11 @@ class Erasure:
         latest = {(probe["concept"], probe["settings"]["level"]): probe for probe in probes}
         return self.with_measured(probe=list(latest.values()))
 
-    def save(self, file: Path, dtype: torch.dtype = torch.float16) -> None:
+    def save(self, file: Path, dtype: torch.dtype = torch.float16, over: bool = True) -> None:
         """Write the file atomically: a crash leaves the old file or the new one.
 
-        Raises ErasureError when a delta is not finite in `dtype`, and writing.ERRORS when the file
-        cannot be written.
+        over: whether a file may be replaced. Raises ErasureError when a delta is not finite in
+        `dtype`, and writing.ERRORS when the file cannot be written.
         """
         tensors = self.state_dict(dtype)
         for key, tensor in tensors.items():
@@ -120,7 +124,9 @@ class Erasure:
                     f"{key} holds values that do not fit into {dtype}; nothing was written."
                 )
         metadata = {"format": FORMAT, "concept_unlearn": json.dumps(self.record, sort_keys=True)}
-        with whole_file(file) as new:
+        if self.pictures:
+            metadata["pictures"] = json.dumps(self.pictures, sort_keys=True)
+        with whole_file(file, over) as new:
             save_file(tensors, new, metadata)
 
     def state_dict(self, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -164,7 +170,8 @@ class Erasure:
                 f"{Path(file).name} has no readable record of how it was made; save or download it "
                 "again."
             ) from None
-        return Erasure(parse(tensors), record, tuple(unread))
+        pictures, lost = records.checked_pictures(metadata.get("pictures", "{}"))
+        return Erasure(parse(tensors), record, (*unread, *lost), pictures)
 
 
 @contextmanager
@@ -433,7 +440,10 @@ def combine(erasures: Iterable[Erasure], strengths: Iterable[float] | None = Non
         "version": VERSION,
         "date": date.today().isoformat(),
     }
-    return Erasure(deltas, record)
+    pictures: dict = {}
+    for erasure in reversed(erasures):  # of one concept's the first erasure's count
+        pictures.update(erasure.pictures)
+    return Erasure(deltas, record, pictures=pictures)
 
 
 def name_of(erasure: Erasure) -> str:

@@ -20,6 +20,9 @@ class Progress:
     def step(self, step: int, total: int, loss: float, edit: Edit) -> None:
         """Called after every training step. total: the most steps there can be."""
 
+    def phase(self, what: str) -> None:
+        """Says what the steps that follow do, where not all do the same."""
+
     def stage(self, what: str, done: int, total: int, leader: str = "") -> None:
         """Called during a stage of work. leader: the word that leads, while words are ranked."""
 

@@ -8,6 +8,7 @@ on every entry that it finds.
 
 from __future__ import annotations
 
+import json
 import re
 import reprlib
 from collections.abc import Callable, Mapping
@@ -46,6 +47,15 @@ def checked(record: Any) -> tuple[dict, Unread]:
     _check_frame(record)
     unread: Unread = []
     return _record(0)(record, unread), unread
+
+
+def checked_pictures(text_of_file: str) -> tuple[dict, Unread]:
+    """(the pictures of a file by concept, what was left out). text_of_file: JSON."""
+    unread: Unread = []
+    try:
+        return _PICTURES(json.loads(text_of_file), unread), [f"pictures.{one}" for one in unread]
+    except (Unfit, ValueError, RecursionError):
+        return {}, ["pictures (are not readable)"]
 
 
 FRAME = {
@@ -326,6 +336,10 @@ MEASURED = entries(
 )
 
 
+THUMBNAIL, THUMBNAILS = 40_000, 16  # most characters of a small picture, most pictures of a side
+SIDE = list_of(text(THUMBNAIL), 1, THUMBNAILS)
+_PICTURES = entries(others=fields({"before": SIDE, "after": SIDE}))
+
 RECORD = {
     "concepts": list_of(text()),
     "kind": text(),
@@ -333,6 +347,7 @@ RECORD = {
     "date": text(),
     "version": text(),
     "key": text(),
+    "architecture": text(),
     "base": entries(others=text()),
     "loss": list_of(number()),
     "steps": number(0, 2**63),
@@ -340,6 +355,7 @@ RECORD = {
     "moved": entries(others=number()),
     "key_steps": fields({"points": list_of(number(0.0, 1e6)), "left": list_of(number())}),
     "anchors": entries(others=text()),
+    "other_names": entries(others=list_of(text())),
     "left": entries(others=number(0.0, 1e6)),
     "left_alone": entries(others=number(0.0, 1e6)),
     "settings": entries({"mode": text(), "anchor": anchor, "protect": list_of(text())}),

@@ -14,8 +14,8 @@ from ..core.progress import SILENT, Progress
 from ..prompts.anchor_choice import Draws
 from ..prompts.templates import sentence
 from .classifier import alone, explained
+from .known import DRAWS, LEAST, STEPS, usually_explained
 from .probe import ProbeSettings, drawn
-from .verdict import DRAWS, LEAST, STEPS, usually_explained
 
 PICTURES = 2
 # The share of what the word explains of its pictures from which the concept is seen in them.

@@ -7,6 +7,7 @@ folder behind; the next process that writes there removes it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -27,10 +28,11 @@ _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, over: bool = True) -> Iterator[Path]:
     """Yields a path to write to. At the end of the block that file replaces `path`.
 
-    Parent folders are created. Raises OSError where that, or the move, fails.
+    Parent folders are created. Raises OSError where that, or the move, fails; FileExistsError
+    where something is at `path` and it may not be written over.
     """
     path = path.absolute()
     with _temporary_folder(path) as folder:
@@ -40,6 +42,21 @@ def whole_file(path: Path) -> Iterator[Path]:
         new.chmod(_usual_mode(folder))
         with new.open("rb+") as file:
             os.fsync(file.fileno())
+        if over:
+            new.replace(path)
+        else:
+            _move_to_free(new, path)
+
+
+def _move_to_free(new: Path, path: Path) -> None:
+    """Two processes may want the same name at once: a link is made by one of them alone."""
+    try:
+        os.link(new, path)
+    except FileExistsError:
+        raise
+    except OSError:  # this file system has no links
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
         new.replace(path)
 
 

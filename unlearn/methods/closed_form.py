@@ -11,10 +11,8 @@ which is what attacks look for.
 
 from __future__ import annotations
 
-import random
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 
 from ..core.erasure import Erasure
 from ..core.kind import CLOSEST, QUALITIES, Kind
@@ -22,29 +20,17 @@ from ..core.model import TextModel
 from ..core.progress import OnStep, Progress, as_progress
 from ..core.token_reading import Read
 from ..prompts.anchor_choice import anchored
-from ..prompts.sampler import PromptSampler
+from ..prompts.other_names import other_names
 from ..prompts.word_checks import as_read, check_typed
 from .parts import shared, way_left
 from .parts.concepts import check_concepts
-from .parts.encoder_solver import Solver
-from .parts.layer_ends import Place, places, read_together
-from .parts.layers import walk
+from .parts.encoder_solver import solved
 from .parts.method import Method
 from .parts.run import made
 from .parts.settings import MethodSettings, constant, setting
+from .parts.solve_prompts import OVERSHOOT, SolveSettings
 
-# How far beyond the anchor a concept is drawn, as a share of their distance in each layer. A
-# picture always has some style, so the anchor alone does not take a style away.
-OVERSHOOT: dict[Kind, float] = {"object": 0.0, "style": 0.6, "character": 0.0, "action": 0.0}
-AT_ONCE = 32 * 77  # tokens of a batch
-# What is kept of all prompts at one layer, in bytes: so much, or half of what the encoder's layers
-# take themselves, whichever is more. Where prompts are long and layers wide, fewer are read.
-KEPT = 2e9
-# Fewer, too, where each prompt is a pass of its own, and so a thread with helpers of its own.
-ALONE = 256
-LEAST = 8  # prompts of each concept
 MOST = 1000  # concepts
-PARTS = ("named", "neutral", "origin", "others")
 
 
 @dataclass(frozen=True)
@@ -62,11 +48,16 @@ class ClosedFormSettings(MethodSettings):
         at_least=0.0,
         at_most=2.0,
     )
+    other_names: bool = setting(
+        True,
+        "Take out with a concept its plural and those synonyms that the text encoder reads as it.",
+        advanced=True,
+    )
     seed: int = shared.seed(advanced=True)
     protect: tuple[str, ...] = shared.protect(modes=(), advanced=True)
     sentences: int = constant(96, "Prompts of each concept.")
     others: int = constant(512, "Prompts of other things, which must stay.")
-    hold: float = constant(25.0, "Weight of the other prompts.")
+    hold: float = constant(50.0, "Weight of the other prompts.")
     ridge: float = constant(1e-4, "Weight of the change itself, relative to what the layer reads.")
     push: float | None = constant(None, "How far beyond the anchor's prompts. None: by kind.")
     directions: int = constant(2, "Directions taken out of what the last layers write.")
@@ -98,6 +89,11 @@ class ClosedFormSettings(MethodSettings):
     def further(self) -> float:
         return OVERSHOOT[self.kind] if self.push is None else self.push
 
+    @property
+    def solve(self) -> SolveSettings:
+        """What the solve is told."""
+        return SolveSettings(**{one.name: getattr(self, one.name) for one in fields(SolveSettings)})
+
 
 def closed_form(
     model: TextModel,
@@ -114,10 +110,14 @@ def closed_form(
     check_settings(concepts, settings, model.readings)
     concepts, settings = as_read(concepts, settings, model.readings)
     settings, chosen = anchored(model, concepts, settings, progress=progress)
-    solver = _solved(model, list(concepts), settings, progress)
+    names: dict[str, list[str]] = {}
+    if settings.other_names:
+        names = other_names(model, concepts, settings.kind, progress)
+        chosen["other_names"] = names
+    solver = solved(model, list(concepts), names, settings.solve, progress)
     left = solver.left_of
     alone = {
-        one: _solved(model, [one], settings, progress).left_of[one]
+        one: solved(model, [one], names, settings.solve, progress).left_of[one]
         for one in way_left.compared(left)
     }
     if alone:
@@ -136,15 +136,6 @@ def closed_form(
     return Erasure(solver.deltas, record)
 
 
-def _solved(
-    model: TextModel, concepts: list[str], settings: ClosedFormSettings, progress: Progress
-) -> Solver:
-    prompts = Prompts.of(model, concepts, settings)
-    solver = Solver(prompts, settings, len(model.encoder_layers()), progress)
-    walk(model, prompts.batches, prompts.places, solver.at, prompts.still)
-    return solver
-
-
 def check_settings(
     concepts: Sequence[str], settings: ClosedFormSettings, read: Read | None = None
 ) -> None:
@@ -160,102 +151,6 @@ def check_settings(
     # An anchor that is chosen is never the concept; that of a quality is the neutral word.
     kind = settings.kind if settings.anchor or settings.kind in QUALITIES else None
     check_typed(concepts, settings.anchor, settings.protect, kind, read)
-
-
-@dataclass
-class Prompts:
-    """All distinct prompts of a run in batches, and what each batch is.
-
-    Many a prompt is drawn several times. It is read once, and counts as often as it was drawn. Of
-    prompts with a concept the pair with the aim is what is distinct.
-    """
-
-    places: list[Place]
-    """The layers of the text encoder where they will wait for one another."""
-    batches: list[list[str]] = field(default_factory=list)
-    parts: list[str] = field(default_factory=list)
-    """Of each batch, one of PARTS. "named" and "origin" have the same batches."""
-    numbers: list[list[int]] = field(default_factory=list)
-    """Of each batch, the numbers of its prompts in their part."""
-    drawn: list[list[int]] = field(default_factory=list)
-    """Of each batch, how often each of its prompts was drawn."""
-    owners: list[str] = field(default_factory=list)
-    """Of each prompt with a concept, which one."""
-    aims: list[int] = field(default_factory=list)
-    """Of each prompt with a concept, the number of the same in "neutral"."""
-    begun: list[int] = field(default_factory=list)
-    """Of each of the others, how many batches it would begin if all were read as often as drawn."""
-
-    @staticmethod
-    def of(model: TextModel, concepts: list[str], settings: ClosedFormSettings) -> Prompts:
-        words = PromptSampler(
-            concepts,
-            settings.kind,
-            random.Random(settings.seed),
-            settings.anchor,
-            settings.protect,
-        )
-        sentences = [words.sentences(settings.sentences) for _ in concepts]
-        others = words.others(settings.others)
-        found = Prompts(places(model, sentences[0][0].format(concepts[0])))
-        # Two prompts that are equally long tell whether the encoder reads several at once.
-        distinct = list(Counter(others))
-        pairs = (some[:2] for some in model.batches(distinct, AT_ONCE) if len(some) > 1)
-        pair = [distinct[i] for i in next(pairs, [])]
-        at_once = AT_ONCE if pair and read_together(model, pair) else 1
-        few, rest = _that_fit(model, found.places, len(concepts), settings, at_once)
-        drawn = []
-        for concept, some in zip(concepts, sentences):
-            anchor = words.neutral(concept, model)
-            drawn += [(concept, s.format(concept), s.format(anchor)) for s in some[:few]]
-        own, kept = Counter(drawn), Counter(others[:rest])
-        found.owners = [owner for owner, _, _ in own]
-        named, neutral = [text for _, text, _ in own], Counter(aim for _, _, aim in drawn)
-        number = {aim: i for i, aim in enumerate(neutral)}
-        found.aims = [number[aim] for _, _, aim in own]
-        first = Counter(others[some[0]] for some in model.batches(others[:rest], at_once))
-        found.begun = [first[prompt] for prompt in kept]
-        counts = list(own.values()), list(neutral.values()), list(own.values()), list(kept.values())
-        for part, prompts, times in zip(PARTS, (named, list(neutral), named, list(kept)), counts):
-            for numbers in model.batches(prompts, at_once):
-                found.batches.append([prompts[i] for i in numbers])
-                found.parts.append(part)
-                found.numbers.append(numbers)
-                found.drawn.append([times[i] for i in numbers])
-        return found
-
-    @property
-    def still(self) -> set[int]:
-        """The numbers of the batches that go through the encoder as it was."""
-        return {i for i, part in enumerate(self.parts) if part in ("neutral", "origin")}
-
-    def split(self, values: Sequence) -> dict[str, list]:
-        """The values of all batches, by part."""
-        return {
-            part: [value for value, own in zip(values, self.parts) if own == part] for part in PARTS
-        }
-
-
-def most_kept(model: TextModel) -> float:
-    """Bytes that are kept of all prompts at one layer, at most."""
-    own = sum(w.nbytes for _, layer in model.encoder_layers() for w in layer.parameters())
-    return max(KEPT, own / 2)
-
-
-def _that_fit(
-    model: TextModel,
-    found: Sequence[Place],
-    concepts: int,
-    settings: ClosedFormSettings,
-    at_once: int,
-) -> tuple[int, int]:
-    """How many sentences of each concept and how many other prompts there is room for."""
-    room = int(most_kept(model) / 4 / max(place.floats for place in found))
-    if at_once == 1:
-        room = min(room, ALONE)
-    others = min(settings.others, room // 2)
-    # A sentence is read with the concept, with the anchor, and by the original encoder.
-    return min(settings.sentences, max(LEAST, (room - others) // (3 * concepts))), others
 
 
 METHOD = Method(

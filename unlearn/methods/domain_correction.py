@@ -248,6 +248,7 @@ def correct(
         elif not erasing.FIRST:
             value = erasing.step(batch, generator_loss(judge(fake)), rng, noise)
         run.more["number"] = number + 1
+        progress.phase("warm-up" if number < alone else "erasing")
         progress.step(number + 1, total, value, edit)
         if erasing.reached(run.more):
             break
@@ -321,4 +322,10 @@ METHOD = Method(
     train=domain_correction,
     check=check_settings,
     resumes=True,
+    curve={
+        "balanced": "Without the warm-up, in which only the discriminator learns. It may stay "
+        "flat, since most is solved before the first step. The training ends by itself.",
+        "paper": "Without the warm-up, in which only the discriminator learns. It need not fall: "
+        "the denoiser deceives a discriminator that goes on learning.",
+    },
 )

@@ -310,5 +310,12 @@ METHOD = Method(
     train=key_step,
     check=check_settings,
     resumes=True,
+    curve={
+        "balanced": "It begins near zero, since most is solved before the first step, and rises "
+        "within each walk from noise to picture: it is relative to what the concept does at the "
+        "step, which is little at the end. The training ends by itself.",
+        "paper": "The same key steps are walked again and again, from noise to picture: it goes up "
+        "and down within a walk, and falls from walk to walk.",
+    },
     recorded=("start",),
 )

@@ -171,12 +171,13 @@ def effects(
     words: Sequence[str],
     usual: Sequence[int],
     progress: Progress = SILENT,
+    stage: str = "choosing an anchor",
 ) -> torch.Tensor:
     """(words, width): how the sentence with each word is read, relative to the mean over the words
-    at the places `usual`."""
+    at the places `usual`. stage: what the user is told that is done."""
     parts = []
     for i in range(0, len(words), AT_ONCE):
-        progress.stage("choosing an anchor", i, len(words))
+        progress.stage(stage, i, len(words))
         prompts = [sentence.format(word) for word in words[i : i + AT_ONCE]]
         parts.append(mean_token(model.encode(prompts)))
     read = torch.cat(parts)

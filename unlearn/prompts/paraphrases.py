@@ -78,8 +78,40 @@ def spread(items: Sequence[str], count: int) -> list[str]:
     return [items[i * step % len(items)] for i in range(count)]
 
 
+# What the rules get wrong, by the last word. Some are plurals already.
+IRREGULAR = {
+    "child": "children",
+    "deer": "deer",
+    "fish": "fish",
+    "foot": "feet",
+    "glasses": "glasses",
+    "goose": "geese",
+    "grapes": "grapes",
+    "headphones": "headphones",
+    "knife": "knives",
+    "leaf": "leaves",
+    "mouse": "mice",
+    "people": "people",
+    "person": "people",
+    "potato": "potatoes",
+    "scissors": "scissors",
+    "sheep": "sheep",
+    "spectacles": "spectacles",
+    "thief": "thieves",
+    "tomato": "tomatoes",
+    "tooth": "teeth",
+    "wolf": "wolves",
+}
+
+
 def plural(word: str) -> str:
-    """The plural by the regular rules of English."""
+    """The plural by the rules of English and a few exceptions; of a phrase, that of its last
+    word."""
+    start, space, last = word.rpartition(" ")
+    if last.lower() in IRREGULAR:
+        return start + space + IRREGULAR[last.lower()]
+    if last.lower() == "man" or last.endswith(("eman", "sman", "wman", "woman")):
+        return word[:-2] + "en"
     if word.endswith(("s", "x", "z", "ch", "sh")):
         return word + "es"
     if word.endswith("y") and word[-2:-1] not in "aeiou":

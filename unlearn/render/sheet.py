@@ -82,6 +82,17 @@ def sheet(
     return as_images(page)
 
 
+def page(sentences: list[str]) -> torch.Tensor:
+    """Sentences alone, as a sheet has them below its rows: (1, height, width, 3) in 0..1."""
+    font, pen = font_for(sentences, 14), ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    lines = [row for text in sentences for row in wrapped(pen, text, NARROWEST - 2 * MARGIN, font)]
+    picture = Image.new("RGB", (NARROWEST, len(lines) * LINE + 2 * MARGIN), "white")
+    pen = ImageDraw.Draw(picture)
+    for number, line in enumerate(lines):
+        pen.text((MARGIN, MARGIN + number * LINE), line, fill="black", font=font)
+    return as_images(picture)
+
+
 def resized(pictures: torch.Tensor, cell: tuple[int, int]) -> list[Image.Image]:
     """Pictures, (N, H, W, 3) in 0..1, at the size `cell`: width and height in pixels."""
     x = pictures.float().movedim(-1, 1)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
+from ...core.model import TextModel
 from ...core.progress import Progress
 from .alignment import common_start, counterparts
 from .layer_ends import Place
-from .layers import Change, Waiting
+from .layers import Change, Waiting, walk
 from .least_squares import compressed, rooted, solve
 from .norm_gain import NormGain
+from .solve_prompts import Prompts, SolveSettings
 from .way_left import share_left
-
-if TYPE_CHECKING:
-    from ..closed_form import ClosedFormSettings, Prompts
 
 HELD = 12  # tokens of other prompts for each of a layer's inputs
 # In layers with more inputs than WIDE the matrix of all pairs of inputs is not made: with 14,336 it
@@ -25,6 +24,25 @@ HELD = 12  # tokens of other prompts for each of a layer's inputs
 # the concept's.
 WIDE = 8192
 TOKENS = 8192
+
+
+def solved(
+    model: TextModel,
+    concepts: Sequence[str],
+    names: Mapping[str, Sequence[str]],
+    settings: SolveSettings,
+    progress: Progress,
+) -> Solver:
+    """The changes that take the concepts out of the text encoder, each layer computed once.
+
+    names: other names of a concept. Raises ValueError for an encoder whose layers cannot be changed
+    so; `progress` may raise to cancel.
+    """
+    settings = settings.with_concepts(len(concepts))
+    prompts = Prompts.of(model, concepts, settings, names)
+    solver = Solver(prompts, settings, len(model.encoder_layers()), progress)
+    walk(model, prompts.batches, prompts.places, solver.at, prompts.still)
+    return solver
 
 
 class Chosen(NamedTuple):
@@ -39,7 +57,7 @@ class Solver:
     """Solves for each layer's change as the prompts come by, and collects the deltas."""
 
     def __init__(
-        self, prompts: Prompts, settings: ClosedFormSettings, layers: int, progress: Progress
+        self, prompts: Prompts, settings: SolveSettings, layers: int, progress: Progress
     ) -> None:
         self.prompts, self.settings, self.progress = prompts, settings, progress
         self.layers, self.done = layers, 0

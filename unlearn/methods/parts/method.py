@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -47,6 +47,8 @@ class Method:
     """What its record counts as steps."""
     resumes: bool = False
     """Whether a run that was cut short can go on."""
+    curve: Mapping[str, str] = field(default_factory=dict)
+    """By mode, "" where there is none: what its losses are, and how they are to run."""
     recorded: tuple[str, ...] = ()
     """What its records say beside what all say; without these a file counts as damaged."""
 
