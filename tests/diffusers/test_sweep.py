@@ -24,7 +24,7 @@ from unlearn.cli.sweep import on_ray, task
 from unlearn.cli.sweep.cell import Cell
 from unlearn.cli.sweep.plan import read_plan
 from unlearn.core.erasure import Erasure
-from unlearn.evaluate import verdict
+from unlearn.evaluate import known
 from unlearn.evaluate.probe import settings
 from unlearn.methods.registry import METHODS
 
@@ -214,8 +214,8 @@ def swept(
     (folder / "model").symlink_to(iconcanvas_folder, target_is_directory=True)
     with pytest.MonkeyPatch.context() as small:
         small.setitem(METHODS, "closed_form", small_closed_form.few(unlearn))
-        small.setattr(verdict, "STEPS", 1)
-        small.setattr(verdict, "DRAWS", (2, 2))
+        small.setattr(known, "STEPS", 1)
+        small.setattr(known, "DRAWS", (2, 2))
         less = {"prompts": 1, "draws": 1, "rivals": 2, "steps": 1}
         small.setattr(show, "settings", lambda *given: replace(settings(*given), **less))
         cells = plan(folder, TWO)
