@@ -62,8 +62,8 @@ class ClosedFormSettings(MethodSettings):
         at_least=0.0,
         at_most=2.0,
     )
-    seed: int = shared.seed(advanced=True)
-    protect: tuple[str, ...] = shared.protect(modes=(), advanced=True)
+    seed: int = shared.seed()
+    protect: tuple[str, ...] = shared.protect(modes=())
     sentences: int = constant(96, "Prompts of each concept.")
     others: int = constant(512, "Prompts of other things, which must stay.")
     hold: float = constant(25.0, "Weight of the other prompts.")
