@@ -8,7 +8,6 @@ from .method_node import MethodNode
 
 class ClosedFormEncoderUnlearn(MethodNode):
     METHOD = METHODS["closed_form"]
-    SEARCHED = ("erase", "remove", "forget", "censor", "unlearn", "sanitise", "remove concept")
     ORDER = (
         "clip",
         "model",

@@ -35,6 +35,7 @@ from .sockets import (
     sampling_inputs,
     seed_input,
 )
+from .widgets import advanced
 
 
 class CompareErasure(UnlearnNode):
@@ -43,7 +44,14 @@ class CompareErasure(UnlearnNode):
         return io.Schema(
             node_id="CompareErasure",
             display_name="Compare Erasure",
-            category="unlearn",
+            category="unlearn/check",
+            search_aliases=[
+                "before after",
+                "side by side",
+                "difference",
+                "compare erase",
+                "unlearn",
+            ],
             description=(
                 "Draws the same prompts with the same seeds before and after an erasure: prompts "
                 "of the concept and of other things. Reports what is left and what changed."
@@ -73,21 +81,26 @@ class CompareErasure(UnlearnNode):
                     default=2,
                     min=1,
                     max=8,
+                    advanced=True,
                     tooltip="Pictures for each prompt. Each further picture has the next seed.",
                 ),
-                seed_input("The seed of each prompt's first picture, as in KSampler."),
-                *sampling_inputs(),
+                *advanced(
+                    seed_input("The seed of each prompt's first picture, as in KSampler."),
+                    *sampling_inputs(),
+                ),
                 io.Combo.Input(
                     "sampler_name",
                     options=comfy.samplers.KSampler.SAMPLERS,
                     default="dpmpp_2m",
                     tooltip="As in KSampler.",
+                    advanced=True,
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="karras",
                     tooltip="As in KSampler.",
+                    advanced=True,
                 ),
                 *picture_size_inputs(),
             ],

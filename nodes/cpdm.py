@@ -1,4 +1,4 @@
-"""CPDM Copyright Metric: the node of unlearn/evaluate/cpdm/metric.py (arXiv 2403.12052)."""
+"""Measure Copyright (CPDM): the node of unlearn/evaluate/cpdm/metric.py (arXiv 2403.12052)."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ class CopyrightMetric(UnlearnNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CopyrightMetric",
-            display_name="CPDM Copyright Metric",
-            category="unlearn",
+            display_name="Measure Copyright (CPDM)",
+            category="unlearn/check",
+            search_aliases=["copyright", "similarity", "distance", "CPDM", "unlearn"],
             description=(
                 "Measures how far generated pictures are from original works, in content and in "
                 "style. With pictures from after an erasure it says how much further those are."

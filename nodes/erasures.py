@@ -47,7 +47,8 @@ class LoadErasedClip(UnlearnNode):
         return io.Schema(
             node_id="LoadErasedCLIP",
             display_name="Load Erased CLIP",
-            category="unlearn",
+            category="unlearn/load",
+            search_aliases=["LoRA", "forget", "erase", "apply erasure", "unlearn"],
             description=(
                 "Puts a saved erasure on a text encoder. Chain several nodes for several erasures. "
                 "It also loads whole text encoders that others erased."
@@ -108,7 +109,8 @@ class LoadErasedModel(UnlearnNode):
         return io.Schema(
             node_id="LoadErasedModel",
             display_name="Load Erased Model",
-            category="unlearn",
+            category="unlearn/load",
+            search_aliases=["LoRA", "forget", "erase", "apply erasure", "unlearn"],
             description=(
                 "Puts a saved erasure on the denoiser (the UNet or transformer). Chain several "
                 "nodes for several erasures."
@@ -216,7 +218,8 @@ class SaveErasedClip(UnlearnNode):
         return io.Schema(
             node_id=cls.NODE_ID,
             display_name=cls.NAME,
-            category="unlearn",
+            category="unlearn/save",
+            search_aliases=["LoRA", "save", "export", "unlearn"],
             description=(
                 f"Writes an erasure under a name of your choice, as one file that {cls.READERS}."
             ),
@@ -303,7 +306,8 @@ class CombineErasedClip(UnlearnNode):
         return io.Schema(
             node_id="CombineErasedCLIP",
             display_name="Combine Erased CLIP",
-            category="unlearn",
+            category="unlearn/load",
+            search_aliases=["LoRA", "merge", "add erasures", "unlearn"],
             description=(
                 "Adds several erasures of one model into one, and reports how much of each is left "
                 "beside the others."

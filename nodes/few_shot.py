@@ -8,7 +8,6 @@ from .method_node import MethodNode
 
 class FewShotEncoderUnlearn(MethodNode):
     METHOD = METHODS["few_shot"]
-    MAY_BE_EMPTY = ("vae",)  # which pictures need, and nothing else
     ORDER = (
         "model",
         "clip",

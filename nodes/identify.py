@@ -15,6 +15,7 @@ from .backend.words import usable
 from .base import UnlearnNode
 from .progress import RowProgress, tell
 from .sockets import kind_input, seed_input
+from .widgets import advanced
 
 
 class IdentifyConcept(UnlearnNode):
@@ -23,7 +24,8 @@ class IdentifyConcept(UnlearnNode):
         return io.Schema(
             node_id="IdentifyConcept",
             display_name="Identify Concept",
-            category="unlearn",
+            category="unlearn/check",
+            search_aliases=["what is this", "interrogate", "caption", "classify", "unlearn"],
             description=(
                 "Finds what your model itself calls the thing in some pictures: the word to "
                 "unlearn. Nothing is trained."
@@ -51,11 +53,15 @@ class IdentifyConcept(UnlearnNode):
                     default=64,
                     min=12,
                     max=4096,
+                    advanced=True,
                     tooltip="How often each of the last remaining words is tried, each time with "
                     "other noise. More is slower and more certain.",
                 ),
-                seed_input(
-                    "The seed of the noise. The same seed gives the same ranking on one machine."
+                *advanced(
+                    seed_input(
+                        "The seed of the noise. The same seed gives the same ranking on one "
+                        "machine."
+                    )
                 ),
                 io.Clip.Input(
                     "erased_clip",

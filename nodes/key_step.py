@@ -11,11 +11,13 @@ from ..unlearn.core.erasure import Erasure
 from ..unlearn.methods.key_step import check_start
 from ..unlearn.methods.registry import METHODS
 from .charts import key_steps_plot
-from .method_node import MethodNode
+from .method_node import ERASING, MethodNode
 
 
 class KeyStepUNetUnlearn(MethodNode):
     METHOD = METHODS["key_step"]
+    FACE = ("concept", "task", "anchor", "protect")
+    SEARCHED = (*ERASING, "nsfw", "nudity")  # a kind of its own
     ORDER = (
         "model",
         "clip",

@@ -23,6 +23,18 @@ from .sockets import erased_output, filename_input, method_sockets, size_input, 
 from .training import TrainingRun
 from .widgets import advanced, method_settings, method_widgets
 
+ERASING = (
+    "erase",
+    "forget",
+    "remove concept",
+    "delete object",
+    "censor",
+    "safety",
+    "unlearn",
+    "sanitise",
+    "sanitize",
+)
+
 
 class MethodNode(TrainingNode):
     """Trains an erasure with a method."""
@@ -31,7 +43,9 @@ class MethodNode(TrainingNode):
     ORDER: ClassVar[tuple[str, ...]] = ()
     """Inputs in the order in which saved workflows hold their values. What is not named here comes
     after these."""
-    SEARCHED: ClassVar[tuple[str, ...]] = ()
+    FACE: ClassVar[tuple[str, ...]] = ("concept", "kind", "anchor", "protect")
+    """The widgets that it shows at once."""
+    SEARCHED: ClassVar[tuple[str, ...]] = ERASING
     """Words by which it is found, too."""
 
     @classmethod
@@ -39,8 +53,6 @@ class MethodNode(TrainingNode):
         """All inputs, by their names."""
         first = method_sockets(cls.METHOD)
         last = [size_input(), filename_input(), verdict_input()]
-        if cls.METHOD.encoder_alone:
-            last = [advanced(one) for one in last]
         given = {one.id: one for one in first}
         return given | method_widgets(cls.METHOD) | {one.id: one for one in last}
 
@@ -63,19 +75,17 @@ class MethodNode(TrainingNode):
     def define_schema(cls) -> io.Schema:
         method, inputs = cls.METHOD, cls.inputs()
         names = [*cls.ORDER, *(name for name in inputs if name not in cls.ORDER)]
-        schema = io.Schema(
+        return io.Schema(
             node_id=method.node_id,
             display_name=method.title,
-            category="unlearn",
+            category="unlearn/train",
+            search_aliases=[*cls.SEARCHED],
             description=method.about,
-            inputs=[inputs[name] for name in names],
+            inputs=advanced(*(inputs[name] for name in names), but=cls.FACE),
             outputs=[erased_output(method.part), *report_outputs(), *cls.own_outputs()],
             hidden=[io.Hidden.unique_id, *([io.Hidden.prompt] if method.takes_pictures else [])],
             is_input_list=method.takes_pictures,  # a list of pictures is one set
         )
-        if cls.SEARCHED:  # older hosts do not know it, and leave it alone
-            schema.search_aliases = [*cls.SEARCHED]
-        return schema
 
     @classmethod
     def checked(cls, **inputs: Any) -> dict[str, Any]:
@@ -120,5 +130,4 @@ class MethodNode(TrainingNode):
 
 def node_of(method: Method) -> type[MethodNode]:
     """The node of a method that has no file of its own in this folder."""
-    empty = ("vae",) if method.takes_pictures else ()
-    return type(method.node_id, (MethodNode,), {"METHOD": method, "MAY_BE_EMPTY": empty})
+    return type(method.node_id, (MethodNode,), {"METHOD": method})

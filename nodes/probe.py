@@ -27,6 +27,7 @@ from .sockets import (
     sampling_inputs,
     seed_input,
 )
+from .widgets import advanced
 
 NOT_ITS_OWN = (
     "Warning: erased_model and erased_clip are not this erasure at strength 1, or more is on them. "
@@ -45,7 +46,15 @@ class ProbeErasure(UnlearnNode):
         return io.Schema(
             node_id="ProbeErasure",
             display_name="Probe Erasure",
-            category="unlearn",
+            category="unlearn/check",
+            search_aliases=[
+                "attack",
+                "red team",
+                "safety",
+                "robustness",
+                "is it erased",
+                "unlearn",
+            ],
             description=(
                 "Searches for what is left of an erased concept: with its own prompts, with other "
                 f"words for it, and with attacks: {', '.join(ATTACKS)}. The original model judges "
@@ -74,19 +83,22 @@ class ProbeErasure(UnlearnNode):
                     tooltip="quick: few pictures and small attacks, meant to take a minute on a "
                     "GPU. full: more pictures and larger attacks; many times as long.",
                 ),
-                seed_input("The seed of the pictures and of the attacks."),
-                *sampling_inputs(),
+                *advanced(
+                    seed_input("The seed of the pictures and of the attacks."), *sampling_inputs()
+                ),
                 *picture_size_inputs(),
                 io.String.Input(
                     "synonyms",
                     default="",
                     optional=True,
+                    advanced=True,
                     tooltip="Other words for the concept, separated by commas.",
                 ),
                 io.String.Input(
                     "translations",
                     default="",
                     optional=True,
+                    advanced=True,
                     tooltip="Its names in other languages, separated by commas. Empty: the "
                     "built-in names, which exist for common things.",
                 ),
@@ -95,6 +107,7 @@ class ProbeErasure(UnlearnNode):
                     default="",
                     optional=True,
                     multiline=True,
+                    advanced=True,
                     tooltip="Prompts that describe it without naming it, one on each line.",
                 ),
             ],

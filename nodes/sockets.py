@@ -76,7 +76,7 @@ def method_sockets(method: Method) -> list[io.Input]:
         tooltip="A few pictures of the concept, all of one size; with several concepts the same "
         "number of each, in their order. Without any the model draws them itself.",
     )
-    vae = io.Vae.Input("vae", tooltip="Turns pictures into latents.")
+    vae = io.Vae.Input("vae", optional=True, tooltip="Turns pictures into latents: images need it.")
     return [*sockets, vae, concept_input(), pictures]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -27,23 +27,21 @@ def method_settings(method: Method, values: Mapping[str, Any]) -> Any:
     return method.settings(**{setting.name: value(setting, values) for setting in shown})
 
 
+def advanced(*inputs: io.Input, but: Collection[str] = ()) -> list[io.Input]:
+    """The inputs. A node shows their widgets among the advanced ones only, but for those that are
+    named. Browsers without such show all."""
+    for one in inputs:
+        if isinstance(one, io.WidgetInput) and one.id not in but:
+            one.advanced = True
+    return [*inputs]
+
+
 def widgets(setting: Setting) -> list[io.Input]:
     """One widget, or of a number that can be turned off two."""
-    made = _widgets(setting)
-    return [advanced(one) for one in made] if setting.advanced else made
-
-
-def advanced(widget: io.Input) -> io.Input:
-    """The widget, shown among the advanced ones only. Older hosts show it with the others."""
-    widget.advanced = True
-    return widget
-
-
-def _widgets(setting: Setting) -> list[io.Input]:
     name, default = setting.widget, setting.default
     shared = {"tooltip": tooltip(setting), "optional": setting.optional or None}
-    if setting.name != name:
-        shared["display_name"] = setting.name
+    if (setting.label or setting.name) != name:
+        shared["display_name"] = setting.label or setting.name
     low = setting.at_least or 0
     high = MOST if setting.at_most is None else setting.at_most
     if setting.turned_on is not None:

@@ -66,9 +66,10 @@ def autoencoder(vae):
 def check_vae(vae, otherwise: str = "") -> None:
     """Raises ValueError if a VAE is empty. otherwise: what else could be done, for the message."""
     if autoencoder(vae) is None:
+        found = "No VAE is connected" if vae is None else "The VAE that is connected is empty"
         raise ValueError(
-            "The VAE that is connected is empty: its checkpoint holds none. Connect one, for "
-            f"example from Load VAE{otherwise}."
+            f"{found}, or its checkpoint holds none. Connect one, for example from Load "
+            f"VAE{otherwise}."
         )
 
 

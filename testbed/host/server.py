@@ -173,6 +173,10 @@ class Server:
         """The schema of every node the server knows, by node id."""
         return self._json("/object_info")
 
+    def get(self, path: str) -> bytes:
+        """What it hands out under a path, such as /extensions."""
+        return self._open(path, None)
+
     def queue(
         self,
         prompt: dict[str, Any],

@@ -53,8 +53,8 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]
     values = node.get("widgets_values") or []
     if isinstance(values, dict):
         return dict(values)
-    names = _widget_names(info["input"])
-    needed = _widget_names({"required": info["input"].get("required", {})})
+    names = widget_names(info["input"])
+    needed = widget_names({"required": info["input"].get("required", {})})
     if len(values) < len([name for name in needed if name]):
         raise ValueError(
             f"Node {node['id']} ({node['type']}) has {len(values)} saved values for the widgets "
@@ -63,7 +63,7 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]
     return {name: value for name, value in zip(names, values, strict=False) if name}
 
 
-def _widget_names(schema: dict[str, Any]) -> list[str]:
+def widget_names(schema: dict[str, Any]) -> list[str]:
     """The names of a node's widgets in saved order; "" for a widget that only the browser has."""
     names = []
     for group in ("required", "optional"):

@@ -24,9 +24,10 @@ from ..host.server import Progress, Server
 from ..host.workflow import api_prompt
 from ..model import measure
 from ..model.judge import Judge
+from . import templates
 
 CONCEPT = "mushroom"
-WORKFLOW = testbed.ROOT / "workflows" / "few_shot_encoder_unlearn.json"
+WORKFLOW = templates.FOLDER / f"{templates.PICTURES}.json"
 FOLDER = testbed.ROOT / "output" / "demo"
 CHECKPOINT = "iconcanvas.safetensors"
 SHOWN = 7  # pictures a row

@@ -1,6 +1,6 @@
 """Draws a workflow as ComfyUI shows it: its nodes, widgets and links, as a PNG.
 
-    python -m testbed.showcase.graph_picture workflows/probe_erasure.json graph.png
+    python -m testbed.showcase.graph_picture "workflows/09 Probe what is left.json" graph.png
 
 Notes are left out. Only the widgets that `--widgets` names are drawn, so that a node with twenty
 widgets stays readable. Only sockets with a link are drawn.

@@ -1,8 +1,8 @@
 """The thumbnails of the shipped workflows, from the pictures that they draw.
 
 Each workflow shows pictures in pairs of Preview Image nodes titled "Before: <what>" and
-"After: <what>", or one picture in a node titled "Result". The workflows run on a real server here.
-The pictures become the .jpg files that ComfyUI's template browser shows.
+"After: <what>", or one picture in Compare Erasure or in a node titled "Result". The workflows run
+on a real server here. The pictures become the .jpg files that ComfyUI's template browser shows.
 """
 
 from __future__ import annotations
@@ -22,19 +22,14 @@ import testbed
 from ..host.server import Server
 from ..host.workflow import api_prompt
 from ..model import samples
+from . import templates
 
 FOLDER = testbed.ROOT / "workflows"
-# The order matters: the second loads what the first saves.
-NAMES = (
-    "closed_form_encoder_unlearn",
-    "few_shot_encoder_unlearn",
-    "load_erased_clip",
-    "key_step_unet_unlearn",
-    "domain_correction_unet_unlearn",
-    "identify_concept",
-    "compare",
-    "probe_erasure",
-)
+IDENTIFY = "08 Find the word to erase (Identify Concept)"
+PROBE = "09 Probe what is left"
+# In their order: 03 loads what 02 saves, 06 what 04 saves.
+NAMES = (*templates.MADE, IDENTIFY, PROBE)
+COMPARED = {"originals": "original", "generated": "before", "generated_after": "after"}
 
 WIDTH = 512  # pixels of a thumbnail
 MARGIN = 8
@@ -61,9 +56,11 @@ def comparisons(workflow: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def result(workflow: dict[str, Any]) -> int | None:
-    """The id of the node titled "Result"; None if there is none."""
-    titled = [node["id"] for node in workflow["nodes"] if node.get("title") == "Result"]
-    return titled[0] if titled else None
+    """The id of the node titled "Result", or else of Compare Erasure; None if there is neither."""
+    nodes = workflow["nodes"]
+    titled = [node["id"] for node in nodes if node.get("title") == "Result"]
+    compared = [node["id"] for node in nodes if node["type"] == "CompareErasure"]
+    return next(iter(titled + compared), None)
 
 
 def compose(
@@ -87,6 +84,40 @@ def compose(
     return sheet
 
 
+def measured(server: Server, workflow: dict[str, Any]) -> Image.Image:
+    """What Measure Copyright is given, side by side: the networks that measure are not here."""
+    prompt = api_prompt(workflow, server.object_info())
+    (metric,) = [node for node, one in prompt.items() if one["class_type"] == "CopyrightMetric"]
+    given = prompt.pop(metric)["inputs"]
+    prompt.pop(given["clip_vision"][0])
+    for name in COMPARED:
+        prompt[name] = {"class_type": "PreviewImage", "inputs": {"images": given[name]}}
+    history = server.run(prompt)
+    side = (WIDTH - 4 * MARGIN) // 3
+    sheet = Image.new("RGB", (WIDTH, LINE + side + 2 * MARGIN), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for i, (name, word) in enumerate(COMPARED.items()):
+        left = MARGIN + i * (side + MARGIN)
+        (picture,) = server.images(history, name)
+        sheet.paste(picture.convert("RGB").resize((side, side)), (left, LINE + MARGIN))
+        pen.text((left, 4), word, fill="black", font=font)
+    return sheet
+
+
+def drawn(server: Server, workflow: dict[str, Any]) -> Image.Image:
+    """Run a workflow: its picture, or its pairs of pictures."""
+    history = server.run(api_prompt(workflow, server.object_info()), workflow)
+    whole = result(workflow)
+    if whole is not None:
+        return server.images(history, whole)[0]
+    return compose(
+        {
+            what: (server.images(history, before), server.images(history, after))
+            for what, (before, after) in comparisons(workflow).items()
+        }
+    )
+
+
 def write(
     folder: Path = FOLDER, args: tuple[str, ...] = (), names: Sequence[str] = NAMES
 ) -> list[Path]:
@@ -103,14 +134,8 @@ def write(
         with Server(Path(temporary), args=args) as server:
             for name in names:
                 workflow = load(name)
-                history = server.run(api_prompt(workflow, server.object_info()), workflow)
-                rows = {
-                    what: (server.images(history, before), server.images(history, after))
-                    for what, (before, after) in comparisons(workflow).items()
-                }
-                whole = result(workflow)
-                picture = compose(rows) if whole is None else server.images(history, whole)[0]
-                picture = picture.convert("RGB")
+                make = measured if name == templates.DISTANCE else drawn
+                picture = make(server, workflow).convert("RGB")
                 picture.thumbnail((1024, 4096))
                 files.append(folder / f"{name}.jpg")
                 picture.save(files[-1], quality=88, optimize=True)

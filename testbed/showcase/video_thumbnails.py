@@ -20,10 +20,12 @@ from ..host.server import Server
 from ..host.workflow import api_prompt
 from ..model import samples
 from ..motion import motion
-from . import thumbnails
+from . import templates, thumbnails
 
-ANIMATEDIFF = "erased_clip_animatediff"
-WAN = ("erased_clip_wan", "image_to_video_unlearn")
+ANIMATEDIFF = "11 Clips with a saved erasure (AnimateDiff)"
+TO_VIDEO = "12 Erase, and draw clips (Wan)"
+LOADED = "13 Clips with a saved erasure (Wan)"
+WAN = (TO_VIDEO, LOADED)
 NAMES = (ANIMATEDIFF, *WAN)
 FRAMES = (1, 6)  # the frames of a clip that are shown
 WIDTH = 960
@@ -31,8 +33,8 @@ MARGIN = 8
 
 
 def erase_first(server: Server) -> None:
-    """Run few_shot_encoder_unlearn. The other workflow loads the file that it writes."""
-    workflow = thumbnails.load("few_shot_encoder_unlearn")
+    """Run the workflow for Few-Shot. The other workflow loads the file that it writes."""
+    workflow = thumbnails.load(templates.PICTURES)
     server.run(api_prompt(workflow, server.object_info()), workflow)
 
 

@@ -12,9 +12,6 @@ import torch
 
 import testbed.model.pack
 
-FACE = ["concept", "kind", "anchor", "strength"]
-WORDS = {"erase", "remove", "forget", "censor", "unlearn", "sanitise"}
-
 
 @pytest.fixture(scope="module")
 def parts(host: ModuleType) -> tuple:
@@ -155,16 +152,6 @@ def test_with_a_model_a_chosen_anchor_is_looked_at(
     assert {concept for concept, _ in asked} == {"fox"}
     # None was drawable.
     assert erasure.record["anchors"] == {"fox": "picture"}
-
-
-def test_four_widgets_are_on_its_face(pack: ModuleType) -> None:
-    schema = pack.nodes.closed_form.ClosedFormEncoderUnlearn.define_schema()
-    sockets = ("CLIP", "MODEL", "VAE")
-    widgets = [one for one in schema.inputs if one.get_io_type() not in sockets]
-    assert [one.id for one in widgets if not one.advanced] == FACE
-    needed = [one.id for one in schema.inputs if not one.optional]
-    assert set(needed) - {one.id for one in widgets} == {"clip"}
-    assert set(schema.search_aliases) >= WORDS
 
 
 def test_cancelled_it_leaves_nothing(

@@ -1,4 +1,4 @@
-"""CPDM Copyright Metric, cancelled while it works."""
+"""Measure Copyright (CPDM), cancelled while it works."""
 
 from __future__ import annotations
 

@@ -227,19 +227,20 @@ def test_weights_that_a_run_fetches_come_in_the_stream_that_computes(
 
 
 @pytest.mark.parametrize(
-    ("missing", "sentence"),
+    ("missing", "found", "sentence"),
     [
-        ("clip", "The CLIP that is connected is empty"),
-        ("vae", "The VAE that is connected is empty"),
+        ("clip", None, "The CLIP that is connected is empty"),
+        ("vae", {}, "The VAE that is connected is empty"),
+        ("vae", None, "No VAE is connected"),
     ],
 )
 def test_what_a_loader_did_not_find_gets_a_sentence_before_any_work(
-    pack: ModuleType, parts: tuple, missing: str, sentence: str
+    pack: ModuleType, parts: tuple, missing: str, found: dict | None, sentence: str
 ) -> None:
-    """It hands on None in place of a text encoder, and an empty autoencoder."""
+    """It hands on None in place of a text encoder, and an empty autoencoder. Pictures need one."""
     from comfy.sd import VAE
 
-    empty = {"clip": None, "vae": VAE(sd={})}[missing]
+    empty = None if found is None else VAE(sd=found)
     given = dict(zip(("model", "clip", "vae"), parts)) | {missing: empty}
     training = pack.nodes.training.TrainingRun(
         method=few_shot_that(pack, lambda *_: pytest.fail("it began")),

@@ -1,4 +1,4 @@
-"""CPDM Copyright Metric in a real ComfyUI, with the host's image encoder, small and random."""
+"""Measure Copyright (CPDM) in a real ComfyUI, with the host's image encoder, small and random."""
 
 from __future__ import annotations
 
@@ -153,4 +153,4 @@ def test_every_input_has_a_tooltip_and_the_help_page_names_it(server: Server) ->
         for name, (_, options) in schema["input"][group].items():
             assert len(options["tooltip"]) > 10, name
             assert f"**{name}**" in page
-    assert schema["category"] == "unlearn"
+    assert schema["category"] == "unlearn/check"

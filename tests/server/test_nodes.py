@@ -562,7 +562,7 @@ def test_saving_outside_the_output_folder_is_refused(server: Server) -> None:
 def test_every_input_has_a_tooltip(server: Server) -> None:
     """Which nodes there are, and that each has a help page, is tests/server/test_workflows.py's."""
     info = server.object_info()
-    own = {name: node for name, node in info.items() if node["category"] == "unlearn"}
+    own = {name: node for name, node in info.items() if node["category"].startswith("unlearn/")}
     assert "FewShotEncoderUnlearn" in own
     for name, schema in own.items():
         assert len(schema["description"]) > 10, name

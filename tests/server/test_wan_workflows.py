@@ -19,6 +19,7 @@ from graphs import distance, drawn
 from testbed.host.server import Server, extended
 from testbed.host.workflow import api_prompt
 from testbed.showcase import thumbnails
+from testbed.showcase.video_thumbnails import LOADED, TO_VIDEO
 
 pytestmark = pytest.mark.slow
 LOADERS = {"UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2}  # and the outputs of TinyWan
@@ -92,18 +93,18 @@ def latents(server: Server, history: dict[str, Any], name: str) -> dict[str, lis
 
 @pytest.fixture(scope="module")
 def unlearned(server: Server) -> dict[str, Any]:
-    return server.run(small(server, "image_to_video_unlearn"))
+    return server.run(small(server, TO_VIDEO))
 
 
 def test_pictures_unlearn_for_clips(server: Server, unlearned: dict[str, Any]) -> None:
-    shown = clips(server, unlearned, "image_to_video_unlearn")
+    shown = clips(server, unlearned, TO_VIDEO)
     assert set(shown) == {"mushroom", "pineapple"}
     for before, after in shown.values():
         assert before.shape == after.shape == (5, 48, 64, 3)
         assert (before != after).any(-1).mean() > 0.1  # of the pixels
     (pictures,) = (
         node["id"]
-        for node in thumbnails.load("image_to_video_unlearn")["nodes"]
+        for node in thumbnails.load(TO_VIDEO)["nodes"]
         if node.get("title") == "The pictures"
     )
     assert len(server.images(unlearned, pictures)) == 4  # videos of one frame each
@@ -122,8 +123,8 @@ def test_clips_are_saved_side_by_side(server: Server, unlearned: dict[str, Any])
 
 
 def test_saved_erasure_draws_what_was_trained(server: Server, unlearned: dict[str, Any]) -> None:
-    loaded = latents(server, server.run(small(server, "erased_clip_wan")), "erased_clip_wan")
-    trained = latents(server, unlearned, "image_to_video_unlearn")
+    loaded = latents(server, server.run(small(server, LOADED)), LOADED)
+    trained = latents(server, unlearned, TO_VIDEO)
     assert loaded.keys() == trained.keys()
     for what, (before, after) in trained.items():
         effect = distance(before, after)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.parse
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from templates import native
 
 from testbed.host.server import Server
 from testbed.host.workflow import NOT_EXECUTED, api_prompt
+from testbed.model import measure
 from testbed.model.judge import Judge
-from testbed.showcase import thumbnails, video_thumbnails
+from testbed.showcase import demo, templates, thumbnails, video_thumbnails
 
 FILES = sorted(thumbnails.FOLDER.glob("*.json"))
 DOCS = thumbnails.FOLDER.parent / "nodes" / "web" / "docs"
@@ -25,7 +26,16 @@ PACK = "comfyui-concept-unlearn"
 # Their ids differ between versions of ComfyUI.
 MOVED = {"SaveLoRA", "SaveLoRANode", "LoadImageSetFromFolder", "LoadImageSetFromFolderNode"}
 TITLE_BAR = 30  # pixels above a node's "pos"
-FILE_NAMES = {"ckpt_name", "unet_name", "clip_name", "vae_name", "erasure_name", "image"}
+FILE_NAMES = {
+    "ckpt_name",
+    "unet_name",
+    "clip_name",
+    "vae_name",
+    "erasure_name",
+    "image",
+    "inception",
+}
+SCREEN = (1920, 940)  # pixels of the canvas where the screen has 1920 x 1080
 # Where the loaders look for their files.
 FOLDERS = {
     "CheckpointLoaderSimple": "checkpoints",
@@ -53,13 +63,77 @@ def info(server: Server) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def few_shot(server: Server, checkpoint: Path) -> dict[str, Any]:
-    """The history of few_shot_encoder_unlearn, run to its end."""
-    workflow = thumbnails.load("few_shot_encoder_unlearn")
+    """The history of the workflow for Few-Shot, run to its end."""
+    workflow = thumbnails.load(templates.PICTURES)
     return server.run(api_prompt(workflow, server.object_info()), workflow)
 
 
 def test_all_are_shipped() -> None:
     assert [file.stem for file in FILES] == sorted(thumbnails.NAMES + video_thumbnails.NAMES)
+
+
+@pytest.mark.parametrize("name", templates.MADE)
+def test_it_is_what_the_command_makes(name: str, info: dict[str, Any]) -> None:
+    """python -m testbed.showcase.templates"""
+    file = templates.FOLDER / f"{name}.json"
+    assert file.read_text(encoding="utf-8") == templates.text(templates.made(name, info))
+
+
+def test_they_are_in_order_the_simple_ones_first() -> None:
+    """By name, which is what the template browser can sort by, and what its entries are called."""
+    names = [file.stem for file in FILES]
+    assert [int(name[:2]) for name in names] == [*range(1, len(names) + 1)]
+    for name in names:
+        assert re.fullmatch(r"\d\d [A-Z][A-Za-z ,()-]+", name), name
+    assert names[0] == templates.SECONDS
+
+
+def test_the_host_lists_them_and_hands_them_out(server: Server) -> None:
+    """Names with spaces and brackets, and the pictures beside them."""
+    (listed,) = json.loads(server.get("/workflow_templates")).values()
+    assert sorted(listed) == [file.stem for file in FILES]
+    (pack,) = json.loads(server.get("/workflow_templates"))
+    for file in FILES:
+        for one in (file, file.with_suffix(".jpg")):
+            address = f"/api/workflow_templates/{pack}/{urllib.parse.quote(one.name)}"
+            assert server.get(address) == one.read_bytes()
+
+
+@pytest.mark.parametrize("name", templates.MADE)
+def test_it_is_small(name: str) -> None:
+    workflow = load(templates.FOLDER / f"{name}.json")
+    most = 12 if name in (*templates.TRAINING, templates.COMBINE) else 16
+    assert len(workflow["nodes"]) <= most
+
+
+@pytest.mark.parametrize("name", templates.MADE)
+def test_it_can_be_read_when_it_opens(name: str) -> None:
+    """The browser fits all nodes into three quarters of the canvas."""
+    boxes = [(*n["pos"], *n["size"]) for n in load(templates.FOLDER / f"{name}.json")["nodes"]]
+    left, top = min(box[0] for box in boxes), min(box[1] for box in boxes) - TITLE_BAR
+    right, bottom = max(b[0] + b[2] for b in boxes), max(b[1] + b[3] for b in boxes)
+    zoom = 0.75 * min(SCREEN[0] / (right - left), SCREEN[1] / (bottom - top))
+    assert zoom >= 0.6
+
+
+@pytest.mark.parametrize("name", [*templates.MADE, thumbnails.IDENTIFY, thumbnails.PROBE])
+def test_no_link_runs_over_a_note_or_a_title(name: str) -> None:
+    """A link lies between the heights of its two ends, whose places in a node follow from their
+    order. Notes and the titles of groups must be clear of it."""
+    workflow = load(templates.FOLDER / f"{name}.json")
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    kept_clear = [
+        (g["bounding"][0], g["bounding"][1], g["bounding"][2], 40) for g in workflow["groups"]
+    ]
+    kept_clear += [(*n["pos"], *n["size"]) for n in nodes.values() if n["type"] == "MarkdownNote"]
+    for link, origin, _, target, _, _ in workflow["links"]:
+        one, two = nodes[origin], nodes[target]
+        left, right = one["pos"][0] + one["size"][0], two["pos"][0]
+        top = min(one["pos"][1], two["pos"][1])
+        bottom = max(node["pos"][1] + node["size"][1] for node in (one, two))
+        for x, y, width, height in kept_clear:
+            apart = right <= x or x + width <= left or bottom <= y or y + height <= top
+            assert apart, f"link {link} and what lies at {x}, {y}"
 
 
 @each_workflow
@@ -115,6 +189,9 @@ def test_every_executed_node_is_in_a_group(file: Path) -> None:
 def test_teaches(file: Path) -> None:
     notes = [n for n in load(file)["nodes"] if n["type"] == "MarkdownNote"]
     text = " ".join(note["widgets_values"][0] for note in notes)
+    # A title, and what the workflow is about in a sentence.
+    assert re.match(r"## [A-Z].*\n\n\S.*", notes[0]["widgets_values"][0])
+    assert notes[0]["title"] == "Read me first"
     assert "not removed for good" in text
     assert "SD 1.5" in text or "Stable Diffusion 1.5" in text
 
@@ -221,9 +298,10 @@ def test_models_are_named_for_the_missing_model_dialog(file: Path) -> None:
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ("few_shot_encoder_unlearn", "load_erased_clip"),
-        ("few_shot_encoder_unlearn", "erased_clip_animatediff"),
-        ("image_to_video_unlearn", "erased_clip_wan"),
+        (templates.PICTURES, templates.USE_CLIP),
+        (templates.KEY_STEP, templates.USE_MODEL),
+        (templates.PICTURES, video_thumbnails.ANIMATEDIFF),
+        (video_thumbnails.TO_VIDEO, video_thumbnails.LOADED),
     ],
 )
 def test_the_second_loads_what_the_first_saves(
@@ -232,31 +310,28 @@ def test_the_second_loads_what_the_first_saves(
     (save,) = [
         node
         for node in api_prompt(thumbnails.load(first), info).values()
-        if node["class_type"] == "SaveErasedCLIP"
+        if node["class_type"].startswith("SaveErased")
     ]
     (loaded,) = [
         node
         for node in api_prompt(native(thumbnails.load(second)), info).values()
-        if node["class_type"] == "LoadErasedCLIP"
+        if node["class_type"].startswith("LoadErased")
     ]
     prefix = save["inputs"]["filename_prefix"].removeprefix("loras/")
     assert loaded["inputs"]["erasure_name"] == f"{prefix}_00001_.safetensors"
 
 
 def test_before_and_after_differ_in_what_was_erased_alone(info: dict[str, Any]) -> None:
-    for name in (*thumbnails.NAMES, *video_thumbnails.WAN):
-        if thumbnails.result(thumbnails.load(name)) is not None:
-            continue  # it shows one picture, not pairs
-        erased = "model" if name.endswith("unet_unlearn") else "clip"
+    for name in video_thumbnails.WAN:
         workflow = thumbnails.load(name)
         prompt = api_prompt(workflow, info)
 
-        def chain(node: str, prompt: dict[str, Any] = prompt, erased: str = erased) -> Any:
-            """All that decides a picture, with what makes the erased CLIP or MODEL left out."""
+        def chain(node: str, prompt: dict[str, Any] = prompt) -> Any:
+            """All that decides a picture, with what makes the erased CLIP left out."""
             inputs = {
                 key: chain(value[0]) if isinstance(value, list) else value
                 for key, value in prompt[node]["inputs"].items()
-                if key != erased
+                if key != "clip"
             }
             return prompt[node]["class_type"], inputs
 
@@ -271,7 +346,8 @@ def test_help_pages(info: dict[str, Any]) -> None:
     own = {
         name: node
         for name, node in info.items()
-        if node["python_module"].startswith("custom_nodes.") and node["category"] == "unlearn"
+        if node["python_module"].startswith("custom_nodes.")
+        and node["category"].startswith("unlearn/")
     }
     assert {page.stem for page in DOCS.glob("*.md")} == set(own)
     for name, node in own.items():
@@ -281,25 +357,24 @@ def test_help_pages(info: dict[str, Any]) -> None:
             assert f"**{word}" in text, f"{name}.md does not explain {word}"
 
 
+def newest(server: Server) -> str:
+    """Other tests may have saved under this name: what counts is the last file."""
+    return demo.newest(server.output, "erased_clip_*.safetensors").name
+
+
 @pytest.mark.slow
 def test_few_shot_unlearns_what_it_says(server: Server, few_shot: dict[str, Any]) -> None:
     judge = Judge()
-    shares = {}
-    for what, nodes in thumbnails.comparisons(thumbnails.load("few_shot_encoder_unlearn")).items():
-        word = what.split(",")[0]
-        for node in nodes:
-            pictures = server.images(few_shot, node)
-            assert [picture.size for picture in pictures] == [(128, 128)] * 4
-            pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
-            answers = judge(torch.from_numpy(pixels).float() / 255)
-            found = sum(answer["object"] == word for answer in answers) / len(answers)
-            shares.setdefault(what, []).append(found)
-    for what, (before, after) in shares.items():
-        assert before >= 0.75, shares
-        if what.startswith("mushroom"):
-            assert after <= 0.25, shares
-        else:
-            assert after >= 0.75, shares
+    for what, style in (("mushroom", "noto"), ("pineapple", "glossy")):
+        prompt = measure.Prompt(f"a photo of a {what} in {style} style", what, style)
+        shares = []
+        for file in (None, newest(server)):
+            history = server.run(demo.drawing_prompt([prompt] * 4, file, 7))
+            answers = judge(demo.pictures(server, history, 4))
+            shares.append(sum(answer["object"] == what for answer in answers) / 4)
+        before, after = shares
+        assert before >= 0.75, (what, shares)
+        assert after <= 0.25 if what == "mushroom" else after >= 0.75, (what, shares)
 
 
 @pytest.mark.slow
@@ -313,26 +388,23 @@ def test_few_shot_says_and_keeps_what_it_did(server: Server, few_shot: dict[str,
 
 @pytest.mark.slow
 def test_load_draws_what_few_shot_drew(server: Server, few_shot: dict[str, Any]) -> None:
-    """Through the saved file the same prompts and seeds give the same pictures, to rounding."""
-    workflow = thumbnails.load("load_erased_clip")
+    """Through the saved file Compare Erasure draws the same pictures, to rounding."""
+    workflow = thumbnails.load(templates.USE_CLIP)
     prompt = api_prompt(workflow, server.object_info())
     (node,) = [node for node in prompt.values() if node["class_type"] == "LoadErasedCLIP"]
-    # Other tests may have saved under this name: what counts is the last file.
-    saved = max(
-        (server.output / "loras").glob("erased_clip_*.safetensors"),
-        key=lambda file: file.stat().st_mtime,
-    )
-    node["inputs"]["erasure_name"] = saved.name
+    node["inputs"]["erasure_name"] = newest(server)
     history = server.run(prompt, workflow)
-    first = thumbnails.comparisons(thumbnails.load("few_shot_encoder_unlearn"))
 
-    def pixels(history: dict[str, Any], node: int) -> np.ndarray:
-        return np.stack([np.asarray(p.convert("RGB"), float) for p in server.images(history, node)])
+    def sides(history: dict[str, Any], name: str) -> list[np.ndarray]:
+        """The pictures on the left and on the right of Compare Erasure's, without its figures."""
+        compared = thumbnails.result(thumbnails.load(name))
+        (sheet,) = (np.asarray(p.convert("RGB"), float) for p in server.images(history, compared))
+        half = sheet.shape[1] // 2
+        return [sheet[40:360, :half], sheet[40:360, half:]]
 
-    for what, nodes in thumbnails.comparisons(workflow).items():
-        before, after = (pixels(few_shot, node) for node in first[what])
-        loaded_before, loaded_after = (pixels(history, node) for node in nodes)
-        effect = np.abs(after - before).mean()
-        assert effect > 0.2  # of 255
-        assert np.abs(loaded_before - before).mean() < 1e-3 * effect
-        assert np.abs(loaded_after - after).mean() < 0.02 * effect
+    before, after = sides(few_shot, templates.PICTURES)
+    loaded_before, loaded_after = sides(history, templates.USE_CLIP)
+    effect = np.abs(after - before).mean()
+    assert effect > 0.2  # of 255
+    assert np.abs(loaded_before - before).mean() < 1e-3 * effect
+    assert np.abs(loaded_after - after).mean() < 0.02 * effect

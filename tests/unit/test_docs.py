@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from testbed.bench.table import table
-from testbed.showcase import graph_picture
+from testbed.showcase import graph_picture, templates
 from unlearn.cli.program import COMMANDS
 from unlearn.core.record import RECORD
 
@@ -147,7 +147,7 @@ def test_the_guide_names_every_node() -> None:
 
 def test_the_graph_is_that_of_the_workflow() -> None:
     """Its picture is made again, and is the same but for smoothing."""
-    workflow = json.loads(read(ROOT / "workflows" / "closed_form_encoder_unlearn.json"))
+    workflow = json.loads(read(templates.FOLDER / f"{templates.SECONDS}.json"))
     shown = set(graph_picture.WIDGETS)
     made = graph_picture.picture(workflow, graph_picture.names(ROOT), shown)
     with Image.open(DOCS / "graph.png") as kept:

@@ -51,10 +51,9 @@ class ClosedFormSettings(MethodSettings):
     other_names: bool = setting(
         True,
         "Take out with a concept its plural and those synonyms that the text encoder reads as it.",
-        advanced=True,
     )
-    seed: int = shared.seed(advanced=True)
-    protect: tuple[str, ...] = shared.protect(modes=(), advanced=True)
+    seed: int = shared.seed()
+    protect: tuple[str, ...] = shared.protect(modes=())
     sentences: int = constant(96, "Prompts of each concept.")
     others: int = constant(512, "Prompts of other things, which must stay.")
     hold: float = constant(50.0, "Weight of the other prompts.")

@@ -58,6 +58,7 @@ class DomainCorrectionSettings(MethodSettings):
         at_most=10000,
         own="32, in mode paper 1000",
         option="shots",
+        label="shots",
     )
     prompts: int = constant(200, "From how many different prompts they are drawn, at most.")
     iterations: int | None = setting(
@@ -67,6 +68,7 @@ class DomainCorrectionSettings(MethodSettings):
         at_most=100000,
         own="240, in mode paper 2000",
         option="steps",
+        label="max_steps",
     )
     alone: int | None = constant(
         None,
@@ -115,7 +117,6 @@ class DomainCorrectionSettings(MethodSettings):
         "in it.",
         modes=PAPER,
         optional=True,
-        advanced=True,
     )
 
     @property

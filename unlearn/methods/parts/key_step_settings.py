@@ -72,6 +72,7 @@ class KeyStepSettings(MethodSettings):
         at_most=100000,
         own="240, in mode paper the paper's for the kind",
         option="steps",
+        label="max_steps",
     )
     trainable: NetworkTrainable | None = setting(
         None,
@@ -146,7 +147,6 @@ class KeyStepSettings(MethodSettings):
         own="flux for flow models, else stable diffusion",
         own_choice="by model",
         optional=True,
-        advanced=True,
         option=None,  # the command knows no Flux
     )
     precision: Literal["float32", "bfloat16"] = setting(
@@ -155,7 +155,6 @@ class KeyStepSettings(MethodSettings):
         "steps are then too small to move a weight.",
         modes=PAPER,
         optional=True,
-        advanced=True,
         option=None,  # the command's --precision is that of the file
     )
     task: InitVar = None

@@ -85,8 +85,8 @@ class Setting:
     """Its name in the command. None: it has no option."""
     widget: str | None = None
     """Its name in the node. None: it has no widget."""
-    advanced: bool = False
-    """Whether the node shows it among the advanced ones only, where the host has such."""
+    label: str | None = None
+    """What the node shows as its name. None: its field's name."""
     optional: bool = False
     """Whether prompts of the API may leave the widget out."""
     own: str = ""
