@@ -36,7 +36,8 @@ class LoadErased(UnlearnNode):
         return io.Schema(
             node_id="LoadErased",
             display_name="Load Erased",
-            category="unlearn",
+            category="unlearn/load",
+            search_aliases=["LoRA", "forget", "erase", "apply erasure", "unlearn"],
             description=(
                 "Puts up to five saved erasures on a model and its text encoder, each at a "
                 "strength of its own."
@@ -125,7 +126,7 @@ def _row(row: int) -> list[io.Input]:
     )
     strength = strength_input("MODEL or CLIP")
     strength.id, strength.optional = f"strength_{row}", True
-    return [file, strength] if row <= AT_ONCE else [advanced(file), advanced(strength)]
+    return [file, strength] if row <= AT_ONCE else advanced(file, strength)
 
 
 def check_connected(name: str, erasure: Erasure, model, clip) -> None:

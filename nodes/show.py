@@ -29,7 +29,8 @@ class ShowErasure(UnlearnNode):
         return io.Schema(
             node_id="ShowErasure",
             display_name="Show Erasure",
-            category="unlearn",
+            category="unlearn/check",
+            search_aliases=["receipt", "what is erased", "before after", "LoRA", "unlearn"],
             description=(
                 "Says what an erasure is: what was erased, from which model, how and when, "
                 "and what was measured. Shows small pictures before and after, where it has some."

@@ -10,7 +10,7 @@ import torch
 
 import testbed.model.pack
 
-SMALL = {"sentences": 24, "others": 96}
+SMALL = {"sentences": 24, "others": 192}
 NAMED = ["a photo of a fox, noto style", "the fox", "an ink drawing of a fox"]
 ANCHORED = [prompt.replace("fox", "koala") for prompt in NAMED]
 OTHERS = ["a photo of a castle, blob style", "an owl", "Zorvik", "", "two pizzas in flat style"]
@@ -80,21 +80,21 @@ def test_one_pass_computes_what_the_erased_encoder_computes(
 ) -> None:
     """The hidden states are carried along: at the end each prompt has the states that the erased
     encoder gives it."""
-    closed = pack.unlearn.methods.closed_form
+    closed, shared = pack.unlearn.methods.closed_form, pack.unlearn.methods.parts
     last: list = []
 
-    class Kept(closed.Solver):
+    class Kept(shared.encoder_solver.Solver):
         def at(self, place, waiting):
             changes = super().at(place, waiting)
             last[:] = [c and one.changed(place, c) for one, c in zip(waiting, changes)]
             return changes
 
-    monkeypatch.setattr(closed, "Solver", Kept)
+    monkeypatch.setattr(shared.encoder_solver, "Solver", Kept)
     model = model_of(pack, parts)
     settings = closed.ClosedFormSettings(anchor="koala", sentences=4, others=8, other_names=False)
     with torch.inference_mode(), model.training(gradients=False):
         erasure = closed.closed_form(model, ["fox"], settings)
-        prompts = closed.Prompts.of(model, ["fox"], settings)
+        prompts = shared.solve_prompts.Prompts.of(model, ["fox"], settings.solve)
     edited = (*pack.nodes.backend.apply.erased(*parts[:2], erasure), parts[2])
     edited_model, normed = model_of(pack, edited), edited[1].cond_stage_model.clip_l.transformer
     norm = normed.text_model.final_layer_norm

@@ -77,7 +77,8 @@ def unlearnt(pack: ModuleType, loaded: Loaded, concept: str, anchor: str, **more
     settings = closed.ClosedFormSettings(anchor=anchor, **{**FEW, **more})
     with model.training(gradients=False):
         erasure = closed.closed_form(model, [concept], settings)
-        prompts = closed.Prompts.of(model, [concept], settings)
+        parts = pack.unlearn.methods.parts
+        prompts = parts.solve_prompts.Prompts.of(model, [concept], settings.solve)
     by_part = []
     for part in ("named", "neutral", "others"):
         batches = zip(prompts.batches, prompts.numbers, prompts.parts)

@@ -62,8 +62,8 @@ def test_erasures_alone_are_offered_newest_first_each_to_its_loader(
         at(place / f"{name}.safetensors", seconds)
     at(folders["text_encoders"] / "theirs.safetensors", 9_000)
     new = str(Path("erased") / "new.safetensors")
-    assert options(erased.LoadErasedClip) == [new, "old.safetensors", "theirs.safetensors"]
-    assert options(erased.LoadErasedModel) == ["drawn.safetensors"]
+    assert options(erased.LoadErasedClip) == [new, "old.safetensors", "theirs.safetensors", "none"]
+    assert options(erased.LoadErasedModel) == ["drawn.safetensors", "none"]
     assert options(pack.nodes.show.ShowErasure) == [new, "old.safetensors", "drawn.safetensors"]
     _, erasure, _ = run(erased.LoadErasedClip, clip, new, 1.0)
     assert erasure.concepts == ["fox"]

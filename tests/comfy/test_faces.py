@@ -22,9 +22,15 @@ TRAINING = list(FACES)[:4]
 SOCKETS = {"MODEL", "CLIP", "VAE", "IMAGE", "ERASURE", "CLIP_VISION"}
 MENUS = {
     "unlearn/train": {*TRAINING},
-    "unlearn/load": {"LoadErasedCLIP", "LoadErasedModel", "CombineErasedCLIP"},
+    "unlearn/load": {"LoadErasedCLIP", "LoadErasedModel", "LoadErased", "CombineErasedCLIP"},
     "unlearn/save": {"SaveErasedCLIP", "SaveErasedModel"},
-    "unlearn/check": {"CompareErasure", "ProbeErasure", "IdentifyConcept", "CopyrightMetric"},
+    "unlearn/check": {
+        "CompareErasure",
+        "ProbeErasure",
+        "IdentifyConcept",
+        "ShowErasure",
+        "CopyrightMetric",
+    },
 }
 WORDS = {
     "forget": TRAINING,
@@ -36,8 +42,14 @@ WORDS = {
     "sanitize": TRAINING,
     "safety": [*TRAINING, "ProbeErasure"],
     "nsfw": ["KeyStepUNetUnlearn"],
-    "before after": ["CompareErasure"],
-    "LoRA": ["LoadErasedCLIP", "LoadErasedModel", "SaveErasedCLIP", "SaveErasedModel"],
+    "before after": ["CompareErasure", "ShowErasure"],
+    "LoRA": [
+        "LoadErasedCLIP",
+        "LoadErasedModel",
+        "LoadErased",
+        "SaveErasedCLIP",
+        "SaveErasedModel",
+    ],
 }
 
 

@@ -16,7 +16,7 @@ from unlearn.core.conditioning import Conditioning
 from unlearn.core.kind import ANCHORS
 from unlearn.core.record import checked
 from unlearn.core.resume import Resume
-from unlearn.evaluate.verdict import Asked
+from unlearn.evaluate.known import Asked
 from unlearn.methods.domain_correction import DomainCorrectionSettings, domain_correction
 from unlearn.methods.few_shot import FewShotSettings, few_shot
 from unlearn.methods.key_step import KeyStepSettings, key_step

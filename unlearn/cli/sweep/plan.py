@@ -232,7 +232,7 @@ def read_toml(file: Path) -> dict[str, Any]:
         import tomllib
     except ImportError:  # Python 3.10
         try:
-            import tomli as tomllib
+            import tomli as tomllib  # type: ignore[no-redef]
         except ImportError:
             raise Failure(
                 "Python 3.10 cannot read a plan by itself; install tomli with: pip install tomli"
