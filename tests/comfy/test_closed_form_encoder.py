@@ -10,7 +10,7 @@ import torch
 
 import testbed.model.pack
 
-SMALL = {"sentences": 24, "others": 192}
+SMALL = {"sentences": 24, "others": 96, "other_names": False}
 NAMED = ["a photo of a fox, noto style", "the fox", "an ink drawing of a fox"]
 ANCHORED = [prompt.replace("fox", "koala") for prompt in NAMED]
 OTHERS = ["a photo of a castle, blob style", "an owl", "Zorvik", "", "two pizzas in flat style"]

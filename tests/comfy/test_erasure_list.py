@@ -95,13 +95,14 @@ def test_an_empty_list_says_what_to_do(
         (one,) = [one for one in node.define_schema().inputs if one.id == "erasure_name"]
         assert one.options == ["none"]
         assert one.tooltip.startswith("There is no erasure yet: run one of the unlearn nodes, ")
-        with pytest.raises(ValueError, match="There is no erasure yet: run one"):
-            run(node, part, "none", 1.0)
-        with pytest.raises(ValueError, match="There is no erasure yet: run one"):
-            node.validate_inputs("none")
+        assert node.validate_inputs("none") is True
+        passed, erasure, said = run(node, part, "none", 1.0)
+        assert passed is part
+        assert erasure is None
+        assert said.startswith("The original goes through. There is no erasure yet: run one")
     of_the_encoder(pack, parts[1]).save(folders["loras"] / "a.safetensors")
-    with pytest.raises(ValueError, match="No erasure is chosen"):
-        run(erased.LoadErasedClip, parts[1], "none", 1.0)
+    *_, said = run(erased.LoadErasedClip, parts[1], "none", 1.0)
+    assert said.startswith("The original goes through. No erasure is chosen")
 
 
 def test_a_refusal_names_those_that_fit(

@@ -842,7 +842,7 @@ def test_same_inputs_are_read_from_the_file(pack: ModuleType, loaded: Loaded, ou
     (file,) = output.rglob("*.safetensors")
     written = file.stat().st_mtime_ns
     again = execute(pack, loaded)
-    assert again[4].startswith("Trained before with these inputs")
+    assert "\nTrained before with these inputs" in again[4]
     assert file.stat().st_mtime_ns == written
     assert_close_to(conditioning(again[0]), conditioning(first[0]), conditioning(loaded.clip))
 
@@ -917,7 +917,7 @@ def test_damaged_file_is_trained_anew_and_replaced(
 ) -> None:
     one_trained.write_bytes(one_trained.read_bytes()[:1000])
     again = execute(pack, loaded, max_steps=1)
-    assert not again[4].startswith("Trained before")
+    assert "Trained before" not in again[4]
     assert pack.unlearn.core.erasure.Erasure.load(one_trained).concepts == ["cat"]
 
 

@@ -73,7 +73,6 @@ def test_an_old_prompt_of_two_rows_has_no_others(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({}, "No erasure is chosen: choose one in erasure_1"),
         ({"erasure_1": "cat.safetensors"}, "changes the denoiser: connect model, or choose none"),
         ({"erasure_2": "gone.safetensors"}, "There is no gone.safetensors in models/loras"),
         ({"erasure_1": "fox.safetensors", "strength_1": 5.0}, "strength_1 is 5.0: give a number"),
@@ -85,6 +84,14 @@ def test_what_is_missing_gets_a_sentence(
     with pytest.raises(ValueError, match=said) as error:
         run(pack.nodes.load_erased.LoadErased, clip=parts[1], **given)
     assert "\n" not in str(error.value)
+
+
+def test_without_a_choice_the_originals_go_through(
+    pack: ModuleType, parts: tuple, loras: Path
+) -> None:
+    model, clip, erasure, said = run(pack.nodes.load_erased.LoadErased, clip=parts[1])
+    assert (model, clip, erasure) == (None, parts[1], None)
+    assert said.startswith("The originals go through. No erasure is chosen")
 
 
 def test_a_file_that_changed_is_read_again(pack: ModuleType, parts: tuple, loras: Path) -> None:

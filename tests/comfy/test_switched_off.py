@@ -80,7 +80,11 @@ def test_no_template_turns_red(
 
 @pytest.mark.parametrize("mode", HOW, ids=HOW.get)
 def test_both_branches_draw_with_the_original(info: dict[str, Any], mode: int) -> None:
-    for name in ("few_shot_encoder_unlearn", "key_step_unet_unlearn", "load_erased_clip"):
+    for name in (
+        "02 Erase with pictures (Few-Shot)",
+        "04 Erase from the denoiser (Key-Step)",
+        "03 Use a saved erasure",
+    ):
         workflow = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
         (training,) = [
             n["id"]
@@ -89,23 +93,23 @@ def test_both_branches_draw_with_the_original(info: dict[str, Any], mode: int) -
         ]
         prompt = asked(switched(workflow, training, mode), info)
         (loader,) = [k for k, n in prompt.items() if n["class_type"] == "CheckpointLoaderSimple"]
-        fed = {
-            tuple(n["inputs"][socket])
-            for n in prompt.values()
-            for kind, socket in (("KSampler", "model"), ("CLIPTextEncode", "clip"))
-            if n["class_type"] == kind
+        sockets = {
+            "KSampler": {"model": 0},
+            "CLIPTextEncode": {"clip": 1},
+            "CompareErasure": {"model": 0, "clip": 1, "erased_model": 0, "erased_clip": 1},
         }
-        assert fed == {(loader, 0), (loader, 1)}
-        previews = [n for n in prompt.values() if n["class_type"] == "PreviewAny"]
-        assert any(
-            f"is {HOW[mode]}, so nothing is erased" in n["inputs"]["source"] for n in previews
-        )
+        read = 0
+        for n in prompt.values():
+            for socket, output in sockets.get(n["class_type"], {}).items():
+                read += socket in n["inputs"]
+                assert n["inputs"].get(socket) in (None, [loader, output]), (name, socket)
+        assert read
 
 
 def test_a_prompt_without_such_a_node_stays_as_it_is(info: dict[str, Any]) -> None:
     from server import PromptServer
 
-    workflow = json.loads((FOLDER / "compare.json").read_text("utf-8"))
+    workflow = json.loads((FOLDER / "03 Use a saved erasure.json").read_text("utf-8"))
     request = {"prompt": api_prompt(workflow, info)}
     assert PromptServer.instance.trigger_on_prompt(request) is request
     request["extra_data"] = {"extra_pnginfo": {"workflow": workflow}}

@@ -107,6 +107,6 @@ def test_plurals_that_the_rules_get_wrong(one: str, many: str) -> None:
 
 def test_what_is_said_of_them() -> None:
     assert told_names({"other_names": {"fox": ["foxes", "vixen"]}}) == (
-        "Taken out with it: foxes, vixen."
+        "Also taken out: foxes, vixen."
     )
     assert told_names({}) == ""

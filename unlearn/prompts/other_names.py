@@ -95,4 +95,4 @@ def told_names(record: Mapping) -> str:
     """The other names in a record, as a sentence; "" where there are none."""
     names = record.get("other_names") or {}
     every = [name for some in names.values() for name in some]
-    return f"Taken out with it: {listed(every)}." if every else ""
+    return f"Also taken out: {listed(every)}." if every else ""
