@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SUPPORT
-from graphs import cached, drawn, latents, loader, node, text
+from graphs import cached, drawn, latents, loader, node, steps_of, text
 from safetensors.torch import load_file, save_file
 from test_unet_nodes import STEPS, UNET, each_method, one_method_by_default, quick, stock, unlearn
 
@@ -72,8 +72,8 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def steps(events: list[Progress]) -> list[float]:
-    return [e.value for e in events if e.node == "unlearn" and e.total > 1 and e.preview is None]
+def steps(events: list[Progress]) -> list[int]:
+    return steps_of(events, "unlearn")
 
 
 def training(method: str, **inputs: Any) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from testbed.host.server import Server
+from testbed.host.server import Progress, Server
 
 
 def node(class_type: str, /, **inputs: Any) -> dict[str, Any]:
@@ -60,6 +62,12 @@ def drawn(server: Server, history: dict[str, Any], name: str) -> torch.Tensor:
 def text(history: dict[str, Any], name: str) -> str:
     """The text that a node shows."""
     return "".join(history["outputs"][name]["text"])
+
+
+def steps_of(events: Iterable[Progress], name: str) -> list[int]:
+    """The training steps that a node has reported."""
+    told = (re.search(r"step (\d+) of at most", e.text or "") for e in events if e.node == name)
+    return [int(found[1]) for found in told if found]
 
 
 def cached(history: dict[str, Any]) -> set[str]:
