@@ -51,6 +51,7 @@ class ClosedFormSettings(MethodSettings):
     other_names: bool = setting(
         True,
         "Take out with a concept its plural and those synonyms that the text encoder reads as it.",
+        optional=True,
     )
     seed: int = shared.seed()
     protect: tuple[str, ...] = shared.protect(modes=())
