@@ -122,6 +122,7 @@ class Progress(_Reporter, reports.Progress):
 
     def finish(self) -> None:
         """Move the bar to its end."""
+        self.course.place = 1.0
         self.enter("", 1.0)
 
     def look(self) -> None:

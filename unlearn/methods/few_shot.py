@@ -124,7 +124,7 @@ class FewShotSettings(MethodSettings):
     )
     protect: tuple[str, ...] = shared.protect()
     start_solved: bool = constant(
-        True, "Begin with what one solve takes out (closed_form.py).", modes=BALANCED
+        True, "Begin with what one solve takes out, if there is an anchor.", modes=BALANCED
     )
     harden: float = shared.harden(SECONDS)
 
@@ -173,7 +173,8 @@ def few_shot(
     )
     run = paper
     if settings.mode == "balanced":
-        start = solved_start(model, concepts, settings, progress) if settings.start_solved else None
+        solves = settings.start_solved and settings.anchor  # the neutral word would harm others
+        start = solved_start(model, concepts, settings, progress) if solves else None
         run = partial(balanced, start=start)
         if start:
             chosen["other_names"] = start.names
