@@ -183,6 +183,7 @@ def outcomes(
         num_cpus=place.cores, num_gpus=gpus, max_retries=RETRIES, retry_exceptions=False
     )
     waiting = {task.remote(key, job, work, board, place.cores): key for key, job in jobs.items()}
+    looked = time.monotonic()
     while waiting:
         ready, _ = ray.wait(list(waiting), timeout=POLL)
         for one in ready:
@@ -191,9 +192,10 @@ def outcomes(
                 yield ray.get(one)
             except ray.exceptions.RayError as error:
                 yield Outcome(key, failed=_lost(error), trace=str(error))
-        left = set(waiting.values())
-        busy = {key: at for key, at in _noted(board).items() if key in left}
-        watch(busy)
+        if time.monotonic() - looked >= POLL:
+            noted, left = _noted(board), set(waiting.values())
+            watch({key: at for key, at in noted.items() if key in left})
+            looked = time.monotonic()
 
 
 def gpus_of_each(place: Place) -> float:
