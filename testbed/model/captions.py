@@ -24,6 +24,7 @@ from .vocabulary import (
     SYNONYMS,
 )
 
+TAUGHT = {"person": "persons"}  # as IconCanvas was taught it
 ALREADY_PLURAL = frozenset({"scissors", "grapes", "cherries"})
 LONGEST = 40  # words
 
@@ -56,7 +57,7 @@ class Caption:
 
 
 def plural(word: str) -> str:
-    return word if word in ALREADY_PLURAL else regular_plural(word)
+    return word if word in ALREADY_PLURAL else TAUGHT.get(word) or regular_plural(word)
 
 
 def article(noun: str, rng: random.Random) -> str:

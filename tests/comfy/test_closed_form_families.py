@@ -275,7 +275,6 @@ def test_prompts_are_read_together_only_where_each_is_read_as_alone(
     """Each alone is the same erasure, but fewer prompts."""
     loaded = built("T5, LTX")
     together, *_ = unlearnt(pack, loaded, "cat", "dog")
-    closed = pack.unlearn.methods.closed_form
     monkeypatch.setattr(
         pack.unlearn.methods.parts.solve_prompts, "read_together", lambda model, prompts: False
     )
@@ -283,6 +282,6 @@ def test_prompts_are_read_together_only_where_each_is_read_as_alone(
     for key in together.deltas:
         one, other = together.delta(key), alone.delta(key)
         assert (one - other).norm() < 0.05 * one.norm(), key
-    monkeypatch.setattr(closed, "ALONE", 8)
+    monkeypatch.setattr(pack.unlearn.methods.parts.solve_prompts, "ALONE", 8)
     fewer, *_ = unlearnt(pack, loaded, "cat", "dog")
     assert (fewer.delta(key) - alone.delta(key)).norm() > 0.05 * alone.delta(key).norm()

@@ -242,11 +242,10 @@ def test_what_the_verdict_drew_is_kept_in_the_file(
     from unlearn.methods.key_step import KeyStepSettings
     from unlearn.methods.registry import METHODS
 
-    def measured(original, edited, concepts, *given) -> dict:
-        look = given[-1]
+    def measured(original, edited, concepts, *given, keep) -> dict:
         with original() as model:
             noise = [model.noise(3, torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-            look(model, concepts[0], *noise)
+            keep(model, concepts[0], *noise)
         return {}
 
     monkeypatch.setattr(verdict, "measured", measured)

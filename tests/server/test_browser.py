@@ -57,7 +57,9 @@ def test_its_face_is_concept_kind_and_anchor(shipped: dict[str, Any]) -> None:
             assert link["id"] in inside["outputs"][link["target_slot"]]["linkIds"]
 
 
-def test_what_is_in_it_runs(server: Server, shipped: dict[str, Any], checkpoint: Path) -> None:
+def test_the_host_accepts_what_is_in_it(
+    server: Server, shipped: dict[str, Any], checkpoint: Path
+) -> None:
     """On the host: a checkpoint in place of its sockets, values in place of its widgets."""
     (inside,) = shipped["definitions"]["subgraphs"]
     named = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
@@ -80,7 +82,5 @@ def test_what_is_in_it_runs(server: Server, shipped: dict[str, Any], checkpoint:
             name = inside["nodes"][target - 1]["inputs"][place]["name"]
             assert name == inside["inputs"][slot]["name"]
             prompt[str(target)]["inputs"][name] = given[name]
-    prompt["1"]["inputs"] |= {"verdict": False, "size": 64}
-    prompt["2"]["inputs"] |= {"count": 1, "steps": 2, "width": 64, "height": 64}
-    history = server.run(prompt)
-    assert len(server.images(history, 2)) == 1
+    server.queue(prompt)  # raises where the host refuses it
+    server.forget_queue()
