@@ -330,7 +330,10 @@ def test_both_backends_learn_the_same(backends: tuple, method: str) -> None:
     # much as the others. And rounding decides which of two like weights is cut, so that the second
     # draw finds two networks that are not quite the same.
     assert apart < {"gradient_ascent": 0.15, "weight_pruning": 0.2}[method] * one.norm()
-    assert one.record["loss"] == pytest.approx(two.record["loss"], rel=0.02)
+    # Each draw prunes what the last one left, so rounding differs more with every draw, and more on
+    # some processors.
+    rel = {"gradient_ascent": 0.02, "weight_pruning": 0.1}[method]
+    assert one.record["loss"] == pytest.approx(two.record["loss"], rel=rel)
     if method == "weight_pruning":
         for key in two.deltas:
             weight = pipeline.weights[key].detach()
