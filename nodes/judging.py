@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -85,14 +84,9 @@ class Judging:
     def _looked(self, host: ComfyModel | ComfyEncoder, progress: Progress) -> Looked | None:
         run, settings = self.run, self.run.settings
         try:
-            with ExitStack() as stack:
-                if isinstance(host, ComfyEncoder):
-                    host = ComfyModel(run.model, run.clip, run.vae, run.sides)
-                    stack.enter_context(host.training(gradients=False))
-                else:
-                    stack.enter_context(untracked())  # nothing is trained yet
+            with run.looking(host) as model:
                 return look(
-                    host,
+                    model,
                     run.concepts,
                     settings.named_as,
                     asked_word(settings.anchor),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -199,6 +200,20 @@ class TrainingRun:
         progress.finish()
         return erasure, file, resume.said + said
 
+    @contextmanager
+    def looking(self, host: ComfyModel | ComfyEncoder) -> Iterator[ComfyModel]:
+        """The original model, to draw and to ask with before anything is trained.
+
+        host: what the method works on, in its context.
+        """
+        if isinstance(host, ComfyEncoder):
+            model = ComfyModel(self.model, self.clip, self.vae, self.sides)
+            with model.training(gradients=False):
+                yield model
+        else:
+            with untracked():
+                yield host
+
     def _host(self) -> ComfyModel | ComfyEncoder:
         """What the method works on."""
         if self.method.encoder_alone:
@@ -235,14 +250,9 @@ class TrainingRun:
         if not self._chooses:
             return settings, {}
         try:
-            with ExitStack() as stack:
-                if isinstance(host, ComfyEncoder):
-                    host = ComfyModel(self.model, self.clip, self.vae, self.sides)
-                    stack.enter_context(host.training(gradients=False))
-                else:
-                    stack.enter_context(untracked())  # nothing is trained yet
-                draws = drawable(host, settings.named_as, settings.seed, progress)
-                return anchored(host, self.concepts, settings, draws, progress)
+            with self.looking(host) as model:
+                draws = drawable(model, settings.named_as, settings.seed, progress)
+                return anchored(model, self.concepts, settings, draws, progress)
         except verdicts.NOT_MEASURED:
             soft_empty_cache()
             return settings, {}

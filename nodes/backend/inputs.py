@@ -25,29 +25,35 @@ def checked(one: io.Input, value: Any) -> Any:
     return check(one, value) if check else check_socket(one.id, one.get_io_type(), value)
 
 
+def named(one: io.Input) -> str:
+    """An input by the name that the node shows, and by its own where that is another."""
+    shown_as = one.display_name or one.id
+    return one.id if shown_as == one.id else f"{shown_as} ({one.id})"
+
+
 def _whole_number(one: io.Int.Input, value: Any) -> int:
     step = one.step or 1
     what = f"a multiple of {step}" if step > 1 else "a whole number"
     wanted = f"give {what} from {one.min} to {one.max}"
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise ValueError(f"{one.id} is {shown(value)}: {wanted}.")
+        raise ValueError(f"{named(one)} is {shown(value)}: {wanted}.")
     if not one.min <= value <= one.max or (value - one.min) % step:
-        raise ValueError(f"{one.id} is {shown(int(value))}: {wanted}.")
+        raise ValueError(f"{named(one)} is {shown(int(value))}: {wanted}.")
     return int(value)
 
 
 def _number(one: io.Float.Input, value: Any) -> float:
     wanted = f"give a number from {one.min:g} to {one.max:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{one.id} is {shown(value)}: {wanted}.")
+        raise ValueError(f"{named(one)} is {shown(value)}: {wanted}.")
     if not one.min <= value <= one.max:  # NaN lies in no range
-        raise ValueError(f"{one.id} is {shown(value)}: {wanted}.")
+        raise ValueError(f"{named(one)} is {shown(value)}: {wanted}.")
     return float(value)
 
 
 def _switch(one: io.Boolean.Input, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"{one.id} is {shown(value)}: give true or false.")
+        raise ValueError(f"{named(one)} is {shown(value)}: give true or false.")
     return value
 
 
@@ -56,7 +62,7 @@ def _choice(one: io.Combo.Input, value: Any) -> str:
     if value not in one.options:
         few = len(one.options) <= 12
         which = ", ".join(one.options) if few else "one of those that the node offers"
-        raise ValueError(f"{one.id} is {shown(value)}: choose {which}.")
+        raise ValueError(f"{named(one)} is {shown(value)}: choose {which}.")
     return value
 
 
@@ -68,16 +74,16 @@ def file_name(one: io.Combo.Input, value: Any) -> str:
 
 def _text(one: io.Input, value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{one.id} is {shown(value)}: give a text.")
+        raise ValueError(f"{named(one)} is {shown(value)}: give a text.")
     longest = PAGE if getattr(one, "multiline", False) else LINE
     if len(value) > longest:
         raise ValueError(
-            f"{one.id} is a text of {len(value):,} characters: give one of at most {longest:,}."
+            f"{named(one)} is a text of {len(value):,} characters: give one of at most {longest:,}."
         )
     if "\0" in value:
-        raise ValueError(f"{one.id} holds a null character, which no text has: type it anew.")
+        raise ValueError(f"{named(one)} holds a null character, which no text has: type it anew.")
     if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError(f"{one.id} holds half a character (a surrogate): type it anew.")
+        raise ValueError(f"{named(one)} holds half a character (a surrogate): type it anew.")
     return value
 
 

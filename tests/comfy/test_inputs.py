@@ -315,7 +315,7 @@ def test_the_host_takes_a_kind_by_its_old_name(
     prompt = base | {"unlearn": node("KeyStepUNetUnlearn", **given)} | SHOWS
     if task == "thing":
         (error,) = refused(prompt)["unlearn"]
-        assert "task is 'thing': choose object, style, character, nudity." in error
+        assert "kind (task) is 'thing': choose object, style, character, nudity." in error
         return
     assert not refused(prompt)
     if task == "instance":

@@ -14,7 +14,7 @@ import torch
 
 from ..core.kind import Kind
 from ..core.progress import SILENT, Progress
-from .anchor_choice import SAMPLE, effects, listed
+from .anchor_choice import SAMPLE, SENTENCES, effects, listed
 from .paraphrases import plural
 from .synonyms import synonyms
 from .translations import translations
@@ -23,10 +23,9 @@ from .vocabulary import VOCABULARY
 if TYPE_CHECKING:
     from ..core.model import TextModel
 
-# Two sentences that have little in common but the word.
-SENTENCES: dict[Kind, tuple[str, str]] = {
-    "object": ("a photo of a {}", "{} in the rain at night, highly detailed"),
-    "character": ("a photo of {}", "{} in the rain at night, highly detailed"),
+# The sentences in which a name is read. An action has none: it has no list of synonyms.
+READ_IN: dict[Kind, tuple[str, str]] = {
+    **SENTENCES,
     "style": ("a painting in the style of {}", "a house in the rain at night, {} style"),
 }
 # The cosine of two meanings from which one word is taken for another name of the other. Two things
@@ -57,7 +56,7 @@ def other_names(
     every = [*sample, *words, *(concept for concept in concepts if concept not in words)]
     read = [
         effects(model, sentence, every, range(len(sample)), progress, "reading its other names")
-        for sentence in SENTENCES[kind]
+        for sentence in READ_IN[kind]
     ]
     meaning = dict(zip(every, sum(read)))
     found = {}
@@ -76,7 +75,7 @@ def other_names(
 
 def candidates(concept: str, kind: Kind) -> list[str]:
     """Words that may be other names of the concept."""
-    if kind not in SENTENCES:
+    if kind not in READ_IN:
         return []
     same = synonyms(concept)
     if kind == "object":

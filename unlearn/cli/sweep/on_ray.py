@@ -150,7 +150,7 @@ def _joined(options: Mapping[str, Any]) -> Any:
             before = set(psutil.Process().children(recursive=True))
             try:
                 return ray.init(**options)
-            except Exception:
+            except Exception:  # Ray has many for a start that took too long
                 left -= 1
                 if not left:
                     raise
