@@ -1122,9 +1122,10 @@ FAULTS: list[Fault] = [
         "other names",
         "unlearn/prompts/other_names.py",
         ["other_names"],
-        ("whatever the list says", "closeness[name] >= ALIKE and", ""),
+        ("whatever the list says", " if closeness[name] >= ALIKE", ""),
         ("no synonyms", "same = synonyms(concept)", "same = []"),
-        ("plurals are asked for", "and name not in many]", "]"),
+        ("plurals are asked for", "list(dict.fromkeys([*many, *alike]))", "alike"),
+        ("a plural twice", "list(dict.fromkeys([*many, *alike]))", "[*many, *alike]"),
         ("the farthest first", "key=lambda name: -round", "key=lambda name: round"),
     ),
     *faults(

@@ -17,6 +17,7 @@ WIDTH = 96
 # What a word means, as a share of another word's meaning.
 LIKE = {
     "foxes": ("fox", 0.2),  # hardly known, and still a plural
+    "owls": ("owl", 0.9),
     "vixen": ("fox", 0.9),
     "Fuchs": ("fox", 0.7),
     "vixens": ("fox", 0.8),

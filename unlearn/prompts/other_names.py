@@ -66,10 +66,10 @@ def other_names(
             for name in names
         }
         closest = sorted(closeness, key=lambda name: -round(closeness[name], 4))
-        many = plurals(concept, kind)
-        kept = [name for name in closest if closeness[name] >= ALIKE and name not in many]
-        if names := [*(name for name in many if name in names), *kept][:MOST]:
-            found[concept] = names
+        many = [name for name in plurals(concept, kind) if name in names]
+        alike = [name for name in closest if closeness[name] >= ALIKE]
+        if kept := list(dict.fromkeys([*many, *alike]))[:MOST]:
+            found[concept] = kept
     return found
 
 
