@@ -16,7 +16,7 @@ from ..unlearn.evaluate import verdict as verdicts
 from ..unlearn.evaluate.known import Looked, look, misspelt
 from ..unlearn.evaluate.picture_check import check_pictures
 from ..unlearn.evaluate.thumbnails import Thumbnails, may_be_shown
-from ..unlearn.methods.parts import way_left
+from ..unlearn.methods.parts import hard_rounds, way_left
 from ..unlearn.prompts.anchor_choice import recorded, told
 from ..unlearn.prompts.other_names import told_names
 from ..unlearn.prompts.word_checks import asked_anchor
@@ -120,7 +120,7 @@ class Judging:
                     said += " It could not be written into the file."
         lines = [said, *verdicts.doubts(erasure.record), told(erasure.record)]
         lines.append(told_names(erasure.record))
-        lines.append(way_left.told(erasure.record))
+        lines += [way_left.told(erasure.record), hard_rounds.told(erasure.record)]
         if has_hooks(self.run.clip):
             lines.append("The hooks on this CLIP were left out: it is learnt without them.")
         return erasure, "".join(f"{line}\n" for line in lines if line)

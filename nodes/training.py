@@ -142,7 +142,7 @@ class TrainingRun:
         resume.reserved = file_bytes(planned)
         check_space(file, resume.reserved)
         tell(node_id, f"unlearning {', '.join(self.concepts)} takes {planned.sentence()}")
-        with PeakMemory(host.device) as memory, host.training():
+        with PeakMemory(host.device) as memory, host.training(settings.gradients):
             draw = None
             if host.vae is not None:
                 asked = sentence(settings.named_as, self.concepts[0])

@@ -17,6 +17,7 @@ from ...unlearn.methods.parts.encoder_solver import TOKENS
 from ...unlearn.methods.parts.solve_prompts import most_kept
 from .checks import check_clip, check_patcher
 from .dynamic_vram import static_clip
+from .gradients import in_training
 from .identity import fingerprints, without_hooks
 from .memory import MEASURED, MemoryPlan
 from .read_depth import check_conditioning, unread_layers
@@ -32,8 +33,8 @@ COPIES = 2  # of what is kept of all prompts, and of a layer's square of inputs,
 class ComfyEncoder(TextPart):
     """A TextModel (see unlearn.core.model) on a CLIP.
 
-    Use it inside `with encoder.training(gradients=False):`. It has no gradients: what it is for is
-    solved, not trained.
+    Use it inside `with encoder.training():`. What it is for is solved, not trained: gradients are
+    only asked for where words are sought.
     """
 
     vae = None
@@ -77,14 +78,22 @@ class ComfyEncoder(TextPart):
 
     @contextmanager
     def training(self, gradients: bool = False) -> Iterator[ComfyEncoder]:
-        """The encoder in place, as it computes for drawing."""
+        """The encoder in place, as it computes for drawing; with gradients as in training, see
+        `gradients.in_training`."""
         with ExitStack() as stack:
-            stack.enter_context(told_with_version())
+            stack.enter_context(told_with_version(lambda: self._began))
             with torch.inference_mode():
                 self.residency.load()
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.no_grad())
-            yield self
+            if gradients:
+                parts = ((self.encoder, self.clip.patcher.load_device),)
+                self._saved = stack.enter_context(in_training(parts, self.encoder))
+            else:
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.no_grad())
+            try:
+                yield self
+            finally:
+                self._saved = None
 
     def fingerprints(self, keys: Iterable[str]) -> dict[str, str]:
         """Fingerprints of the encoder's own weights, without any LoRA or hook on top."""

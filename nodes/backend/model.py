@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 
-import comfy.model_management as management
 import torch
 from torch.utils._pytree import tree_leaves
 
@@ -17,7 +16,6 @@ from ...unlearn.core.erasure import NETWORK
 from ...unlearn.core.first_token import first_token_detached
 from ...unlearn.core.model import Part
 from ...unlearn.core.trainable import encoder_weights, network_rows, network_weights
-from .aliasing import aliased
 from .autoencoder import drawn_from
 from .checks import (
     autoencoder,
@@ -28,14 +26,13 @@ from .checks import (
     check_vae_fits,
 )
 from .denoiser import Denoiser
-from .differentiable import in_one_stream, trainable_kernels, untracked
+from .differentiable import untracked
 from .dynamic_vram import static_clip, static_model
+from .gradients import in_training
 from .identity import fingerprints, without_hooks
 from .memory import MEASURED, MemoryPlan, leave_room_for_classifier, plan_attack, plan_training
-from .packed import unpacked_for_products
 from .patching import edited
 from .read_depth import check_read, is_spoilt, spoilt, unread_layers
-from .recompute import checkpointed
 from .residency import Residency
 from .sampling import sampled
 from .schedule import Schedule
@@ -73,7 +70,6 @@ class ComfyModel(TextPart):
         self.schedule = Schedule(self.patcher)
         self.text = TextEncoder(self.clip, self.residency)
         self.denoiser = Denoiser(self.patcher, self.schedule, self.residency)
-        self._saved = None  # what autograd keeps while `training`
         self._began = False  # whether a step has gone well
 
     @property
@@ -119,53 +115,23 @@ class ComfyModel(TextPart):
 
     @contextmanager
     def training(self, gradients: bool = True) -> Iterator[ComfyModel]:
-        """Gradients through the host's modules, none of whose weights changes or is copied.
-
-        `in_training` makes the host choose kernels that have a backward pass. Encoders write into
-        their activations, which autograd must be allowed to survive. gradients: whether there are
-        any; without them all is computed alike, in less time.
-        """
-        was_training, encoder = management.in_training, self.clip.patcher
+        """Gradients through the host's modules; see `gradients.in_training`. gradients: whether
+        there are any."""
+        encoder = self.clip.patcher
+        parts = (self.layers, self.device), (self.encoder, encoder.load_device)
         with ExitStack() as stack:
             stack.enter_context(told_with_version(lambda: self._began))
             # The weights that the host brings to the card are of the kind that it leaves them in.
             with torch.inference_mode():
                 self.residency.load()
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.set_grad_enabled(gradients))
-            stack.enter_context(in_one_stream())
-            stack.enter_context(trainable_kernels(self.encoder))
-            stack.enter_context(aliased((self.network, self.encoder)))
-            stack.callback(setattr, management, "in_training", was_training)
-            management.in_training = True
-            parts = (self.layers, self.device), (self.encoder, encoder.load_device)
-            stack.enter_context(unpacked_for_products(parts))
-            modules = (self.layers, self.encoder)
-            stack.enter_context(checkpointed(modules, bool(self.checkpointing)))
-            if gradients:  # it looks at every single operation
-                self._saved = stack.enter_context(
-                    torch.autograd.graph.allow_mutation_on_saved_tensors()
-                )
+            recomputed, around = bool(self.checkpointing), (self.network,)
+            self._saved = stack.enter_context(
+                in_training(parts, self.encoder, gradients, recomputed, around)
+            )
             try:
                 yield self
-            except BaseException:
-                # What is left of a backward pass that failed, its whole graph, PyTorch holds until
-                # the next one in this thread.
-                with torch.enable_grad():
-                    torch.zeros((), requires_grad=True).backward()
-                raise
             finally:
                 self._saved = None
-
-    def release_saved_tensors(self) -> None:
-        """Let go of activations saved for backward passes that are over or never came.
-
-        They hold the very graphs that hold them: without this a graph that is not gone through to
-        its end, as with two gradients of one step, stays until the training is over.
-        """
-        self._began = True
-        if self._saved is not None:
-            self._saved.clear()
 
     @cached_property
     def _one_a_token(self) -> bool:

@@ -25,6 +25,10 @@ class TextPart:
     text: TextEncoder
     _one_a_token: Any
     """Whether one vector for each token of a prompt is given on, and nothing else."""
+    _saved: Any = None
+    """What autograd keeps while gradients pass."""
+    _began = False
+    """Whether a step has gone well."""
     _unread: Any
     """{a stack of the encoder's layers: how many at its end nothing is given on of}."""
 
@@ -54,6 +58,16 @@ class TextPart:
 
     def readings(self, words: str) -> list[Reading]:
         return readings(self.clip, words)
+
+    def release_saved_tensors(self) -> None:
+        """Let go of activations saved for backward passes that are over or never came.
+
+        They hold the very graphs that hold them: without this a graph that is not gone through to
+        its end, as with two gradients of one step, stays until the training is over.
+        """
+        self._began = True
+        if self._saved is not None:
+            self._saved.clear()
 
     def token_count(self, words: str) -> int:
         return max(len(one.tokens) for one in self.readings(words))

@@ -40,6 +40,7 @@ PLAN: dict[str, dict[str, tuple[str, ...]]] = {
     "closed_form": {
         "balanced": CONCEPTS,
         "balanced-neutral": QUICK[:3],
+        "balanced-hardened": FEW,
     },
     "few_shot": {
         "balanced": CONCEPTS,

@@ -18,6 +18,7 @@ from .plan import EPOCHS, epochs_of
 
 SHOTS = 4
 HARDENED = 60  # seconds
+ROUNDS = 3  # of hardening, where it is solved for
 CLIP_WIDTH, WIDTH = 768, 192  # of CLIP-L, which the paper edits, and of IconCanvas's encoder
 
 
@@ -85,7 +86,7 @@ def settings_of(method, job: dict, kind: str):
     variants = {
         "neighbour": lambda: {"anchor": neighbour(job["concept"])},
         "neutral": lambda: {"anchor": "neutral"},
-        "hardened": lambda: {"harden": HARDENED},
+        "hardened": lambda: {"harden": HARDENED, "harden_rounds": ROUNDS},
         "all": lambda: {"trainable": "all"},
         "scaled": lambda: {"learning_rate": 1e-5 * CLIP_WIDTH / WIDTH},
         "solved": lambda: {"iterations": 0},

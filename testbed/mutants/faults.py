@@ -1006,7 +1006,7 @@ FAULTS: list[Fault] = [
     ),
     *faults(
         "word search",
-        "unlearn/attacks/token_search.py",
+        "unlearn/core/token_search.py",
         ["probe"],
         ("keeps what is worse", "better = losses < least", "better = losses > least"),
         (

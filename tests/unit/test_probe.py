@@ -13,7 +13,7 @@ import pytest
 import torch
 from commands import CPU
 
-from unlearn.attacks.token_search import search
+from unlearn.core.token_search import search
 from unlearn.core.token_slots import Vocabulary
 from unlearn.evaluate.probe import (
     CANNOT,

@@ -3,9 +3,9 @@
 Tsai et al., arXiv 2310.10012 (ICLR 2024). The attacker has only the original text encoder. What
 sentences with the concept have before sentences without it is a direction v; words are sought whose
 conditioning is near that of a prompt moved three times v further. The denoiser is not asked.
-Ours are the search among words (token_search.py, the paper has a genetic one, with a population of
-200 and 3000 generations) and that the words of the name are left out, since an erasure has dealt
-with those.
+Ours are the search among words (core/token_search.py; the paper has a genetic one, with a
+population of 200 and 3000 generations) and that the words of the name are left out, since an
+erasure has dealt with those.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ..core.conditioning import Conditioning
 from ..core.kind import Kind
 from ..core.model import DiffusionModel
 from ..core.progress import SILENT, Progress
+from ..core.token_search import search
 from ..prompts.sampler import PromptSampler
 from .attack import Attack, Goal
-from .token_search import search
 
 NAME = "Ring-A-Bell"
 

@@ -2,9 +2,9 @@
 
 Zhang et al., arXiv 2310.11868 (ECCV 2024). The attacker has the erased model and, for each prompt,
 a picture of what it used to draw. Words are sought under which the erased model predicts the noise
-in that picture. Ours is the search among words (token_search.py); that it begins with words under
-which the erased text encoder says most nearly what the original one said of the prompt, which asks
-no denoiser; and that every step sees the same draws of noise and timestep, where the paper
+in that picture. Ours is the search among words (core/token_search.py); that it begins with words
+under which the erased text encoder says most nearly what the original one said of the prompt, which
+asks no denoiser; and that every step sees the same draws of noise and timestep, where the paper
 walks through 50 timesteps with 40 steps at each. The paper draws a picture after each timestep and
 stops at the first that shows the concept; here the words are noted at `looks` steps, and whoever
 runs the attack draws them all.
@@ -21,9 +21,9 @@ from ..core.conditioning import Conditioning
 from ..core.kind import Kind
 from ..core.model import DiffusionModel
 from ..core.progress import SILENT, Progress
+from ..core.token_search import search
 from .attack import Attack, Found, Goal
 from .denoising_targets import Targets
-from .token_search import search
 
 NAME = "UnlearnDiffAtk"
 FIRST_TRIES = 8

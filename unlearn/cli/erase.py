@@ -25,7 +25,7 @@ from ..evaluate.anchor_check import drawable
 from ..evaluate.picture_check import check_pictures
 from ..evaluate.thumbnails import Thumbnails, may_be_shown
 from ..files import writing
-from ..methods.parts import way_left
+from ..methods.parts import hard_rounds, way_left
 from ..methods.parts.method import Method
 from ..methods.registry import METHODS
 from ..prompts.anchor_choice import anchored, recorded, told
@@ -184,6 +184,7 @@ def erased(args: argparse.Namespace, load: Callable[[argparse.Namespace], Any]) 
         told(record),
         told_names(record),
         way_left.told(record),
+        hard_rounds.told(record),
         said,
         verdict.advice(erasure.record),
     )

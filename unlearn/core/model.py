@@ -59,6 +59,10 @@ class TextModel(Protocol):
         in them. Raises ValueError where a sentence leaves no room for them.
         """
 
+    def release_saved_tensors(self) -> None:
+        """Free the tensors saved for finished backward passes. Whoever seeks with gradients calls
+        it after each step; an Edit does it itself."""
+
     def fingerprints(self, keys: Iterable[str]) -> dict[str, str]:
         """Hashes of the original values of weights, by key, for an erasure's record."""
 
@@ -123,10 +127,6 @@ class DiffusionModel(TextModel, Protocol):
         guidance: float = 7.5,
     ) -> torch.Tensor:
         """Clean latents sampled from the prompts, one for each, each from its own noise."""
-
-    def release_saved_tensors(self) -> None:
-        """Free the tensors saved for finished backward passes. An attack calls it after each step;
-        an Edit does it itself."""
 
     def edit(
         self, part: Part, select: str, rank: int = 0, seed: int = 0

@@ -32,14 +32,15 @@ def solved(
     names: Mapping[str, Sequence[str]],
     settings: SolveSettings,
     progress: Progress,
+    more: Mapping[str, Sequence[str]] = {},
 ) -> Solver:
     """The changes that take the concepts out of the text encoder, each layer computed once.
 
-    names: other names of a concept. Raises ValueError for an encoder whose layers cannot be changed
-    so; `progress` may raise to cancel.
+    names: other names of a concept. more: further sentences of a concept, with a slot. Raises
+    ValueError for an encoder whose layers cannot be changed so; `progress` may raise to cancel.
     """
     settings = settings.with_concepts(len(concepts))
-    prompts = Prompts.of(model, concepts, settings, names)
+    prompts = Prompts.of(model, concepts, settings, names, more)
     solver = Solver(prompts, settings, len(model.encoder_layers()), progress)
     walk(model, prompts.batches, prompts.places, solver.at, prompts.still)
     return solver

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -72,6 +72,27 @@ def walk(
         for place in places:
             stack.enter_context(_waiting(lockstep, place, still))
         lockstep.run([partial(model.read, some) for some in batches], solve)
+
+
+@contextmanager
+def changed(
+    places: Sequence[Place], deltas: Mapping[str, Mapping[str, torch.Tensor]]
+) -> Iterator[None]:
+    """The text encoder with changes that were solved for. deltas: an erasure's, by place.key."""
+
+    def adds(up: torch.Tensor, down: torch.Tensor) -> Callable[..., torch.Tensor]:
+        def add(linear: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+            x = args[0].float()
+            return output + (x @ down.to(x.device).T @ up.to(x.device).T).to(output)
+
+        return add
+
+    with ExitStack() as stack:
+        for place in places:
+            own = deltas[place.key]
+            hook = adds(own["lora_up"], own["lora_down"])
+            stack.callback(place.linear.register_forward_hook(hook).remove)
+        yield
 
 
 @contextmanager

@@ -38,6 +38,11 @@ class MethodSettings:
         return self.trainable
 
     @property
+    def gradients(self) -> bool:
+        """Whether gradients pass through the model."""
+        return True
+
+    @property
     def rows(self) -> int:
         """Latents that are kept for one backward pass, at most."""
         return self.batch

@@ -27,6 +27,7 @@ LEAST = 8  # prompts of each concept
 # Of one of very many concepts, where there is room; and how many are very many.
 FEWEST, MANY = 24, 32
 OTHERWISE = 4  # of each of its other names, as a share: one of so many
+WEIGHTY = 2  # how often a further sentence counts
 PARTS = ("named", "neutral", "origin", "others")
 
 
@@ -95,8 +96,10 @@ class Prompts:
         concepts: Sequence[str],
         settings: SolveSettings,
         names: Mapping[str, Sequence[str]] = {},
+        more: Mapping[str, Sequence[str]] = {},
     ) -> Prompts:
-        """names: other names of a concept, for which its sentences are said, too."""
+        """names: other names of a concept, for which its sentences are said, too. more: further
+        sentences of a concept, with a slot."""
         spoken = [*concepts, *(name for concept in concepts for name in names.get(concept, ()))]
         words = PromptSampler(
             spoken,
@@ -120,6 +123,7 @@ class Prompts:
             for name in (concept, *names.get(concept, ())):
                 anchor = words.neutral(name, model)
                 some = said[name][: few if name == concept else max(2, few // OTHERWISE)]
+                some = [*some, *list(more.get(name, ())) * WEIGHTY]
                 drawn += [(concept, s.format(name), s.format(anchor)) for s in some]
         own, kept = Counter(drawn), Counter(others[:rest])
         found.owners = [owner for owner, _, _ in own]

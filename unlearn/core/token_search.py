@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..core.token_slots import Vocabulary
+from .token_slots import Vocabulary
 
 PROMISING = 64  # exchanges at each step, of which some are tried
 
