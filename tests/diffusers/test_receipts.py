@@ -166,7 +166,9 @@ def test_show_says_what_was_measured(shaken: Path, capsys: pytest.CaptureFixture
         r"\n  base             fingerprints of 1 weights, together [0-9a-f]{8}\n", said
     )
     assert re.search(r"\nmeasured\n", said)
-    assert "\n    receipt        1 pictures of it, 3 others, counted by the original model\n" in said
+    assert (
+        "\n    receipt        1 pictures of it, 3 others, counted by the original model\n" in said
+    )
     for name, allowed in FIGURES.values():
         assert re.search(
             rf"\n      {name} +{'[0-9] of 1' if allowed is None else '[-0-9.]+%'}", said
