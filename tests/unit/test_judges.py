@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +22,7 @@ from unlearn.evaluate.judges import nudenet, original, registry
 from unlearn.evaluate.judges.judge import Judge, Question, judged
 from unlearn.evaluate.judges.registry import as_judge, judge_of, keys, register
 
+ROOT = Path(__file__).resolve().parents[2]
 RED, GREEN, BLUE, WHITE, BLACK = torch.tensor(
     [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [1.0, 1.0, 1.0], [0, 0, 0]]
 )
@@ -208,6 +210,16 @@ def test_a_judge_can_be_registered() -> None:
 def test_what_is_no_judge_is_refused(key: str, given: Any, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         as_judge(key, given)
+
+
+def test_the_judge_of_the_page_judges() -> None:
+    page = (ROOT / "docs" / "judges.md").read_text("utf-8")
+    code = re.search(r"^```python\n(class .+?)^```$", page, re.M | re.S).group(1)
+    made: dict[str, Any] = {}
+    exec(code, made)
+    assert shown(as_judge("red", made["RED"]), RED, BLACK) == [True, False]
+    names = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert names == list(registry.JUDGES)
 
 
 def package(folder: Path, name: str, code: str, points: str) -> None:
