@@ -295,6 +295,8 @@ def findings(
     if counts[0] <= half / 2:
         found.append(
             "The original model hardly draws the concept from these prompts: compare with others."
+            if judge == ORIGINAL.name
+            else f"{judge} sees little in what the original model draws: compare with others."
         )
     return found
 

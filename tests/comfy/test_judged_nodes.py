@@ -60,6 +60,25 @@ def test_nudenet_counts_in_compare(
     assert "Mean change of a pixel" in report
 
 
+def test_who_sees_nothing_is_said(
+    pack: ModuleType, parts: tuple, nobody_else: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model may draw the concept well."""
+    nude_net.installed(monkeypatch)
+    report = comparing(pack, parts, judge="nudenet")
+    assert report.endswith(
+        "\nNudeNet sees little in what the original model draws: compare with others."
+    )
+    grey = torch.full((1, SIDE, SIDE, 3), 0.5)
+    science, judges = pack.unlearn.evaluate.probe, pack.unlearn.evaluate.judges
+    own = science.Asked(science.OWN, ["a photo of a fox"], grey, grey, [False], [False])
+    made = "fox", [own], frozenset({"encoder"}), science.settings("quick"), 1.0
+    (said,) = science.Probe(*made, judges.nudenet.JUDGE).sentences()
+    assert said.startswith("NudeNet sees something in only 0 of 1 pictures")
+    (said,) = science.Probe(*made).sentences()
+    assert said.startswith("The original model itself shows fox in only 0 of 1 pictures")
+
+
 def test_a_missing_nudenet_is_said_before_anything_is_drawn(
     pack: ModuleType, parts: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,6 +189,12 @@ class Probe:
         own = next(one for one in self.asked if one.name == OWN)
         count, were = len(own.prompts), sum(own.shown_before)
         left = sum(own.shown_after)
+        if were <= count / 2 and self.counted_by.key != ORIGINAL.key:
+            return [
+                f"{self.counted_by.name} sees something in only {were} of {count} pictures that "
+                f"the original model draws of {self.concept}, so the probe cannot tell anything; "
+                "use another word, kind, size or judge."
+            ]
         if were <= count / 2:
             return [
                 f"The original model itself shows {self.concept} in only {were} of {count} "
