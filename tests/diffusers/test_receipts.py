@@ -173,7 +173,7 @@ def test_show_says_what_was_measured(shaken: Path, capsys: pytest.CaptureFixture
         assert re.search(
             rf"\n      {name} +{'[0-9] of 1' if allowed is None else '[-0-9.]+%'}", said
         )
-    assert "\n    probe          guitar, quick\n      " in said
+    assert "\n    probe          guitar, quick, counted by the original model\n      " in said
     assert "\n    seconds        1.5\n" in said
     assert "{" not in said, "no figure is dumped as it is"
 
