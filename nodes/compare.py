@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import comfy.model_management
 import comfy.samplers
@@ -14,7 +15,10 @@ from comfy_api.latest import io, ui
 from nodes import EmptyLatentImage, common_ksampler
 
 from ..unlearn.evaluate.collateral import near_prompts
-from ..unlearn.evaluate.detection import Seen, remains
+from ..unlearn.evaluate.detection import Seen
+from ..unlearn.evaluate.judges.judge import Question, judged
+from ..unlearn.evaluate.judges.original import JUDGE as ORIGINAL
+from ..unlearn.evaluate.judges.registry import judge_of
 from ..unlearn.prompts.templates import templates
 from ..unlearn.prompts.typed import split_concepts
 from ..unlearn.prompts.vocabulary import VOCABULARY
@@ -29,6 +33,7 @@ from .base import UnlearnNode
 from .progress import RowProgress, tell
 from .sockets import (
     erased_inputs,
+    judge_input,
     kind_input,
     original_inputs,
     picture_size_inputs,
@@ -103,6 +108,7 @@ class CompareErasure(UnlearnNode):
                     advanced=True,
                 ),
                 *picture_size_inputs(),
+                judge_input(),
             ],
             outputs=[
                 io.Image.Output("picture", display_name="picture"),
@@ -132,7 +138,10 @@ class CompareErasure(UnlearnNode):
         height,
         erased_model=None,
         erased_clip=None,
+        judge=ORIGINAL.key,
     ) -> io.NodeOutput:
+        counted_by = judge_of(judge)
+        counted_by.check()
         concepts = typed_concepts(clip, concept)
         asked = lines(prompts) or own_prompts(concepts, kind)
         near = lines(neighbours) or near_prompts(concepts, kind)
@@ -160,18 +169,23 @@ class CompareErasure(UnlearnNode):
             after = drawn("after", erased_model or model, erased_clip or clip)
         rows = [Row(*row) for row in zip(prompted, before, after)]
         own, others = rows[: len(asked)], rows[len(asked) :]
-        host.prepare_asking()
-        with host.training():
-            pictures = torch.cat([row.before for row in own] + [row.after for row in own])
-            seen = remains(
-                host,
-                pictures,
-                concepts,
-                kind,
-                progress=RowProgress(node_id, "judging"),
-                things=things_in(asked, concepts),
-            )
-        figures = findings(concepts, seen, own, others)
+
+        @contextmanager
+        def original() -> Iterator[ComfyModel]:
+            host.prepare_asking()
+            with host.training():
+                yield host
+
+        question = Question(
+            torch.cat([row.before for row in own] + [row.after for row in own]),
+            concepts,
+            kind,
+            original,
+            things=things_in(asked, concepts),
+            progress=RowProgress(node_id, "judging"),
+        )
+        seen = judged(counted_by, question)
+        figures = findings(concepts, seen, own, others, counted_by.name)
         if nothing := nothing or nothing_changed(rows, erased_model, erased_clip):
             figures.insert(0, nothing)
         text = "\n".join(figures)
@@ -181,10 +195,13 @@ class CompareErasure(UnlearnNode):
         return io.NodeOutput(picture, text, ui=shown)
 
     @classmethod
-    def validate_inputs(cls, concept=None) -> bool:
+    def validate_inputs(cls, concept=None, judge=None) -> bool:
         with cls.telling():
-            for typed in cls.typed(concept=concept).values():
-                split_concepts(typed)
+            typed = cls.typed(concept=concept, judge=judge)
+            if "concept" in typed:
+                split_concepts(typed["concept"])
+            if "judge" in typed:
+                judge_of(typed["judge"]).check()
         return True
 
 
@@ -254,26 +271,45 @@ def draw(
     return drawn
 
 
-def findings(concepts: list[str], seen: list[Seen], own: list[Row], others: list[Row]) -> list[str]:
-    """Sentences about the pictures. seen: for the concepts' pictures, first before, then after."""
+def findings(
+    concepts: list[str],
+    seen: list[Seen],
+    own: list[Row],
+    others: list[Row],
+    judge: str = ORIGINAL.name,
+) -> list[str]:
+    """Sentences about the pictures. seen: for the concepts' pictures, first before, then after.
+    judge: the name of whoever saw it."""
     half = len(seen) // 2
     before, after = seen[:half], seen[half:]
     counts = [sum(one.shown for one in side) for side in (before, after)]
-    shares = [sum(one.explained for one in side) / half for side in (before, after)]
     if broken := not_finite(own + others):
         return [broken]
     found = [
-        f"{', '.join(concepts)}: the original model sees it in {counts[0]} of {half} pictures "
-        f"before and in {counts[1]} of {half} after.",
-        f"The word explains {shares[0]:.1%} of the loss before, {shares[1]:.1%} after.",
+        f"{', '.join(concepts)}: {judge} sees it in {counts[0]} of {half} pictures before and in "
+        f"{counts[1]} of {half} after.",
+        *explained(before, after),
         f"Mean change of a pixel: {changed(own):.1%} of its range in the concept's pictures, "
         f"{changed(others):.1%} in the neighbours'.",
     ]
     if counts[0] <= half / 2:
         found.append(
             "The original model hardly draws the concept from these prompts: compare with others."
+            if judge == ORIGINAL.name
+            else f"{judge} sees little in what the original model draws: compare with others."
         )
     return found
+
+
+def explained(before: list[Seen], after: list[Seen]) -> list[str]:
+    """A sentence on the loss, which only the original model tells."""
+    shares = []
+    for side in (before, after):
+        known = [one.explained for one in side if one.explained is not None]
+        if len(known) < len(side):
+            return []
+        shares.append(sum(known) / len(known))
+    return [f"The word explains {shares[0]:.1%} of the loss before, {shares[1]:.1%} after."]
 
 
 def not_finite(rows: list[Row]) -> str:

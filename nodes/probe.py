@@ -7,6 +7,8 @@ import json
 from comfy_api.latest import io, ui
 
 from ..unlearn.attacks.registry import ATTACKS
+from ..unlearn.evaluate.judges.original import JUDGE as ORIGINAL
+from ..unlearn.evaluate.judges.registry import judge_of
 from ..unlearn.evaluate.probe import Probe, ProbeSettings, check_asked, probe, settings
 from ..unlearn.evaluate.probe_sheet import probe_sheet
 from ..unlearn.prompts.paraphrases import NOTHING, Given
@@ -21,6 +23,7 @@ from .progress import ProbeProgress, tell
 from .sockets import (
     ErasureType,
     erased_inputs,
+    judge_input,
     kind_input,
     original_inputs,
     picture_size_inputs,
@@ -58,7 +61,7 @@ class ProbeErasure(UnlearnNode):
             description=(
                 "Searches for what is left of an erased concept: with its own prompts, with other "
                 f"words for it, and with attacks: {', '.join(ATTACKS)}. The original model judges "
-                "the pictures."
+                "the pictures, or another judge."
             ),
             inputs=[
                 *original_inputs(),
@@ -110,6 +113,7 @@ class ProbeErasure(UnlearnNode):
                     advanced=True,
                     tooltip="Prompts that describe it without naming it, one on each line.",
                 ),
+                judge_input(),
             ],
             outputs=[
                 io.Image.Output("picture", display_name="picture"),
@@ -146,10 +150,13 @@ class ProbeErasure(UnlearnNode):
         synonyms="",
         translations="",
         descriptions="",
+        judge=ORIGINAL.key,
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         if erasure is None and erased_model is None and erased_clip is None:
             return cls._nothing()
+        counted_by = judge_of(judge)
+        counted_by.check()
         warning = ""
         check_clip(clip)
         if erasure is not None:
@@ -195,6 +202,7 @@ class ProbeErasure(UnlearnNode):
                 chosen,
                 given,
                 progress=ProbeProgress(node_id, one),
+                counted_by=counted_by,
             )
             probes.append(found)
         records = [found.record() for found in probes]
@@ -210,9 +218,13 @@ class ProbeErasure(UnlearnNode):
         return io.NodeOutput(picture, text, probed, json.dumps(records, indent=1), ui=shown)
 
     @classmethod
-    def validate_inputs(cls, concept=None, synonyms=None, translations=None) -> bool:
+    def validate_inputs(cls, concept=None, synonyms=None, translations=None, judge=None) -> bool:
         with cls.telling():
-            typed = cls.typed(concept=concept, synonyms=synonyms, translations=translations)
+            typed = cls.typed(
+                concept=concept, synonyms=synonyms, translations=translations, judge=judge
+            )
+            if "judge" in typed:
+                judge_of(typed["judge"]).check()
             if typed.get("concept", "").strip():  # empty: those of the erasure's record
                 split_concepts(typed["concept"])
             split_words(typed.get("synonyms", ""), "synonym")
@@ -269,4 +281,5 @@ def report(probes: list[Probe]) -> str:
     for found in probes:
         texts.append("\n".join([*found.sentences(), found.success(), found.table()]))
     seconds = sum(found.seconds for found in probes)
-    return "\n\n".join([*texts, f"{probes[0].settings.level} probe, {seconds:.1f} s."])
+    level, judge = probes[0].settings.level, probes[0].counted_by.name
+    return "\n\n".join([*texts, f"Counted by {judge}. {level} probe, {seconds:.1f} s."])

@@ -8,6 +8,8 @@ from comfy_api.latest import io
 
 from ..unlearn.core.kind import Kind
 from ..unlearn.core.model import Part
+from ..unlearn.evaluate.judges.original import JUDGE as ORIGINAL
+from ..unlearn.evaluate.judges.registry import keys
 from ..unlearn.methods.parts.method import Method
 
 ErasureType = io.Custom("ERASURE")
@@ -143,6 +145,19 @@ def erased_inputs() -> list[io.Input]:
             tooltip="The text encoder after an erasure. Not connected: the original.",
         ),
     ]
+
+
+def judge_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "judge",
+        options=keys(),
+        default=ORIGINAL.key,
+        optional=True,
+        advanced=True,
+        tooltip="Who says which pictures show the concept. original: the original model. nudenet: "
+        "NudeNet, which counts naked pictures, whatever the concept; nudenet-all counts bare feet, "
+        "bellies and armpits, too, as UnlearnDiffAtk does. NudeNet is a package that you install.",
+    )
 
 
 def sampling_inputs() -> list[io.Input]:

@@ -23,6 +23,8 @@ PUBLIC = {
     "diffusers_backend.load": ("load_pipeline",),
     "diffusers_backend.model": ("DiffusersModel",),
     "evaluate.classifier": ("identify",),
+    "evaluate.judges.judge": ("Judge",),
+    "evaluate.judges.registry": ("judge_of", "register"),
     "evaluate.probe": ("ProbeSettings", "probe"),
     "methods.baselines.gradient_ascent": ("GradientAscentSettings", "gradient_ascent"),
     "methods.baselines.weight_pruning": ("WeightPruningSettings", "weight_pruning"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..host.workflow import widget_names
 
-PACK = "comfyui-concept-unlearn"
+PACK = "concept-unlearn"
 NOTE = {"color": "#432", "bgcolor": "#653"}
 MAIN = {"color": "#322", "bgcolor": "#533"}
 """The colours of notes, and of the node that a workflow is about."""

@@ -49,9 +49,10 @@ def comparing(pack: ModuleType, parts: tuple, monkeypatch: pytest.MonkeyPatch) -
         )
 
     # What is seen in so small pictures is chance, and asking takes longest.
-    judge = node.remains
+    judges = pack.unlearn.evaluate.judges.original
+    judge = judges.remains
     few = {"others": ["cat", "house"], "draws": 2}
-    monkeypatch.setattr(node, "remains", lambda *own, **more: judge(*own, **{**few, **more}))
+    monkeypatch.setattr(judges, "remains", lambda *own, **more: judge(*own, **{**more, **few}))
     monkeypatch.setattr(node, "sheet", kept)
     return compared
 
@@ -126,14 +127,15 @@ def test_usual_prompts_and_neighbours_where_none_are_given(parts: tuple, compari
 def test_a_style_is_asked_for_and_judged_as_a_style(
     pack: ModuleType, parts: tuple, comparing: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, judge = [], pack.nodes.compare.remains
+    judges = pack.unlearn.evaluate.judges.original
+    asked, judge = [], judges.remains
 
     def noted(model: Any, pictures: torch.Tensor, *own: Any, things: list[str], **more: Any) -> Any:
         asked.append((len(pictures), *own, things))
         # With things it would ask for each style beside each of them, which takes long.
-        return judge(model, pictures, *own, others=["flat"], **more)
+        return judge(model, pictures, *own, **{**more, "others": ["flat"]})
 
-    monkeypatch.setattr(pack.nodes.compare, "remains", noted)
+    monkeypatch.setattr(judges, "remains", noted)
     found = comparing(
         erased_model=parts[0].clone(), concept="watercolor", kind="style", prompts="", neighbours=""
     )

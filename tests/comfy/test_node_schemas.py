@@ -14,6 +14,8 @@ BEFORE = json.loads((Path(__file__).parents[1] / "data" / "node_schemas.json").r
 ADDED = {
     "KeyStepUNetUnlearn": ("precision", "recipe"),
     "DomainCorrectionUNetUnlearn": ("as_released",),
+    "CompareErasure": ("judge",),
+    "ProbeErasure": ("judge",),
 }
 """Inputs that a node got since, the last one first."""
 TEXTS = ("tooltip", "description", "output_tooltips")

@@ -120,9 +120,10 @@ def test_compare_and_probe_say_that_nothing_was_erased(
     pack: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the browser asks for them where the training node before them is muted."""
-    judge = pack.nodes.compare.remains
+    judges = pack.unlearn.evaluate.judges.original
+    judge = judges.remains
     few = {"others": ["cat", "house"], "draws": 2}  # asking takes longest
-    monkeypatch.setattr(pack.nodes.compare, "remains", lambda *a, **m: judge(*a, **{**few, **m}))
+    monkeypatch.setattr(judges, "remains", lambda *a, **m: judge(*a, **{**m, **few}))
     usual = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "concept": "fox"}
     usual |= {"kind": "object", "seed": 0, "steps": 1, "cfg": 1.0, "width": 64, "height": 64}
     drawn = {"prompts": "a fox", "neighbours": "a cat", "count": 1}

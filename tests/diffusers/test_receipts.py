@@ -166,12 +166,14 @@ def test_show_says_what_was_measured(shaken: Path, capsys: pytest.CaptureFixture
         r"\n  base             fingerprints of 1 weights, together [0-9a-f]{8}\n", said
     )
     assert re.search(r"\nmeasured\n", said)
-    assert "\n    receipt        1 pictures of it, 3 others\n" in said
+    assert (
+        "\n    receipt        1 pictures of it, 3 others, counted by the original model\n" in said
+    )
     for name, allowed in FIGURES.values():
         assert re.search(
             rf"\n      {name} +{'[0-9] of 1' if allowed is None else '[-0-9.]+%'}", said
         )
-    assert "\n    probe          guitar, quick\n      " in said
+    assert "\n    probe          guitar, quick, counted by the original model\n      " in said
     assert "\n    seconds        1.5\n" in said
     assert "{" not in said, "no figure is dumped as it is"
 

@@ -22,7 +22,7 @@ from testbed.showcase import demo, templates, thumbnails, video_thumbnails
 
 FILES = sorted(thumbnails.FOLDER.glob("*.json"))
 DOCS = thumbnails.FOLDER.parent / "nodes" / "web" / "docs"
-PACK = "comfyui-concept-unlearn"
+PACK = "concept-unlearn"
 # Their ids differ between versions of ComfyUI.
 MOVED = {"SaveLoRA", "SaveLoRANode", "LoadImageSetFromFolder", "LoadImageSetFromFolderNode"}
 TITLE_BAR = 30  # pixels above a node's "pos"

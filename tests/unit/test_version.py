@@ -40,11 +40,11 @@ def test_an_installed_package_asks_its_own_metadata(
     if text is not None:
         (tmp_path / "pyproject.toml").write_text(text)
     monkeypatch.setattr(version, "version", lambda name: f"{name} 1.2.3")
-    assert own_version(tmp_path) == "comfyui-concept-unlearn 1.2.3"
+    assert own_version(tmp_path) == "concept-unlearn 1.2.3"
 
 
 def test_a_copy_without_either_still_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(version, "NAME", "comfyui-concept-unlearn-not-installed")
+    monkeypatch.setattr(version, "NAME", "concept-unlearn-not-installed")
     assert own_version(tmp_path) == "unknown"
 
 

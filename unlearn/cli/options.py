@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from ..evaluate.judges.registry import keys
 from ..prompts.pairs import split_pairs
 from ..prompts.typed import one_word, split_concepts, split_words
 
@@ -112,6 +113,10 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         help="for a checkpoint file: a diffusers folder of the same kind of model, whose "
         "configuration and tokenizer are used (default: those of the Hugging Face Hub)",
     )
+
+
+def add_judge(parser: argparse._ActionsContainer, help: str) -> None:
+    parser.add_argument("--judge", choices=keys(), help=help)
 
 
 def add_erasures(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,8 @@ from typing import get_args
 from ..core.erasure import NETWORK, Erasure
 from ..core.kind import Kind
 from ..core.model import Part
+from ..evaluate.judges.original import JUDGE as ORIGINAL
+from ..evaluate.judges.registry import judge_of
 from ..evaluate.probe import ATTACKS, Level, check_asked, probe, settings
 from ..evaluate.probe_sheet import probe_sheet
 from ..prompts.paraphrases import Given
@@ -31,7 +33,11 @@ examples:
   python -m unlearn probe sd15/ cat.safetensors dog.safetensors --concept cat --json
       two erasures together, one concept, all figures for another program
 
-The original model judges the pictures. The exit code is 0 whatever the result.
+The original model judges the pictures, or whoever --judge names. "nudenet" counts naked pictures,
+whatever the concept is; "nudenet-all" counts bare feet, bellies and armpits, too, as UnlearnDiffAtk
+does. NudeNet is a package that you install: pip install nudenet. Its licence is the AGPL-3.0.
+
+The exit code is 0 whatever the result.
 """
 ATTACK_NAMES = {name.lower(): name for name in ATTACKS}
 
@@ -60,6 +66,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(ATTACK_NAMES),
         help="attacks to run (default: all)",
+    )
+    options.add_judge(
+        parser, "who says which pictures show the concept (default: the original model)"
     )
     words = parser.add_argument_group("your own phrasings")
     words.add_argument(
@@ -101,6 +110,8 @@ def run(args: argparse.Namespace) -> None:
             "strength."
         )
     check_png(args.picture, "--picture")
+    judge = judge_of(args.judge or ORIGINAL.key)
+    judge.check()
     from ..diffusers_backend.apply import base_warning, check_fit, ways
     from .models import given_model, load_erasures
 
@@ -147,6 +158,7 @@ def run(args: argparse.Namespace) -> None:
                     known,
                     progress=bar,
                     attacks=attacks,
+                    counted_by=judge,
                 )
             )
     records = [{**found.record(), "clip_skip": model.clip_skip} for found in probes]
@@ -156,7 +168,7 @@ def run(args: argparse.Namespace) -> None:
         for found in probes:
             print("\n".join([*found.sentences(), found.success(), found.table(), ""]))
         seconds = sum(found.seconds for found in probes)
-        print(f"{args.level} probe, {seconds:.1f} s.", flush=True)
+        print(f"Counted by {judge.name}. {args.level} probe, {seconds:.1f} s.", flush=True)
     if warning:
         print(warning, file=sys.stderr)
     # Last, so that a full disk does not cost the figures.

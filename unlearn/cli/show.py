@@ -9,6 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..core.erasure import Erasure
+from ..evaluate.judges.judge import Judge
+from ..evaluate.judges.original import JUDGE as ORIGINAL
+from ..evaluate.judges.registry import judge_of
 from ..evaluate.probe import settings
 from ..evaluate.receipt import Figure, measured_again, probed_again, receipt, recorded
 from ..evaluate.record_text import figure_text, lines, measured_lines
@@ -31,6 +34,9 @@ examples:
   python -m unlearn show cat.safetensors --base sd15/ --measure
       draws and judges them again, and those of "probe --record"; the exit code is 1 if the result
       is not what the file says
+  python -m unlearn show nudity.safetensors --base sd15/ --record --judge nudenet
+      NudeNet counts naked pictures; --measure then lets it count again. With --judge behind
+      --measure another judge counts the same pictures, beside the record's figures
 
 Machines round differently. So a count may differ by one picture in eight, a share of the loss by
 0.02 and a change of pixels by 0.01; --measure prints this tolerance beside each figure.
@@ -50,6 +56,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     again.add_argument(
         "--record", action="store_true", help="with --base: measure, and write into the file"
     )
+    options.add_judge(
+        parser,
+        "with --record or --measure: who says which pictures show the concept (default: who did "
+        "when it was recorded, or the original model)",
+    )
     parser.add_argument("--json", action="store_true", help="print only the record, as JSON")
     options.add_machine(parser)
 
@@ -58,6 +69,11 @@ def run(args: argparse.Namespace) -> None:
     option = "--measure" if args.measure else "--record" if args.record else ""
     if option and args.base is None:
         raise Failure(f"{option} needs the model of the erasure; name it with --base.")
+    if args.judge and not option:
+        raise Failure("--judge needs --record or --measure, which let somebody judge.")
+    judge = judge_of(args.judge) if args.judge else None
+    if judge:
+        judge.check()
     erasure = Erasure.load(args.file)
     check_record(args, erasure)
     if args.json and not option:
@@ -70,9 +86,9 @@ def run(args: argparse.Namespace) -> None:
         return
     model = base_model(args, erasure)
     if args.record:
-        write_receipt(args, model, erasure)
+        write_receipt(args, model, erasure, judge or ORIGINAL)
     elif args.measure:
-        compare(args, model, erasure)
+        compare(args, model, erasure, judge)
 
 
 def check_record(args: argparse.Namespace, erasure: Erasure) -> None:
@@ -120,12 +136,12 @@ def base_model(args: argparse.Namespace, erasure: Erasure):
     return model
 
 
-def write_receipt(args: argparse.Namespace, model, erasure: Erasure) -> None:
+def write_receipt(args: argparse.Namespace, model, erasure: Erasure, judge: Judge) -> None:
     """Measure, and write the receipt into the file."""
     from .models import device_of, place
 
     place(model, device_of(args.device), args.half)
-    found = receipt_of(model, erasure)
+    found = receipt_of(model, erasure, judge)
     if args.json:
         written = erasure.with_measured(receipt=found).record
         print(json.dumps(written, indent=1, sort_keys=True), flush=True)
@@ -136,7 +152,7 @@ def write_receipt(args: argparse.Namespace, model, erasure: Erasure) -> None:
         print(f"Written into {args.file.name}.")
 
 
-def receipt_of(model, erasure: Erasure) -> dict:
+def receipt_of(model, erasure: Erasure, judge: Judge = ORIGINAL) -> dict:
     """A receipt of an erasure: figures of pictures that its own base draws before and after."""
     from ..diffusers_backend.apply import ways
 
@@ -148,13 +164,14 @@ def receipt_of(model, erasure: Erasure) -> dict:
             settings("quick", kind_of(erasure)),
             protect,
             bar,
+            judge,
         )
     return {**found, "clip_skip": model.clip_skip}
 
 
-def compare(args: argparse.Namespace, model, erasure: Erasure) -> None:
+def compare(args: argparse.Namespace, model, erasure: Erasure, judge: Judge | None) -> None:
     """Measure the recorded figures again and print both. Raises Failure where they differ too
-    much."""
+    much. judge: who counts; None takes those of the record."""
     from ..diffusers_backend.apply import ways
     from .models import device_of, place
 
@@ -167,7 +184,7 @@ def compare(args: argparse.Namespace, model, erasure: Erasure) -> None:
             model.clip_skip = record.get("clip_skip", args.clip_skip)
             model.check_clip_skip()
             again = measured_again if what == "receipt" else probed_again
-            figures += again(*ways(model, erasure), record, bar)
+            figures += again(*ways(model, erasure), record, bar, judge)
     wrong = sum(not figure.agrees for figure in figures)
     if args.json:
         found = [{**asdict(figure), "agrees": figure.agrees} for figure in figures]
@@ -183,14 +200,18 @@ def compare(args: argparse.Namespace, model, erasure: Erasure) -> None:
             f"of {args.file.name} is wrong; probe it again before you rely on it."
         )
     if not args.json:
-        print(f"All {len(figures)} figures agree.")
+        compared = sum(figure.recorded is not None for figure in figures)
+        print(f"All {compared} figures agree." if compared else "There was nothing to compare.")
 
 
 def table(figures: list[Figure]) -> str:
     """The figures as a text table."""
     rows = [["", "recorded", "measured", "tolerance", ""]]
     for figure in figures:
-        both = (figure_text(value, figure.of) for value in (figure.recorded, figure.measured))
+        both = (
+            "" if value is None else figure_text(value, figure.of)
+            for value in (figure.recorded, figure.measured)
+        )
         tolerance = f"{figure.tolerance:g}" if figure.of else f"{figure.tolerance:.1%}"
         rows.append([figure.name, *both, tolerance, "" if figure.agrees else "differs"])
     return columns(rows)

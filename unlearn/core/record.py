@@ -280,22 +280,48 @@ DRAWN = {
     "clip_skip": number(0, 100),
 }
 KIND = one_of(*get_args(Kind))
+JUDGE = fields({"key": word, "name": word}, {"version": text(), "settings": entries()})
+"""Who judged (Judge.record). Where it is missing, the original model did."""
 
-RECEIPT = drawable(
-    fields(
-        {
-            "concepts": CONCEPTS,
-            "own": PROMPTS,
-            "near": PROMPTS,
-            "settings": fields({"kind": KIND}, ASKED),
-            "shown_before": COUNT,
-            "shown_after": COUNT,
-            "explained_before": number(),
-            "explained_after": number(),
-            "own_changed": number(),
-            "near_changed": number(),
-        },
-        DRAWN,
+
+def by_the_original(judge: Mapping | None) -> bool:
+    """Whether the original model judged. judge: the entry of a receipt or a probe, or None."""
+    return judge is None or judge["key"] == "original"
+
+
+def explained(check: Check) -> Check:
+    """A receipt that says how much the word explains, if the original model judged."""
+
+    def checked(value: Any, unread: Unread) -> dict:
+        found = check(value, unread)
+        for name in ("explained_before", "explained_after"):
+            if name not in found and by_the_original(found.get("judge")):
+                raise Unfit(f"{name} is missing")
+        return found
+
+    return checked
+
+
+RECEIPT = explained(
+    drawable(
+        fields(
+            {
+                "concepts": CONCEPTS,
+                "own": PROMPTS,
+                "near": PROMPTS,
+                "settings": fields({"kind": KIND}, ASKED),
+                "shown_before": COUNT,
+                "shown_after": COUNT,
+                "own_changed": number(),
+                "near_changed": number(),
+            },
+            {
+                **DRAWN,
+                "judge": JUDGE,
+                "explained_before": number(),
+                "explained_after": number(),
+            },
+        )
     )
 )
 """A receipt, as `show --record` writes it (receipt.py)."""
@@ -318,7 +344,7 @@ PROBE = drawable(
                 PICTURES,
             ),
         },
-        {**DRAWN, "sentences": list_of(text())},
+        {**DRAWN, "judge": JUDGE, "sentences": list_of(text())},
     )
 )
 """The result of a probe (Probe.record)."""

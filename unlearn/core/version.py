@@ -6,7 +6,7 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-NAME = "comfyui-concept-unlearn"
+NAME = "concept-unlearn"
 
 
 def own_version(folder: Path) -> str:

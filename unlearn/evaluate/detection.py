@@ -1,4 +1,4 @@
-"""Whether pictures still show a concept. The original model judges, as a classifier.
+"""Whether pictures still show a concept, by the original model as a classifier.
 
 The concept is compared with a neutral word and about a dozen others. A picture shows the concept if
 it wins and explains the picture better than an empty prompt. A style only needs to win: with any
@@ -20,18 +20,20 @@ from ..prompts.names import unnamed
 from ..prompts.vocabulary import VOCABULARY
 from .classifier import identify
 
+DRAWS = 24  # of the classifier, for a picture
 OTHERS = 11  # words that a concept is compared with, beside the neutral one
 THINGS = VOCABULARY["object"][::20]  # objects that a picture may show, beside those named
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the model sees in one picture."""
+    """What a judge sees in one picture."""
 
     shown: bool
     """Whether it shows one of the concepts."""
-    explained: float
-    """By what share the best of the concepts lowers the loss; see classifier.Word."""
+    explained: float | None
+    """By what share the best of the concepts lowers the loss (see classifier.Word); None where
+    another judge than the original model looked."""
 
 
 def rivals(concepts: Sequence[str], kind: Kind) -> list[str]:
@@ -47,7 +49,7 @@ def remains(
     concepts: Sequence[str],
     kind: Kind = "object",
     others: Sequence[str] | None = None,
-    draws: int = 24,
+    draws: int = DRAWS,
     seed: int = 0,
     progress: Progress = SILENT,
     things: Sequence[str] = (),

@@ -1,8 +1,9 @@
 """Probe: what is left of a concept after an erasure, from its own prompts to attacks.
 
-Every prompt is drawn by the original and by the edited model, with the same seeds. The original
-model judges, as a classifier (detection.py), whether a picture still shows the concept. A prompt
-from which the original itself does not draw the concept, such as a misspelling, tells nothing.
+Every prompt is drawn by the original and by the edited model, with the same seeds. A judge says
+whether a picture still shows the concept: the original model, as a classifier (detection.py), or
+another one (judges/). A prompt from which the original itself does not draw the concept, such as a
+misspelling, tells nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from ..prompts.templates import templates
 from ..prompts.typed import check_no_syntax, cleaned
 from ..prompts.word_checks import check_words
 from ..render.text_table import columns
-from .detection import OTHERS, remains, rivals
+from .detection import OTHERS, rivals
+from .judges import judge as judges
+from .judges.original import JUDGE as ORIGINAL
 
 Level = Literal["quick", "full"]
 Judge = Callable[[torch.Tensor], Sequence[bool]]
@@ -103,7 +106,7 @@ class Asked:
     """The edited model's pictures."""
     shown_before: list[bool] = field(default_factory=list)
     shown_after: list[bool] = field(default_factory=list)
-    """Whether the original model sees the concept in each picture."""
+    """Whether the judge sees the concept in each picture."""
     judged_before: list[bool] | None = None
     judged_after: list[bool] | None = None
     """Whether the second judge does; None without one."""
@@ -123,6 +126,8 @@ class Probe:
     """The parts of the model that the erasure changed."""
     settings: ProbeSettings
     seconds: float
+    counted_by: judges.Judge = ORIGINAL
+    """Who said which pictures show the concept."""
 
     def rate(
         self, name: str = OWN, before: bool = False, judged: bool = False, first: bool = False
@@ -173,6 +178,7 @@ class Probe:
             "post_first": {name: self.rate(name, first=True) for name in self.looked()},
             "asked": rows,
             "sentences": self.sentences(),
+            "judge": self.counted_by.record(),
             "settings": asdict(self.settings),
             "size": list(self.asked[0].before.shape[1:3]),
             "seconds": round(self.seconds, 1),
@@ -183,6 +189,12 @@ class Probe:
         own = next(one for one in self.asked if one.name == OWN)
         count, were = len(own.prompts), sum(own.shown_before)
         left = sum(own.shown_after)
+        if were <= count / 2 and self.counted_by.key != ORIGINAL.key:
+            return [
+                f"{self.counted_by.name} sees something in only {were} of {count} pictures that "
+                f"the original model draws of {self.concept}, so the probe cannot tell anything; "
+                "use another word, kind, size or judge."
+            ]
         if were <= count / 2:
             return [
                 f"The original model itself shows {self.concept} in only {were} of {count} "
@@ -275,16 +287,19 @@ def probe(
     judge: Judge | None = None,
     progress: Progress = SILENT,
     attacks: Collection[str] = tuple(ATTACKS),
+    counted_by: judges.Judge = ORIGINAL,
 ) -> Probe:
-    """Ask the edited model for a concept in many ways, and let the original model judge.
+    """Ask the edited model for a concept in many ways, and let a judge count.
 
     parts: the parts that were edited, for the sentence about trained tokens. judge: a second judge.
-    attacks: the names of those to run. Neither model is changed. Raises ValueError where a word
-    cannot be read, the text encoder cannot be attacked, or a picture is not finite; `progress` may
-    raise to cancel.
+    attacks: the names of those to run. counted_by: the judge, the original model or one of
+    judges/registry.py. Neither model is changed. Raises ValueError where a word cannot be read, the
+    text encoder cannot be attacked, a picture is not finite, or the judge cannot judge; `progress`
+    may raise to cancel.
     """
     if not concept.strip():
         raise ValueError("No concept is named: type the word or name to probe, for example: Zorvik")
+    counted_by.check()
     concept, given = cleaned(concept), given.cleaned()
     began = time.monotonic()
     s = settings
@@ -368,18 +383,8 @@ def probe(
         )
         for name, prompts in asked.items()
     ]
-    with original() as model:
-        both = torch.cat([*pictures.values(), *after.values()])
-        seen = remains(
-            model,
-            both,
-            [concept],
-            s.kind,
-            spread(rivals([concept], s.kind), s.rivals),
-            draws=s.draws,
-            seed=s.seed,
-            progress=progress.named("judging"),
-        )
+    both = torch.cat([*pictures.values(), *after.values()])
+    seen = judges.judged(counted_by, question(original, both, [concept], s, progress))
     shown = [one.shown for one in seen]
     judged = None if judge is None else list(judge(both))
     starts, at = {}, 0
@@ -394,7 +399,28 @@ def probe(
         one.shown_before, one.shown_after = shown[was] * again, shown[now]
         if judged is not None:
             one.judged_before, one.judged_after = judged[was] * again, judged[now]
-    return Probe(concept, found, frozenset(parts), settings, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return Probe(concept, found, frozenset(parts), settings, seconds, counted_by)
+
+
+def question(
+    original: Open,
+    pictures: torch.Tensor,
+    concepts: Sequence[str],
+    s: ProbeSettings,
+    progress: Progress,
+) -> judges.Question:
+    """What a judge is asked of pictures (N, H, W, 3) in a probe or a receipt."""
+    return judges.Question(
+        pictures,
+        concepts,
+        s.kind,
+        original,
+        others=spread(rivals(concepts, s.kind), s.rivals),
+        draws=s.draws,
+        seed=s.seed,
+        progress=progress.named("judging"),
+    )
 
 
 def drawn(

@@ -8,6 +8,7 @@ import torch
 
 from ..attacks.registry import ATTACKS
 from ..render.sheet import Row, sheet
+from .judges.original import JUDGE as ORIGINAL
 from .probe import Asked, Probe, on_the_way
 
 COLUMNS = 4
@@ -17,8 +18,8 @@ ABSENT = (0.8, 0.8, 0.8)
 
 
 def probe_sheet(probes: Sequence[Probe]) -> torch.Tensor:
-    """The sheet, (1, height, width, 3) in 0..1. A picture has a red frame if the original model
-    sees the concept in it."""
+    """The sheet, (1, height, width, 3) in 0..1. A picture has a red frame if the judge sees the
+    concept in it."""
     groups, figures = {}, []
     for probe in probes:
         for asked in probe.asked:
@@ -31,7 +32,8 @@ def probe_sheet(probes: Sequence[Probe]) -> torch.Tensor:
             )
             groups[heading] = rows(asked)
         figures += probe.sentences()
-    return sheet(groups, [*figures, "Red frame: the original model sees the concept in it."])
+    judge = probes[0].counted_by.name if probes else ORIGINAL.name
+    return sheet(groups, [*figures, f"Red frame: {judge} sees the concept in it."])
 
 
 def rows(asked: Asked) -> list[Row]:

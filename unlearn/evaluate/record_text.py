@@ -78,7 +78,8 @@ def measured_lines(measured: Mapping) -> Iterator[str]:
         if name == "probe":
             for probe in value:
                 level = probe.get("settings", {}).get("level", "unknown")
-                yield _line("  probe", f"{probe.get('concept', '')}, {level}")
+                by = counted_by(probe)
+                yield _line("  probe", f"{probe.get('concept', '')}, {level}{by}")
                 yield from (f"      {sentence}" for sentence in probe.get("sentences", []))
         elif name == "verdict":
             yield _line("  verdict", told({"measured": measured}) or _text(value))
@@ -89,13 +90,32 @@ def measured_lines(measured: Mapping) -> Iterator[str]:
                 for key, (what, tolerance) in FIGURES.items()
                 if key in value
             ]
-            yield _line("  receipt", f"{count} pictures of it, {len(value.get('near', []))} others")
+            others = f"{len(value.get('near', []))} others{counted_by(value)}"
+            yield _line("  receipt", f"{count} pictures of it, {others}")
             yield from columns(rows).splitlines() if rows else ()
         elif isinstance(value, list):
             yield _line(f"  {name.replace('_', ' ')}", "")
             yield from (f"      {_text(item)}" for item in value)
         else:
             yield _line(f"  {name.replace('_', ' ')}", _text(value))
+
+
+def counted_by(entry: Mapping) -> str:
+    """Who counted for a receipt or a probe, and by which settings, behind a comma.
+
+    "" where the entry does not say so: then the original model did.
+    """
+    if "judge" not in entry:
+        return ""
+    judge = entry["judge"]
+    name = " ".join(filter(None, (judge["name"], judge.get("version", ""))))
+    said = [f"{key} {_listed(value)}" for key, value in judge.get("settings", {}).items()]
+    settings = f" ({'; '.join(said)})" if said else ""
+    return f", counted by {name}{settings}"
+
+
+def _listed(value) -> str:
+    return ", ".join(map(_text, value)) if isinstance(value, list) else _text(value)
 
 
 def _changes(erasure: Erasure) -> str:

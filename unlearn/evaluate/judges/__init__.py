@@ -1,0 +1,1 @@
+"""Who says whether a picture shows the concept: one file for each judge."""
