@@ -13,7 +13,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from typing import Literal
 
 import torch
@@ -92,12 +92,17 @@ class TinyModel:
         self.asked: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         """(x0, noise, t) of every `target`."""
 
+    @cached_property
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """The encoder's. Kept, since to look for one by its name takes longer than to use it."""
+        return dict(self.encoder.named_parameters())
+
     def original(self, key: str) -> torch.Tensor:
         """A weight by its key in an Edit."""
-        return self.encoder.get_parameter(key)
+        return self._weights[key]
 
     def _weight(self, name: str) -> torch.Tensor:
-        weight = self.encoder.get_parameter(name)
+        weight = self._weights[name]
         if self.current and name in self.current.deltas:
             return self.current.changed(name, weight)
         return weight
@@ -323,19 +328,19 @@ class TinyNetworkModel(TinyModel):
     def layers(self) -> nn.Module:
         return self.network
 
+    @cached_property
+    def _network_weights(self) -> dict[str, torch.Tensor]:
+        return dict(self.network.named_parameters())
+
     def original(self, key: str) -> torch.Tensor:
         if key.startswith(NETWORK):
-            return self.network.get_parameter(key.removeprefix(NETWORK))
+            return self._network_weights[key.removeprefix(NETWORK)]
         return super().original(key)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         self.encoded.append(list(prompts))
         tokens = [["<start>", *prompt.replace(",", " ").lower().split()] for prompt in prompts]
-        rows = [
-            self._layers(torch.stack([word_vector(word, self.width) for word in words]))
-            for words in tokens
-        ]
-        return Conditioning(nn.utils.rnn.pad_sequence(rows, batch_first=True))
+        return self._padded([[word_vector(word, self.width) for word in words] for words in tokens])
 
     def encode_with_embeddings(
         self, sentences: Sequence[str], vectors: torch.Tensor
@@ -343,9 +348,16 @@ class TinyNetworkModel(TinyModel):
         rows = []
         for sentence, gap in zip(sentences, vectors.expand(len(sentences), -1, -1)):
             words = ["<start>", *sentence.replace(",", " ").lower().split()]
-            parts = [gap if w == "{}" else word_vector(w, self.width)[None] for w in words]
-            rows.append(self._layers(torch.cat(parts)))
-        return Conditioning(nn.utils.rnn.pad_sequence(rows, batch_first=True))
+            parts = [gap if w == "{}" else [word_vector(w, self.width)] for w in words]
+            rows.append([vector for part in parts for vector in part])
+        return self._padded(rows)
+
+    def _padded(self, rows: list[list[torch.Tensor]]) -> Conditioning:
+        """The conditioning of prompts by the vectors of their tokens, the shorter padded with
+        zeros. No token knows of another, so all go through the layers at once."""
+        read = self._layers(torch.stack([vector for row in rows for vector in row]))
+        parts = read.split([len(row) for row in rows])
+        return Conditioning(nn.utils.rnn.pad_sequence(parts, batch_first=True))
 
     def _mean_latents(self, images: torch.Tensor) -> torch.Tensor:
         return nn.functional.adaptive_avg_pool2d(images.movedim(-1, 1), self.SHAPE[1:])
