@@ -8,7 +8,7 @@ import sys
 from functools import partial
 
 
-def make_small(science, *models, change=setattr, steps=10) -> None:
+def make_small(science, *models, change=setattr, steps=6) -> None:
     """Make the runs of a package `unlearn` small.
 
     science: the package. models: classes that draw. change: sets an attribute; a test passes its
