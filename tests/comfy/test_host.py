@@ -68,7 +68,7 @@ def train(
 ) -> Any:
     """An erasure after a few steps: enough to move the conditioning, not to erase."""
     methods = pack.unlearn.methods.few_shot
-    options = methods.FewShotSettings(**{"max_steps": 3, "shots": 2, **settings})
+    options = methods.FewShotSettings(**{"max_steps": 2, "shots": 2, **settings})
     with comfy_model(pack, loaded, checkpointing=checkpointing).training() as model:
         return methods.few_shot(model, [concept], pictures(), options, on_step)
 
