@@ -282,15 +282,24 @@ class Block(nn.Module):
         return x + self.ff(x)
 
 
+class SmallConv(nn.Conv2d):
+    """A convolution of few pixels as one product, which is several times as fast there."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        columns = nn.functional.unfold(x, self.kernel_size, padding=self.padding)
+        found = self.weight.flatten(1) @ columns + self.bias[:, None]
+        return found.unflatten(2, x.shape[2:])
+
+
 class Network(nn.Module):
     """Predicts x0 from x_t, mostly from the prompt. Names are those of Stable Diffusion's UNet."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.time_embed = nn.Linear(1, width)
-        self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
+        self.conv_in = SmallConv(channels, width, 3, padding=1)
         self.transformer_blocks = nn.ModuleList([Block(width)])
-        self.conv_out = nn.Conv2d(width, channels, 3, padding=1)
+        self.conv_out = SmallConv(width, channels, 3, padding=1)
         with torch.no_grad():
             self.conv_in.weight.mul_(0.3)
 

@@ -473,7 +473,7 @@ def test_prompts_are_augmented_in_the_last_twentieth_only() -> None:
 
 def test_augmented_prompts_come_from_a_pool_of_ten_drawn_once() -> None:
     model = TinyNetworkModel()
-    settings = replace(PAPER, iterations=120, start=9, augment=1.0)
+    settings = replace(PAPER, iterations=60, start=9, augment=1.0)
     key_step(model, ["Zorvik"], settings)
     asked = {p for prompts in model.encoded for p in prompts} - {
         "Zorvik",
