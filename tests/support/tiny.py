@@ -24,6 +24,7 @@ from unlearn.core.ddim import ddim_step, guided, timesteps
 from unlearn.core.edit import Edit
 from unlearn.core.erasure import NETWORK, Erasure, fingerprint
 from unlearn.core.progress import Progress
+from unlearn.core.resume import Resume
 from unlearn.core.token_reading import Reading
 from unlearn.core.token_slots import Vocabulary
 from unlearn.core.trainable import encoder_weights, network_weights
@@ -476,6 +477,19 @@ def cancel_at(last: int) -> Callable:
     """Called after each step: cancels at this one."""
 
     def on_step(step: int, *_) -> None:
+        if step == last:
+            raise Cancelled
+
+    return on_step
+
+
+def kept_and_cancelled(resume: Resume, last: int) -> Callable:
+    """Called after each step: cancels at this one, with the state of the step before it kept, as if
+    each had been. resume: keeps none by itself, since to write them all takes long."""
+
+    def on_step(step: int, *_) -> None:
+        if step == last - 1:
+            resume.every = 0.0
         if step == last:
             raise Cancelled
 
