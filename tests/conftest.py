@@ -184,6 +184,7 @@ def small_runs_outside_comfyui(request: pytest.FixtureRequest) -> None:
     if request.path.parent.name == "diffusers" and not whole:
         import unlearn.methods.parts.closed_form
         import unlearn.methods.parts.retention
+        import unlearn.methods.parts.solved_start
         from unlearn.diffusers_backend.model import DiffusersModel
 
         monkeypatch = request.getfixturevalue("monkeypatch")

@@ -25,7 +25,7 @@ from testbed.model import drawings
 
 pytestmark = pytest.mark.usefixtures("node_body", "small_runs")
 
-SIZE = (128, 128)
+SIZE = (64, 64)
 LAYER = "clip_l.transformer.text_model.encoder.layers"
 
 
@@ -68,7 +68,7 @@ def train(
 ) -> Any:
     """An erasure after a few steps: enough to move the conditioning, not to erase."""
     methods = pack.unlearn.methods.few_shot
-    options = methods.FewShotSettings(**{"max_steps": 3, "shots": 2, **settings})
+    options = methods.FewShotSettings(**{"max_steps": 2, "shots": 2, **settings})
     with comfy_model(pack, loaded, checkpointing=checkpointing).training() as model:
         return methods.few_shot(model, [concept], pictures(), options, on_step)
 
@@ -96,12 +96,12 @@ def weights(clip: Any) -> dict[str, torch.Tensor]:
 
 
 def sampled(loaded: Loaded, clip: Any = None, steps: int = 3) -> torch.Tensor:
-    """Latents by the stock KSampler, 128 x 128 pixels."""
+    """Latents by the stock KSampler, 64 x 64 pixels."""
     import nodes
 
     clip = clip or loaded.clip
     encode = nodes.CLIPTextEncode().encode
-    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
     positive, negative = encode(clip, "a photo of a cat")[0], encode(clip, "")[0]
     return nodes.common_ksampler(
         loaded.model, 5, steps, 7.5, "dpmpp_2m", "karras", positive, negative, latent
@@ -180,7 +180,7 @@ def test_parentheses_are_words_and_no_weights(pack: ModuleType, loaded: Loaded) 
 
 
 def test_noised_and_target_are_the_schedules(pack: ModuleType, loaded: Loaded) -> None:
-    x0, noise = torch.randn(3, 4, 16, 16), torch.randn(3, 4, 16, 16)
+    x0, noise = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
     t = torch.tensor([0.0, 500.0, 999.0])
     alphas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0)
     kept = alphas[t.long()].view(3, 1, 1, 1)
@@ -204,7 +204,7 @@ def test_without_gradients_all_is_computed_alike(pack: ModuleType, loaded: Loade
 
 
 def test_prediction_is_the_unets_own(pack: ModuleType, loaded: Loaded) -> None:
-    x_t, t = torch.randn(2, 4, 16, 16), torch.tensor([100.0, 700.0])
+    x_t, t = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 700.0])
     with comfy_model(pack, loaded).training() as model, torch.no_grad():
         both = model.encode(["a cat", "a dog"])
         predicted = model.predict(x_t, t, both)
@@ -223,7 +223,7 @@ def test_patches_that_ask_the_sampler_are_told(pack: ModuleType, loaded: Loaded)
     small = PatchModelAddDownscale.execute(
         loaded.model, 3, 2.0, 0.0, 1.0, True, "bicubic", "bicubic"
     ).result[0]
-    x_t, t = torch.randn(1, 4, 16, 16), torch.tensor([700.0])
+    x_t, t = torch.randn(1, 4, 8, 8), torch.tensor([700.0])
     found = []
     for patched in (loaded.model, guided, small):
         asked = comfy_model(pack, replace(loaded, model=patched))
@@ -241,7 +241,7 @@ def test_samples_are_the_stock_samplers(pack: ModuleType, loaded: Loaded) -> Non
     stock = sampled(loaded, steps=4)
     assert torch.allclose(loaded.model.model.process_latent_out(latents), stock, atol=1e-4)
     assert torch.allclose(picture, loaded.vae.decode(stock).clamp(0, 1), atol=1e-4)
-    assert picture.shape == (1, 128, 128, 3)
+    assert picture.shape == (1, 64, 64, 3)
 
 
 def test_latents_are_the_stock_autoencoders(pack: ModuleType, loaded: Loaded) -> None:
@@ -293,7 +293,7 @@ def test_encoder_with_a_lora_trains_as_it_is(
 def gradients(pack: ModuleType, loaded: Loaded, checkpointing: bool, **options: Any) -> dict:
     """Of the denoising loss by each delta, for one fixed batch."""
     generator = torch.Generator().manual_seed(0)
-    x0, noise = (torch.randn(2, 4, 16, 16, generator=generator) for _ in range(2))
+    x0, noise = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(2))
     t = torch.tensor([300.0, 600.0])
     with comfy_model(pack, loaded, checkpointing=checkpointing).training() as model:
         x_t, target = model.add_noise(x0.clone(), noise.clone(), t.clone()), noise.clone()
@@ -790,7 +790,7 @@ INPUTS = {
     "concept": "cat",
     "kind": "object",
     "shots": 2,
-    "size": 128,
+    "size": 64,
     "mode": "balanced",
     "trainable": "mlp-final-attn",
     "rank": 0,

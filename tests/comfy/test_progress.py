@@ -49,6 +49,7 @@ def test_a_whole_run_has_one_bar_named_phases_and_an_early_picture(
     known = pack.unlearn.evaluate.known
     monkeypatch.setattr(known.Looked, "unknown", lambda *_: "")  # chance in so small pictures
     monkeypatch.setattr(known, "DRAWS", (2, 2))
+    monkeypatch.setattr(known, "STEPS", 2)
     values = {**DOMAIN_CORRECTION, "iterations": 4, "filename_prefix": "x"}
     parts = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2]}
     prompt = loader() | {

@@ -19,7 +19,7 @@ from testbed.model import samples
 from unlearn.core.erasure import Erasure
 from unlearn.evaluate import verdict
 
-pytestmark = pytest.mark.usefixtures("small_runs")
+pytestmark = pytest.mark.usefixtures("small_runs", "quickly_looked")
 
 MEASURED = {
     "judge": "the original model",
@@ -42,6 +42,12 @@ def folder(host: ModuleType, tmp_path: Path) -> Iterator[Path]:
     with torch.inference_mode():
         yield tmp_path
     folder_paths.set_output_directory(before)
+
+
+@pytest.fixture
+def quickly_looked(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model draws is looked at with fewer draws of noise."""
+    monkeypatch.setattr(pack.unlearn.evaluate.known, "DRAWS", (2, 4))
 
 
 @pytest.fixture
@@ -213,9 +219,10 @@ def test_every_training_node_has_the_switch_behind_its_older_inputs(pack: Module
 
 @pytest.mark.usefixtures("any_word")
 def test_verdict_of_the_network_needs_no_autoencoder(
-    pack: ModuleType, parts: tuple, folder: Path
+    pack: ModuleType, parts: tuple, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Small: what it is, is chance."""
+    """Small, and in few steps: what it is, is chance."""
+    monkeypatch.setattr(pack.unlearn.evaluate.known, "STEPS", 2)
     values = {**KEY_STEP, "iterations": 1}
     *_, summary, _ = run(pack.nodes.key_step.KeyStepUNetUnlearn, *parts[:2], **values)
     (file,) = folder.rglob("*.safetensors")

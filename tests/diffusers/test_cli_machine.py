@@ -12,6 +12,7 @@ import torch
 from commands import CPU, sentence
 from safetensors.torch import load_file
 
+from testbed.model import samples
 from unlearn.__main__ import main
 from unlearn.core.erasure import Erasure
 from unlearn.diffusers_backend.apply import applied
@@ -21,7 +22,7 @@ from unlearn.diffusers_backend.model import DiffusersModel
 pytestmark = pytest.mark.costly
 
 METHODS = {
-    "few_shot": ["--shots", "1"],
+    "few_shot": ["--images", str(samples.FOLDER / "mushroom_1.png"), "--batch", "1"],
     "key_step": ["--method", "key_step", "--mode", "paper", "--start", "0"],
 }
 # bfloat16 keeps 8 bits, 1 part in 256, of what the network computes. Adam's first steps go by the

@@ -15,4 +15,4 @@ def small_probe(pack: ModuleType) -> Any:
         "cce": {"steps": 2, "pictures": 2, "batch": 2},
     }
     changed = {name: dataclasses.replace(getattr(made, name), **some) for name, some in own.items()}
-    return dataclasses.replace(made, prompts=2, phrasings=1, draws=4, rivals=3, **changed)
+    return dataclasses.replace(made, prompts=2, phrasings=1, draws=2, rivals=2, **changed)

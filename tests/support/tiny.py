@@ -13,7 +13,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from typing import Literal
 
 import torch
@@ -24,6 +24,7 @@ from unlearn.core.ddim import ddim_step, guided, timesteps
 from unlearn.core.edit import Edit
 from unlearn.core.erasure import NETWORK, Erasure, fingerprint
 from unlearn.core.progress import Progress
+from unlearn.core.resume import Resume
 from unlearn.core.token_reading import Reading
 from unlearn.core.token_slots import Vocabulary
 from unlearn.core.trainable import encoder_weights, network_weights
@@ -92,12 +93,17 @@ class TinyModel:
         self.asked: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         """(x0, noise, t) of every `target`."""
 
+    @cached_property
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """The encoder's. Kept, since to look for one by its name takes longer than to use it."""
+        return dict(self.encoder.named_parameters())
+
     def original(self, key: str) -> torch.Tensor:
         """A weight by its key in an Edit."""
-        return self.encoder.get_parameter(key)
+        return self._weights[key]
 
     def _weight(self, name: str) -> torch.Tensor:
-        weight = self.encoder.get_parameter(name)
+        weight = self._weights[name]
         if self.current and name in self.current.deltas:
             return self.current.changed(name, weight)
         return weight
@@ -277,15 +283,24 @@ class Block(nn.Module):
         return x + self.ff(x)
 
 
+class SmallConv(nn.Conv2d):
+    """A convolution of few pixels as one product, which is several times as fast there."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        columns = nn.functional.unfold(x, self.kernel_size, padding=self.padding)
+        found = self.weight.flatten(1) @ columns + self.bias[:, None]
+        return found.unflatten(2, x.shape[2:])
+
+
 class Network(nn.Module):
     """Predicts x0 from x_t, mostly from the prompt. Names are those of Stable Diffusion's UNet."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.time_embed = nn.Linear(1, width)
-        self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
+        self.conv_in = SmallConv(channels, width, 3, padding=1)
         self.transformer_blocks = nn.ModuleList([Block(width)])
-        self.conv_out = nn.Conv2d(width, channels, 3, padding=1)
+        self.conv_out = SmallConv(width, channels, 3, padding=1)
         with torch.no_grad():
             self.conv_in.weight.mul_(0.3)
 
@@ -323,19 +338,19 @@ class TinyNetworkModel(TinyModel):
     def layers(self) -> nn.Module:
         return self.network
 
+    @cached_property
+    def _network_weights(self) -> dict[str, torch.Tensor]:
+        return dict(self.network.named_parameters())
+
     def original(self, key: str) -> torch.Tensor:
         if key.startswith(NETWORK):
-            return self.network.get_parameter(key.removeprefix(NETWORK))
+            return self._network_weights[key.removeprefix(NETWORK)]
         return super().original(key)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         self.encoded.append(list(prompts))
         tokens = [["<start>", *prompt.replace(",", " ").lower().split()] for prompt in prompts]
-        rows = [
-            self._layers(torch.stack([word_vector(word, self.width) for word in words]))
-            for words in tokens
-        ]
-        return Conditioning(nn.utils.rnn.pad_sequence(rows, batch_first=True))
+        return self._padded([[word_vector(word, self.width) for word in words] for words in tokens])
 
     def encode_with_embeddings(
         self, sentences: Sequence[str], vectors: torch.Tensor
@@ -343,9 +358,16 @@ class TinyNetworkModel(TinyModel):
         rows = []
         for sentence, gap in zip(sentences, vectors.expand(len(sentences), -1, -1)):
             words = ["<start>", *sentence.replace(",", " ").lower().split()]
-            parts = [gap if w == "{}" else word_vector(w, self.width)[None] for w in words]
-            rows.append(self._layers(torch.cat(parts)))
-        return Conditioning(nn.utils.rnn.pad_sequence(rows, batch_first=True))
+            parts = [gap if w == "{}" else [word_vector(w, self.width)] for w in words]
+            rows.append([vector for part in parts for vector in part])
+        return self._padded(rows)
+
+    def _padded(self, rows: list[list[torch.Tensor]]) -> Conditioning:
+        """The conditioning of prompts by the vectors of their tokens, the shorter padded with
+        zeros. No token knows of another, so all go through the layers at once."""
+        read = self._layers(torch.stack([vector for row in rows for vector in row]))
+        parts = read.split([len(row) for row in rows])
+        return Conditioning(nn.utils.rnn.pad_sequence(parts, batch_first=True))
 
     def _mean_latents(self, images: torch.Tensor) -> torch.Tensor:
         return nn.functional.adaptive_avg_pool2d(images.movedim(-1, 1), self.SHAPE[1:])
@@ -455,6 +477,19 @@ def cancel_at(last: int) -> Callable:
     """Called after each step: cancels at this one."""
 
     def on_step(step: int, *_) -> None:
+        if step == last:
+            raise Cancelled
+
+    return on_step
+
+
+def kept_and_cancelled(resume: Resume, last: int) -> Callable:
+    """Called after each step: cancels at this one, with the state of the step before it kept, as if
+    each had been. resume: keeps none by itself, since to write them all takes long."""
+
+    def on_step(step: int, *_) -> None:
+        if step == last - 1:
+            resume.every = 0.0
         if step == last:
             raise Cancelled
 

@@ -85,13 +85,18 @@ def test_few_shot(kind: Kind, ours: DiffusersModel, plain: PlainModel, pipeline)
     check_same_change(erasure, ours, weights_of(plain, pipeline), "encoder")
 
 
-@pytest.mark.parametrize(("kind", "start", "steps"), [("style", 8, 10), ("object", 2, 4)])
+@pytest.mark.parametrize(("kind", "start", "iterations"), [("style", 3, 10), ("object", 2, 18)])
 def test_key_step(
-    kind: KeyStepKind, start: int, steps: int, ours: DiffusersModel, plain: PlainModel, pipeline
+    kind: KeyStepKind,
+    start: int,
+    iterations: int,
+    ours: DiffusersModel,
+    plain: PlainModel,
+    pipeline,
 ) -> None:
     """After eight walks the object's begin one step later, and the style's, which are at the latest
     step, do not. The last prompt is augmented."""
-    asked = {"start": start, "steps": steps, "iterations": 20}
+    asked = {"start": start, "steps": 4, "iterations": iterations}
     settings = KeyStepSettings(mode="paper", kind=kind, **asked)
     erasure = key_step(ours, ["fox"], settings)
     plain_key_step(plain, "fox", kind, **asked)

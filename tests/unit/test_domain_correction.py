@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from tiny import Cancelled, OutOfMemoryAtTheEnd, TinyNetworkModel, cancel_at, same
+from tiny import (
+    Cancelled,
+    OutOfMemoryAtTheEnd,
+    TinyNetworkModel,
+    cancel_at,
+    kept_and_cancelled,
+    same,
+)
 from torch import nn
 
 from unlearn.core.edit import Diverged, Edit
@@ -823,11 +830,11 @@ def test_a_run_that_was_cut_short_goes_on_to_the_very_same_result(
 def test_a_run_that_stops_by_itself_stops_at_the_same_step_after_a_cut(tmp_path: Path) -> None:
     settings = replace(BALANCED, iterations=400, alone=2, retention=1.0, rate=0.06, near=0.2)
     whole = domain_correction(TinyNetworkModel(), ["cat"], settings)
-    cancel = cancel_at(2 + whole.record["steps"] - 3)
+    cut = Resume(tmp_path / "run")
+    cancel = kept_and_cancelled(cut, 2 + whole.record["steps"] - 3)
     with pytest.raises(Cancelled):
-        domain_correction(
-            TinyNetworkModel(), ["cat"], settings, cancel, Resume(tmp_path / "run", every=0)
-        )
+        domain_correction(TinyNetworkModel(), ["cat"], settings, cancel, cut)
+    assert (tmp_path / "run").exists()
     resume = Resume(tmp_path / "run")
     again = domain_correction(TinyNetworkModel(), ["cat"], settings, None, resume)
     assert again.record["steps"] == whole.record["steps"] < 398

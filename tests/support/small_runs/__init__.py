@@ -5,9 +5,10 @@ and takes twenty steps for a picture. For the tests of nodes these numbers do no
 """
 
 import sys
+from functools import partial
 
 
-def make_small(science, *models, change=setattr, steps=10) -> None:
+def make_small(science, *models, change=setattr, steps=6) -> None:
     """Make the runs of a package `unlearn` small.
 
     science: the package. models: classes that draw. change: sets an attribute; a test passes its
@@ -17,6 +18,9 @@ def make_small(science, *models, change=setattr, steps=10) -> None:
     change(parts.retention.RetentionSet, "COUNT", parts.retention.RetentionSet.AT_ONCE)
     change(parts.closed_form, "SENTENCES", 8)
     change(parts.closed_form, "OTHERS", 16)
+    solve = partial(parts.solve_prompts.SolveSettings, sentences=8, others=24)
+    change(parts.solved_start, "SolveSettings", solve)
+    change(science.prompts.other_names, "SAMPLE", 6)
     for model in models:
         change(model.sample, "__defaults__", (steps, 7.5))
         if hasattr(model, "preview"):
