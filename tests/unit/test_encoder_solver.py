@@ -230,6 +230,18 @@ def test_distinct_prompts_give_what_all_as_drawn_give(
     assert totals == {part: 150 if part == "others" else 40 * len(concepts) for part in PARTS}
 
 
+def test_further_sentences_count_twice() -> None:
+    settings = ClosedFormSettings(anchor="koala", sentences=2, others=2)
+    more = {"fox": ["wild {}", "{} ahead"]}
+    found = Prompts.of(Model(""), ["fox"], settings, more=more)
+    batches, drawn = (found.split(each)["named"] for each in (found.batches, found.drawn))
+    often = {one: n for texts, times in zip(batches, drawn) for one, n in zip(texts, times)}
+    assert often["wild fox"] == often["fox ahead"] == 2
+    assert sum(often.values()) == 2 + 4
+    aims = {prompt for batch in found.split(found.batches)["neutral"] for prompt in batch}
+    assert {"wild koala", "koala ahead"} <= aims
+
+
 def test_a_packed_weight_is_read_by_running_its_layer() -> None:
     layer = nn.Linear(2100, 5)
     packed = SimpleNamespace(in_features=2100, forward=layer.forward)

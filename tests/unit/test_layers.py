@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from unlearn.methods.parts.layer_ends import NOT_ADDED, TWICE, places, read_together
-from unlearn.methods.parts.layers import walk
+from unlearn.methods.parts.layers import changed, walk
 
 WIDTH = 6
 
@@ -202,3 +202,24 @@ def test_prompts_are_read_together_where_each_is_read_as_alone(
     model.read = lambda prompts: read(model, prompts)
     assert read_together(model, ["a", "b"]) is together
     assert not any(one._forward_hooks for one in model.layers.modules())
+
+
+@pytest.mark.parametrize("end", ["added", "normed", "normed together", "experts"])
+def test_what_was_solved_for_is_what_the_weights_have(end: str) -> None:
+    model = Model(end)
+    found = places(model, "a")
+    deltas = {
+        place.key: {"lora_up": torch.randn(WIDTH, 2), "lora_down": torch.randn(2, 9)}
+        for place in found
+    }
+    with changed(found, deltas):
+        model.read(["a", "b"])
+    model.read(["a", "b"])
+    with torch.no_grad():
+        for place in found:
+            own = deltas[place.key]
+            place.linear.weight += own["lora_up"] @ own["lora_down"]
+    model.read(["a", "b"])
+    hooked, plain, weighed = model.last[-3:]
+    assert (hooked - plain).abs().max() > 0.1
+    torch.testing.assert_close(hooked, weighed)
