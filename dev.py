@@ -74,6 +74,13 @@ TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 # ComfyUI's example workflows and help pages: large, and not used here.
 NOT_NEEDED = {"comfyui-workflow-templates", "comfyui-embedded-docs"}
 
+# What Debian, Ubuntu, Fedora and others call Chromium and what is built from it.
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NO_CHROMIUM = (
+    "there is no Chromium: `apt-get install chromium` installs it on Debian, "
+    "`.venv/bin/python -m playwright install chromium` on any other system"
+)
+
 SUPPORTED_PYTHON = ((3, 10), (3, 13))
 FREE_GIB_NEEDED = 6
 
@@ -334,6 +341,37 @@ def install_ray() -> None:
     step.done()
 
 
+def system_chromium() -> str | None:
+    """The path of the system's Chromium, if it has one."""
+    return next(filter(None, map(shutil.which, CHROMIUM)), None)
+
+
+def install_chromium() -> None:
+    """The browser of the browser tests: once tried, and only where this may install packages.
+
+    Without it these tests are left out, and setup goes on.
+    """
+    step = Step("Chromium, for the browser tests")
+    stamp = Stamp("chromium", " ".join(CHROMIUM))
+    if system_chromium():
+        step.skip()
+        return
+    may_install = hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get")
+    if may_install and not stamp.is_set():
+        options = ["-y", "-q", "--no-install-recommends", "-o", "Acquire::Retries=0"]
+        options += ["-o", "Acquire::http::Timeout=20", "-o", "DPkg::Lock::Timeout=20"]
+        logged(step, ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", *options,
+                      "chromium"])  # fmt: skip
+        stamp.set()
+        if system_chromium():
+            step.done()
+            return
+    if logged(step, [str(PYTHON), "-m", "testbed.host.chromium"]) == 0:
+        step.skip()  # Playwright has fetched one
+        return
+    print(f"left out: {NO_CHROMIUM}")
+
+
 def group_requirements(name: str) -> list[str]:
     """An optional group of pyproject.toml. Python 3.10 has no parser for TOML."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -592,11 +630,14 @@ def main() -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the task")
     options = parser.parse_args()
     with_ray = options.task == "test" and "--all" in options.arguments
-    Step.total = 7 if with_ray else 6
+    with_browser = options.task in ("setup", "test") and "--fast" not in options.arguments
+    Step.total = 6 + with_ray + with_browser
     try:
         host = set_up()
         if with_ray:
             install_ray()
+        if with_browser:
+            install_chromium()
     except SetupError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

@@ -226,6 +226,10 @@ class Server:
             raise ServerError(f"The server died.\n{self._log_tail()}") from error
         return self._json(f"/history/{prompt_id}")[prompt_id]
 
+    def post(self, path: str, body: dict[str, Any]) -> None:
+        """Hand something in under a path, such as /settings."""
+        self._post(path, body)
+
     def ask(self, path: str) -> Any:
         """The server's answer to a path that returns JSON, such as one of an extension."""
         return self._json(path)
