@@ -20,4 +20,4 @@ def test_the_first_template_opens_and_the_search_finds_us(page: Frontend) -> Non
     found = {word: page.search(word)[:NEAR] for word in WORDS}
     page.page.keyboard.press("Escape")
     for word, results in found.items():
-        assert any("concept-unlearn" in one or "unlearn" in one for one in results), (word, results)
+        assert any("unlearn" in one.lower() for one in results), (word, results)
