@@ -358,16 +358,16 @@ def install_chromium() -> None:
         return
     may_install = hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get")
     if may_install and not stamp.is_set():
-        options = ["-y", "-q", "--no-install-recommends", "-o", "Acquire::Retries=0"]
+        options = ["-y", "--no-install-recommends", "chromium", "-o", "Acquire::Retries=0"]
         options += ["-o", "Acquire::http::Timeout=20", "-o", "DPkg::Lock::Timeout=20"]
-        logged(step, ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", *options,
-                      "chromium"])  # fmt: skip
+        logged(step, ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", *options])
         stamp.set()
         if system_chromium():
             step.done()
             return
-    if logged(step, [str(PYTHON), "-m", "testbed.host.chromium"]) == 0:
-        step.skip()  # Playwright has fetched one
+    ask = [str(PYTHON), "-m", "testbed.host.chromium"]  # Playwright may have fetched one
+    if subprocess.run(ask, cwd=ROOT, capture_output=True).returncode == 0:
+        step.skip()
         return
     print(f"left out: {NO_CHROMIUM}")
 
