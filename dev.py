@@ -73,6 +73,8 @@ TORCH = "torch==2.13.0"
 TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 # ComfyUI's example workflows and help pages: large, and not used here.
 NOT_NEEDED = {"comfyui-workflow-templates", "comfyui-embedded-docs"}
+# An empty package of the first one's name, since the host complains where there is none.
+NO_TEMPLATES = ROOT / "testbed" / "host" / "no_templates"
 
 # What Debian, Ubuntu, Fedora and others call Chromium and what is built from it.
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -558,9 +560,21 @@ def child_environment() -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1", **os.environ, "HF_HUB_OFFLINE": "1"}
 
 
-def start(host: Path, command: list[str], cwd: Path = ROOT) -> int:
-    """Run the user's task in the foreground and return its exit code."""
-    environment = {**child_environment(), "COMFYUI_PATH": str(host)}
+def host_environment() -> dict[str, str]:
+    """The environment for ComfyUI's server: with an empty package of templates, if it has none."""
+    found = child_environment()
+    folders = [*VENV.glob("lib/python*/site-packages"), VENV / "Lib" / "site-packages"]
+    if not any((folder / "comfyui_workflow_templates").is_dir() for folder in folders):
+        paths = [str(NO_TEMPLATES), *filter(None, [found.get("PYTHONPATH")])]
+        found["PYTHONPATH"] = os.pathsep.join(paths)
+    return found
+
+
+def start(
+    host: Path, command: list[str], cwd: Path = ROOT, more: dict[str, str] | None = None
+) -> int:
+    """Run the user's task in the foreground and return its exit code. more: of its environment."""
+    environment = {**child_environment(), **(more or {}), "COMFYUI_PATH": str(host)}
     process = subprocess.Popen([str(PYTHON), *command], cwd=cwd, env=environment)
     interrupted = False
     while True:
@@ -589,7 +603,8 @@ def serve(host: Path, arguments: list[str]) -> int:
     parser.add_argument("--port", type=int, default=8188)
     options, rest = parser.parse_known_args(arguments)
     print(f"ComfyUI will be at http://127.0.0.1:{options.port} (Ctrl-C ends it)", flush=True)
-    return start(host, host_command(host, options.port) + cpu_option() + rest, cwd=host)
+    command = host_command(host, options.port) + cpu_option() + rest
+    return start(host, command, cwd=host, more=host_environment())
 
 
 def matrix(host: Path, arguments: list[str]) -> int:

@@ -40,8 +40,6 @@ HOSTS_OWN = (
     "Failed to load resource",  # of what a new user does not have yet
     "Content Security Policy",  # without API nodes the page may not ask other servers
     "ComfyApp graph accessed before initialization",
-    "Error loading fuse options",  # ComfyUI's own templates are not installed
-    "Error loading core workflow templates",
 )
 """Errors that the page writes into its console also without this pack."""
 
@@ -62,6 +60,18 @@ UNKNOWN = """app.graph.nodes.map((node) => node.type)
   .filter((type) => !(type in LiteGraph.registered_node_types))"""
 VALUES = """Object.fromEntries(app.graph.serialize().nodes.map(
   (node) => [node.id, [node.type, node.mode, node.widgets_values ?? []]]))"""
+
+OVERLAPS = """() => {
+  const drawn = [...document.querySelectorAll("[data-node-id]")].map((element) =>
+    [app.graph.getNodeById(element.dataset.nodeId)?.title, element.getBoundingClientRect()]);
+  const pairs = [];
+  drawn.forEach(([one, a], at) => drawn.slice(at + 1).forEach(([two, b]) => {
+    const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+    const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+    if (wide > 1 && high > 1) pairs.push([one, two]);
+  }));
+  return pairs;
+}"""
 
 
 class Frontend:
@@ -171,6 +181,13 @@ class Frontend:
         self.page.wait_for_function(ask, arg=number)
         ask = "(n) => app.graph.getNodeById(n).imgs.map((i) => [i.naturalWidth, i.naturalHeight])"
         return self.page.evaluate(ask, number)
+
+    def overlaps(self) -> list[tuple[str, str]]:
+        """Pairs of nodes, by their titles, that Nodes 2.0 draws one over the other.
+
+        It makes a node as large as what is in it, whatever size the workflow says.
+        """
+        return self.page.evaluate(OVERLAPS)
 
     def number(self, title: str) -> int:
         ask = "(title) => app.graph.nodes.find((node) => node.title === title).id"

@@ -34,7 +34,7 @@ import torch
 import websocket
 from PIL import Image
 
-from dev import child_environment, host_command
+from dev import host_command, host_environment
 
 from .patience import Patience, answer
 from .process import path
@@ -130,7 +130,7 @@ class Server:
             self._process = subprocess.Popen(
                 command + list(self._args),
                 cwd=self.host,
-                env={**child_environment(), **self._environment},
+                env={**host_environment(), **self._environment},
                 stdin=subprocess.PIPE,  # the tether watches it
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import pytest
 
 from testbed.host.frontend import Frontend
@@ -22,23 +19,25 @@ FOREIGN = {
 EVOLVED = ["ADE_LoadAnimateDiffModel", "ADE_ApplyAnimateDiffModelSimple", "ADE_UseEvolvedSampling"]
 
 
-@pytest.fixture(scope="module")
-def saved_erasures(server: Server) -> None:
-    """The files that the templates for a saved erasure name: as after those that write them."""
-    folder = server.output / "loras"
-    folder.mkdir(parents=True, exist_ok=True)
-    data = Path(__file__).resolve().parents[1] / "data" / "saved_by_0.1.0"
-    for made_by, part in (("few_shot", "clip"), ("key_step", "model")):
-        shutil.copy(data / f"{made_by}.safetensors", folder / f"erased_{part}_00001_.safetensors")
-
-
 def test_the_dialog_lists_them_in_order(page: Frontend) -> None:
     assert page.templates() == FILES
     page.page.keyboard.press("Escape")
 
 
+def test_the_dialog_opens_on_them(page: Frontend, server: Server) -> None:
+    """Where ComfyUI's own templates are not installed, as with `dev.py serve`."""
+    assert "comfyui-workflow-templates is not installed" not in server.log.read_text("utf-8")
+    page.command("Comfy.BrowseTemplates")
+    cards = page.page.get_by_role("dialog").locator('[data-testid^="template-workflow-"]')
+    cards.first.wait_for()
+    first = cards.evaluate_all("(cards) => cards.map((card) => card.dataset.testid)")[0]
+    assert first == f"template-workflow-{FILES[0]}"
+    page.page.keyboard.press("Escape")
+
+
 @pytest.mark.parametrize("name", FILES)
-def test_it_opens_without_a_red_node(page: Frontend, saved_erasures: None, name: str) -> None:
+def test_it_opens_without_a_red_node(page: Frontend, name: str) -> None:
     page.open_template(name)
     assert page.unknown_types() == (EVOLVED if name.startswith("11 ") else [])
     assert set(page.faulty()) <= FOREIGN.get(name[:2], set())
+    assert page.overlaps() == []
