@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from testbed.host.frontend import Frontend
@@ -10,6 +14,7 @@ from testbed.showcase import templates
 
 pytestmark = pytest.mark.slow
 FILES = sorted(file.stem for file in templates.FOLDER.glob("*.json"))
+SAVED = Path(__file__).resolve().parents[1] / "data" / "saved_by_0.1.0"
 FOREIGN = {
     "10": {"CLIPVisionLoader", "CopyrightMetric"},
     "12": {"UNETLoader", "CLIPLoader", "VAELoader"},
@@ -17,6 +22,21 @@ FOREIGN = {
 }
 """The nodes that name a model which comes neither with the pack nor with IconCanvas."""
 EVOLVED = ["ADE_LoadAnimateDiffModel", "ADE_ApplyAnimateDiffModelSimple", "ADE_UseEvolvedSampling"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def saved_erasures(page: Frontend, server: Server) -> Iterator[None]:
+    """The files that the templates for a saved erasure name: as after those that write them."""
+    folder, made = server.output / "loras", []
+    folder.mkdir(parents=True, exist_ok=True)
+    for made_by, part in (("few_shot", "clip"), ("key_step", "model")):
+        file = folder / f"erased_{part}_00001_.safetensors"
+        if not file.exists():
+            made.append(shutil.copy(SAVED / f"{made_by}.safetensors", file))
+    page.load()  # a page reads the list of files when it opens
+    yield
+    for file in made:
+        file.unlink()
 
 
 def test_the_dialog_lists_them_in_order(page: Frontend) -> None:
