@@ -15,13 +15,14 @@ from testbed.showcase import templates
 pytestmark = pytest.mark.slow
 FILES = sorted(file.stem for file in templates.FOLDER.glob("*.json"))
 SAVED = Path(__file__).resolve().parents[1] / "data" / "saved_by_0.1.0"
+EVOLVED = ["ADE_LoadAnimateDiffModel", "ADE_ApplyAnimateDiffModelSimple", "ADE_UseEvolvedSampling"]
 FOREIGN = {
     "10": {"CLIPVisionLoader", "CopyrightMetric"},
+    "11": {*EVOLVED},
     "12": {"UNETLoader", "CLIPLoader", "VAELoader"},
-    "13": {"UNETLoader", "CLIPLoader", "VAELoader"},
+    "13": {"UNETLoader", "CLIPLoader", "VAELoader", "LoadErasedCLIP"},
 }
-"""The nodes that name a model which comes neither with the pack nor with IconCanvas."""
-EVOLVED = ["ADE_LoadAnimateDiffModel", "ADE_ApplyAnimateDiffModelSimple", "ADE_UseEvolvedSampling"]
+"""The nodes of others, and those that name a file which no template makes with IconCanvas."""
 
 
 @pytest.fixture(scope="module", autouse=True)
