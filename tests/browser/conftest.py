@@ -1,4 +1,4 @@
-"""The real page of the real server, in a real Chromium: one for the tests of each node style."""
+"""The real page of the real server, in a real Chromium: one for each file and node style."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from testbed.host.frontend import STYLES, Frontend
 from testbed.host.server import Server
 
 
-# Playwright's loop must end before another folder's tests call asyncio.run.
-@pytest.fixture(scope="package")
+# Not of the session: Playwright must end before tests in other files call asyncio.run.
+@pytest.fixture(scope="module")
 def browser() -> Iterator:
     if why := chromium.missing():
         pytest.skip(f"not run: {why}")
@@ -20,7 +20,7 @@ def browser() -> Iterator:
         yield launched
 
 
-@pytest.fixture(scope="package", params=STYLES)
+@pytest.fixture(scope="module", params=STYLES)
 def page(request: pytest.FixtureRequest, browser, server: Server) -> Iterator[Frontend]:
     opened = Frontend(browser, server, request.param)
     yield opened
