@@ -73,6 +73,15 @@ TORCH = "torch==2.13.0"
 TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 # ComfyUI's example workflows and help pages: large, and not used here.
 NOT_NEEDED = {"comfyui-workflow-templates", "comfyui-embedded-docs"}
+# An empty package of the first one's name, since the host complains where there is none.
+NO_TEMPLATES = ROOT / "testbed" / "host" / "no_templates"
+
+# What Debian, Ubuntu, Fedora and others call Chromium and what is built from it.
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NO_CHROMIUM = (
+    "there is no Chromium: `apt-get install chromium` installs it on Debian, "
+    "`.venv/bin/python -m playwright install chromium` on any other system"
+)
 
 SUPPORTED_PYTHON = ((3, 10), (3, 13))
 FREE_GIB_NEEDED = 6
@@ -334,6 +343,37 @@ def install_ray() -> None:
     step.done()
 
 
+def system_chromium() -> str | None:
+    """The path of the system's Chromium, if it has one."""
+    return next(filter(None, map(shutil.which, CHROMIUM)), None)
+
+
+def install_chromium() -> None:
+    """The browser of the browser tests: once tried, and only where this may install packages.
+
+    Without it these tests are left out, and setup goes on.
+    """
+    step = Step("Chromium, for the browser tests")
+    stamp = Stamp("chromium", " ".join(CHROMIUM))
+    if system_chromium():
+        step.skip()
+        return
+    may_install = hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get")
+    if may_install and not stamp.is_set():
+        options = ["-y", "--no-install-recommends", "chromium", "-o", "Acquire::Retries=0"]
+        options += ["-o", "Acquire::http::Timeout=20", "-o", "DPkg::Lock::Timeout=20"]
+        logged(step, ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", *options])
+        stamp.set()
+        if system_chromium():
+            step.done()
+            return
+    ask = [str(PYTHON), "-m", "testbed.host.chromium"]  # Playwright may have fetched one
+    if subprocess.run(ask, cwd=ROOT, capture_output=True).returncode == 0:
+        step.skip()
+        return
+    print(f"left out: {NO_CHROMIUM}")
+
+
 def group_requirements(name: str) -> list[str]:
     """An optional group of pyproject.toml. Python 3.10 has no parser for TOML."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -520,9 +560,21 @@ def child_environment() -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1", **os.environ, "HF_HUB_OFFLINE": "1"}
 
 
-def start(host: Path, command: list[str], cwd: Path = ROOT) -> int:
-    """Run the user's task in the foreground and return its exit code."""
-    environment = {**child_environment(), "COMFYUI_PATH": str(host)}
+def host_environment() -> dict[str, str]:
+    """The environment for ComfyUI's server: with an empty package of templates, if it has none."""
+    found = child_environment()
+    folders = [*VENV.glob("lib/python*/site-packages"), VENV / "Lib" / "site-packages"]
+    if not any((folder / "comfyui_workflow_templates").is_dir() for folder in folders):
+        paths = [str(NO_TEMPLATES), *filter(None, [found.get("PYTHONPATH")])]
+        found["PYTHONPATH"] = os.pathsep.join(paths)
+    return found
+
+
+def start(
+    host: Path, command: list[str], cwd: Path = ROOT, more: dict[str, str] | None = None
+) -> int:
+    """Run the user's task in the foreground and return its exit code. more: of its environment."""
+    environment = {**child_environment(), **(more or {}), "COMFYUI_PATH": str(host)}
     process = subprocess.Popen([str(PYTHON), *command], cwd=cwd, env=environment)
     interrupted = False
     while True:
@@ -551,7 +603,8 @@ def serve(host: Path, arguments: list[str]) -> int:
     parser.add_argument("--port", type=int, default=8188)
     options, rest = parser.parse_known_args(arguments)
     print(f"ComfyUI will be at http://127.0.0.1:{options.port} (Ctrl-C ends it)", flush=True)
-    return start(host, host_command(host, options.port) + cpu_option() + rest, cwd=host)
+    command = host_command(host, options.port) + cpu_option() + rest
+    return start(host, command, cwd=host, more=host_environment())
 
 
 def matrix(host: Path, arguments: list[str]) -> int:
@@ -592,11 +645,14 @@ def main() -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the task")
     options = parser.parse_args()
     with_ray = options.task == "test" and "--all" in options.arguments
-    Step.total = 7 if with_ray else 6
+    with_browser = options.task in ("setup", "test") and "--fast" not in options.arguments
+    Step.total = 6 + with_ray + with_browser
     try:
         host = set_up()
         if with_ray:
             install_ray()
+        if with_browser:
+            install_chromium()
     except SetupError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

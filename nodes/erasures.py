@@ -48,7 +48,7 @@ class LoadErasedClip(UnlearnNode):
             node_id="LoadErasedCLIP",
             display_name="Load Erased CLIP",
             category="unlearn/load",
-            search_aliases=["LoRA", "forget", "erase", "apply erasure", "unlearn"],
+            search_aliases=["LoRA", "forget", "erase", "remove", "apply erasure", "unlearn"],
             description=(
                 "Puts a saved erasure on a text encoder. Chain several nodes for several erasures. "
                 "It also loads whole text encoders that others erased."
@@ -110,7 +110,7 @@ class LoadErasedModel(UnlearnNode):
             node_id="LoadErasedModel",
             display_name="Load Erased Model",
             category="unlearn/load",
-            search_aliases=["LoRA", "forget", "erase", "apply erasure", "unlearn"],
+            search_aliases=["LoRA", "forget", "erase", "remove", "apply erasure", "unlearn"],
             description=(
                 "Puts a saved erasure on the denoiser (the UNet or transformer). Chain several "
                 "nodes for several erasures."

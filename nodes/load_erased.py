@@ -37,7 +37,7 @@ class LoadErased(UnlearnNode):
             node_id="LoadErased",
             display_name="Load Erased",
             category="unlearn/load",
-            search_aliases=["LoRA", "forget", "erase", "apply erasure", "unlearn"],
+            search_aliases=["LoRA", "forget", "erase", "remove", "apply erasure", "unlearn"],
             description=(
                 "Puts up to five saved erasures on a model and its text encoder, each at a "
                 "strength of its own."

@@ -26,6 +26,7 @@ from .widgets import advanced, method_settings, method_widgets
 ERASING = (
     "erase",
     "forget",
+    "remove",
     "remove concept",
     "delete object",
     "censor",

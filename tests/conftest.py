@@ -27,7 +27,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORT = ROOT / "tests" / "support"
-COMFYUI = ("comfy", "server")  # the folders of tests that need it
+COMFYUI = ("browser", "comfy", "server")  # the folders of tests that need it
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 if str(SUPPORT) not in sys.path:
@@ -36,18 +36,22 @@ if str(SUPPORT) not in sys.path:
 import cpu_seconds  # noqa: E402
 import torch  # noqa: E402
 from small_runs import make_small  # noqa: E402
-from tiers import is_fast, is_slow, rank  # noqa: E402
+from tiers import SERVED, is_fast, is_slow, rank  # noqa: E402
 
 import testbed.host.process  # noqa: E402
 import testbed.model.pack  # noqa: E402
+from testbed.host import chromium  # noqa: E402
 from testbed.host.evolved import missing  # noqa: E402
 from testbed.host.server import Server, extended  # noqa: E402
 from testbed.model import samples  # noqa: E402
 
 
-def pytest_report_header() -> str | None:
+def pytest_report_header(config: pytest.Config) -> list[str]:
     """Says plainly, and not only where skips are listed, what this run leaves out."""
-    return f"AnimateDiff-Evolved: not run, {missing()}." if missing() else None
+    lacking = {"AnimateDiff-Evolved": missing()}
+    if not config.option.fast:
+        lacking["Browser tests"] = chromium.missing()
+    return [f"{what}: not run, {why}." for what, why in lacking.items() if why]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -91,8 +95,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With --dist loadfile a process takes whole files; here one takes all files of tests/server,
-    since every process that takes one of them starts a server.
+    """With --dist loadfile a process takes whole files; here one takes all files of tests/server
+    and tests/browser, since every process that takes one of them starts a server.
     """
     if config.option.dist != "loadfile":
         return None
@@ -101,7 +105,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByServer(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "server" if Path(file).parent.name == "server" else file
+            return "server" if Path(file).parent.name in SERVED else file
 
     return ByServer(config, log)
 

@@ -34,7 +34,7 @@ import torch
 import websocket
 from PIL import Image
 
-from dev import child_environment, host_command
+from dev import host_command, host_environment
 
 from .patience import Patience, answer
 from .process import path
@@ -130,7 +130,7 @@ class Server:
             self._process = subprocess.Popen(
                 command + list(self._args),
                 cwd=self.host,
-                env={**child_environment(), **self._environment},
+                env={**host_environment(), **self._environment},
                 stdin=subprocess.PIPE,  # the tether watches it
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -225,6 +225,10 @@ class Server:
         except (websocket.WebSocketConnectionClosedException, ConnectionError) as error:
             raise ServerError(f"The server died.\n{self._log_tail()}") from error
         return self._json(f"/history/{prompt_id}")[prompt_id]
+
+    def post(self, path: str, body: dict[str, Any]) -> None:
+        """Hand something in under a path, such as /settings."""
+        self._post(path, body)
 
     def ask(self, path: str) -> Any:
         """The server's answer to a path that returns JSON, such as one of an extension."""

@@ -25,7 +25,7 @@ ABOUT = (
     "Takes a concept out of the text encoder in seconds, and draws before and after. Use the CLIP "
     "in place of the checkpoint's."
 )
-WORDS = ["erase", "forget", "remove concept", "delete object", "censor", "unlearn"]
+WORDS = ["erase", "forget", "remove", "remove concept", "delete object", "censor", "unlearn"]
 FACE = ("concept", "kind", "anchor")
 ENTRANCE, EXIT = -10, -20
 """The browser's numbers of what a subgraph's inputs and outputs hang on."""

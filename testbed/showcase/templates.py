@@ -122,7 +122,7 @@ def erase(method: str) -> Build:
 
 
 def with_pictures(canvas: Canvas) -> None:
-    column, second = Column(480, 260), Column(780, 220)
+    column, second = Column(480, 260), Column(780, 230)
     base = checkpoint(canvas, column)
     shots = [picture(canvas, column, i, f"Picture {i}") for i in (1, 2)]
     second.top = 240
@@ -165,9 +165,9 @@ def use(part: str) -> Build:
         empty = canvas.node("EmptyLatentImage", *column(106), width=size, height=size)
         given = {"positive": positive, "negative": negative, "latent_image": (empty, 0)}
         drawn = sampled(canvas, Column(1510, 260), now["model"], **given)
-        decoded = canvas.node("VAEDecode", *Column(1840, 150)(46), samples=drawn, vae=(base, VAE))
-        shown = canvas.node("PreviewImage", *Column(2050, 280)(280), images=(decoded, 0))
-        column = Column(1840, 490)
+        decoded = canvas.node("VAEDecode", *Column(1840, 230)(46), samples=drawn, vae=(base, VAE))
+        shown = canvas.node("PreviewImage", *Column(2110, 280)(280), images=(decoded, 0))
+        column = Column(1840, 550)
         column.top = 350
         erased = {f"erased_{part}": (loaded, 0), "concept": CONCEPT}
         seen = compare(canvas, column, base, size, HEIGHT - column.top, **erased)
@@ -205,7 +205,7 @@ def distance(canvas: Canvas) -> None:
     file = "clip-vit-large-patch14.safetensors"
     sees = canvas.node("CLIPVisionLoader", *column(58), clip_name=file)
     canvas.group("A model, an original, an erasure", BLUE, base, work[0], sees, erased)
-    column, second, third = Column(1130, 240), Column(1420, 260), Column(1730, 140)
+    column, second, third = Column(1130, 240), Column(1420, 260), Column(1730, 230)
     clips = {"before": (base, CLIP), "after": (erased, 0)}
     positive = {
         when: asked(canvas, column, clip, f"Prompt, {when}", PROMPT) for when, clip in clips.items()
@@ -227,7 +227,7 @@ def distance(canvas: Canvas) -> None:
     given = {"originals": work, "generated": drawn[0], "generated_after": drawn[1]}
     metric = canvas.node(
         "CopyrightMetric",
-        *Column(1940, 380)(HEIGHT),
+        *Column(2000, 380)(HEIGHT),
         main=True,
         clip_vision=(sees, 0),
         inception="pt_inception-2015-12-05-6726825d.pth",

@@ -34,6 +34,8 @@ MENUS = {
 }
 WORDS = {
     "forget": TRAINING,
+    # The browser puts short names first: a Load node is seen where a training node is not.
+    "remove": [*TRAINING, "LoadErased", "LoadErasedCLIP", "LoadErasedModel"],
     "remove concept": TRAINING,
     "erase": TRAINING,
     "censor": TRAINING,

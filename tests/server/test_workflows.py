@@ -35,6 +35,7 @@ FILE_NAMES = {
     "image",
     "inception",
 }
+NARROWEST = 225  # pixels of a node in Nodes 2.0, whatever width the workflow says
 SCREEN = (1920, 940)  # pixels of the canvas where the screen has 1920 x 1080
 # Where the loaders look for their files.
 FOLDERS = {
@@ -164,6 +165,13 @@ def test_nothing_overlaps(file: Path) -> None:
     for (one, a), (two, b) in combinations(boxes.items(), 2):
         apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
         assert apart, f"nodes {one} and {two} overlap"
+
+
+@each_workflow
+def test_no_node_is_narrower_than_nodes_2_draws_it(file: Path) -> None:
+    """Otherwise it covers what stands beside it."""
+    for node in load(file)["nodes"]:
+        assert node["size"][0] >= NARROWEST, node["type"]
 
 
 @each_workflow

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+SERVED = ("browser", "server")
+"""The folders of tests that need a server."""
+
 
 def rank(item: pytest.Item) -> int:
     """What a test needs: 0: no ComfyUI, 1: ComfyUI in this process, 2: a server."""
     names, folder = getattr(item, "fixturenames", ()), item.path.parent.name
-    if "server" in names or folder == "server":
+    if "server" in names or folder in SERVED:
         return 2
     return 1 if "host" in names or folder == "comfy" else 0
 

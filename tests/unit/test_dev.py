@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from shutil import which
 from xml.etree import ElementTree
 
 import pytest
@@ -205,7 +206,8 @@ def test_second_setup_does_nothing(
         monkeypatch.setattr(dev, step, refuse)
     monkeypatch.setattr(sys, "argv", ["dev.py", "setup"])
     assert dev.main() == 0
-    assert capsys.readouterr().out.count("already there") == dev.Step.total - 1
+    said = capsys.readouterr().out
+    assert said.count("already there") + said.count("left out") == dev.Step.total - 1
 
 
 def test_folders_are_linked_once_and_copies_are_refused(tmp_path: Path) -> None:
@@ -465,6 +467,7 @@ def test_only_the_slow_tests_fetch_ray(monkeypatch: pytest.MonkeyPatch, place: P
     (place / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     installed: list[str] = []
     monkeypatch.setattr(dev, "set_up", lambda: dev.HOST)
+    monkeypatch.setattr(dev, "install_chromium", lambda: None)
     monkeypatch.setattr(dev, "start", lambda host, command: 0)
     monkeypatch.setattr(dev, "install", lambda step, *wanted: installed.extend(wanted))
     for arguments in ([], ["--fast"], ["--all"], ["--all"]):
@@ -475,9 +478,36 @@ def test_only_the_slow_tests_fetch_ray(monkeypatch: pytest.MonkeyPatch, place: P
     assert installed[1].startswith("ray[default]>=")
 
 
+@pytest.mark.parametrize("comes", [True, False])
+def test_chromium_is_tried_once_and_never_stops_the_setup(
+    monkeypatch: pytest.MonkeyPatch,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    comes: bool,
+) -> None:
+    """On a machine without one, by a root who has apt-get."""
+    (place / "bin").mkdir()
+    apt = place / "bin" / "apt-get"
+    makes = f"touch {place}/bin/chromium; chmod +x {place}/bin/chromium" if comes else "false"
+    apt.write_text(f'#!/bin/sh\necho "$@" >> {place}/asked\n{makes}\n')
+    apt.chmod(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
+    usual = os.environ["PATH"]
+    monkeypatch.setattr(shutil, "which", lambda name: which(name, path=str(place / "bin")))
+    monkeypatch.setenv("PATH", f"{place / 'bin'}{os.pathsep}{usual}")
+    for _ in range(2):
+        dev.install_chromium()
+    assert "install" in (place / "asked").read_text().splitlines()[0]
+    assert len((place / "asked").read_text().splitlines()) == 1
+    said = capsys.readouterr().out
+    assert ("apt-get install chromium" in said) is not comes
+    assert said.count("done in") == said.count("already there") == comes
+
+
 def test_pytest_is_started_with_what_a_tier_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
     monkeypatch.setattr(dev, "set_up", lambda: dev.HOST)
+    monkeypatch.setattr(dev, "install_chromium", lambda: None)
     monkeypatch.setattr(dev, "start", lambda host, command: started.append(command) or 3)
     for arguments in (["--fast"], ["-k", "few_shot"]):
         monkeypatch.setattr(sys, "argv", ["dev.py", "test", *arguments])
