@@ -285,3 +285,24 @@ def test_prompts_are_read_together_only_where_each_is_read_as_alone(
     monkeypatch.setattr(pack.unlearn.methods.parts.solve_prompts, "ALONE", 8)
     fewer, *_ = unlearnt(pack, loaded, "cat", "dog")
     assert (fewer.delta(key) - alone.delta(key)).norm() > 0.05 * alone.delta(key).norm()
+
+
+def test_words_that_bring_it_back_are_sought_in_every_kind(
+    pack: ModuleType, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through an encoder without a MODEL, with gradients, from inside the host's inference mode."""
+    closed, rounds = pack.unlearn.methods.closed_form, pack.unlearn.methods.parts.hard_rounds
+    for name, value in {"ATTACKED": 1, "STEPS": 1, "TRIES": 1, "ENOUGH": -9.0}.items():
+        monkeypatch.setattr(rounds, name, value)
+    settings = closed.ClosedFormSettings(anchor="owl", harden_rounds=1, **FEW)
+    encoder = pack.nodes.backend.encoder_model.ComfyEncoder(loaded.clip)
+    before = conditioning(loaded.clip, "a fox")
+    with torch.inference_mode(), encoder.training(settings.gradients):
+        if "Lens" in loaded.name:
+            with pytest.raises(ValueError, match="takes no vectors at the beginning of a prompt"):
+                closed.closed_form(encoder, ["fox"], settings)
+        else:
+            erasure = closed.closed_form(encoder, ["fox"], settings)
+            assert len(erasure.record["revived"]) == 2
+            assert all(torch.isfinite(erasure.delta(key)).all() for key in erasure.deltas)
+    assert_equal(conditioning(loaded.clip, "a fox"), before)
