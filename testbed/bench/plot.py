@@ -42,7 +42,8 @@ def save_plot(rows: list[dict], file: Path) -> None:
     for name, color in KEPT.items():
         means = [mean(row[name] for row in some) for some in found.values()]
         kept.scatter(means, places, color=color, label=name.upper(), alpha=0.8)
-    for name, marker in zip(ATTACKS, cycle(MARKERS)):
+    measured = (name for row in rows for name in row.get("attacks", ()))
+    for name, marker in zip(dict.fromkeys([*ATTACKS, *measured]), cycle(MARKERS)):
         attacked = [
             (mean(values), place)
             for some, place in zip(found.values(), places)
@@ -62,11 +63,12 @@ def save_plot(rows: list[dict], file: Path) -> None:
     back.set(title="comes back by", xlim=(-0.03, 1.03))
     kept.set_yticks(places, list(found), fontsize=8)
     kept.invert_yaxis()
+    small = {"ncols": 2, "fontsize": 8}
     for axes in (kept, back):
         axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
         axes.grid(axis="y", alpha=0.3)
         if axes.collections:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.05), ncols=2, fontsize=8)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=3, **small)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
