@@ -563,7 +563,7 @@ FAULTS: list[Fault] = [
     *faults(
         "domain correction",
         PARTS + "doco_paper.py",
-        ["domain_correction"],
+        ["balanced_terms", "domain_correction"],
         ("no weight decay", "WEIGHT_DECAY, CLIP = 1e-2,", "WEIGHT_DECAY, CLIP = 0.0,"),
         ("no clip", "CLIP = 1e-2, 1.0", "CLIP = 1e-2, 0.0"),
         ("clip ten times as large", "CLIP = 1e-2, 1.0", "CLIP = 1e-2, 10.0"),

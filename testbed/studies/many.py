@@ -137,22 +137,23 @@ def work(jobs: list[tuple[int, int]]) -> None:
 def by_count(rows: list[dict]) -> dict[int, dict[str, float]]:
     """From each number of concepts to the means over its seeds."""
     names = ("ua", "ira", "cra", "style_kept", "behind", "seconds", "cpu_seconds", "file_bytes")
-    return {
-        count: {name: mean(r[name] for r in rows if r["count"] == count) for name in names}
-        for count in sorted({row["count"] for row in rows})
-    }
+    found = {}
+    for count in sorted({row["count"] for row in rows}):
+        some = [row for row in rows if row["count"] == count]
+        found[count] = {"orders": len(some), **{n: mean(r[n] for r in some) for n in names}}
+    return found
 
 
 def page(rows: list[dict]) -> str:
-    lines = [
-        "| concepts | UA | IRA | CRA | style kept | behind | seconds | processor, s | file |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    heads = "concepts", "orders", "UA", "IRA", "CRA", "style kept", "behind", "seconds"
+    heads += "processor, s", "file"
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for count, means in by_count(rows).items():
         figures = (f"{means[name]:.1%}" for name in ("ua", "ira", "cra", "style_kept"))
         lines.append(
-            f"| {count} | {' | '.join(figures)} | {means['behind']:.1f} | {means['seconds']:.1f} "
-            f"| {means['cpu_seconds']:.1f} | {means['file_bytes'] / 1e6:.1f} MB |"
+            f"| {count} | {means['orders']} | {' | '.join(figures)} | {means['behind']:.1f} "
+            f"| {means['seconds']:.1f} | {means['cpu_seconds']:.1f} "
+            f"| {means['file_bytes'] / 1e6:.1f} MB |"
         )
     return "\n".join(
         [
@@ -160,9 +161,10 @@ def page(rows: list[dict]) -> str:
             "",
             "Made by `python -m testbed.studies.many`. Closed-Form Encoder Unlearn takes so many "
             "of IconCanvas's 64 objects out of its text encoder in one run, each with the anchor "
-            f"that it chooses. {len({row['seed'] for row in rows})} random orders of the objects; "
-            "each group has the smaller ones in it.",
+            "that it chooses.",
             "",
+            "* **orders**: of the objects, at random. A group has the smaller ones of its order in "
+            "it.",
             f"* **UA**: of prompts of {JUDGED} of the concepts in seven styles, the share whose "
             "pictures no longer show the concept to the judge.",
             f"* **IRA**, **CRA**: of {NEAR} prompts of objects that are not erased, and of {FAR} "

@@ -87,7 +87,7 @@ def test_pages_and_curve_are_written(tmp_path: Path) -> None:
         (8, 1),
     ]
     text = options.page.read_text()
-    assert "| 8 | 95.0% | 98.0% | 96.0% | 90.0% | 1.0 | 4.2 | 4.0 | 0.9 MB |" in text
+    assert "| 8 | 2 | 95.0% | 98.0% | 96.0% | 90.0% | 1.0 | 4.2 | 4.0 | 0.9 MB |" in text
     assert "Measured on one" in text
     assert (tmp_path / "many.png").stat().st_size > 5000
 
