@@ -10,7 +10,7 @@ words, where this solves for them.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +18,7 @@ import torch
 from ...core.model import TextModel
 from ...core.progress import Progress
 from ...core.token_search import search
-from ...core.token_slots import check_takes_vectors
+from ...core.token_slots import Vocabulary, check_takes_vectors
 from ...prompts.sampler import PromptSampler
 from .adversarial import TOKENS
 from .encoder_solver import Solver, solved
@@ -72,38 +72,49 @@ def hardened(
         found, back = [], 0.0
         for i in range(0, len(said), AT_ONCE):
             some = said[i : i + AT_ONCE]
-            named = [sentence.format(concept) for concept, sentence in some]
-            aims = [sentence.format(words.neutral(concept, model)) for concept, sentence in some]
-            with torch.no_grad():
-                was = model.encode(named)
-                far = model.encode(aims).distance(was).clamp(min=1e-12)
-
-            def away(vectors: torch.Tensor, named=named, was=was) -> torch.Tensor:
-                slots = ["{} " + prompt for prompt in named]
-                return model.encode_with_embeddings(slots, vectors).distance(was)
 
             def after_step(step: int, done: int = i, total: int = len(said)) -> None:
                 model.release_saved_tensors()
                 progress.stage("hardening", done + AT_ONCE * step // STEPS, total)
 
-            count = TOKENS[settings.kind]
-            seed = rng.randrange(2**31)
-            with changed(solver.prompts.places, solver.deltas):
-                with torch.enable_grad():
-                    rows = search(
-                        vocabulary, away, len(some), count, STEPS, TRIES, seed, after_step
-                    )
-                before = [" ".join(row) for row in rows]
-                with torch.no_grad():
-                    left = model.encode(list(map(" ".join, zip(before, named)))).distance(was)
+            before, share = _sought(model, solver, some, words, vocabulary, after_step)
             found += before
-            back = max(back, (1 - left / far).max().item())
+            back = max(back, share)
         revived.append(round(back, 4))
         if back < ENOUGH:
             break
         for (concept, sentence), before_it in zip(said, found):
             more[concept].append(f"{before_it} {sentence}")
     return Hardened(solver, revived)
+
+
+def _sought(
+    model: TextModel,
+    solver: Solver,
+    said: Sequence[tuple[str, str]],
+    words: PromptSampler,
+    vocabulary: Vocabulary,
+    after_step: Callable[[int], None],
+) -> tuple[list[str], float]:
+    """(for each sentence the words before it that lead farthest back, how far at most)."""
+    named = [sentence.format(concept) for concept, sentence in said]
+    aims = [sentence.format(words.neutral(concept, model)) for concept, sentence in said]
+    with torch.no_grad():
+        was = model.encode(named)
+        far = model.encode(aims).distance(was).clamp(min=1e-12)
+    slots = ["{} " + prompt for prompt in named]
+
+    def away(vectors: torch.Tensor) -> torch.Tensor:
+        return model.encode_with_embeddings(slots, vectors).distance(was)
+
+    count, seed = TOKENS[words.kind], words.rng.randrange(2**31)
+    with changed(solver.prompts.places, solver.deltas):
+        with torch.enable_grad():
+            rows = search(vocabulary, away, len(said), count, STEPS, TRIES, seed, after_step)
+        found = [" ".join(row) for row in rows]
+        with torch.no_grad():
+            left = model.encode(list(map(" ".join, zip(found, named)))).distance(was)
+    return found, (1 - left / far).max().item()
 
 
 def _sentences(concepts: Sequence[str], words: PromptSampler) -> list[tuple[str, str]]:
