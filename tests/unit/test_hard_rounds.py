@@ -141,6 +141,13 @@ def test_of_a_long_list_some_are_attacked(model: Sums, monkeypatch: pytest.Monke
         assert sum(map(len, model.solves[1][1].values())) == each
 
 
+def test_without_words_to_try_it_says_so(model: Sums) -> None:
+    model.vocabulary = lambda: Vocabulary([], torch.zeros(0, WIDTH))
+    with pytest.raises(ValueError, match="No whole word is one token in every text encoder"):
+        run(model)
+    assert not model.solves
+
+
 def test_what_a_record_says_of_it() -> None:
     assert told({}) == ""
     assert told({"revived": [0.05]}) == (

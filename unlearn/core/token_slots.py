@@ -67,8 +67,14 @@ class Vocabulary:
 @torch.no_grad()
 def check_takes_vectors(model) -> None:
     """Raises ValueError where a model's text encoder cannot read token vectors at the start of a
-    prompt. To be called before any long work."""
-    model.encode_with_embeddings(["{} a photo"], model.vocabulary().vectors[:1][None])
+    prompt, or has no words to try. To be called before any long work."""
+    vocabulary = model.vocabulary()
+    if not vocabulary.words:
+        raise ValueError(
+            "No whole word is one token in every text encoder of this CLIP, so it can neither be "
+            "attacked by words nor hardened."
+        )
+    model.encode_with_embeddings(["{} a photo"], vocabulary.vectors[:1][None])
 
 
 def beside(words: list[str], tables: Sequence[torch.Tensor]) -> Vocabulary:
