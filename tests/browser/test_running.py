@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from browser_page import browser as browser
+from browser_page import nothing_is_thrown as nothing_is_thrown
+from browser_page import page as page
 
 from testbed.host.frontend import Frontend
 from testbed.showcase import templates

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser_page import browser as browser
+from browser_page import nothing_is_thrown as nothing_is_thrown
+from browser_page import page as page
 
 from testbed.host.frontend import Frontend
 from testbed.host.server import Server
